@@ -1,0 +1,64 @@
+"""Every error that Darkroom raises on purpose, with the exit code it ends a process with.
+
+DarkroomError            70  something inside went wrong
+├── ConfigError          78  the settings are wrong; a retry cannot help
+├── DataError            65  the data are missing, corrupt or unreadable; a retry cannot help
+│   └── ImageRejected        one image cannot be used; the step counts it and goes on
+├── StorageError         74  a place could not be read or written; a retry may help
+│   └── NotFound             nothing exists under that key
+└── Preempted            75  the machine is being taken away; the state is saved, start again to continue
+
+The codes are those of BSD ``sysexits.h``. Each message says what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+
+
+class DarkroomError(Exception):
+    """Something inside went wrong (exit code 70, ``EX_SOFTWARE``)."""
+
+    exit_code = 70
+
+
+class ConfigError(DarkroomError):
+    """The settings are wrong, so a retry cannot help (exit code 78, ``EX_CONFIG``)."""
+
+    exit_code = 78
+
+
+class DataError(DarkroomError):
+    """The data are missing, corrupt or unreadable (exit code 65, ``EX_DATAERR``)."""
+
+    exit_code = 65
+
+
+class ImageRejected(DataError):
+    """One image cannot be used; the step that meets it records the reason and goes on.
+
+    Attributes:
+        reason: A short, stable name that reports group by, such as ``not-an-image``.
+        detail: What was found and what was expected, for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class StorageError(DarkroomError):
+    """A place could not be read or written; a retry may help (exit code 74, ``EX_IOERR``)."""
+
+    exit_code = 74
+
+
+class NotFound(StorageError):
+    """Nothing exists under that key."""
+
+
+class Preempted(DarkroomError):
+    """The machine is being taken away and the state is saved (exit code 75, ``EX_TEMPFAIL``)."""
+
+    exit_code = 75
