@@ -55,10 +55,9 @@ class Progress:
             yield from bars.track(items, total=total, description=what)
 
     def _lines(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
-        done, told = 0, self._clock()
-        for item in items:
+        told = self._clock()
+        for done, item in enumerate(items, start=1):
             yield item
-            done += 1
             if self._clock() - told >= self._every or done == total:
                 told = self._clock()
                 self.event("progress", what=what, done=done, total=total)

@@ -1,0 +1,159 @@
+"""The model that a run starts from: an existing one as it is, or one made here from the source's own images."""
+
+from __future__ import annotations
+
+import heapq
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.architecture import Architecture
+from components.autoencoder.config import ModelConfig, ScratchConfig
+from components.autoencoder.training import Pixels, normalise_latents, train_autoencoder
+from components.dataset import is_held_out
+from components.digests import canonical_json, digest_file, short
+from components.errors import ConfigError, DataError, ImageRejected
+from components.framing import frame
+from components.manifest import ImageRecord, read_images, read_manifest
+from components.models import COMMIT, check_parts, fetch, is_hub_name, pin, reproducible, select_device
+from components.progress import Progress
+from components.scratch import build_scratch
+from components.sources import Source, open_source
+from components.storage import Storage
+
+FORMAT = 1
+# A caption longer than this is no caption; ingest or caption will say so.
+_LONGEST_CAPTION = 65_536
+
+
+def ensure_base(
+    config: ModelConfig,
+    seed: int,
+    source_id: str,
+    held_out: float,
+    workdir: Storage,
+    progress: Progress,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Return the model to start from, and make it where the settings name none and it is not there yet.
+
+    Args:
+        config: Settings of the model.
+        seed: Of its weights, of the batches and of the noise.
+        source_id: The source whose images and captions it learns from.
+        held_out: Share of the images that training never sees; this training sees none of them either.
+        workdir: Where it is kept.
+        progress: Told what happens.
+        clock: Seconds that never go backwards.
+
+    Returns:
+        ``base_model`` (what ``components.models.fetch`` takes), ``trained`` and ``seconds``.
+
+    Raises:
+        ConfigError: Where the base cannot be used, or the training diverges.
+        DataError: Where there is no image to learn from.
+    """
+    start = clock()
+    if config.base is not None:
+        return {"base_model": _existing(config, workdir), "trained": False, "seconds": round(clock() - start, 3)}
+    name = f"models/base/{base_key(config, seed, source_id, held_out)}"
+    absent = not workdir.exists(f"{name}/{COMMIT}")
+    if absent:
+        _make(config.scratch, seed, source_id, held_out, workdir, workdir.child(name), progress)
+    return {"base_model": f"workdir:{name}", "trained": absent, "seconds": round(clock() - start, 3)}
+
+
+def base_key(config: ModelConfig, seed: int, source_id: str, held_out: float) -> str:
+    """Return the name of a model made from scratch.
+
+    The list of images is left out on purpose: new images must not change the autoencoder, or every latent would have
+    to be made again. The share held out is in it: an image that is held out must not have been trained on.
+    """
+    return short([FORMAT, config.scratch.model_dump(mode="json"), seed, source_id, held_out])
+
+
+def select_images(images: Iterable[ImageRecord], held_out: float, most: int) -> list[ImageRecord]:
+    """Return the images to train on: those not held out, and of these the first by digest, which is a random choice."""
+    usable = (image for image in images if not is_held_out(image.sha256, held_out))
+    return heapq.nsmallest(most, usable, key=lambda image: image.sha256)
+
+
+def _existing(config: ModelConfig, workdir: Storage) -> str:
+    assert config.base is not None
+    if config.revision is not None and not is_hub_name(config.base):
+        raise ConfigError(f"model.revision is {config.revision!r}, but {config.base!r} is not of the hub; leave it out")
+    uri = config.base if config.revision is None else f"{config.base}@{config.revision}"
+    folder = fetch(uri, workdir)
+    check_parts(folder, uri)
+    return pin(uri, folder)
+
+
+def _make(
+    config: ScratchConfig,
+    seed: int,
+    source_id: str,
+    held_out: float,
+    workdir: Storage,
+    target: Storage,
+    progress: Progress,
+) -> None:
+    manifest = read_manifest(workdir, source_id)
+    known = (image for group in manifest.groups for image in read_images(workdir, source_id, group))
+    records = select_images(known, held_out, config.training.max_images)
+    source = open_source(manifest.source)
+    captions = list(_captions(source, records))
+    images = _read(source, records, config.architecture, progress)
+    training = config.training
+    device = select_device(training.device)
+    with reproducible(training.threads):
+        pipeline = build_scratch(config.architecture, captions, seed)
+        vae = pipeline.vae.to(device)
+        loss = train_autoencoder(vae, images, training, seed, device, progress)
+        normalise_latents(vae, images, training.batch_size, device)
+    vae.to("cpu")
+    _commit(pipeline, target)
+    progress.event("autoencoder", images=len(images), steps=training.steps, loss=round(loss, 6))
+
+
+def _captions(source: Source, records: Iterable[ImageRecord]) -> Iterator[str]:
+    """Yield the captions beside the images, as far as they can be read; here they only teach the tokenizer words."""
+    for sidecar in (record.caption for record in records):
+        if sidecar is not None and sidecar.bytes <= _LONGEST_CAPTION:
+            try:
+                yield source.read(sidecar.name).decode("utf-8", "replace").strip()
+            except ImageRejected:
+                continue  # the caption step will say so
+
+
+def _read(source: Source, records: list[ImageRecord], architecture: Architecture, progress: Progress) -> Pixels:
+    """Read the images, ``[N, H, W, 3]``; those that cannot be decoded are passed over, as caption will reject them."""
+    side = architecture.resolution
+    images = np.empty((len(records), side, side, 3), dtype=np.uint8)
+    count = 0
+    for record in progress.track(records, "images read", len(records)):
+        try:
+            images[count] = frame(source.read(record.name), side, side).pixels
+        except ImageRejected:
+            continue
+        count += 1
+    if not count:
+        raise DataError(
+            f"no image to train the autoencoder on: of {len(records)} that are not held out none can be decoded; "
+            "add images, lower index.held_out, or name a model.base"
+        )
+    return images[:count]
+
+
+def _commit(pipeline: Any, target: Storage) -> None:
+    with tempfile.TemporaryDirectory(prefix="darkroom-base-") as folder:
+        root = Path(folder)
+        pipeline.save_pretrained(root)
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        for path in files:
+            target.upload(path.relative_to(root).as_posix(), path)
+        digests = {path.relative_to(root).as_posix(): digest_file(path) for path in files}
+    target.write(COMMIT, canonical_json({"format": FORMAT, "sha256": digests}))

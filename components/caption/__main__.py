@@ -1,0 +1,42 @@
+"""Give every image of one partition group a caption: from the file beside it, else from a model.
+
+    python -m components.caption --workdir work --source-id 0123456789abcdef --group 000 --encoding-key 89abcdef01234567
+
+``--source-id`` is what ingest printed, ``--encoding-key`` names the dataset. Starting it again captions only images
+that are new, or whose caption file or settings have changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.caption.config import CaptionConfig
+from components.command import run_step, step_parser
+from components.images import ImageLimits
+from components.progress import Progress
+from components.settings import override
+from components.storage import Storage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the caption step and return the process's exit code."""
+    parser = step_parser("caption", __doc__)
+    parser.add_argument("--source-id", required=True, help="name of the source, as ingest printed it")
+    parser.add_argument("--group", required=True, help="name of the partition group, such as 000")
+    parser.add_argument("--encoding-key", required=True, help="name of the dataset below datasets/")
+    parser.add_argument("--limit", action="append", default=[], metavar="KEY=VALUE", help="override one image limit")
+    return run_step(parser, CaptionConfig, argv, _work)
+
+
+def _work(config: CaptionConfig, arguments: Namespace, workdir: Storage, progress: Progress) -> Mapping[str, Any]:
+    from components.caption.captioning import caption
+
+    limits = ImageLimits.parse(override({}, arguments.limit))
+    return caption(config, limits, arguments.group, arguments.source_id, arguments.encoding_key, workdir, progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

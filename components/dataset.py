@@ -1,0 +1,194 @@
+"""The dataset: which shards there are, and which of their samples are trained on, held out or gone.
+
+``dataset.json`` is written last, so a dataset exists when it does. Its digest covers all that training sees: the
+encoding, the shards with their digests, the held-out samples and the tombstones.
+
+The folder ``datasets/<encoding-key>`` also holds what the latents step leaves for the index step: ``encoding.json``
+and, for each partition group, ``groups/<group>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from components.digests import digest
+from components.errors import DataError, NotFound
+from components.storage import Storage
+
+FORMAT = 1
+KEY = "dataset.json"
+EMPTY_CAPTION = "empty.npy"
+_ENCODING = "encoding.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as training sees it.
+
+    Attributes:
+        name: Its name below the dataset's folder, such as ``shards/512x512/0123456789abcdef``.
+        bucket: Height and width in pixels of the images that its samples were made from.
+        samples: How many samples the tar holds.
+        bytes: Size of the tar.
+        sha256: Digest of the tar.
+        held_out: Local numbers of the live samples that are never trained on, ascending.
+        tombstones: Local numbers of the samples whose image or caption is no longer there, ascending.
+    """
+
+    name: str
+    bucket: tuple[int, int]
+    samples: int
+    bytes: int
+    sha256: str
+    held_out: tuple[int, ...] = ()
+    tombstones: tuple[int, ...] = ()
+
+    @property
+    def train(self) -> tuple[int, ...]:
+        """Local numbers of the samples to train on, ascending."""
+        left_out = {*self.held_out, *self.tombstones}
+        return tuple(i for i in range(self.samples) if i not in left_out)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One version of an encoded dataset.
+
+    Attributes:
+        encoding_key: Name of the encoding; also of the dataset's folder.
+        encoding: What the key was made from.
+        shards: All shards, sorted by name.
+        images: Live samples, held-out ones included.
+        held_out: Live samples that are never trained on.
+        rejected: Images left out, as ``rejected.jsonl`` lists them.
+    """
+
+    encoding_key: str
+    encoding: dict[str, Any]
+    shards: tuple[Shard, ...]
+    images: int
+    held_out: int
+    rejected: int
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that training sees, as 64 hex digits."""
+        return digest(
+            {
+                "format": FORMAT,
+                "encoding_key": self.encoding_key,
+                "shards": [[shard.name, shard.sha256, shard.held_out, shard.tombstones] for shard in self.shards],
+            }
+        )
+
+
+def make_dataset(encoding_key: str, encoding: dict[str, Any], shards: Sequence[Shard], rejected: int) -> Dataset:
+    """Return the dataset that some shards make: sorted and counted."""
+    return Dataset(
+        encoding_key=encoding_key,
+        encoding=encoding,
+        shards=tuple(sorted(shards, key=lambda shard: shard.name)),
+        images=sum(shard.samples - len(shard.tombstones) for shard in shards),
+        held_out=sum(len(shard.held_out) for shard in shards),
+        rejected=rejected,
+    )
+
+
+def read_dataset(storage: Storage) -> Dataset | None:
+    """Read the committed dataset of a folder ``datasets/<encoding-key>``; None where there is none yet.
+
+    Raises:
+        DataError: Where ``dataset.json`` is damaged or of another format.
+    """
+    try:
+        value = json.loads(storage.read(KEY))
+        if value["format"] != FORMAT:
+            raise DataError(f"{KEY} has format {value['format']!r}, expected {FORMAT}; use another workdir")
+        dataset = Dataset(
+            encoding_key=str(value["encoding_key"]),
+            encoding=dict(value["encoding"]),
+            shards=tuple(_shard(entry) for entry in value["shards"]),
+            images=int(value["images"]),
+            held_out=int(value["held_out"]),
+            rejected=int(value["rejected"]),
+        )
+    except NotFound:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{KEY} is damaged ({error!r}); delete it and run index again") from None
+    if dataset.digest != value.get("digest"):
+        raise DataError(f"{KEY} is damaged: its shards do not give its digest; delete it and run index again")
+    return dataset
+
+
+def write_dataset(storage: Storage, dataset: Dataset) -> None:
+    """Commit a dataset; the same dataset gives the same bytes."""
+    value = {"format": FORMAT, **asdict(dataset), "digest": dataset.digest}
+    storage.write(KEY, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_encoding(storage: Storage, encoding: dict[str, Any]) -> None:
+    """Write down what a dataset's encoding key was made from."""
+    storage.write_json(_ENCODING, encoding)
+
+
+def read_encoding(storage: Storage) -> dict[str, Any]:
+    """Read what a dataset's encoding key was made from.
+
+    Raises:
+        DataError: Where the latents step has not run.
+    """
+    try:
+        return dict(storage.read_json(_ENCODING))
+    except NotFound:
+        raise DataError(f"{storage.url} has no {_ENCODING}; run the latents step first") from None
+
+
+def write_group(storage: Storage, group: str, shards: Sequence[str]) -> None:
+    """Write down which shards hold a group's samples; written last, it says that the group is encoded."""
+    storage.write_json(_group_key(group), {"format": FORMAT, "shards": list(shards)})
+
+
+def read_group(storage: Storage, group: str) -> tuple[str, ...] | None:
+    """Return the names of the shards that hold a group's samples, or None where the group is not encoded yet."""
+    try:
+        value = storage.read_json(_group_key(group))
+        return tuple(map(str, value["shards"]))
+    except NotFound:
+        return None
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{_group_key(group)} in {storage.url} is damaged ({error!r}); delete it and run the latents step again"
+        ) from None
+
+
+def is_held_out(sha256: str, fraction: float) -> bool:
+    """Tell whether an image is kept from training.
+
+    It depends on the image's bytes alone, so the answer stays the same when images are added or removed.
+
+    Args:
+        sha256: Digest of the image's bytes, as hex digits.
+        fraction: Expected share of the images that are held out, 0 ≤ fraction < 1.
+    """
+    return int(sha256[:16], 16) / 2**64 < fraction
+
+
+def _group_key(group: str) -> str:
+    return f"groups/{group}.json"
+
+
+def _shard(value: dict[str, Any]) -> Shard:
+    height, width = value["bucket"]
+    return Shard(
+        name=str(value["name"]),
+        bucket=(int(height), int(width)),
+        samples=int(value["samples"]),
+        bytes=int(value["bytes"]),
+        sha256=str(value["sha256"]),
+        held_out=tuple(map(int, value["held_out"])),
+        tombstones=tuple(map(int, value["tombstones"])),
+    )

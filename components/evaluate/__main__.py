@@ -1,0 +1,50 @@
+"""Draw fixed prompts with a run's newest weights and tell whether they beat the champion.
+
+python -m components.evaluate --workdir workdir --name digits --run first --source-id 0123456789abcdef \
+    --encoding-key 89abcdef01234567 --base-model workdir:models/base/fedcba9876543210 \
+    --set 'prompts=["a handwritten digit one", "a handwritten digit two"]'
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.command import run_step, step_parser
+from components.evaluate.config import EvaluateConfig
+from components.progress import Progress
+from components.storage import Storage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("evaluate", __doc__)
+    parser.add_argument("--name", required=True, help="the model whose champion is to be beaten")
+    parser.add_argument("--run", required=True, help="the run whose newest checkpoint is evaluated")
+    parser.add_argument("--source-id", required=True, help="what ingest called the source")
+    parser.add_argument("--encoding-key", required=True, help="what the dataset is called")
+    parser.add_argument("--base-model", required=True, help="the model whose UNet was trained")
+    return run_step(parser, EvaluateConfig, argv, _work)
+
+
+def _work(
+    config: EvaluateConfig, arguments: argparse.Namespace, workdir: Storage, progress: Progress
+) -> Mapping[str, Any]:
+    from components.evaluate.evaluation import evaluate
+
+    return evaluate(
+        config,
+        arguments.name,
+        arguments.source_id,
+        arguments.encoding_key,
+        arguments.base_model,
+        arguments.run,
+        workdir,
+        progress,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

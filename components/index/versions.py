@@ -1,0 +1,149 @@
+"""A new version of the dataset: the groups' shards joined with those of the version before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+from components.dataset import (
+    Dataset,
+    Shard,
+    is_held_out,
+    make_dataset,
+    read_dataset,
+    read_encoding,
+    read_group,
+    write_dataset,
+)
+from components.errors import DataError
+from components.index.config import IndexConfig
+from components.manifest import Rejection, read_caption_rejections, read_captions, read_ingest_rejections
+from components.progress import Progress
+from components.shards import Pair, ShardIndex, find_whole, make_pair
+from components.storage import Storage
+
+REJECTED = "rejected.jsonl"
+
+
+def index(
+    config: IndexConfig,
+    source_id: str,
+    groups: Sequence[str],
+    encoding_key: str,
+    workdir: Storage,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Join what the groups encoded into one dataset, and commit it.
+
+    Samples whose image or caption is no longer there become tombstones; they stay in their shards and come back to
+    life when the image does. Where nothing changed, ``dataset.json`` comes out with the same bytes.
+
+    Args:
+        config: Settings.
+        source_id: The source, as ingest named it.
+        groups: All partition groups of the source.
+        encoding_key: The dataset's folder.
+        workdir: Where everything is kept.
+        progress: Told what happens.
+
+    Returns:
+        ``dataset_digest``, ``images``, ``held_out``, ``rejected``, ``shards`` and ``encoding_key``.
+
+    Raises:
+        DataError: Where a group is not encoded, a live sample is in no shard, or nothing is left to train on.
+    """
+    storage = workdir.child(f"datasets/{encoding_key}")
+    live = _live(storage, groups)
+    shards = join(_whole_shards(storage, groups, progress), live, config.held_out)
+    rejections = _rejections(workdir, storage, source_id, groups)
+    dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections))
+    _check(dataset, live, rejections, config)
+    storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
+    write_dataset(storage, dataset)
+    return {
+        "dataset_digest": dataset.digest,
+        "images": dataset.images,
+        "held_out": dataset.held_out,
+        "rejected": dataset.rejected,
+        "shards": len(dataset.shards),
+        "encoding_key": encoding_key,
+    }
+
+
+def join(shards: Iterable[tuple[str, ShardIndex]], live: set[Pair], held_out: float) -> list[Shard]:
+    """Return the shards as training sees them.
+
+    A sample that several shards hold counts in the first of them; in the others it is a tombstone.
+
+    Args:
+        shards: Names and indexes.
+        live: The samples that there are images and captions for.
+        held_out: Share of the images that are kept from training.
+    """
+    seen: set[Pair] = set()
+    joined = []
+    for name, found in sorted(shards, key=lambda shard: shard[0]):
+        tombstones, kept_out = [], []
+        for i, entry in enumerate(found.samples):
+            if entry.pair not in live or entry.pair in seen:
+                tombstones.append(i)
+            elif is_held_out(entry.key, held_out):
+                kept_out.append(i)
+            seen.add(entry.pair)
+        height, width = _bucket(name)
+        count = len(found.samples)
+        joined.append(
+            Shard(name, (height, width), count, found.bytes, found.sha256, tuple(kept_out), tuple(tombstones))
+        )
+    return joined
+
+
+def _bucket(name: str) -> tuple[int, int]:
+    """Return height and width from a shard's name, ``shards/<H>x<W>/<digest>``."""
+    height, width = name.split("/")[1].split("x")
+    return int(height), int(width)
+
+
+def _live(storage: Storage, groups: Sequence[str]) -> set[Pair]:
+    return {make_pair(record.sha256, record.caption) for group in groups for record in read_captions(storage, group)}
+
+
+def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:
+    """Return every shard of the groups and of the version before that is whole; a broken one is told and left out."""
+    committed = read_dataset(storage)
+    names = {shard.name for shard in committed.shards} if committed else set()
+    for group in groups:
+        encoded = read_group(storage, group)
+        if encoded is None:
+            raise DataError(f"group {group} is not encoded in {storage.url}; run the latents step for it first")
+        names.update(encoded)
+    whole = []
+    for name in progress.track(sorted(names), "shards indexed", len(names)):
+        if found := find_whole(storage, name):
+            whole.append((name, found))
+        else:
+            progress.event("shard-lost", shard=name, storage=storage.url)
+    return whole
+
+
+def _rejections(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str]) -> list[Rejection]:
+    captions = chain.from_iterable(read_caption_rejections(storage, group) for group in groups)
+    found = [*read_ingest_rejections(workdir, source_id), *captions]
+    return sorted(found, key=lambda rejection: (rejection.name, rejection.step, rejection.reason))
+
+
+def _check(dataset: Dataset, live: set[Pair], rejections: Sequence[Rejection], config: IndexConfig) -> None:
+    if dataset.images < len(live):
+        raise DataError(
+            f"{len(live) - dataset.images} of {len(live)} accepted images are in no whole shard of "
+            f"{dataset.encoding_key}; run the latents step for all groups again"
+        )
+    if dataset.images == dataset.held_out:
+        reasons = sorted({rejection.reason for rejection in rejections})
+        raise DataError(
+            f"nothing to train on: {dataset.images} images, {dataset.held_out} of them held out, "
+            f"{dataset.rejected} rejected ({', '.join(reasons) or 'none'}); "
+            f"add images, or lower index.held_out (now {config.held_out})"
+        )

@@ -1,0 +1,33 @@
+"""Write down which images a folder holds: what each is, the caption file beside it, or why it cannot be used.
+
+    python -m components.ingest --workdir work --set source=photos
+
+Starting it again reads only files that are new or changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.command import run_step, step_parser
+from components.ingest.config import IngestConfig
+from components.progress import Progress
+from components.storage import Storage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the ingest step and return the process's exit code."""
+    return run_step(step_parser("ingest", __doc__), IngestConfig, argv, _work)
+
+
+def _work(config: IngestConfig, _: Namespace, workdir: Storage, progress: Progress) -> Mapping[str, Any]:
+    from components.ingest.intake import ingest
+
+    return ingest(config, workdir, progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

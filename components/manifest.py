@@ -1,0 +1,258 @@
+"""What ingest and caption write down about each image: the records that the later steps read.
+
+One JSON object per line, sorted by content (``sha256``) for images and captions and by name for rejections, so that
+the same input makes the same bytes. Names are as the source has them: they may hold anything, even bytes that are
+not UTF-8 (Python's lone surrogates, escaped by JSON), and are never to be put into a path, a shell or a page unescaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from components.errors import DataError, NotFound
+from components.storage import Storage
+
+FORMAT = 1
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A caption file beside an image, as ingest saw it.
+
+    Attributes:
+        name: Its name in the source.
+        bytes: Its size.
+        modified: An opaque tag that changes when the file does; empty where none is known.
+    """
+
+    name: str
+    bytes: int
+    modified: str
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image that ingest took.
+
+    Attributes:
+        name: Its name in the source.
+        sha256: Digest of the file; what the image is known by from here on.
+        bytes: Size of the file.
+        width: Pixels, upright.
+        height: Pixels, upright.
+        format: What the file is, such as ``JPEG``, whatever it is called.
+        caption: The caption file beside it, if there is one.
+    """
+
+    name: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    format: str
+    caption: Sidecar | None = None
+
+
+@dataclass(frozen=True)
+class CaptionRecord:
+    """One image that can be trained on: it decodes, and it has a caption.
+
+    Attributes:
+        sha256: Digest of the image file.
+        name: The image's name in the source.
+        bytes: Size of the image file.
+        caption: What the text encoder reads.
+        caption_by: Who wrote it: ``sidecar:<name>``, ``model:<name>``, or ``none`` for an image left without one.
+        caption_version: Digest of what the caption rests on besides the image; while it stands, so does the record.
+        width: Pixels, upright.
+        height: Pixels, upright.
+        verdicts: What the checks that did not reject the image had to say, by check.
+        license: The image's licence, where the source tells it.
+        source: Where the image came from, where the source tells it.
+    """
+
+    sha256: str
+    name: str
+    bytes: int
+    caption: str
+    caption_by: str
+    caption_version: str
+    width: int
+    height: int
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    license: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One image that was left out.
+
+    Attributes:
+        name: Its name in the source.
+        step: The step that left it out.
+        reason: A short, stable name to group by.
+        detail: What was found and what was expected, for a person.
+        sha256: Digest of the file, where it was read.
+        version: What the rejection rests on besides the image, as ``CaptionRecord.caption_version``; empty where it
+            may pass by itself.
+    """
+
+    name: str
+    step: str
+    reason: str
+    detail: str
+    sha256: str | None = None
+    version: str = ""
+
+
+# What becomes of an image in the caption step.
+Outcome = CaptionRecord | Rejection
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ingest found in one source; it is written last.
+
+    Attributes:
+        source: The source's URL, absolute.
+        images: How many images were taken.
+        rejected: How many were not.
+        groups: Names of the partition groups, in order.
+        digest: Changes when anything that a later step reads does.
+    """
+
+    source: str
+    images: int
+    rejected: int
+    groups: tuple[str, ...]
+    digest: str
+
+
+def ingest_prefix(source_id: str) -> str:
+    """Return the folder of one source's records, below the workdir."""
+    return f"ingest/{source_id}"
+
+
+def images_key(source_id: str, group: str) -> str:
+    """Return the key of one group's images, below the workdir."""
+    return f"{ingest_prefix(source_id)}/group-{group}.jsonl"
+
+
+def ingest_rejections_key(source_id: str) -> str:
+    """Return the key of what ingest left out, below the workdir."""
+    return f"{ingest_prefix(source_id)}/rejected.jsonl"
+
+
+def captions_key(group: str) -> str:
+    """Return the key of one group's captions, below ``datasets/<encoding-key>``."""
+    return f"captions/{group}.jsonl"
+
+
+def caption_rejections_key(group: str) -> str:
+    """Return the key of what the caption step left out of a group, below ``datasets/<encoding-key>``."""
+    return f"captions/{group}.rejected.jsonl"
+
+
+def read_manifest(workdir: Storage, source_id: str) -> Manifest:
+    """Read what ingest found.
+
+    Raises:
+        DataError: Where ingest has not run for this source, or the manifest is of another format.
+    """
+    key = f"{ingest_prefix(source_id)}/manifest.json"
+    try:
+        values = workdir.read_json(key)
+    except NotFound:
+        raise DataError(f"{workdir.url} has no {key}; run the ingest step first") from None
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise DataError(f"{workdir.url}: {key} is not of format {FORMAT}; run the ingest step again")
+    manifest = _record(Manifest, values, key)
+    return Manifest(manifest.source, manifest.images, manifest.rejected, tuple(manifest.groups), manifest.digest)
+
+
+def write_manifest(workdir: Storage, source_id: str, manifest: Manifest) -> None:
+    """Write what ingest found, after everything that it speaks of."""
+    workdir.write_json(f"{ingest_prefix(source_id)}/manifest.json", {"format": FORMAT, **asdict(manifest)})
+
+
+def read_images(workdir: Storage, source_id: str, group: str) -> list[ImageRecord]:
+    """Read one group's images, sorted by content.
+
+    Raises:
+        DataError: Where the group is missing or broken.
+    """
+    key = images_key(source_id, group)
+    records = []
+    for values in _lines(workdir, key, "ingest"):
+        sidecar = values.pop("caption", None)
+        record = _record(ImageRecord, values, key)
+        caption = _record(Sidecar, sidecar, key) if sidecar is not None else None
+        records.append(ImageRecord(**{**vars(record), "caption": caption}))
+    return records
+
+
+def write_images(workdir: Storage, source_id: str, group: str, records: Iterable[ImageRecord]) -> None:
+    """Write one group's images."""
+    ordered = sorted(records, key=lambda record: (record.sha256, record.name))
+    workdir.write_lines(images_key(source_id, group), (asdict(record) for record in ordered))
+
+
+def read_captions(dataset: Storage, group: str) -> list[CaptionRecord]:
+    """Read one group's captions, sorted by content; ``dataset`` is the storage at ``datasets/<encoding-key>``.
+
+    Raises:
+        DataError: Where the caption step has not run for the group, or its records are broken.
+    """
+    key = captions_key(group)
+    return [_record(CaptionRecord, values, key) for values in _lines(dataset, key, "caption")]
+
+
+def write_captions(
+    dataset: Storage, group: str, records: Iterable[CaptionRecord], rejections: Iterable[Rejection]
+) -> None:
+    """Write one group's captions and rejections; the captions last, since they say that the group is done."""
+    write_rejections(dataset, caption_rejections_key(group), rejections)
+    ordered = sorted(records, key=lambda record: (record.sha256, record.name))
+    dataset.write_lines(captions_key(group), (asdict(record) for record in ordered))
+
+
+def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
+    """Read what ingest left out of a source."""
+    return read_rejections(workdir, ingest_rejections_key(source_id))
+
+
+def read_caption_rejections(dataset: Storage, group: str) -> list[Rejection]:
+    """Read what the caption step left out of a group."""
+    return read_rejections(dataset, caption_rejections_key(group))
+
+
+def read_rejections(storage: Storage, key: str) -> list[Rejection]:
+    """Read rejections, sorted by name; none where nothing has been written."""
+    if not storage.exists(key):
+        return []
+    return [_record(Rejection, values, key) for values in storage.read_lines(key)]
+
+
+def write_rejections(storage: Storage, key: str, rejections: Iterable[Rejection]) -> None:
+    """Write rejections."""
+    ordered = sorted(rejections, key=lambda rejection: (rejection.name, rejection.step, rejection.reason))
+    storage.write_lines(key, (asdict(rejection) for rejection in ordered))
+
+
+def _lines(storage: Storage, key: str, step: str) -> Iterable[dict[str, Any]]:
+    try:
+        yield from storage.read_lines(key)
+    except NotFound:
+        raise DataError(f"{storage.url} has no {key}; run the {step} step first") from None
+
+
+def _record(record: type[R], values: Any, key: str) -> R:
+    try:
+        return record(**values)
+    except TypeError:
+        names = ", ".join(name.name for name in fields(record))  # type: ignore[arg-type]
+        raise DataError(f"{key}: found {str(values)[:200]!a}, expected an object of {names}") from None

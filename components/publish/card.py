@@ -1,0 +1,126 @@
+"""The model card: what a published model is, how good it is, and what it was made from.
+
+Names, prompts and descriptions may hold anything, so all text is escaped. Neither a time nor the run's name is in
+it: the same model gets the same card.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.publish.config import PublishConfig
+
+# CommonMark 0.31, section 2.4: a backslash takes the meaning from any ASCII punctuation.
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+
+# What shaped the weights; where the run found its images and where it ran is nobody else's business.
+_SECTIONS = ("seed", "model", "caption", "latents", "index", "train", "evaluate")
+
+_METRICS = {
+    "prompt_accuracy": "share of the drawn pictures that a judge fitted to real images reads as their prompt",
+    "judge_accuracy": "the same judge on real images that it never saw",
+    "frechet_distance": "drawn pictures against real held-out ones, lower is better",
+    "frechet_reference": "real training images against real held-out ones, for scale",
+    "generated": "pictures that were drawn",
+}
+
+
+def render_card(
+    name: str, version: str, config: PublishConfig, evaluation: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> str:
+    """Return the card as Markdown with a YAML head.
+
+    Args:
+        name: The model's name.
+        version: The published version.
+        config: Description and licence.
+        evaluation: What ``evaluation.json`` says.
+        settings: The run's settings by section, None where they were not kept.
+    """
+    parts = [
+        _head(config),
+        f"# {escape(name)}",
+        escape(config.description),
+        f"A Stable Diffusion model trained with Darkroom. Version `{version}`.",
+        "## Use",
+        _USE,
+        "## Measured",
+        _table(("metric", "value", "meaning"), _metric_rows(evaluation)),
+        _table(("prompt", "drawn", "read as asked"), _prompt_rows(evaluation["prompts"])),
+        "## Made from",
+        _table(("what", "value"), _origin_rows(evaluation)),
+        "## Settings",
+        _settings(settings),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line; what cannot be shown becomes a replacement character."""
+    line = " ".join(text.split())
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in line)
+    return _PUNCTUATION.sub(r"\\\g<0>", shown)
+
+
+def _head(config: PublishConfig) -> str:
+    head = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["stable-diffusion", "darkroom"]}
+    if config.license is not None:
+        head["license"] = config.license
+    # JSON on one line is YAML too, and quotes whatever needs quoting.
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"])
+
+
+_USE = """\
+```python
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline("what to draw").images[0].save("drawn.png")
+```"""
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _metric_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    unknown = evaluation["unknown"]
+    values = {name: evaluation["metrics"].get(name) for name in _METRICS}
+    return [
+        [
+            name.replace("_", " "),
+            f"not measured: {escape(unknown.get(name, ''))}" if values[name] is None else f"{values[name]:.6g}",
+            meaning,
+        ]
+        for name, meaning in _METRICS.items()
+    ]
+
+
+def _prompt_rows(prompts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [escape(row["prompt"]), str(row["images"]), "–" if row["correct"] is None else str(row["correct"])]
+        for row in prompts
+    ]
+
+
+def _origin_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    height, width = evaluation["size"]
+    return [
+        ["base model", escape(evaluation["base_model"])],
+        ["optimizer step", str(evaluation["step"])],
+        ["dataset digest", evaluation["dataset_digest"]],
+        ["weights digest", evaluation["weights_sha256"]],
+        ["picture size", f"{width} × {height} pixels"],
+    ]
+
+
+def _settings(settings: Mapping[str, Any] | None) -> str:
+    if settings is None:
+        return "They were not kept."
+    kept = {section: settings[section] for section in _SECTIONS if section in settings}
+    # In ASCII JSON no line can begin with a fence, so nothing in it can end the block.
+    return f"```json\n{json.dumps(kept, indent=2, sort_keys=True)}\n```"

@@ -1,0 +1,161 @@
+"""Publish an evaluated model: a diffusers folder under a name made from its content, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from components import checkpoints
+from components.champion import Champion, read_champion, weights_sha256, write_champion
+from components.digests import canonical_json, digest_file, sha256, short
+from components.errors import DataError, NotFound
+from components.models import COMMIT, check_parts, fetch
+from components.progress import Progress
+from components.publish.card import render_card
+from components.publish.config import PublishConfig
+from components.storage import Storage
+
+# Raised whenever the same weights and the same base would be published as other bytes.
+FORMAT = 1
+PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+# What the champion keeps of its evaluation.
+_MEASURED = ("step", "metrics", "measurement", "dataset_digest", "weights_sha256")
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def publish(
+    config: PublishConfig,
+    name: str,
+    run: str,
+    base_model: str,
+    workdir: Storage,
+    progress: Progress,
+    clock: Callable[[], float] = time.time,
+) -> dict[str, Any]:
+    """Publish the weights that a run's evaluation measured, and make them the champion.
+
+    Doing it twice changes nothing. When it is killed there is no half model to be seen, and the next attempt writes
+    the same bytes.
+
+    Args:
+        config: What the model card says.
+        name: The model, below ``models/``.
+        run: The run, below ``runs/``.
+        base_model: The model whose UNet was trained; its other parts are published along with the new one.
+        workdir: Where everything lies.
+        progress: Told of each file.
+        clock: Seconds since 1970, for ``champion.json``.
+
+    Returns:
+        ``published``, the folder's key below the workdir, and ``version``.
+
+    Raises:
+        DataError: Where the run was not evaluated, or its checkpoint is no longer what was evaluated.
+        ConfigError: Where the base model is no whole Stable Diffusion model.
+    """
+    place = workdir.child(f"runs/{run}")
+    evaluation = _read_evaluation(place, base_model)
+    weights = _evaluated_weights(place, evaluation)
+    base = fetch(base_model, workdir)
+    check_parts(base, base_model)
+    files = _base_files(base)
+    digests = {key: digest_file(path) for key, path in files.items()}
+    index = _model_index(base)
+    version = short([FORMAT, evaluation["weights_sha256"], digests, sha256(index)])
+    path = f"models/{name}/{version}"
+    target = workdir.child(path)
+    if not target.exists(COMMIT):
+        card = render_card(name, version, config, evaluation, _settings(place))
+        texts = {"model_index.json": index, "README.md": card.encode()}
+        _write_folder(target, weights, files, texts, progress)
+    champion = read_champion(workdir, name)
+    if champion is None or champion.version != version:
+        measured = {key: evaluation[key] for key in _MEASURED}
+        write_champion(workdir, name, Champion(version=version, path=path, run=run, published=clock(), **measured))
+    return {"published": path, "version": version}
+
+
+def _read_evaluation(run: Storage, base_model: str) -> dict[str, Any]:
+    try:
+        evaluation: dict[str, Any] = run.read_json("evaluation/evaluation.json")
+    except NotFound:
+        raise DataError(f"{run.url} was not evaluated (no evaluation/evaluation.json); run the evaluate step") from None
+    if evaluation["base_model"] != base_model:
+        raise DataError(
+            f"{run.url} was evaluated with the base model {evaluation['base_model']!r}, not {base_model!r}; "
+            "run the evaluate step with the base model that is to be published"
+        )
+    return evaluation
+
+
+def _evaluated_weights(run: Storage, evaluation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return the weights of the checkpoint that was evaluated, certain that they are the same."""
+    checkpoint = checkpoints.open_checkpoint(run, evaluation["step"])
+    weights = checkpoint.read_all("ema")
+    if weights_sha256(weights) != evaluation["weights_sha256"]:
+        raise DataError(
+            f"{run.url}: {checkpoints.folder(checkpoint.step)} does not hold the weights that were evaluated; "
+            "run the evaluate step again"
+        )
+    return weights
+
+
+def _base_files(base: Path) -> dict[str, Path]:
+    """Return the base model's files that are published, by key: its settings, vocabulary and safetensors."""
+    chosen = [path for part in PARTS for path in sorted((base / part).iterdir()) if _is_published(path)]
+    return {path.relative_to(base).as_posix(): path for path in [*chosen, base / "unet/config.json"]}
+
+
+def _is_published(path: Path) -> bool:
+    """Leave out pickles, and variants such as ``model.fp16.safetensors``, which nobody asked for."""
+    if path.suffix == ".safetensors":
+        return "." not in path.stem
+    return path.suffix in (".json", ".txt") and path.is_file()
+
+
+def _model_index(base: Path) -> bytes:
+    """Return the base model's index without the parts that are not published, so that nothing warns of them."""
+    index = json.loads((base / "model_index.json").read_bytes())
+    kept = {key: index[key] for key in ("_class_name", "_diffusers_version", "unet", *PARTS) if key in index}
+    nothing = {key: [None, None] for key in ("safety_checker", "feature_extractor", "image_encoder")}
+    return json.dumps({**kept, **nothing, "requires_safety_checker": False}, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _settings(run: Storage) -> Mapping[str, Any] | None:
+    try:
+        settings: dict[str, Any] = run.read_json("config.json")
+    except NotFound:
+        return None
+    return settings
+
+
+def _write_folder(
+    target: Storage,
+    weights: Mapping[str, NDArray[Any]],
+    files: Mapping[str, Path],
+    texts: Mapping[str, bytes],
+    progress: Progress,
+) -> None:
+    """Write all parts, then the manifest with their digests, then the marker that makes them a model."""
+    from safetensors.numpy import save_file
+
+    with tempfile.TemporaryDirectory(prefix="darkroom-publish-") as folder:
+        # diffusers reads only what says that it comes from torch.
+        made = Path(folder) / Path(WEIGHTS).name
+        save_file(dict(weights), made, metadata={"format": "pt"})
+        paths = {**files, WEIGHTS: made}
+        for key in progress.track(sorted(paths), "files published", len(paths)):
+            target.upload(key, paths[key])
+        digests = {key: digest_file(path) for key, path in paths.items()}
+    for key, text in texts.items():
+        target.write(key, text)
+        digests[key] = sha256(text)
+    manifest = canonical_json({"format": FORMAT, "sha256": digests})
+    target.write("manifest.json", manifest)
+    target.write(COMMIT, sha256(manifest).encode())

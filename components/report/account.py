@@ -1,0 +1,166 @@
+"""The account of a run: its records in, the numbers of ``report.json`` out. Pure: no files, no clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from components.report.attempts import Attempt, attempts
+from components.report.records import LedgerLine, Records, StepRecord
+
+STATES = ("loading", "useful", "saving", "lost", "idle")
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first step that failed, and what it said."""
+
+    step: str
+    message: str
+
+
+def account(records: Records, status: str, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Return the numbers of a run; what nothing is known about is None.
+
+    Args:
+        records: What the run left behind.
+        status: How the pipeline ended, such as ``SUCCEEDED`` or ``FAILED``.
+        versions: Versions of what the run was made with.
+
+    Returns:
+        A JSON object. Times are seconds; shares lie in 0..1; ``seconds`` of a step that ran in groups is their sum.
+    """
+    failed = failure(records, status)
+    tries = attempts(records.events)
+    ledger = ledger_seconds(records.ledger)
+    return {
+        "run": records.run,
+        "status": FAILED if failed else status.lower(),
+        "error": asdict(failed) if failed else None,
+        "started": min((record.started for record in records.steps), default=None),
+        "wall_seconds": wall_seconds(records.steps),
+        **_evaluated(records),
+        **_data(records),
+        **_trained(records, tries, ledger),
+        "seconds": step_seconds(records.steps),
+        "ledger": ledger,
+        "published": published(records),
+        "versions": dict(versions),
+        "config": records.config,
+        "missing": dict(records.missing),
+    }
+
+
+def failure(records: Records, status: str) -> Failure | None:
+    """Return the first step that failed; a run that failed without saying so failed in an unknown step."""
+    for record in records.steps:
+        if record.status == FAILED:
+            return Failure(step_name(record), record.error or "It recorded no error; its log may hold one.")
+    if status.lower() in ("failed", "error", "cancelled"):
+        last = f"The last step that left a record is {records.steps[-1].step}." if records.steps else "No step did."
+        return Failure("the pipeline", f"It ended as {status}, and no step recorded an error. {last}")
+    return None
+
+
+def step_name(record: StepRecord) -> str:
+    """Return the step's name with its group, such as ``latents 003``."""
+    return f"{record.step} {record.group}" if record.group else record.step
+
+
+def wall_seconds(steps: Iterable[StepRecord]) -> float | None:
+    """Return the time from the first step's start to the last one's end."""
+    spans = [(record.started, record.started + record.seconds) for record in steps]
+    return max(end for _, end in spans) - min(start for start, _ in spans) if spans else None
+
+
+def step_seconds(steps: Iterable[StepRecord]) -> dict[str, float]:
+    """Return the seconds of each step, in the order of their first start."""
+    seconds: dict[str, float] = {}
+    for record in steps:
+        seconds[record.step] = seconds.get(record.step, 0.0) + record.seconds
+    return seconds
+
+
+def ledger_seconds(lines: Iterable[LedgerLine]) -> dict[str, float]:
+    """Return the training's wall seconds by state, in the order of ``STATES``; empty without a ledger."""
+    seconds = dict.fromkeys(STATES, 0.0)
+    known = False
+    for line in lines:
+        known = True
+        seconds[line.state] = seconds.get(line.state, 0.0) + line.seconds
+    return seconds if known else {}
+
+
+def published(records: Records) -> str | None:
+    """Return the folder that this run published: as its publish step said, or else as the champion says."""
+    for record in records.steps:
+        path = (record.result or {}).get("published")
+        if record.step == "publish" and record.status != FAILED and isinstance(path, str):
+            return path
+    champion = records.champion
+    return champion.path if champion is not None and champion.run == records.run else None
+
+
+def _evaluated(records: Records) -> dict[str, Any]:
+    evaluation = records.evaluation
+    metrics = evaluation.metrics if evaluation else {}
+    prompts = evaluation.prompts if evaluation else []
+    judged = [prompt for prompt in prompts if prompt.correct is not None]
+    return {
+        "prompt_accuracy": metrics.get("prompt_accuracy"),
+        "frechet_distance": metrics.get("frechet_distance"),
+        "frechet_reference": metrics.get("frechet_reference"),
+        "judge_accuracy": metrics.get("judge_accuracy"),
+        "generated": sum(prompt.images for prompt in prompts) if prompts else None,
+        "correct": sum(prompt.correct or 0 for prompt in judged) if judged else None,
+        "better": evaluation.better if evaluation else None,
+        "reason": evaluation.reason if evaluation else None,
+    }
+
+
+def _data(records: Records) -> dict[str, Any]:
+    dataset = records.dataset
+    reasons = Counter(rejected.reason for rejected in records.rejected)
+    rejected = dataset.rejected if dataset else _told(records, "ingest", "rejected") or 0
+    return {
+        "images": dataset.images if dataset else _told(records, "ingest", "images"),
+        "held_out": dataset.held_out if dataset else None,
+        "dataset_digest": dataset.digest if dataset else None,
+        "rejected": max(rejected, len(records.rejected)),
+        "rejected_by_reason": dict(reasons.most_common()),
+        "encoded": _told(records, "latents", "encoded"),
+        "reused": _told(records, "latents", "reused"),
+    }
+
+
+def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]) -> dict[str, Any]:
+    samples = sum(metric.samples for metric in records.metrics)
+    # Without a ledger the steps' own times are the best that is known of useful time.
+    useful = ledger.get("useful") or sum(metric.seconds for metric in records.metrics)
+    whole = sum(ledger.values())
+    return {
+        "steps": _steps_done(records, tries),
+        "attempts": len(tries),
+        "preemptions": sum(attempt.preempted for attempt in tries),
+        "steps_lost": sum(attempt.steps_lost for attempt in tries),
+        "goodput": ledger["useful"] / whole if whole > 0 else None,
+        "samples_per_second": samples / useful if samples and useful > 0 else None,
+    }
+
+
+def _steps_done(records: Records, tries: list[Attempt]) -> int:
+    """Return the optimizer steps that were done and kept; an attempt that did not say how it ended kept its metrics."""
+    if tries and tries[-1].exit_code is not None and tries[-1].last_step is not None:
+        return tries[-1].last_step
+    steps = [metric.step for metric in records.metrics] + [attempt.last_step or 0 for attempt in tries]
+    return max(steps, default=0)
+
+
+def _told(records: Records, step: str, name: str) -> int | None:
+    """Return the sum of a whole number over a step's groups, as their results tell it."""
+    results = [record.result or {} for record in records.steps if record.step == step]
+    numbers = [value for result in results if isinstance(value := result.get(name), int | float)]
+    return round(sum(numbers)) if numbers and all(abs(value) < 1e15 for value in numbers) else None

@@ -1,0 +1,63 @@
+"""Contact sheets cut into tiles that a page can carry within itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from PIL import Image
+
+# Up to this many pixels a side a tile stays as it was drawn, and the page shows its pixels; above, it is a photograph.
+EXACT = 64
+
+
+class Tile(NamedTuple):
+    """One image of a contact sheet as a ``data:`` URI."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def tiles(sheet: bytes, size: tuple[int, int], limit: int, longest: int) -> list[Tile]:
+    """Cut a contact sheet into its images, row by row.
+
+    Args:
+        sheet: A PNG.
+        size: Height and width of one image in pixels.
+        limit: How many images to take, at most.
+        longest: Longest side that an image may keep, in pixels.
+
+    Raises:
+        ValueError: Where the sheet is not a PNG, or is not made of images of that size.
+    """
+    height, width = size
+    try:
+        picture = Image.open(io.BytesIO(sheet), formats=["PNG"]).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's PNG reader raises SyntaxError too
+        raise ValueError(f"the contact sheet is not a PNG that can be read: {error}") from None
+    if min(size) < 1 or picture.width % width or picture.height % height:
+        found = f"{picture.width}×{picture.height}"
+        raise ValueError(f"the contact sheet is {found} pixels, expected rows of images of {width}×{height}")
+    return [_tile(picture.crop(box), longest) for box in _boxes(picture, width, height, limit)]
+
+
+def _boxes(picture: Image.Image, width: int, height: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
+    columns, rows = picture.width // width, picture.height // height
+    for index in range(min(limit, columns * rows)):
+        left, top = index % columns * width, index // columns * height
+        yield left, top, left + width, top + height
+
+
+def _tile(image: Image.Image, longest: int) -> Tile:
+    buffer = io.BytesIO()
+    if max(image.size) <= EXACT:
+        kind = "png"
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        kind = "jpeg"
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=90, subsampling=0)
+    return Tile(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size)

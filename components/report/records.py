@@ -1,0 +1,274 @@
+"""Reads what a run left behind, whatever it is: the report is written even where half of it is missing.
+
+A file that is absent or unreadable, and a line that does not fit, is noted and left out; nothing here raises for them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from components.champion import Champion, read_champion
+from components.dataset import Dataset, read_dataset
+from components.errors import DarkroomError, NotFound
+from components.report.wording import printable
+from components.storage import Storage
+
+R = TypeVar("R", bound="Record")
+ABSENT = "does not exist"
+
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Time = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970, up to the year 5138
+Whole = Annotated[int, Field(ge=0, le=10**15)]
+Measure = Annotated[float, Field(ge=-1e30, le=1e30)]
+Figures = Annotated[dict[str, Measure], BeforeValidator(lambda value: _numbers(value))]
+
+
+class Record(BaseModel):
+    """One JSON object of the run; names that the report does not know are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class StepRecord(Record):
+    """How one step, or one group of it, went."""
+
+    step: str
+    group: str | None = None
+    status: str
+    started: Time
+    seconds: Seconds
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class Metric(Record):
+    """One optimizer step."""
+
+    step: Whole
+    loss: Measure | None = None
+    lr: Measure | None = None
+    grad_norm: Measure | None = None
+    samples: Whole = 0
+    seconds: Seconds = 0.0
+
+
+class Event(Record):
+    """One thing that happened to the training."""
+
+    time: Time
+    event: str
+    attempt: Whole | None = None
+    ranks: Whole | None = None
+    rank: Whole | None = None
+    step: Whole | None = None
+    steps_lost: Whole | None = None
+    exit_code: int | None = None
+
+
+class LedgerLine(Record):
+    """A stretch of the training's wall clock."""
+
+    attempt: Whole
+    state: str
+    seconds: Seconds
+    nodes: Whole = 1
+
+
+class Samples(Record):
+    """Images drawn while training: one contact sheet per moment, one tile per prompt."""
+
+    prompts: list[str]
+    size: tuple[Whole, Whole]
+    steps: list[Whole]
+
+
+class Prompt(Record):
+    """A prompt of the evaluation and how many of its images were read as the prompt asks."""
+
+    prompt: str
+    images: Whole
+    correct: Whole | None = None
+    sheet: str | None = None
+
+
+class Evaluation(Record):
+    """What the evaluation found; ``size`` is the height and width of a tile in pixels."""
+
+    prompts: list[Prompt] = []
+    sheet_columns: Annotated[int, Field(ge=1)] = 1
+    size: tuple[Whole, Whole] | None = None
+    metrics: Figures = {}
+    better: bool | None = None
+    reason: str | None = None
+
+
+class Rejected(Record):
+    """An image that was left out."""
+
+    name: str
+    step: str = ""
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that a run left behind; ``missing`` says why for each file that could not be read in full."""
+
+    run: str
+    config: dict[str, Any] | None = None
+    steps: tuple[StepRecord, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    events: tuple[Event, ...] = ()
+    ledger: tuple[LedgerLine, ...] = ()
+    samples: Samples | None = None
+    evaluation: Evaluation | None = None
+    dataset: Dataset | None = None
+    rejected: tuple[Rejected, ...] = ()
+    champion: Champion | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def read_records(workdir: Storage, run: str) -> Records:
+    """Read everything that the report of a run is made from."""
+    read = _Reader(workdir)
+    folder = f"runs/{run}"
+    config = read.json(f"{folder}/config.json")
+    steps = tuple(sorted(read.each(f"{folder}/steps/", StepRecord), key=lambda record: record.started))
+    dataset, rejected = read.dataset(_found(steps, "encoding_key"), _found(steps, "source_id"))
+    name = config.get("name") if isinstance(config, dict) else None
+    return Records(
+        run=printable(run),
+        config=config if isinstance(config, dict) else None,
+        steps=steps,
+        metrics=_last_of_each_step(read.lines(f"{folder}/metrics.jsonl", Metric)),
+        events=tuple(sorted(read.lines(f"{folder}/events.jsonl", Event), key=lambda event: event.time)),
+        ledger=read.lines(f"{folder}/ledger.jsonl", LedgerLine),
+        samples=read.one(f"{folder}/samples/index.json", Samples),
+        evaluation=read.one(f"{folder}/evaluation/evaluation.json", Evaluation),
+        dataset=dataset,
+        rejected=rejected,
+        champion=read.champion(name) if isinstance(name, str) else None,
+        missing=read.missing,
+    )
+
+
+class _Reader:
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.missing: dict[str, str] = {}
+
+    def json(self, key: str) -> Any:
+        try:
+            return _clean(self._storage.read_json(key))
+        except (DarkroomError, RecursionError) as error:
+            self._note(key, error)
+            return None
+
+    def one(self, key: str, model: type[R]) -> R | None:
+        value = self.json(key)
+        try:
+            return None if key in self.missing else model.model_validate(value)
+        except ValidationError as error:
+            self.missing[printable(key)] = _misfit(error)
+            return None
+
+    def each(self, prefix: str, model: type[R]) -> Iterator[R]:
+        try:
+            keys = [entry.key for entry in self._storage.list(prefix) if entry.key.endswith(".json")]
+        except DarkroomError as error:
+            self._note(prefix, error)
+            return
+        for key in keys:
+            if (record := self.one(key, model)) is not None:
+                yield record
+
+    def lines(self, key: str, model: type[R]) -> tuple[R, ...]:
+        """Read all lines that fit: a line that was torn when its writer was killed does not lose the others."""
+        records: list[R] = []
+        misfits: list[str] = []
+        try:
+            lines = self._storage.read(key).split(b"\n")
+        except DarkroomError as error:
+            self._note(key, error)
+            return ()
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line:
+                    records.append(model.model_validate(_clean(json.loads(line))))
+            except (ValueError, RecursionError) as error:
+                misfits.append(f"line {number}: {_misfit(error)}")
+        if misfits:
+            self.missing[printable(key)] = f"has lines that do not fit: {len(misfits)}; {misfits[0]}"
+        return tuple(records)
+
+    def champion(self, name: str) -> Champion | None:
+        try:
+            return read_champion(self._storage, name)
+        except DarkroomError as error:
+            self._note(f"models/{name}/champion.json", error)
+            return None
+
+    def dataset(self, encoding_key: str | None, source_id: str | None) -> tuple[Dataset | None, tuple[Rejected, ...]]:
+        """Read the dataset and its rejections, or those of ingest where no dataset came to be."""
+        dataset = None
+        if encoding_key is not None:
+            folder = f"datasets/{encoding_key}"
+            try:
+                dataset = read_dataset(self._storage.child(folder))
+            except DarkroomError as error:
+                self._note(f"{folder}/dataset.json", error)
+            if dataset is not None:
+                return dataset, self.lines(f"{folder}/rejected.jsonl", Rejected)
+        return None, self.lines(f"ingest/{source_id}/rejected.jsonl", Rejected) if source_id is not None else ()
+
+    def _note(self, key: str, error: Exception) -> None:
+        self.missing[printable(key)] = ABSENT if isinstance(error, NotFound) else printable(str(error))
+
+
+def _last_of_each_step(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+    """Return one record per step: steps that a crash undid were done again, and the last time counts."""
+    by_step = {metric.step: metric for metric in metrics}
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _found(steps: tuple[StepRecord, ...], name: str) -> str | None:
+    found = [value for record in steps if isinstance(value := (record.result or {}).get(name), str)]
+    return found[-1] if found else None
+
+
+def _misfit(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return printable(str(error))
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    return printable(f"{where}: {problem['msg']}" if where else problem["msg"])
+
+
+def _numbers(value: Any) -> Any:
+    """Return the numbers of a mapping; an evaluation may tell more than the report knows."""
+    if not isinstance(value, dict):
+        return value
+    return {name: item for name, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)}
+
+
+def _clean(value: Any) -> Any:
+    """Return a JSON value that can be shown and written again: text printable, numbers finite."""
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {printable(str(name)): _clean(item) for name, item in value.items()}
+        case list():
+            return [_clean(item) for item in value]
+        case float() if not math.isfinite(value):  # training that diverges writes NaN, and JSON has no such number
+            return None
+        case int() if abs(value) >= 2**63:
+            return str(value)
+    return value

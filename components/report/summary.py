@@ -1,0 +1,43 @@
+"""The report for places that show no page: a few lines of Markdown, and plain numbers for a dashboard."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from components.report.verdict import badge, figures, headline, origin, publication, title
+from components.report.wording import duration, one_line
+
+# The numbers of ``report.json`` that dashboards plot over runs.
+METRICS = (
+    "prompt_accuracy", "frechet_distance", "frechet_reference", "judge_accuracy", "images", "held_out", "rejected",
+    "encoded", "reused", "steps", "attempts", "preemptions", "steps_lost", "goodput", "samples_per_second",
+    "wall_seconds",
+)  # fmt: skip
+
+
+def metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Return the plain numbers of ``report.json``; those that are not known are left out."""
+    known = {name: numbers[name] for name in METRICS if numbers.get(name) is not None}
+    return {name: float(value) for name, value in known.items() if math.isfinite(value)}
+
+
+def markdown(numbers: Mapping[str, Any]) -> str:
+    """Return the verdict, the numbers that matter and the time of each step as Markdown; all text is escaped."""
+    lines = [f"# {_plain(title(numbers))}", "", f"**{_plain(badge(numbers).text)}.** {_plain(headline(numbers))}", ""]
+    lines += [_plain(origin(numbers)), ""]
+    if numbers["error"]:
+        lines += [f"> {_plain(numbers['error']['message'])}", ""]
+    lines += [_plain(publication(numbers) or f"Published as {numbers['published']}"), "", "| | | |", "|---|---:|---|"]
+    lines += [f"| {label} | {value} | {_plain(', '.join(notes))} |" for label, value, notes in figures(numbers)]
+    lines += ["", "| step | time |", "|---|---:|"]
+    lines += [f"| {_plain(step)} | {duration(seconds)} |" for step, seconds in numbers["seconds"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return text on one line that Markdown and HTML read as nothing but text."""
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#!|~])", r"\\\1", escaped)

@@ -1,0 +1,263 @@
+"""The one seam to where bytes live: a local folder, an S3-compatible store, or memory. Nothing above it knows which.
+
+A storage maps keys to bytes. Keys are relative and ``/``-separated; folders are only what keys have in common. Each
+object is written whole or not at all, and the keys of a listing are in the order of their code points, which is also
+the order of their UTF-8 bytes, everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from components.errors import ConfigError, DataError, NotFound, StorageError
+
+# Names that begin so are files in the making, or what a killed writer left; they are never listed and never keys.
+HIDDEN = ".darkroom-tmp-"
+
+_PLACES = "a local folder, file:///folder, s3://bucket/prefix, or memory://name for tests"
+
+
+class Entry(NamedTuple):
+    """One object of a listing.
+
+    Attributes:
+        key: The object's key, relative to the storage that listed it.
+        size: Its length in bytes.
+        modified: An opaque tag that changes when the object does (a local modification time, an ETag).
+    """
+
+    key: str
+    size: int
+    modified: str
+
+
+class Storage(ABC):
+    """A place that maps keys to bytes.
+
+    A key may hold anything but NUL, ``.`` and ``..`` as segments, and empty segments; so it never leads out of the
+    storage. No key may be the folder of another. Every method raises ``StorageError`` for a key that is not valid or
+    a place that cannot be reached, with a message that says what to do, and where a key must exist, ``NotFound``.
+
+    Attributes:
+        url: What ``open_storage`` takes to open the same place again.
+    """
+
+    url: str
+
+    @abstractmethod
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return an object's bytes, or ``length`` of them from ``start``; past its end there are just fewer.
+
+        Raises:
+            NotFound: Where the key does not exist.
+        """
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Write an object, whole or not at all, in the place of any that has the key."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object only where the key is free; of several who try, exactly one is told True."""
+
+    @abstractmethod
+    def upload(self, key: str, path: Path) -> None:
+        """Write an object from a local file of any size, whole or not at all."""
+
+    @abstractmethod
+    def download(self, key: str, path: Path) -> None:
+        """Write an object of any size to a local file, whole or not at all; its folder is made where it is missing.
+
+        Raises:
+            NotFound: Where the key does not exist.
+        """
+
+    @abstractmethod
+    def entry(self, key: str) -> Entry:
+        """Return an object's size and version tag without its bytes.
+
+        Raises:
+            NotFound: Where the key does not exist.
+        """
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield every object below a folder, at any depth, sorted by key; nothing where there is no such folder.
+
+        Args:
+            prefix: A folder, not the beginning of a name: ``runs/a`` does not list ``runs/ab``.
+        """
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete an object; where the key does not exist there is nothing to do."""
+
+    @abstractmethod
+    def delete_tree(self, prefix: str) -> None:
+        """Delete every object below a folder, one by one: first delete what makes readers trust the rest."""
+
+    @abstractmethod
+    def child(self, prefix: str) -> Storage:
+        """Return the folder ``prefix`` of this storage as a storage of its own."""
+
+    def local_path(self, key: str = "") -> Path | None:
+        """Return the path of a key or folder (the storage itself for ``""``), or None where the place is not local."""
+        check_prefix(key)
+        return None
+
+    def exists(self, key: str) -> bool:
+        """Return whether an object has this key; a folder is not an object."""
+        try:
+            self.entry(key)
+        except NotFound:
+            return False
+        return True
+
+    def append(self, key: str, data: bytes) -> None:
+        """Add bytes to the end of an object, which is made where it is missing.
+
+        There must be one writer at a time per key. Stores other than a local folder cannot append, so each call
+        writes the object anew: keep such objects small.
+        """
+        self.write(key, (self.read(key) if self.exists(key) else b"") + data)
+
+    def read_json(self, key: str) -> Any:
+        """Return the value of a JSON object.
+
+        Raises:
+            NotFound: Where the key does not exist.
+            DataError: Where the bytes are not JSON.
+        """
+        return self._parse(self.read(key), key)
+
+    def write_json(self, key: str, value: Any) -> None:
+        """Write a value as JSON for people: indented, sorted, ASCII."""
+        self.write(key, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+
+    def read_lines(self, key: str) -> Iterator[dict[str, Any]]:
+        """Return the records of a JSON Lines object, parsed one by one.
+
+        Raises:
+            NotFound: Where the key does not exist; at once, not when the first record is asked for.
+            DataError: Where a line is not a JSON object; when it is reached.
+        """
+        # Only \n ends a line: str.splitlines would also split at separators that JSON strings may hold.
+        lines = self.read(key).split(b"\n")
+        return (self._record(line, f"{key}:{number}") for number, line in enumerate(lines, start=1) if line)
+
+    def write_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write records as JSON Lines, their fields in the order they come in."""
+        self.write(key, _lines(records))
+
+    def append_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add records to the end of a JSON Lines object; ``append`` says what that costs."""
+        self.append(key, _lines(records))
+
+    def _record(self, line: bytes, where: str) -> dict[str, Any]:
+        record = self._parse(line, where)
+        if not isinstance(record, dict):
+            raise DataError(f"{where} in {self.url} is a JSON {type(record).__name__}, expected an object in {{}}")
+        return record
+
+    def _parse(self, data: bytes, where: str) -> Any:
+        try:
+            return json.loads(data.decode())
+        except ValueError as error:  # bytes that are not UTF-8, or text that is not JSON
+            message = f"{where!r} in {self.url} is not JSON ({error}); delete it so that it is made again"
+            raise DataError(message) from error
+
+
+def open_storage(url: str) -> Storage:
+    """Open a place; nothing is made, asked or checked until it is used.
+
+    Args:
+        url: A local folder (``some/folder``, ``file:///some/folder``), ``s3://bucket/prefix`` (endpoint, region and
+            credentials come from the usual AWS settings, ``AWS_ENDPOINT_URL`` among them), or ``memory://name``.
+
+    Raises:
+        ConfigError: Where the URL names no such place.
+    """
+    # Each backend is imported where it is used: they import this module, and boto3 takes long.
+    scheme, colon, rest = url.partition("://")
+    if not colon or scheme == "file":
+        from components.storage_local import LocalStorage
+
+        return LocalStorage(_folder(url))
+    place, _, prefix = rest.partition("/")
+    if scheme not in ("s3", "memory") or not place:
+        raise ConfigError(f"{url!r} is not a place; expected {_PLACES}")
+    try:
+        check_prefix(prefix)
+    except StorageError as error:
+        raise ConfigError(f"{url!r} is not a place: {error}") from error
+    if scheme == "memory":
+        from components.storage_memory import MemoryStorage
+
+        return MemoryStorage(place, prefix)
+    from components.storage_s3 import S3Storage
+
+    return S3Storage(place, prefix)
+
+
+def _folder(url: str) -> Path:
+    path = url
+    if url.startswith("file://"):
+        path = unquote(url.removeprefix("file://").removeprefix("localhost"), errors="surrogateescape")
+        if not path.startswith("/"):
+            raise ConfigError(f"{url!r} is not an absolute file URL; write file:///some/folder, or only the path")
+    if not path or "\0" in path:
+        raise ConfigError(f"{url!r} is not a place; expected {_PLACES}")
+    try:
+        return Path(path).expanduser() if path.startswith("~/") else Path(path)
+    except RuntimeError as error:
+        raise ConfigError(f"{url!r} is not a place: {error}; write the whole path") from error
+
+
+def join(prefix: str, key: str) -> str:
+    """Return ``key`` below ``prefix``; either may be empty."""
+    return f"{prefix}/{key}" if prefix and key else prefix or key
+
+
+def check_key(key: str) -> str:
+    """Return a valid key unchanged.
+
+    Raises:
+        StorageError: For a key that is empty, absolute, could lead out of its storage, or has a reserved name.
+    """
+    for segment in key.split("/"):
+        if segment in ("", ".", "..") or "\0" in segment or segment.startswith(HIDDEN):
+            found = "an empty segment" if not segment else f"the segment {segment!r}"
+            raise StorageError(
+                f"{key!r} is not a key: it has {found}; "
+                f"expected names joined by '/', without '.', '..', NUL and names that begin with {HIDDEN}"
+            )
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return a folder without its trailing slash; an empty one means the whole storage.
+
+    Raises:
+        StorageError: For a folder that is not a valid key.
+    """
+    folder = prefix.removesuffix("/")
+    return check_key(folder) if folder or prefix else ""
+
+
+def check_range(start: int, length: int | None) -> None:
+    """Check what part of an object is asked for.
+
+    Raises:
+        StorageError: Where the start or the length is negative.
+    """
+    if start < 0 or (length is not None and length < 0):
+        raise StorageError(f"cannot read {length} bytes from {start}: neither may be negative")
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records)

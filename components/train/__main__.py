@@ -1,0 +1,53 @@
+"""Train the UNet on encoded shards; see `components.train.command` for the command to run it on a laptop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from components.errors import EXIT_DONE, DarkroomError, DataError
+from components.progress import Progress
+from components.train.agent import run_ranks, this_node
+from components.train.command import Request, parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Start the ranks of this node, unless the training is finished already, and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    progress = Progress()
+    try:
+        request = parse(arguments)
+        if _is_finished(request):
+            progress.event("finished", step=request.config.steps)
+            return EXIT_DONE
+        return run_ranks(arguments, this_node(os.environ, request.config.ranks), progress)
+    except DarkroomError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads it, not a log collector
+        return error.exit_code
+
+
+def _is_finished(request: Request) -> bool:
+    """Tell whether a whole checkpoint of this very training's last step is there."""
+    from components import checkpoints, models
+    from components.dataset import read_dataset
+    from components.train.identity import training_identity
+
+    newest = checkpoints.newest(request.run)
+    dataset = read_dataset(request.dataset)
+    if newest is None or dataset is None or newest.step != request.config.steps:
+        return False
+    base = models.fetch(request.base_model, request.workdir)
+    if newest.training != training_identity(request.config, request.seed, dataset, base):
+        return False
+    try:
+        newest.verify()
+    except DataError as error:
+        # The ranks find the newest checkpoint that is whole.
+        print(f"warning: {error}", file=sys.stderr)  # noqa: T201
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

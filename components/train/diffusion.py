@@ -1,0 +1,38 @@
+"""The denoising loss: what a UNet is asked to predict from a noisy latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from components.errors import ConfigError
+from components.train.reader import MicroBatch
+
+
+def denoising_loss(model: nn.Module, scheduler: Any, batch: MicroBatch) -> Tensor:
+    """Return each sample's mean squared error, ``[B]``, float32.
+
+    The target follows the base model's scheduler: the noise (Ho et al. 2020, arXiv:2006.11239, eq. 14), the velocity
+    ``v = α ε − σ x`` (Salimans & Ho 2022, arXiv:2202.00512, appendix D) or the sample itself.
+
+    Args:
+        model: The UNet; called with noisy latents, timesteps and text.
+        scheduler: A diffusers scheduler that adds noise; its configuration says what is predicted.
+        batch: The micro-batch, on the model's device.
+
+    Raises:
+        ConfigError: Where the scheduler predicts something else.
+    """
+    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    predicted = model(noisy, batch.timesteps, encoder_hidden_states=batch.text).sample
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        target = batch.noise
+    elif kind == "v_prediction":
+        target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
+    elif kind == "sample":
+        target = batch.latents
+    else:
+        raise ConfigError(f"the scheduler predicts {kind!r}; allowed: epsilon, v_prediction, sample")
+    return (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
