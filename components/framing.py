@@ -43,7 +43,7 @@ def cut(image: Image.Image, height: int, width: int) -> Frame:
     left, top, crop_width, crop_height = crop
     box = (left, top, left + crop_width, top + crop_height)
     scaled = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return Frame(np.asarray(scaled, dtype=np.uint8), image.size, crop)
+    return Frame(np.array(scaled, dtype=np.uint8), image.size, crop)
 
 
 def centre_crop(image_width: int, image_height: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -114,6 +114,7 @@ def load_autoencoder(folder: Path, dtype: str, device: torch.device) -> Any:
     """Load the ``AutoencoderKL`` of a model, ready to encode; ``dtype`` is fp32, bf16 or fp16."""
     from diffusers import AutoencoderKL
 
+    quiet_libraries()
     vae = AutoencoderKL.from_pretrained(
         folder / "vae", torch_dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True
     )
@@ -124,11 +125,21 @@ def load_text_encoder(folder: Path, dtype: str, device: torch.device) -> tuple[A
     """Load the ``CLIPTokenizer`` and the ``CLIPTextModel`` of a model, ready to encode."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    quiet_libraries()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = CLIPTextModel.from_pretrained(
         folder / "text_encoder", dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True
     )
     return tokenizer, encoder.to(device).eval().requires_grad_(False)
+
+
+def quiet_libraries() -> None:
+    """Turn off the progress bars of diffusers and transformers, among which Darkroom's own could not be read."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def encodable(caption: str) -> str:

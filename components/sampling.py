@@ -7,8 +7,10 @@ by no more than the rounding of floating-point sums.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from components.errors import ConfigError, DataError
+from components.models import load_autoencoder, load_text_encoder
 from components.rng import Stream, generator, normals
 
 if TYPE_CHECKING:
@@ -24,6 +27,34 @@ if TYPE_CHECKING:
 
 # StableDiffusionPipeline refuses other sizes, whatever the autoencoder's factor.
 SIZE_MULTIPLE = 8
+
+
+class Model(NamedTuple):
+    """Everything that it takes to draw, in the order in which ``draw`` takes it."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: SchedulerMixin
+
+
+def load_model(folder: Path, device: torch.device) -> Model:
+    """Load a diffusers folder in float32, ready to draw."""
+    import diffusers
+
+    unet = diffusers.UNet2DConditionModel.from_pretrained(
+        folder / "unet", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    tokenizer, text_encoder = load_text_encoder(folder, "fp32", device)
+    scheduler = getattr(diffusers, json.loads((folder / "model_index.json").read_bytes())["scheduler"][1])
+    return Model(
+        unet=unet.to(device).eval().requires_grad_(False),
+        vae=load_autoencoder(folder, "fp32", device),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=scheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+    )
 
 
 def draw(

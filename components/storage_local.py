@@ -198,6 +198,9 @@ _Names = list[str]  # inside the class, "list" is the method
 def whole_file(path: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[BinaryIO]:
     """Open a hidden file that becomes ``path`` when the block ends well, and vanishes when it does not.
 
+    A power cut may undo the writes of the last seconds, but leaves no half of one: the bytes are on the disk before
+    the name is.
+
     Args:
         path: The file to make, or to replace; its folder is made where it is missing.
         place: Gives the finished hidden file its name: ``os.replace``, or ``os.link``, which fails where one exists.
@@ -212,7 +215,6 @@ def whole_file(path: Path, place: Callable[[Path, Path], None] = os.replace) -> 
         place(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 @contextmanager
@@ -234,13 +236,3 @@ def _append(file: FileIO, data: bytes) -> None:
     except OSError:
         file.truncate(end)  # half a record would spoil the whole object
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name survive a power cut; some file systems cannot, and then it survives what they survive."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

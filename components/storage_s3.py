@@ -2,8 +2,9 @@
 
 Endpoint, region and credentials come from the usual AWS settings: environment variables (``AWS_ENDPOINT_URL``,
 ``AWS_ACCESS_KEY_ID``, …), a profile, or the identity of the pod or machine. Each request is tried up to eight times,
-as is each answer that breaks off. The store must know ``If-None-Match: *`` for ``create`` to be exclusive. A killed
-upload leaves parts that no listing shows: let a lifecycle rule of the bucket abort incomplete multipart uploads.
+as is each answer that breaks off. ``create`` is as exclusive as the store's ``If-None-Match: *``: Amazon S3 lets one
+writer in, OpenStack Swift was seen to let in several that came at the same moment. A killed upload leaves parts that
+no listing shows: let a lifecycle rule of the bucket abort incomplete multipart uploads.
 """
 
 # ruff: noqa: D102 - Storage documents what its methods promise
@@ -236,7 +237,7 @@ class S3Storage(Storage):
         if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
             return f"{error}; renew the credentials, and check that they belong to this store"
         if _status(error) == 403:
-            return f"access denied ({code}); allow {_RIGHTS}"
+            return f"access denied ({code}); check the credentials, and that they allow {_RIGHTS}"
         if _status(error) == 301 or code == "AuthorizationHeaderMalformed":
             return f"{error}; set AWS_REGION to the bucket's region"
         return str(error)

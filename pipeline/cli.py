@@ -59,7 +59,8 @@ def _request(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from pipeline.runs import run_here
 
-    console = Console()
+    # The steps' own output is redirected while they run; what a person sees is not.
+    console = Console(file=sys.stdout)
     report = run_here(arguments.recipe, arguments.workdir, arguments.source, _overrides(arguments), console)
     console.print(f"report           {report}", highlight=False, soft_wrap=True)
     return EXIT_DONE

@@ -1,7 +1,6 @@
 """Darkroom on one page: from a place full of images to a trained, measured, published model."""
 
-from __future__ import annotations
-
+# No postponed annotations here: the compiler reads the types of the parameters.
 from typing import Any
 
 from kfp import dsl
@@ -17,11 +16,22 @@ def build(image: str, retries: int) -> Any:
         retries: How often a failed step is started again; each continues where it stopped.
     """
 
-    def run(step: Any, cached: bool = False) -> Any:
-        return steps.place(step, image, retries, cached)
+    def run(task: Any) -> Any:
+        return steps.place(task, image, retries)
+
+    @dsl.pipeline(name="encode", description="Turn groups of images into one dataset of captioned latents.")
+    def encode(config: str, groups: list, encoding_key: str, base_model: str) -> str:
+        # A pipeline of its own: kfp.local fills what a loop takes from other steps with the loop's item.
+        with dsl.ParallelFor(groups) as group:
+            captioned = run(steps.caption(config=config, encoding_key=encoding_key, group=group)).output
+            latents = run(
+                steps.latents(config=config, encoding_key=encoding_key, base_model=base_model, group=captioned)
+            ).output
+        dataset: str = run(steps.index(config=config, encoding_key=encoding_key, groups=dsl.Collected(latents))).output
+        return dataset
 
     @dsl.pipeline(name="darkroom", description="Train Stable Diffusion on a place full of images, and publish it.")
-    def darkroom(recipe: str, workdir: str, source: str = "", overrides: list = []) -> None:  # type: ignore[type-arg]  # noqa: B006
+    def darkroom(recipe: str, workdir: str, source: str = "", overrides: list = []) -> None:  # noqa: B006
         """Caption, encode, train, evaluate and publish; continue where an equal run stopped.
 
         Args:
@@ -33,24 +43,13 @@ def build(image: str, retries: int) -> Any:
         request = {"recipe": recipe, "workdir": workdir, "source": source, "overrides": overrides}
         with dsl.ExitHandler(run(steps.report(**request))):
             config = run(steps.configure(**request)).output
-            images = run(steps.ingest(config=config))
-            source_id = images.outputs["source_id"]
-            base = run(steps.autoencoder(config=config, source_id=source_id, listing=images.outputs["digest"]))
-            data = {"config": config, "source_id": source_id, "encoding_key": base.outputs["encoding_key"]}
-
-            with dsl.ParallelFor(images.outputs["groups"]) as group:
-                captions = run(steps.caption(**data, group=group))
-                latents = run(
-                    steps.latents(**data, group=captions.output, base_model=base.outputs["base_model"]),
-                )
-            dataset = run(steps.index(**data, groups=dsl.Collected(latents.output)))
-
-            model = {"config": config, "base_model": base.outputs["base_model"], "dataset": dataset.output}
-            trained = run(steps.train(**model, encoding_key=base.outputs["encoding_key"]))
-            measured = run(
-                steps.evaluate(**data, base_model=base.outputs["base_model"], step=trained.output),
-            )
-            with dsl.If(measured.outputs["better"] == True):  # noqa: E712 - the compiler needs a comparison
-                run(steps.publish(config=config, base_model=base.outputs["base_model"]))
+            groups = run(steps.ingest(config=config)).output
+            base = run(steps.autoencoder(config=config, groups=groups)).outputs
+            model = {"config": config, "encoding_key": base["encoding_key"], "base_model": base["base_model"]}
+            dataset = encode(**model, groups=groups).output
+            trained = run(steps.train(**model, dataset=dataset)).output
+            measured = run(steps.evaluate(**model, trained=trained))
+            with dsl.If(measured.outputs["Output"] == True):  # noqa: E712 - the compiler needs a comparison
+                run(steps.publish(config=config, base_model=base["base_model"]))
 
     return darkroom

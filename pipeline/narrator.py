@@ -81,7 +81,9 @@ class Narrator(io.TextIOBase):
             mark = "[green]done[/green]" if event["status"] == "done" else "[red]failed[/red]"
             self._console.print(f"  {_title(event)}: {mark} in {event['seconds']:.1f} s", highlight=False)
         elif name not in _QUIET:
-            told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event.items() if value not in ("", []))
+            told = ", ".join(
+                f"{key.replace('_', ' ')} {value}" for key, value in event.items() if value not in ("", [])
+            )
             self._console.print(f"  {name}: {told}", highlight=False, markup=False)
 
     def _advance(self, what: str, done: int, total: int, told: str = "") -> None:
@@ -123,9 +125,12 @@ def _closing_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return "–" if value is None else form.format(value)
 
     yield "images", f"{number('images')} ({number('encoded')} encoded now, {number('rejected')} rejected)"
-    yield "training", (
-        f"{number('steps')} steps, {number('preemptions')} preemptions, {number('steps_lost')} steps lost, "
-        f"goodput {number('goodput', '{:.0%}')}"
+    yield (
+        "training",
+        (
+            f"{number('steps')} steps, {number('preemptions')} preemptions, {number('steps_lost')} steps lost, "
+            f"goodput {number('goodput', '{:.0%}')}"
+        ),
     )
     yield "speed", number("samples_per_second", "{:.0f} samples/s")
     yield "prompt accuracy", number("prompt_accuracy", "{:.3f}")

@@ -65,17 +65,14 @@ def _write_example(config: RunConfig, console: Console) -> None:
         console.print(f"wrote {written} images of handwritten digits to {config.ingest.source}", highlight=False)
 
 
-def _run_dag(
-    recipe: str, workdir: str, source: str, overrides: list[str], folder: Path, console: Console
-) -> None:
+def _run_dag(recipe: str, workdir: str, source: str, overrides: list[str], folder: Path, console: Console) -> None:
     from kfp import local
 
     from pipeline.dag import build
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "kfp"), raise_on_error=False)
     with Narrator(console, folder / "pipeline.log") as narrator, contextlib.redirect_stdout(narrator):
-        pipeline = build(_HERE, retries=0)
-        pipeline(recipe=recipe, workdir=workdir, source=source, overrides=overrides)
+        build(_HERE, retries=0)(recipe=recipe, workdir=workdir, source=source, overrides=overrides)
 
 
 def _close(run: Storage, folder: Path, console: Console) -> Path:

@@ -14,10 +14,11 @@ _IMAGE = "darkroom"  # replaced by `place`
 step = dsl.component(base_image=_IMAGE, install_kfp_package=False)
 
 
-def place(task: Any, image: str, retries: int, cached: bool) -> Any:
-    """Say where a step runs, how often it is started again, and whether an equal call may be skipped."""
+def place(task: Any, image: str, retries: int) -> Any:
+    """Say which image a step runs in and how often it is started again."""
     task.set_container_image(image)
-    task.set_caching_options(cached)
+    # Each step skips what is finished by looking at the workdir; Kubeflow's cache does not know whether it is there.
+    task.set_caching_options(False)
     if retries:
         # The compiler's default limit is one hour after the first start, which would end the retries of long steps.
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="14d")
@@ -25,7 +26,7 @@ def place(task: Any, image: str, retries: int, cached: bool) -> Any:
 
 
 @step
-def configure(recipe: str, workdir: str, source: str, overrides: list) -> dict:  # type: ignore[type-arg]
+def configure(recipe: str, workdir: str, source: str, overrides: list) -> str:
     """Resolve and check every setting, before anything is started."""
     from pipeline import work
 
@@ -33,74 +34,65 @@ def configure(recipe: str, workdir: str, source: str, overrides: list) -> dict: 
 
 
 @step
-def ingest(config: dict) -> NamedTuple("Images", [("source_id", str), ("groups", list), ("digest", str)]):  # type: ignore[type-arg,valid-type,misc]
-    """List the images and divide them into groups."""
+def ingest(config: str) -> list:
+    """List the images and divide them into groups; returns the names of the groups."""
     from pipeline import work
 
     return work.ingest(config)
 
 
 @step
-def autoencoder(
-    config: dict,  # type: ignore[type-arg]
-    source_id: str,
-    listing: str,
-) -> NamedTuple("Base", [("base_model", str), ("encoding_key", str)]):  # type: ignore[valid-type,misc]
+def autoencoder(config: str, groups: list) -> NamedTuple("Base", [("base_model", str), ("encoding_key", str)]):
     """Provide the model to start from; train an autoencoder where there is none."""
     from pipeline import work
 
-    return work.autoencoder(config, source_id)
+    return work.autoencoder(config)
 
 
 @step
-def caption(config: dict, source_id: str, encoding_key: str, group: str) -> str:  # type: ignore[type-arg]
-    """Look at each image of a group and say what it shows."""
+def caption(config: str, encoding_key: str, group: str) -> str:
+    """Look at each image of a group and say what it shows; returns the group's name."""
     from pipeline import work
 
-    return work.caption(config, source_id, encoding_key, group)
+    return work.caption(config, encoding_key, group)
 
 
 @step
-def latents(config: dict, source_id: str, encoding_key: str, base_model: str, group: str) -> str:  # type: ignore[type-arg]
-    """Encode the images and captions of a group into shards."""
+def latents(config: str, encoding_key: str, base_model: str, group: str) -> str:
+    """Encode the images and captions of a group into shards; returns the group's name."""
     from pipeline import work
 
-    return work.latents(config, source_id, encoding_key, base_model, group)
+    return work.latents(config, encoding_key, base_model, group)
 
 
 @step
-def index(config: dict, source_id: str, encoding_key: str, groups: list) -> str:  # type: ignore[type-arg]
+def index(config: str, encoding_key: str, groups: list) -> str:
     """Commit the dataset that all groups make together; returns its digest."""
     from pipeline import work
 
-    return work.index(config, source_id, encoding_key, groups)
+    return work.index(config, encoding_key, groups)
 
 
 @step
-def train(config: dict, base_model: str, encoding_key: str, dataset: str) -> int:  # type: ignore[type-arg]
+def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
     """Train the UNet, and start it again after preemptions; returns the last optimizer step."""
     from pipeline import work
 
-    return work.train(config, base_model, encoding_key, dataset)
+    return work.train(config, encoding_key, base_model, dataset)
 
 
 @step
-def evaluate(
-    config: dict,  # type: ignore[type-arg]
-    source_id: str,
-    encoding_key: str,
-    base_model: str,
-    step: int,
-    metrics: Output[Metrics],
-) -> NamedTuple("Measured", [("better", bool)]):  # type: ignore[valid-type,misc]
+def evaluate(config: str, encoding_key: str, base_model: str, trained: int, metrics: Output[Metrics]) -> NamedTuple(
+    "Measured", [("better", bool)]
+):
     """Draw and measure; tell whether the model beats the published one."""
     from pipeline import work
 
-    return work.evaluate(config, source_id, encoding_key, base_model, step, metrics.log_metric)
+    return work.evaluate(config, encoding_key, base_model, metrics.log_metric)
 
 
 @step
-def publish(config: dict, base_model: str) -> str:  # type: ignore[type-arg]
+def publish(config: str, base_model: str) -> str:
     """Publish the model as a diffusers folder, and make it the champion."""
     from pipeline import work
 
@@ -112,7 +104,7 @@ def report(
     recipe: str,
     workdir: str,
     source: str,
-    overrides: list,  # type: ignore[type-arg]
+    overrides: list,
     page: Output[HTML],
     summary: Output[Markdown],
     metrics: Output[Metrics],

@@ -5,14 +5,16 @@ The record, ``runs/<run>/steps/<step>.json``, is what the report reads; it is wr
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.errors import DarkroomError
 from components.progress import Progress
+from components.sources import open_source
 from components.storage import Storage, open_storage
 from pipeline.config import RunConfig, resolve
 
@@ -27,37 +29,46 @@ class Job:
     workdir: Storage
 
     @property
+    def source_id(self) -> str:
+        """The name under which the workdir keeps what ingest found."""
+        return open_source(self.settings.ingest.source).id
+
+    @property
     def run(self) -> Storage:
         """The run's own folder."""
         return self.workdir.child(f"runs/{self.settings.run}")
 
 
-def open_job(config: Mapping[str, Any]) -> Job:
+def open_job(config: str) -> Job:
     """Return the job that `configure` described."""
-    return Job(RunConfig.parse(config["settings"]), open_storage(config["workdir"]))
+    described = json.loads(config)
+    return Job(RunConfig.parse(described["settings"]), open_storage(described["workdir"]))
 
 
-def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> dict[str, Any]:
-    """Resolve the settings of a run and write them down; returns what every later step is given."""
+def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> str:
+    """Resolve the settings of a run and write them down; returns what every later step is given, as JSON.
+
+    Text, because Kubeflow's own structures know neither null nor integers beyond 2⁵³.
+    """
     settings = resolve(recipe, overrides, source)
     job = Job(settings, open_storage(workdir))
     # What an earlier invocation of this run recorded is not part of this one.
     job.run.delete_tree("steps")
     described = settings.model_dump(mode="json")
     job.run.write_json("config.json", described)
-    return {"settings": described, "workdir": workdir}
+    return json.dumps({"settings": described, "workdir": workdir})
 
 
-def ingest(config: Mapping[str, Any]) -> tuple[str, list[str], str]:
-    """List the images; returns the source's id, its groups and the digest of the listing."""
+def ingest(config: str) -> list[str]:
+    """List the images; returns the names of the groups."""
     from components.ingest.intake import ingest as work
 
     job = open_job(config)
     result = _recorded(job, "ingest", lambda progress: work(job.settings.ingest, job.workdir, progress))
-    return result["source_id"], result["groups"], result["digest"]
+    return list(result["groups"])
 
 
-def autoencoder(config: Mapping[str, Any], source_id: str) -> tuple[str, str]:
+def autoencoder(config: str) -> tuple[str, str]:
     """Provide the base model; returns its name and the key of the encoding that it gives."""
     from components.autoencoder.base import ensure_base
     from components.latents.encoding import encoding_key
@@ -68,14 +79,14 @@ def autoencoder(config: Mapping[str, Any], source_id: str) -> tuple[str, str]:
 
     def work(progress: Progress) -> dict[str, Any]:
         held_out = settings.index.held_out
-        base = ensure_base(settings.model, settings.seed, source_id, held_out, job.workdir, progress)
+        base = ensure_base(settings.model, settings.seed, job.source_id, held_out, job.workdir, progress)
         return {**base, "encoding_key": encoding_key(fetch(base["base_model"], job.workdir), settings.latents)}
 
     result = _recorded(job, "autoencoder", work)
     return result["base_model"], result["encoding_key"]
 
 
-def caption(config: Mapping[str, Any], source_id: str, encoding_key: str, group: str) -> str:
+def caption(config: str, encoding_key: str, group: str) -> str:
     """Caption one group; returns its name."""
     from components.caption.captioning import caption as work
 
@@ -85,14 +96,14 @@ def caption(config: Mapping[str, Any], source_id: str, encoding_key: str, group:
         job,
         "caption",
         lambda progress: work(
-            settings.caption, settings.ingest.limits, group, source_id, encoding_key, job.workdir, progress
+            settings.caption, settings.ingest.limits, group, job.source_id, encoding_key, job.workdir, progress
         ),
         group,
     )
     return group
 
 
-def latents(config: Mapping[str, Any], source_id: str, encoding_key: str, base_model: str, group: str) -> str:
+def latents(config: str, encoding_key: str, base_model: str, group: str) -> str:
     """Encode one group; returns its name."""
     from components.latents.group import encode as work
 
@@ -101,27 +112,27 @@ def latents(config: Mapping[str, Any], source_id: str, encoding_key: str, base_m
         job,
         "latents",
         lambda progress: work(
-            job.settings.latents, group, source_id, encoding_key, base_model, job.workdir, progress
+            job.settings.latents, group, job.source_id, encoding_key, base_model, job.workdir, progress
         ),
         group,
     )
     return group
 
 
-def index(config: Mapping[str, Any], source_id: str, encoding_key: str, groups: list[str]) -> str:
+def index(config: str, encoding_key: str, groups: list[str]) -> str:
     """Commit the dataset; returns its digest."""
-    from components.index.indexing import index as work
+    from components.index.versions import index as work
 
     job = open_job(config)
 
     def index_groups(progress: Progress) -> dict[str, Any]:
-        result = work(job.settings.index, source_id, groups, encoding_key, job.workdir, progress)
+        result = work(job.settings.index, job.source_id, groups, encoding_key, job.workdir, progress)
         return {**result, "encoding_key": encoding_key}
 
     return str(_recorded(job, "index", index_groups)["dataset_digest"])
 
 
-def train(config: Mapping[str, Any], base_model: str, encoding_key: str, dataset: str) -> int:
+def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
     """Train here, in processes of this machine; returns the last optimizer step."""
     from pipeline.launch.local import launch
 
@@ -134,9 +145,7 @@ def train(config: Mapping[str, Any], base_model: str, encoding_key: str, dataset
     return int(result["step"])
 
 
-def evaluate(
-    config: Mapping[str, Any], source_id: str, encoding_key: str, base_model: str, step: int, log: Log
-) -> tuple[bool]:
+def evaluate(config: str, encoding_key: str, base_model: str, log: Log) -> bool:
     """Measure the model; returns whether it beats the champion."""
     from components.evaluate.evaluation import evaluate as work
 
@@ -148,7 +157,7 @@ def evaluate(
         lambda progress: work(
             settings.evaluate,
             settings.name,
-            source_id,
+            job.source_id,
             encoding_key,
             base_model,
             settings.run,
@@ -159,10 +168,10 @@ def evaluate(
     for name in ("prompt_accuracy", "frechet_distance"):
         if result.get(name) is not None:
             log(name, result[name])
-    return (bool(result["better"]),)
+    return bool(result["better"])
 
 
-def publish(config: Mapping[str, Any], base_model: str) -> str:
+def publish(config: str, base_model: str) -> str:
     """Publish the model; returns its folder below the workdir."""
     from components.publish.publishing import publish as work
 

@@ -19,7 +19,7 @@ from components.digests import canonical_json, digest_file, short
 from components.errors import ConfigError, DataError, ImageRejected
 from components.framing import frame
 from components.manifest import ImageRecord, read_images, read_manifest
-from components.models import COMMIT, check_parts, fetch, is_hub_name, pin, reproducible, select_device
+from components.models import COMMIT, check_parts, fetch, is_hub_name, pin, quiet_libraries, reproducible, select_device
 from components.progress import Progress
 from components.scratch import build_scratch
 from components.sources import Source, open_source
@@ -101,6 +101,7 @@ def _make(
     target: Storage,
     progress: Progress,
 ) -> None:
+    quiet_libraries()
     manifest = read_manifest(workdir, source_id)
     known = (image for group in manifest.groups for image in read_images(workdir, source_id, group))
     records = select_images(known, held_out, config.training.max_images)

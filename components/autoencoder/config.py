@@ -26,7 +26,8 @@ class AutoencoderTraining(Settings):
         4096, ge=1, description="most images to train on, held in memory: 3 × resolution² bytes each"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: a GPU if there is one")
-    threads: int = Field(2, ge=1, le=1024, description="CPU threads; part of what makes the bytes the same each time")
+    # One: the threads of a small model that shares its cores wait for each other, and it comes out ten times slower.
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads; part of what makes the bytes the same each time")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> AutoencoderTraining:

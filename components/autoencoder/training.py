@@ -42,7 +42,9 @@ def train_autoencoder(
     Raises:
         ConfigError: Where the loss is no longer a finite number.
     """
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config))
     vae.train()
     loss = math.nan

@@ -27,7 +27,7 @@ class CaptionConfig(Settings):
         "", max_length=500, description="text that the captioner continues, such as 'a photo of'; empty for none"
     )
     batch_size: int = Field(8, ge=1, le=1024, description="images that the captioner reads at once")
-    max_new_tokens: int = Field(40, ge=1, le=1024, description="longest caption that the captioner writes, in tokens")
+    max_new_tokens: int = Field(40, ge=1, le=256, description="longest caption that the captioner writes, in tokens")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the captioner runs")
     missing: Literal["reject", "empty"] = Field(
         "reject", description="what becomes of an image without a usable caption: left out, or kept with an empty one"

@@ -1,8 +1,10 @@
-"""Draw fixed prompts with a run's newest weights and tell whether they beat the champion.
+r"""Draw fixed prompts with a run's newest weights and tell whether they beat the champion.
 
-python -m components.evaluate --workdir workdir --name digits --run first --source-id 0123456789abcdef \
-    --encoding-key 89abcdef01234567 --base-model workdir:models/base/fedcba9876543210 \
-    --set 'prompts=["a handwritten digit one", "a handwritten digit two"]'
+    python -m components.evaluate --workdir workdir --name digits --run first --source-id 0123456789abcdef \
+        --encoding-key 89abcdef01234567 --base-model workdir:models/base/fedcba9876543210 \
+        --set 'prompts=["a handwritten digit one", "a handwritten digit two"]'
+
+What ingest, index and train printed goes into the options. Starting it again measures only what is new.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from components.dataset import Dataset, read_dataset
 from components.digests import digest
 from components.errors import DataError
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.drawing import Model, draw_prompts
+from components.evaluate.drawing import draw_prompts
 from components.evaluate.measuring import Measurement, Yardstick
 from components.evaluate.real_images import RealImages, read_real_images
 from components.evaluate.seeing import Eye
 from components.manifest import read_manifest
 from components.models import reproducible
 from components.progress import Progress
+from components.sampling import Model
 from components.storage import Storage
 
 # Raised whenever the same model would be measured otherwise than before.

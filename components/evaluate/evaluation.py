@@ -16,11 +16,11 @@ from components.digests import digest_tree
 from components.errors import DataError
 from components.evaluate.bench import Bench
 from components.evaluate.config import EvaluateConfig
-from components.evaluate.drawing import Model, load_model, put_weights
+from components.evaluate.drawing import load_candidate
 from components.evaluate.promotion import Verdict, compare
 from components.models import fetch, select_device
 from components.progress import Progress
-from components.sampling import contact_sheet
+from components.sampling import Model, contact_sheet, load_model
 from components.storage import Storage
 
 FOLDER = "evaluation"
@@ -73,8 +73,8 @@ def evaluate(
     if reused:
         result = earlier
     else:
-        model = load_model(base, select_device(config.device))
-        put_weights(model, weights, f"runs/{run}/{checkpoints.folder(checkpoint.step)}")
+        where = f"runs/{run}/{checkpoints.folder(checkpoint.step)}"
+        model = load_candidate(base, weights, where, select_device(config.device))
         result = {**identity, **_measure(model, bench, place, config.sheet_columns)}
 
     champion = read_champion(workdir, name)

@@ -1,7 +1,9 @@
-"""Publish the weights that a run's evaluation measured, as a folder that plain diffusers loads.
+r"""Publish the weights that a run's evaluation measured, as a folder that plain diffusers loads.
 
-python -m components.publish --workdir workdir --name digits --run first \
-    --base-model workdir:models/base/fedcba9876543210 --set license=apache-2.0
+    python -m components.publish --workdir workdir --name digits --run first \
+        --base-model workdir:models/base/fedcba9876543210 --set license=apache-2.0
+
+The evaluate step must have run. Starting it again changes nothing.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from typing import Any
 
 from components.publish.config import PublishConfig
 
-# CommonMark 0.31, section 2.4: a backslash takes the meaning from any ASCII punctuation.
-_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+# CommonMark 0.31, section 2.4: a backslash takes the meaning from ASCII punctuation; these have one.
+_MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-.!|~&$:@^=]")
 
 # What shaped the weights; where the run found its images and where it ran is nobody else's business.
 _SECTIONS = ("seed", "model", "caption", "latents", "index", "train", "evaluate")
@@ -62,7 +62,7 @@ def escape(text: str) -> str:
     """Return text that Markdown shows as it is, on one line; what cannot be shown becomes a replacement character."""
     line = " ".join(text.split())
     shown = "".join(character if character.isprintable() else "\ufffd" for character in line)
-    return _PUNCTUATION.sub(r"\\\g<0>", shown)
+    return _MARKUP.sub(r"\\\g<0>", shown)
 
 
 def _head(config: PublishConfig) -> str:

@@ -101,7 +101,7 @@ def published(records: Records) -> str | None:
         if record.step == "publish" and record.status != FAILED and isinstance(path, str):
             return path
     champion = records.champion
-    return champion.path if champion is not None and champion.run == records.run else None
+    return str(champion.path) if champion is not None and champion.run == records.run else None
 
 
 def _evaluated(records: Records) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Axis:
 
 def linear_ticks(low: float, high: float, about: int) -> list[float]:
     """Return multiples of 1, 2 or 5 times a power of ten from ``low`` to ``high``."""
-    if not high > low:
+    if not high - low > 1e-300:
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / max(about, 1)))
     steps = [power * factor for factor in (1, 2, 5, 10)]

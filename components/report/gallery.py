@@ -69,39 +69,42 @@ def read_gallery(
     folder: Storage, samples: Samples | None, evaluation: Evaluation | None, config: ReportConfig
 ) -> Gallery:
     """Read the contact sheets of a run's folder; those that are absent or damaged are noted and left out."""
-    missing: dict[str, str] = {}
+    sheets = _Sheets(folder, config.tile_side)
     prompts = evaluation.prompts if evaluation else []
     size = evaluation.size if evaluation else None
     cards = []
     for prompt in prompts[: config.prompts]:
-        found = _cut(folder, prompt.sheet, size, min(prompt.images, config.images_per_prompt), config, missing)
-        cards.append(Card(prompt.prompt, prompt.images, prompt.correct, found))
-    film = _film(folder, samples, config, missing) if samples else None
-    return Gallery(film, cards, len(prompts) - len(cards), size is None or max(size) <= EXACT, missing)
+        shown = min(prompt.images, config.images_per_prompt)
+        cards.append(Card(prompt.prompt, prompt.images, prompt.correct, sheets.cut(prompt.sheet, size, shown)))
+    return Gallery(
+        film=_film(sheets, samples, config.moments) if samples else None,
+        cards=cards,
+        cards_left_out=len(prompts) - len(cards),
+        tiny=size is None or max(size) <= EXACT,
+        missing=sheets.missing,
+    )
 
 
-def _film(folder: Storage, samples: Samples, config: ReportConfig, missing: dict[str, str]) -> Film | None:
+def _film(sheets: _Sheets, samples: Samples, moments: int) -> Film | None:
     strips = []
-    for step in spread(samples.steps, config.moments):
-        sheet = f"samples/step-{step:09d}.png"
-        if found := _cut(folder, sheet, samples.size, len(samples.prompts), config, missing):
+    for step in spread(samples.steps, moments):
+        if found := sheets.cut(f"samples/step-{step:09d}.png", samples.size, len(samples.prompts)):
             strips.append(Strip(step, found))
     tiny = max(samples.size) <= EXACT
     return Film(samples.prompts, distinct(samples.prompts), strips, tiny) if strips else None
 
 
-def _cut(
-    folder: Storage,
-    sheet: str | None,
-    size: tuple[int, int] | None,
-    limit: int,
-    config: ReportConfig,
-    missing: dict[str, str],
-) -> list[Tile]:
-    if sheet is None or size is None:
-        return []
-    try:
-        return tiles(folder.read(sheet), size, limit, config.tile_side)
-    except (DarkroomError, ValueError) as error:
-        missing[printable(sheet)] = ABSENT if isinstance(error, NotFound) else printable(str(error))
-        return []
+class _Sheets:
+    def __init__(self, folder: Storage, longest: int) -> None:
+        self._folder = folder
+        self._longest = longest
+        self.missing: dict[str, str] = {}
+
+    def cut(self, sheet: str | None, size: tuple[int, int] | None, limit: int) -> list[Tile]:
+        if sheet is None or size is None:
+            return []
+        try:
+            return tiles(self._folder.read(sheet), size, limit, self._longest)
+        except (DarkroomError, ValueError) as error:
+            self.missing[printable(sheet)] = ABSENT if isinstance(error, NotFound) else printable(str(error))
+            return []

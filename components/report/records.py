@@ -21,6 +21,7 @@ from components.storage import Storage
 
 R = TypeVar("R", bound="Record")
 ABSENT = "does not exist"
+DEEPEST = 40  # levels of a JSON value; what is nested deeper was not written by any step
 
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Time = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970, up to the year 5138
@@ -98,12 +99,21 @@ class Prompt(Record):
 
 
 class Evaluation(Record):
-    """What the evaluation found; ``size`` is the height and width of a tile in pixels."""
+    """What the evaluation found.
+
+    Attributes:
+        prompts: What was drawn.
+        size: Height and width of an image in pixels.
+        metrics: What was measured.
+        unknown: What could not be measured, and why.
+        better: Whether the model is better than the champion.
+        reason: Why it is, or is not.
+    """
 
     prompts: list[Prompt] = []
-    sheet_columns: Annotated[int, Field(ge=1)] = 1
     size: tuple[Whole, Whole] | None = None
     metrics: Figures = {}
+    unknown: dict[str, str] = {}
     better: bool | None = None
     reason: str | None = None
 
@@ -141,7 +151,7 @@ def read_records(workdir: Storage, run: str) -> Records:
     folder = f"runs/{run}"
     config = read.json(f"{folder}/config.json")
     steps = tuple(sorted(read.each(f"{folder}/steps/", StepRecord), key=lambda record: record.started))
-    dataset, rejected = read.dataset(_found(steps, "encoding_key"), _found(steps, "source_id"))
+    dataset, rejected = read.dataset(_found(steps, "index", "encoding_key"), _found(steps, "ingest", "source_id"))
     name = config.get("name") if isinstance(config, dict) else None
     return Records(
         run=printable(run),
@@ -174,7 +184,7 @@ class _Reader:
     def one(self, key: str, model: type[R]) -> R | None:
         value = self.json(key)
         try:
-            return None if key in self.missing else model.model_validate(value)
+            return None if printable(key) in self.missing else model.model_validate(value)
         except ValidationError as error:
             self.missing[printable(key)] = _misfit(error)
             return None
@@ -217,16 +227,15 @@ class _Reader:
 
     def dataset(self, encoding_key: str | None, source_id: str | None) -> tuple[Dataset | None, tuple[Rejected, ...]]:
         """Read the dataset and its rejections, or those of ingest where no dataset came to be."""
+        if encoding_key is None:
+            return None, self.lines(f"ingest/{source_id}/rejected.jsonl", Rejected) if source_id is not None else ()
         dataset = None
-        if encoding_key is not None:
-            folder = f"datasets/{encoding_key}"
-            try:
-                dataset = read_dataset(self._storage.child(folder))
-            except DarkroomError as error:
-                self._note(f"{folder}/dataset.json", error)
-            if dataset is not None:
-                return dataset, self.lines(f"{folder}/rejected.jsonl", Rejected)
-        return None, self.lines(f"ingest/{source_id}/rejected.jsonl", Rejected) if source_id is not None else ()
+        folder = f"datasets/{encoding_key}"
+        try:
+            dataset = read_dataset(self._storage.child(folder))
+        except DarkroomError as error:
+            self._note(f"{folder}/dataset.json", error)
+        return dataset, self.lines(f"{folder}/rejected.jsonl", Rejected)
 
     def _note(self, key: str, error: Exception) -> None:
         self.missing[printable(key)] = ABSENT if isinstance(error, NotFound) else printable(str(error))
@@ -238,9 +247,10 @@ def _last_of_each_step(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def _found(steps: tuple[StepRecord, ...], name: str) -> str | None:
-    found = [value for record in steps if isinstance(value := (record.result or {}).get(name), str)]
-    return found[-1] if found else None
+def _found(steps: tuple[StepRecord, ...], step: str, name: str) -> str | None:
+    """Return what a step's result says; what other steps say of it may be older than this run."""
+    results = [record.result or {} for record in steps if record.step == step]
+    return next((value for result in results if isinstance(value := result.get(name), str)), None)
 
 
 def _misfit(error: Exception) -> str:
@@ -258,15 +268,17 @@ def _numbers(value: Any) -> Any:
     return {name: item for name, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)}
 
 
-def _clean(value: Any) -> Any:
-    """Return a JSON value that can be shown and written again: text printable, numbers finite."""
+def _clean(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value that can be shown and written again: text printable, numbers finite, not too deep."""
     match value:
         case str():
             return printable(value)
+        case dict() | list() if depth >= DEEPEST:
+            return "…"
         case dict():
-            return {printable(str(name)): _clean(item) for name, item in value.items()}
+            return {printable(name): _clean(item, depth + 1) for name, item in value.items()}
         case list():
-            return [_clean(item) for item in value]
+            return [_clean(item, depth + 1) for item in value]
         case float() if not math.isfinite(value):  # training that diverges writes NaN, and JSON has no such number
             return None
         case int() if abs(value) >= 2**63:

@@ -44,8 +44,13 @@ def headline(numbers: Mapping[str, Any]) -> str:
     if accuracy is not None:
         drawn = f": {numbers['correct']:,} of {numbers['generated']:,}" if numbers["correct"] is not None else ""
         return f"{percent(accuracy)} of the images that it draws show what the prompt asks for{drawn}."
+    distance, reference = numbers["frechet_distance"], numbers["frechet_reference"]
+    if distance is not None:
+        beside = f"; real ones score {number(reference)}" if reference is not None else ""
+        return f"Its images lie at a Fréchet distance of {number(distance)} from real ones{beside}."
     if steps:
-        return f"It was trained for {plural(steps, 'step')} and has not been evaluated."
+        evaluated = "nothing could be measured" if numbers["better"] is not None else "it has not been evaluated"
+        return f"It was trained for {plural(steps, 'step')}, and {evaluated}."
     return "Its training did not begin."
 
 

@@ -102,7 +102,7 @@ def distinct(prompts: Sequence[str]) -> list[str]:
         return list(prompts)
     head = _shared(words)
     tail = _shared([line[head:][::-1] for line in words])
-    short = [" ".join(line[head : len(line) - tail]) for line in words]
+    short = [" ".join(line[head : len(line) - tail]).strip(",;:.") for line in words]
     return short if all(short) else list(prompts)
 
 

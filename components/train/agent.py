@@ -127,7 +127,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
 
 @contextmanager
 def _passing_on_signals(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         for process in ranks:
             process.send_signal(number)
 

@@ -35,4 +35,5 @@ def denoising_loss(model: nn.Module, scheduler: Any, batch: MicroBatch) -> Tenso
         target = batch.latents
     else:
         raise ConfigError(f"the scheduler predicts {kind!r}; allowed: epsilon, v_prediction, sample")
-    return (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
+    error: Tensor = predicted.float() - target.float()
+    return error.square().mean(dim=(1, 2, 3))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from components.checkpoints import Checkpoint, Piece
 from components.train.batches import accumulation
 from components.train.config import TrainConfig
-from components.train.fragments import Fragment, fragments, set_step
+from components.train.fragments import fragments, set_step
 from components.train.reader import MicroBatch
 
 Loss = Callable[[nn.Module, MicroBatch], Tensor]

@@ -63,7 +63,7 @@ def _replicated(engine: Any, rank: int, world: int) -> Iterator[Fragment]:
         yield Fragment(name, 0, parameter.data.view(-1), moments, share)
 
 
-def _partitioned(engine: Any, rank: int, world: int) -> Iterator[Fragment]:
+def _partitioned(engine: Any, _rank: int, _world: int) -> Iterator[Fragment]:
     # Stages 1 and 2 lay a group's parameters end to end and give each rank one equal stretch of that.
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     zero = engine.optimizer
@@ -79,7 +79,7 @@ def _partitioned(engine: Any, rank: int, world: int) -> Iterator[Fragment]:
                 yield Fragment(names[id(parameter)], start, master, moments, slice(0, place.numel))
 
 
-def _scattered(engine: Any, rank: int, world: int) -> Iterator[Fragment]:
+def _scattered(engine: Any, rank: int, _world: int) -> Iterator[Fragment]:
     # Stage 3 cuts each parameter by itself into equal parts; the last ones are padded.
     zero = engine.optimizer
     for name, parameter in engine.module.named_parameters():

@@ -31,5 +31,5 @@ class Stopping:
         torch.distributed.all_reduce(told)
         return float(told[0]), bool(told[1] > 0)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
         self._asked = True

@@ -1,4 +1,4 @@
-"""The training loop: from the newest whole checkpoint to the last step, or to the step that all ranks agree to stop at."""
+"""The training loop: from the newest whole checkpoint to the last step, or to one that all ranks agree to stop at."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ def train(job: Training) -> None:
         share, norm = job.engine.step(batch, rate)
         loss, stop = job.stopping.agree(share, job.engine.device)
         now = time.monotonic()
-        epoch = step * config.global_batch / job.reader.samples
-        samples = step * config.global_batch
-        monitor.step(step, epoch=epoch, loss=loss, lr=rate, grad_norm=norm, samples=samples, seconds=now - began)
+        told = {"loss": loss, "lr": rate, "grad_norm": norm, "samples": config.global_batch, "seconds": now - began}
+        monitor.step(step, epoch=step * config.global_batch / job.reader.samples, **told)
         if step in config.sample_steps:
             _sample(job, step)
         if stop or step == config.steps or step % config.checkpoint_every == 0:

@@ -100,7 +100,7 @@ def _find_checkpoint(
     run: Storage, training: str, rank: int, world: int
 ) -> tuple[checkpoints.Checkpoint | None, list[str]]:
     """Return the newest checkpoint that is whole, and why newer ones are not; the ranks share the verifying."""
-    skipped = []
+    skipped: list[str] = []
     for found in checkpoints.candidates(run, training):
         try:
             if isinstance(found, DataError):

@@ -103,7 +103,7 @@ class _Stop:
             for number, handler in kept.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
         if self.agent is not None:
             self.agent.send_signal(signal.SIGTERM)

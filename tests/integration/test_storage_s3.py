@@ -132,7 +132,6 @@ CALLS: dict[str, Callable[[Storage, Path], object]] = {
     "delete_tree": lambda storage, here: storage.delete_tree("folder"),
     "append": lambda storage, here: storage.append("key", b"data"),
 }
-every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
 @pytest.fixture
@@ -144,13 +143,14 @@ def here(tmp_path: Path) -> Path:
 # Faults that pass.
 
 
-@every_call
-@pytest.mark.parametrize("fault", [ERROR_500, SLOW_DOWN], ids=["500", "503"])
 def test_two_errors_and_then_success(
-    store: FaultyStore, storage: S3Storage, here: Path, call: Callable[[Storage, Path], object], fault: Fault
+    store: FaultyStore, storage: S3Storage, here: Path, subtests: pytest.Subtests
 ) -> None:
-    store.plan.extend([fault, fault])
-    call(storage, here)
+    for name, call in CALLS.items():
+        with subtests.test(name):
+            store.plan.extend([ERROR_500, SLOW_DOWN])
+            call(storage, here)
+            assert not store.plan
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(store: FaultyStore, storage: S3Storage, tmp_path: Path) -> None:
@@ -180,13 +180,11 @@ def test_a_creator_tries_again_while_another_is_at_it(store: FaultyStore, storag
 # Faults that stay.
 
 
-@every_call
-def test_a_store_that_stays_broken_is_told(
-    store: FaultyStore, storage: S3Storage, here: Path, call: Callable[[Storage, Path], object]
-) -> None:
+@pytest.mark.parametrize("name", ["read", "write", "list", "download"])
+def test_a_store_that_stays_broken_is_told(store: FaultyStore, storage: S3Storage, here: Path, name: str) -> None:
     store.plan.extend([ERROR_500] * ATTEMPTS)
     with pytest.raises(StorageError, match=r"Internal ?(Server )?Error") as caught:
-        call(storage, here)
+        CALLS[name](storage, here)
     assert storage.url in str(caught.value)
     assert caught.value.__cause__ is not None
     assert not isinstance(caught.value, NotFound)
@@ -200,23 +198,24 @@ def test_an_object_that_always_breaks_off_is_told(store: FaultyStore, storage: S
         storage.read("key")
 
 
-@every_call
-def test_a_missing_bucket_is_not_a_missing_object(
-    client: Any, here: Path, call: Callable[[Storage, Path], object]
-) -> None:
-    with pytest.raises(StorageError, match=r"http://localhost:\d+ has no bucket 'elsewhere'; create it") as caught:
-        call(S3Storage("elsewhere", "prefix", client), here)
-    assert not isinstance(caught.value, NotFound)
+def test_a_missing_bucket_is_not_a_missing_object(client: Any, here: Path, subtests: pytest.Subtests) -> None:
+    for name, call in CALLS.items():
+        with subtests.test(name):
+            expected = r"s3://elsewhere/prefix: http://localhost:\d+ has no bucket 'elsewhere'; create it"
+            with pytest.raises(StorageError, match=expected) as caught:
+                call(S3Storage("elsewhere", "prefix", client), here)
+            assert not isinstance(caught.value, NotFound)
 
 
-@every_call
 def test_denied_access_names_the_rights(
-    store: FaultyStore, storage: S3Storage, here: Path, call: Callable[[Storage, Path], object]
+    store: FaultyStore, storage: S3Storage, here: Path, subtests: pytest.Subtests
 ) -> None:
-    store.plan.append(refuse("403 Forbidden", "AccessDenied"))
-    with pytest.raises(StorageError, match=r"access denied .*allow s3:GetObject") as caught:
-        call(storage, here)
-    assert not isinstance(caught.value, NotFound)
+    for name, call in CALLS.items():
+        with subtests.test(name):
+            store.plan.append(refuse("403 Forbidden", "AccessDenied"))
+            with pytest.raises(StorageError, match=r"access denied .*allow s3:GetObject, ") as caught:
+                call(storage, here)
+            assert not isinstance(caught.value, NotFound)
 
 
 @pytest.mark.parametrize(
@@ -246,14 +245,14 @@ def test_objects_that_cannot_be_deleted_are_named(store: FaultyStore, storage: S
         storage.delete_tree("a")
 
 
-@every_call
-def test_missing_credentials_are_told(
-    store: FaultyStore, here: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[Storage, Path], object]
-) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    with pytest.raises(StorageError, match=r"[Cc]redentials; set AWS_ACCESS_KEY_ID"):
-        call(open_storage("s3://bucket"), here)
+@pytest.mark.usefixtures("store")
+def test_missing_credentials_are_told(here: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    storage = open_storage("s3://bucket")
+    for name, call in CALLS.items():
+        with subtests.test(name), pytest.raises(StorageError, match=r"[Cc]redentials; set AWS_ACCESS_KEY_ID"):
+            call(storage, here)
 
 
 @pytest.mark.usefixtures("store")

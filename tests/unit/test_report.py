@@ -136,3 +136,224 @@ def _evaluation(run: Storage, draw: Callable[[int, int, float], Image.Image]) ->
         {"prompts": prompts, "sheet_columns": 4, "size": [32, 32], "metrics": {**measured, "frechet_reference": 1.9},
          "better": True, "reason": "there was no champion before", "champion": None},
     )  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Fails where tags are not balanced; keeps what a browser would load and what a person would read."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} stands twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in SVG_LEAVES, f"<{tag}/> closes nothing in HTML"
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1:] == [tag], f"</{tag}> while {self.open[-3:]} are open"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def images(self) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+    def check_self_contained(self) -> None:
+        assert not {tag for tag, _ in self.tags} & {"script", "iframe", "object", "embed", "form", "base", "a", "image"}
+        for tag, attributes in self.tags:
+            assert not [name for name in attributes if name.startswith("on")], tag
+            for name in ("src", "href", "srcset", "data", "action", "xlink:href", "poster"):
+                assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+        assert all(image["alt"] is not None for image in self.images())
+        (policy,) = [a["content"] for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"]
+        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_report(workdir: Storage, status: str = "SUCCEEDED", **config: Any) -> tuple[dict[str, Any], Page]:
+    told = report(ReportConfig(**config), "first", status, workdir, Progress(stream=io.StringIO()))
+    assert told["report"] == "runs/first/report.html"
+    html = workdir.read("runs/first/report.html").decode()
+    assert "@import" not in html
+    assert "url(" not in html
+    page = Page(html)
+    page.check_self_contained()
+    return workdir.read_json("runs/first/report.json"), page
+
+
+def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
+    numbers, page = write_report(fabricate(str(tmp_path)))
+
+    expected = {
+        "run": "first", "status": "succeeded", "error": None, "images": 1797, "held_out": 297, "rejected": 5,
+        "rejected_by_reason": {"too-small": 2, "truncated": 1, "not-an-image": 1, "duplicate": 1}, "generated": 120,
+        "correct": 118, "better": True, "encoded": 1790, "reused": 7, "steps": 300, "attempts": 2, "preemptions": 1,
+        "steps_lost": 5, "published": "models/digits/3f9a1c", "judge_accuracy": 0.98, "frechet_distance": 3.214,
+        "frechet_reference": 1.9,
+    }  # fmt: skip
+    assert {name: numbers[name] for name in expected} == expected
+    assert numbers["prompt_accuracy"] == pytest.approx(118 / 120)
+    assert numbers["seconds"] == pytest.approx(
+        {"ingest": 3, "autoencoder": 52, "caption": 2, "latents": 7.5, "index": 0.4, "train": 75, "evaluate": 30,
+         "publish": 0.7}
+    )  # fmt: skip
+    assert list(numbers["seconds"])[:2] == ["ingest", "autoencoder"], "steps keep their order"
+    assert numbers["ledger"] == {"loading": 11.5, "useful": 60, "saving": 0.5, "lost": 1, "idle": 2}
+    assert numbers["goodput"] == pytest.approx(60 / 75)
+    assert numbers["samples_per_second"] == pytest.approx(300 * 64 / 60), "steps that were done twice count once"
+    assert numbers["wall_seconds"] == pytest.approx(171.7)
+    assert numbers["config"]["seed"] == 7
+    assert len(numbers["dataset_digest"]) == 64
+    assert {"python", "numpy", "pillow"} <= numbers["versions"].keys()
+    assert numbers["missing"] == {}
+
+    for said in ("digits", "Published", "models/digits/3f9a1c", "98.3\xa0%", "118 of 120", "preempted at 175",
+                 "b\\n.png", "\\udcff.gif", "seed: 7", "2\xa0min\xa052\xa0s", "the judge reads 98\xa0%"):  # fmt: skip
+        assert said in page.text, said
+    alts = [image["alt"] for image in page.images()]
+    assert len(alts) == 10 + 10 * 12 + 7 * 10
+    assert "after step 25: a handwritten digit zero" in alts
+    assert "image 12 of: a handwritten digit nine" in alts
+
+
+def test_the_page_shows_the_very_pixels_that_were_drawn(tmp_path: Path) -> None:
+    workdir = fabricate(str(tmp_path))
+    _, page = write_report(workdir)
+
+    (shown,) = [image for image in page.images() if image["alt"] == "after step 300: a handwritten digit four"]
+    tile = Image.open(io.BytesIO(base64.b64decode(str(shown["src"]).partition("base64,")[2]))).convert("RGB")
+    drawn = Image.open(io.BytesIO(workdir.read("runs/first/samples/step-000000300.png")))
+    assert tile.tobytes() == drawn.crop((4 * 32, 0, 5 * 32, 32)).convert("RGB").tobytes()
+
+
+def test_caps_say_how_much_is_left_out(tmp_path: Path) -> None:
+    _, page = write_report(
+        fabricate(str(tmp_path)), prompts=4, images_per_prompt=5, moments=2, rejections=1, attempts=1
+    )
+
+    assert len(page.images()) == 4 + 4 * 5 + 2 * 10
+    for said in ("and 7 more", "and 6\xa0more prompts", "and 4 more", "and 1\xa0earlier attempt"):
+        assert said in page.text, said
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    workdir = fabricate(str(tmp_path))
+    run = workdir.child("runs/first")
+    rejected = [{"name": f"{HOSTILE}\u202e\x1b\x00", "step": HOSTILE, "reason": HOSTILE, "detail": HOSTILE}]
+    workdir.write_lines("datasets/key0/rejected.jsonl", rejected)
+    for key in ("evaluation/evaluation.json", "samples/index.json", "config.json", "steps/train.json"):
+        text = run.read(key).decode().replace("digit", json.dumps(HOSTILE)[1:-1]).replace('"done"', '"failed"')
+        run.write(key, text.replace('"error": null', f'"error": {json.dumps(HOSTILE)}').encode())
+    run.write_lines("ledger.jsonl", [{"attempt": 1, "state": HOSTILE, "seconds": 1.0, "nodes": 1}])
+
+    numbers, page = write_report(workdir)
+
+    assert numbers["error"] == {"step": "train", "message": HOSTILE}
+    assert page.text.count("<script>alert('x')</script>") > 20
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", page.text)
+    assert f"{HOSTILE}\\u202e\\x1b\\x00" in page.text
+    assert "<script" not in markdown(numbers)
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("config.json", "The configuration is not known: config.json does not exist."),
+        ("steps", "No step left a record: steps/ holds nothing that can be shown."),
+        ("metrics.jsonl", "No optimizer step was recorded: metrics.jsonl does not exist."),
+        ("events.jsonl", "No attempt was recorded: events.jsonl does not exist."),
+        ("ledger.jsonl", "The training’s time was not recorded: ledger.jsonl does not exist."),
+        ("samples/index.json", "No images were drawn during training: samples/index.json does not exist."),
+        ("evaluation/evaluation.json", "Nothing was measured: evaluation/evaluation.json does not exist."),
+        ("evaluation/00.png", "evaluation/00.png does not exist"),
+        ("", "Its training did not begin."),
+    ],
+)
+def test_what_is_missing_is_said_and_the_rest_shown(tmp_path: Path, gone: str, said: str) -> None:
+    workdir = fabricate(str(tmp_path))
+    whole, _ = write_report(workdir)
+    workdir.delete(f"runs/first/{gone}") if "." in gone else workdir.delete_tree(f"runs/first/{gone}".rstrip("/"))
+
+    numbers, page = write_report(workdir, status="FAILED")
+
+    assert said in page.text
+    assert numbers.keys() == whole.keys()
+    assert numbers["status"] == "failed"
+    assert numbers["error"]["step"] == "the pipeline"
+
+
+def test_a_failed_step_comes_first(tmp_path: Path) -> None:
+    workdir = fabricate(str(tmp_path))
+    run = workdir.child("runs/first")
+    for step in ("evaluate", "publish"):
+        run.delete(f"steps/{step}.json")
+    run.delete_tree("evaluation")
+    record = run.read_json("steps/train.json")
+    run.write_json("steps/train.json", {**record, "status": "failed", "result": None, "error": "out of\nmemory"})
+
+    numbers, page = write_report(workdir)
+
+    assert numbers["status"] == "failed"
+    assert numbers["published"] is None
+    assert page.text.index("out of\nmemory") < page.text.index("Prompt accuracy")
+    assert "Nothing was published, since train failed." in page.text
+    assert numbers["prompt_accuracy"] is None
+    assert "prompt_accuracy" not in metrics(numbers)
+    assert "> out of\\nmemory".replace("\\", "\\\\") in markdown(numbers)
+
+
+def test_damaged_files_do_not_stop_it(tmp_path: Path) -> None:
+    workdir = fabricate(str(tmp_path))
+    run = workdir.child("runs/first")
+    good = run.read("metrics.jsonl")
+    run.write("metrics.jsonl", good[:50] + b"\n" + good + b'{"step": 301, "loss": NaN}\n{"step": -1}\n{"step": 3')
+    run.write("evaluation/03.png", run.read("evaluation/03.png")[:100])
+    run.write("samples/step-000000025.png", b"no picture")
+    run.write("config.json", b"\xff\xfe")
+    run.write("ledger.jsonl", b"[]\nnull\n")
+    run.write("steps/ingest.json", b"[" * 100_000)
+    workdir.write("datasets/key0/dataset.json", b"{}")
+
+    numbers, page = write_report(workdir)
+
+    assert numbers["missing"]["runs/first/metrics.jsonl"].startswith("has lines that do not fit: 3; line 1: ")
+    assert numbers["goodput"] is None
+    assert numbers["dataset_digest"] is None
+    assert numbers["rejected"] == 5
+    assert "evaluation/03.png the contact sheet is not a PNG" in page.text
+    assert len(page.images()) == 9 // 3 * 3 + 9 * 12 + 6 * 10
+
+
+def test_markdown_and_metrics_tell_the_same(tmp_path: Path) -> None:
+    numbers, _ = write_report(fabricate(str(tmp_path)))
+
+    told = metrics(numbers)
+    assert told["prompt_accuracy"] == pytest.approx(118 / 120)
+    assert all(isinstance(value, float) for value in told.values())
+    text = markdown(numbers)
+    assert text.startswith("# digits\n\n**Published.** 98.3\xa0%")
+    assert "| train | 1\xa0min\xa015\xa0s |" in text
+
+
+def test_command_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fabricate(str(tmp_path))
+
+    assert main(["--workdir", str(tmp_path), "--run", "first", "--set", "moments=3"]) == 0
+
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["event"] == "done"
+    assert (tmp_path / done["report"]).is_file()
+    assert main(["--workdir", str(tmp_path), "--run", "first", "--set", "momets=3"]) == 78
+    assert "did you mean moments?" in capsys.readouterr().err

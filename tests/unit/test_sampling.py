@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ def test_what_cannot_be_drawn_is_refused(parts: dict[str, Any]) -> None:
         draw(**{**parts, "unet": diverged}, prompts=["a cat"], seeds=[0], steps=1, guidance=1, height=16, width=16)
 
 
-def test_a_contact_sheet_is_row_major_without_gaps(tmp_path: Path) -> None:
+def test_a_contact_sheet_is_row_major_without_gaps() -> None:
     tiles = [Image.new("RGB", (4, 2), (number, 0, 0)) for number in range(5)]
     sheet = contact_sheet(iter(tiles), 3)
 

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components import checkpoints
+from components.checkpoints import KINDS, Checkpoint, Piece
+from components.errors import DataError
+from components.storage import Storage, open_storage
+
+SHAPES = {"a.weight": (3, 4), "b": (5,)}
+WHOLE = {kind: {"a.weight": np.arange(12) + 100 * i, "b": np.arange(5) - 10 * i} for i, kind in enumerate(KINDS)}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+def pieces(rank: int, world: int) -> list[Piece]:
+    found = []
+    for name, shape in SHAPES.items():
+        size = int(np.prod(shape))
+        start, end = rank * size // world, (rank + 1) * size // world
+        if end > start:
+            arrays = {kind: WHOLE[kind][name][start:end].astype(np.float32) for kind in KINDS}
+            found.append(Piece(name, start, arrays))
+    return found
+
+
+def save(run: Storage, step: int, world: int, attempt: str = "x", training: str = "t") -> None:
+    for rank in range(world):
+        checkpoints.write_part(run, step, rank, pieces(rank, world), attempt)
+    assert checkpoints.commit(run, step, world, attempt, training, SHAPES)
+
+
+def newest(run: Storage) -> Checkpoint:
+    found = checkpoints.newest(run)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_any_range_is_read_back_whatever_the_world_size(run: Storage, world: int) -> None:
+    save(run, 10, world)
+    found = newest(run)
+    found.verify()
+    for kind in KINDS:
+        for name, shape in SHAPES.items():
+            np.testing.assert_array_equal(found.read_all(kind)[name], WHOLE[kind][name].reshape(shape))
+            for start in range(5):
+                expected = WHOLE[kind][name][start : start + 2]
+                np.testing.assert_array_equal(found.read(kind, name, start, len(expected)), expected)
+
+
+def test_it_is_not_committed_before_every_rank_is_done(run: Storage) -> None:
+    checkpoints.write_part(run, 10, 0, pieces(0, 2), "x")
+    assert not checkpoints.commit(run, 10, 2, "x", "t", SHAPES)
+    assert checkpoints.newest(run) is None
+
+
+def test_a_part_of_an_earlier_gang_does_not_count(run: Storage) -> None:
+    checkpoints.write_part(run, 10, 1, pieces(1, 2), "earlier")
+    checkpoints.write_part(run, 10, 0, pieces(0, 2), "now")
+    assert not checkpoints.commit(run, 10, 2, "now", "t", SHAPES)
+
+
+@pytest.mark.parametrize("name", ["COMMIT", "manifest.json"])
+def test_without_commit_or_manifest_the_one_before_is_newest(run: Storage, name: str) -> None:
+    save(run, 10, 2)
+    save(run, 20, 2)
+    run.delete(f"{checkpoints.folder(20)}/{name}")
+    assert newest(run).step == 10
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_damaged_part_is_found_and_named(run: Storage, damage: str, rank: int) -> None:
+    save(run, 10, 2)
+    key = f"{checkpoints.folder(10)}/rank-{rank:05d}.safetensors"
+    data = run.read(key)
+    if damage == "delete":
+        run.delete(key)
+    else:
+        run.write(key, data[:-1] if damage == "truncate" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(DataError, match=f"rank-{rank:05d}.safetensors"):
+        newest(run).verify()
+
+
+def test_a_changed_manifest_is_refused(run: Storage) -> None:
+    save(run, 10, 1)
+    key = f"{checkpoints.folder(10)}/manifest.json"
+    run.write(key, run.read(key).replace(b'"step": 10', b'"step": 11'))
+    with pytest.raises(DataError, match="not the one that was committed"):
+        checkpoints.open_checkpoint(run, 10)
+
+
+def test_those_of_another_training_are_passed_over_and_named(run: Storage) -> None:
+    save(run, 10, 1, training="mine")
+    save(run, 20, 1, training="other")
+    found = list(checkpoints.candidates(run, "mine"))
+    assert "another training" in str(found[0])
+    assert isinstance(found[1], Checkpoint)
+    assert found[1].step == 10
+
+
+def test_prune_keeps_the_newest_and_discard_removes_what_lies_beyond(run: Storage) -> None:
+    for step in (10, 20, 30, 40):
+        save(run, step, 1)
+    checkpoints.prune(run, keep=2, newest_step=30)
+    assert checkpoints.steps(run) == [40, 30, 20]
+    checkpoints.discard_after(run, 20)
+    assert checkpoints.steps(run) == [20]
+
+
+def test_equal_states_have_equal_digests(run: Storage) -> None:
+    save(run, 10, 2, attempt="first")
+    other = open_storage("memory://other")
+    save(other, 10, 2, attempt="second")
+    assert newest(run).digest == newest(other).digest

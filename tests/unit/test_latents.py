@@ -1,0 +1,449 @@
+"""The latents step: what is known is not encoded again, and what is encoded has the same bytes each time."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from components.architecture import Architecture
+from components.dataset import Dataset, read_dataset
+from components.digests import sha256
+from components.errors import ConfigError, DataError, StorageError
+from components.framing import frame
+from components.index.config import IndexConfig
+from components.index.versions import index
+from components.latents.__main__ import main
+from components.latents.config import LatentsConfig
+from components.latents.encoding import encoding_key
+from components.latents.group import encode, read_ahead
+from components.latents.plan import pair_of, plan
+from components.manifest import CaptionRecord, Manifest, write_captions, write_manifest
+from components.progress import Progress
+from components.scratch import build_scratch
+from components.shards import Sample, ShardReader, index_key, tar_key
+from components.storage import Storage, open_storage
+from components.storage_local import LocalStorage
+
+SOURCE = "0123456789abcdef"
+TINY = Architecture.parse(
+    {
+        "resolution": 16,
+        "autoencoder": {"channels": [4, 4], "norm_groups": 2, "layers_per_block": 0},
+        "text": {"hidden": 8, "layers": 1, "heads": 2, "max_tokens": 6, "vocabulary": 600},
+        "unet": {"channels": [4], "cross_attention": [True], "norm_groups": 2, "attention_heads": 2},
+    }
+)
+SMALL = {"resolution": 16, "batch_size": 3, "shard_samples": 8, "decode_threads": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    build_scratch(TINY, ["a red square", "a blue square"], seed=1).save_pretrained(folder)
+    return folder
+
+
+def picture(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+class Pile:
+    """Pictures in a folder, ingested and captioned by hand, and the steps that follow."""
+
+    def __init__(self, root: Path, base: Path, **settings: Any) -> None:
+        self.source = root / "images"
+        self.source.mkdir(parents=True)
+        self.root = root / "work"
+        self.workdir: Storage = open_storage(str(self.root))
+        self.base = base
+        self.config = LatentsConfig.parse({**SMALL, **settings})
+        self.key = encoding_key(base, self.config)
+        self.records: dict[str, CaptionRecord] = {}
+
+    @property
+    def dataset(self) -> Storage:
+        return self.workdir.child(f"datasets/{self.key}")
+
+    def add(self, *numbers: int, caption: str | None = None) -> None:
+        for number in numbers:
+            name, data = f"{number}.png", picture(number)
+            (self.source / name).write_bytes(data)
+            text = caption if caption is not None else f"picture {number}"
+            self.records[name] = CaptionRecord(
+                sha256(data), name, len(data), text, "sidecar:a.txt", "v", 24, 16, license="CC0-1.0"
+            )
+
+    def recaption(self, number: int, caption: str) -> None:
+        self.records[f"{number}.png"] = replace(self.records[f"{number}.png"], caption=caption)
+
+    def remove(self, number: int) -> None:
+        (self.source / f"{number}.png").unlink()
+        del self.records[f"{number}.png"]
+
+    def caption(self) -> None:
+        write_manifest(self.workdir, SOURCE, Manifest(str(self.source), len(self.records), 0, ("000",), "d"))
+        write_captions(self.dataset, "000", self.records.values(), [])
+
+    def encode(self) -> dict[str, Any]:
+        self.caption()
+        return encode(self.config, "000", SOURCE, self.key, str(self.base), self.workdir, Progress(io.StringIO()))
+
+    def index(self) -> Dataset:
+        quiet = Progress(io.StringIO())
+        index(IndexConfig(held_out=0.0), SOURCE, ["000"], self.key, self.workdir, quiet)
+        dataset = read_dataset(self.dataset)
+        assert dataset is not None
+        return dataset
+
+    def run(self) -> tuple[dict[str, Any], Dataset]:
+        return self.encode(), self.index()
+
+    def samples(self) -> Iterator[Sample]:
+        for shard in self.index().shards:
+            reader = ShardReader(self.dataset, shard.name, shard.sha256)
+            yield from (reader.sample(i) for i in shard.train)
+
+    def files(self) -> dict[str, bytes]:
+        return {entry.key: self.dataset.read(entry.key) for entry in self.dataset.list()}
+
+
+@pytest.fixture
+def pile(tmp_path: Path, base: Path) -> Pile:
+    pile = Pile(tmp_path, base)
+    pile.add(*range(20))
+    return pile
+
+
+def test_samples_hold_the_moments_and_embeddings_of_the_base_model(pile: Pile, base: Path) -> None:
+    pile.recaption(3, "a red square that goes on and on for ever")
+    assert pile.encode() == {"group": "000", "encoded": 20, "reused": 0, "shards": 3}
+    vae = AutoencoderKL.from_pretrained(base / "vae")
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(base / "text_encoder")
+    by_digest = {record.sha256: record for record in pile.records.values()}
+    samples = list(pile.samples())
+    assert {sample.key for sample in samples} == set(by_digest)
+    for sample in samples:
+        record = by_digest[sample.key]
+        pixels = frame((pile.source / record.name).read_bytes(), 16, 16).pixels
+        with torch.no_grad():
+            image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+            posterior = vae.encode(image).latent_dist
+            tokens = tokenizer(record.caption, padding="max_length", truncation=True, return_tensors="pt")
+            states = encoder(tokens.input_ids).last_hidden_state
+        expected = torch.cat([posterior.mean, posterior.logvar], dim=1)[0]
+        assert sample.moments.shape == (8, 8, 8)
+        np.testing.assert_allclose(sample.moments, expected, atol=2e-3, rtol=2e-3)
+        np.testing.assert_allclose(sample.text, states[0], atol=2e-3, rtol=2e-3)
+        assert sample.meta == {
+            "sha256": record.sha256,
+            "caption": record.caption,
+            "caption_by": "sidecar:a.txt",
+            "caption_digest": pair_of(record)[1],
+            "license": "CC0-1.0",
+            "source": None,
+            "original_size": [24, 16],
+            "crop": [4, 0, 16, 16],
+            "bucket": [16, 16],
+        }
+
+
+def test_empty_caption_is_encoded_once_for_the_dataset(pile: Pile, base: Path) -> None:
+    pile.encode()
+    empty = np.load(io.BytesIO(pile.dataset.read("empty.npy")), allow_pickle=False)
+    tokens = CLIPTokenizer.from_pretrained(base / "tokenizer")("", padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        states = CLIPTextModel.from_pretrained(base / "text_encoder")(tokens.input_ids).last_hidden_state[0]
+    assert (empty.dtype, empty.shape) == (np.float16, (6, 8))
+    np.testing.assert_allclose(empty, states, atol=2e-3)
+
+
+def test_any_caption_can_be_encoded(pile: Pile) -> None:
+    for number, caption in enumerate(["", "\udcff", "🎉\n\x00<b>", "x" * 100_000, "  ", "日本語"]):
+        pile.recaption(number, caption)
+    assert pile.encode()["encoded"] == 20
+    found = {sample.meta["caption"]: sample.text for sample in pile.samples()}
+    assert found.keys() >= {"", "\udcff", "🎉\n\x00<b>", "x" * 100_000, "  ", "日本語"}
+    assert all(np.isfinite(text).all() for text in found.values())
+
+
+def test_nothing_new_encodes_nothing_and_keeps_the_bytes(pile: Pile) -> None:
+    _, first = pile.run()
+    before = pile.files()
+    result, second = pile.run()
+    assert result == {"group": "000", "encoded": 0, "reused": 20, "shards": 3}
+    assert second == first
+    assert pile.files() == before
+
+
+def test_two_workdirs_get_the_same_bytes(pile: Pile, tmp_path: Path, base: Path) -> None:
+    pile.run()
+    other = Pile(tmp_path / "other", base, decode_threads=1)
+    other.add(*reversed(range(20)))
+    other.run()
+    assert other.files() == pile.files()
+
+
+def test_ten_new_images_encode_exactly_ten(pile: Pile) -> None:
+    _, before = pile.run()
+    pile.add(*range(100, 110))
+    result, after = pile.run()
+    assert (result["encoded"], result["reused"]) == (10, 20)
+    assert set(before.shards) < set(after.shards)
+    assert after.images == 30
+    assert pile.encode()["encoded"] == 0
+
+
+def test_changed_caption_encodes_one_and_leaves_a_tombstone(pile: Pile) -> None:
+    pile.run()
+    pile.recaption(7, "something else")
+    result, dataset = pile.run()
+    assert (result["encoded"], result["reused"]) == (1, 19)
+    assert sum(len(shard.tombstones) for shard in dataset.shards) == 1
+    captions = {sample.key: sample.meta["caption"] for sample in pile.samples()}
+    assert captions[pile.records["7.png"].sha256] == "something else"
+    assert len(captions) == 20
+
+
+def test_changed_pixel_encodes_one_and_the_old_sample_is_gone(pile: Pile) -> None:
+    pile.run()
+    old = pile.records["7.png"].sha256
+    changed = np.array(Image.open(pile.source / "7.png"))
+    changed[0, 0, 0] ^= 1
+    Image.fromarray(changed).save(pile.source / "7.png")
+    data = (pile.source / "7.png").read_bytes()
+    pile.records["7.png"] = replace(pile.records["7.png"], sha256=sha256(data), bytes=len(data))
+    assert pile.encode()["encoded"] == 1
+    trained = {sample.key for sample in pile.samples()}
+    assert old not in trained
+    assert sha256(data) in trained
+
+
+def test_vanished_image_becomes_a_tombstone_and_comes_back_unencoded(pile: Pile) -> None:
+    _, first = pile.run()
+    pile.remove(7)
+    result, without = pile.run()
+    assert (result["encoded"], result["reused"]) == (0, 19)
+    assert (without.images, sum(len(shard.tombstones) for shard in without.shards)) == (19, 1)
+    pile.add(7)
+    result, again = pile.run()
+    assert (result["encoded"], again) == (0, first)
+
+
+def test_killed_between_tar_and_index_encodes_that_shard_only(pile: Pile) -> None:
+    _, whole = pile.run()
+    before = pile.files()
+    pile.dataset.delete("dataset.json")
+    pile.dataset.delete("groups/000.json")
+    victim = whole.shards[1]
+    pile.dataset.delete(index_key(victim.name))
+    pile.dataset.write(tar_key(victim.name), b"half a t")
+    result = pile.encode()
+    assert (result["encoded"], result["reused"]) == (victim.samples, 20 - victim.samples)
+    pile.index()
+    assert pile.files() == before
+
+
+class Mortal(LocalStorage):
+    """A folder whose user is killed when it writes once too often."""
+
+    left = 0
+
+    def write(self, key: str, data: bytes) -> None:
+        if Mortal.left == 0:
+            raise StorageError(f"killed before {key}")
+        Mortal.left -= 1
+        super().write(key, data)
+
+    def child(self, prefix: str) -> Storage:
+        folder = self.local_path(prefix)
+        assert folder is not None
+        return Mortal(folder)
+
+
+def test_killed_before_any_write_ends_with_the_same_bytes(pile: Pile) -> None:
+    pile.run()
+    expected = pile.files()
+    shutil.rmtree(pile.root)
+    pile.caption()
+    kills = 0
+    mortal = Mortal(pile.root)
+    for _ in range(len(expected) + 1):
+        Mortal.left = 1  # each life brings one write more
+        try:
+            encode(pile.config, "000", SOURCE, pile.key, str(pile.base), mortal, Progress(io.StringIO()))
+            break
+        except StorageError:
+            kills += 1
+    assert kills >= 7  # the empty caption, three tars and their indexes
+    Mortal.left = 100
+    encode(pile.config, "000", SOURCE, pile.key, str(pile.base), mortal, Progress(io.StringIO()))
+    pile.index()
+    assert pile.files() == expected
+
+
+def test_uncommitted_group_is_reused_too(pile: Pile) -> None:
+    pile.encode()  # and killed before the index step
+    pile.add(50)
+    assert pile.encode() == {"group": "000", "encoded": 1, "reused": 20, "shards": 4}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_lost_shard_is_encoded_again(pile: Pile, damage: str) -> None:
+    _, before = pile.run()
+    victim = before.shards[0]
+    tar = pile.dataset.read(tar_key(victim.name))
+    if damage == "missing":
+        pile.dataset.delete(tar_key(victim.name))
+    else:
+        pile.dataset.write(tar_key(victim.name), tar[:-1000])
+    result, after = pile.run()
+    assert (result["encoded"], after) == (victim.samples, before)
+    assert pile.dataset.read(tar_key(victim.name)) == tar
+
+
+def test_settings_that_do_not_change_the_numbers_keep_what_is_encoded(pile: Pile) -> None:
+    pile.run()
+    pile.config = LatentsConfig.parse({**SMALL, "batch_size": 7, "shard_samples": 3, "decode_threads": 1})
+    assert encoding_key(pile.base, pile.config) == pile.key
+    assert pile.run()[0]["encoded"] == 0
+
+
+def test_encoding_key_covers_encoders_and_settings_but_no_other_part(base: Path, tmp_path: Path) -> None:
+    config = LatentsConfig.parse(SMALL)
+    key = encoding_key(base, config)
+    assert len(key) == 16
+    for change in ({"resolution": 24}, {"vae_dtype": "bf16"}, {"text_dtype": "fp16"}):
+        assert encoding_key(base, LatentsConfig.parse({**SMALL, **change})) != key
+    for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+        copy = tmp_path / part
+        shutil.copytree(base, copy)
+        assert encoding_key(copy, config) == key
+        (copy / part / "changed.json").write_text("{}")
+        assert (encoding_key(copy, config) == key) == (part in ("unet", "scheduler"))
+
+
+def test_key_of_another_model_is_refused(pile: Pile) -> None:
+    pile.config = LatentsConfig.parse({**SMALL, "resolution": 24})
+    with pytest.raises(ConfigError, match="encoding key"):
+        pile.encode()
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted", "cut off"])
+def test_image_that_changed_since_it_was_accepted_is_named(pile: Pile, change: str) -> None:
+    path = pile.source / "7.png"
+    match change:
+        case "replaced":
+            path.write_bytes(picture(99))
+        case "deleted":
+            path.unlink()
+        case "cut off":
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"'7\.png'"):
+        pile.encode()
+    assert not pile.dataset.exists("groups/000.json")
+
+
+def test_accepted_image_that_does_not_decode_is_named(pile: Pile) -> None:
+    (pile.source / "7.png").write_bytes(b"no image")
+    pile.records["7.png"] = replace(pile.records["7.png"], sha256=sha256(b"no image"))
+    with pytest.raises(DataError, match=r"'7\.png': not-an-image"):
+        pile.encode()
+
+
+def spoil(base: Path, target: Path, part: str, weight: str, value: float) -> Path:
+    shutil.copytree(base, target)
+    file = next((target / part).glob("*.safetensors"))
+    weights = load_file(file)
+    weights[weight] = torch.full_like(weights[weight], value)
+    save_file(weights, file, metadata={"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize(
+    ("part", "weight", "value", "what"),
+    [
+        ("vae", "quant_conv.bias", 1e6, "latents"),
+        ("vae", "quant_conv.bias", float("nan"), "latents"),
+        ("text_encoder", "final_layer_norm.bias", 1e6, "embedding"),
+    ],
+)
+def test_overflow_of_fp16_is_named(tmp_path: Path, base: Path, part: str, weight: str, value: float, what: str) -> None:
+    pile = Pile(tmp_path / "pile", spoil(base, tmp_path / "spoilt", part, weight, value))
+    pile.add(1)
+    with pytest.raises(DataError, match=rf"'1\.png'.*{what}.*fp16"):
+        pile.encode()
+
+
+def test_group_without_images_is_encoded(tmp_path: Path, base: Path) -> None:
+    pile = Pile(tmp_path, base)
+    assert pile.encode() == {"group": "000", "encoded": 0, "reused": 0, "shards": 0}
+    assert pile.dataset.exists("groups/000.json")
+
+
+def test_captions_must_be_there(pile: Pile) -> None:
+    with pytest.raises(DataError, match="caption step"):
+        encode(pile.config, "000", SOURCE, pile.key, str(pile.base), pile.workdir, Progress(io.StringIO()))
+
+
+def test_size_that_the_autoencoder_cannot_halve_is_refused(tmp_path: Path) -> None:
+    sizes = {"resolution": 64, "autoencoder": {"channels": [4] * 5, "norm_groups": 2, "layers_per_block": 0}}
+    deep = Architecture.parse({**TINY.model_dump(), **sizes})
+    build_scratch(deep, [], seed=1).save_pretrained(tmp_path / "deep")
+    pile = Pile(tmp_path / "pile", tmp_path / "deep", resolution=24)
+    pile.add(1)
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        pile.encode()
+
+
+def test_plan_depends_on_the_set_of_records_alone() -> None:
+    records = [CaptionRecord(sha256(bytes([i])), f"{i}.png", 1, "a", "x", "v", 8, 8) for i in range(10)]
+    known = {pair_of(records[2]): "shards/8x8/old", pair_of(records[5]): "shards/8x8/old"}
+    planned = plan(records, known, (8, 8), 3)
+    assert plan(records[::-1], known, (8, 8), 3) == planned
+    assert (planned.reused, planned.known) == (("shards/8x8/old",), 2)
+    assert [len(shard.records) for shard in planned.new] == [3, 3, 2]
+    ordered = [record.sha256 for shard in planned.new for record in shard.records]
+    assert ordered == sorted(record.sha256 for i, record in enumerate(records) if i not in (2, 5))
+
+
+def test_read_ahead_keeps_order_and_stays_near() -> None:
+    asked = 0
+
+    def wanted() -> Iterator[int]:
+        nonlocal asked
+        for number in range(1000):
+            asked = number
+            yield number
+
+    squares = read_ahead(lambda number: number * number, wanted(), threads=4, ahead=10)
+    assert [next(squares) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert asked <= 15
+    assert list(squares) == [number * number for number in range(5, 1000)]
+
+
+def test_command_encodes_and_says_the_key(pile: Pile, capsys: pytest.CaptureFixture[str]) -> None:
+    pile.caption()
+    settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    arguments = ["--workdir", str(pile.root), "--source-id", SOURCE, "--group", "000", "--base-model", str(pile.base)]
+    assert main([*arguments, *settings]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["encoded"], told["encoding_key"]) == (20, pile.key)
+    assert main([*arguments[:-1], str(pile.root / "nothing")]) == 78
+    assert "no such folder" in capsys.readouterr().err

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from components.errors import ConfigError
+from components.settings import Settings, override, read_values
+
+
+class Optimizer(Settings):
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
+
+
+class Run(Settings):
+    steps: int = Field(10, ge=1, description="optimizer steps in all")
+    optimizer: Optimizer = Optimizer()
+    fallback: Optimizer | None = None
+
+
+def refused(values: dict[str, object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Run.parse(values)
+    return str(caught.value)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    assert refused({"stpes": 3}) == "stpes: no such setting (it was given 3); did you mean steps?"
+    message = refused({"optimizer": {"learning_rte": 1}})
+    assert message.endswith("did you mean optimizer.learning_rate?")
+    assert refused({"fallback": {"learnin_rate": 1}}).endswith("did you mean fallback.learning_rate?")
+
+
+def test_a_name_like_no_other_is_answered_with_all() -> None:
+    assert refused({"xyz": 1}).endswith("; allowed here: fallback, optimizer, steps")
+
+
+def test_a_wrong_value_is_named_with_what_was_allowed() -> None:
+    assert refused({"steps": "many"}).startswith("steps: 'many' is not allowed: input should be a valid integer")
+    assert refused({"steps": 0}) == (
+        "steps: 0 is not allowed: input should be greater than or equal to 1 (optimizer steps in all)"
+    )
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    assert len(refused({"steps": 0, "optimizer": {"learning_rate": 2}}).splitlines()) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(value: float) -> None:
+    assert "finite" in refused({"optimizer": {"learning_rate": value}})
+
+
+def test_override_reads_values_as_yaml_and_leaves_the_original_alone() -> None:
+    values = {"optimizer": {"learning_rate": 1.0}}
+    changed = override(values, ["optimizer.learning_rate=0.5", "names=[a, b]", "text='12'", "note=a=b"])
+    assert changed == {"optimizer": {"learning_rate": 0.5}, "names": ["a", "b"], "text": "12", "note": "a=b"}
+    assert values == {"optimizer": {"learning_rate": 1.0}}
+
+
+def test_override_makes_sections_that_were_left_to_their_defaults() -> None:
+    assert override({"optimizer": None}, ["optimizer.learning_rate=1"]) == {"optimizer": {"learning_rate": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps", "expected section.key=value"),
+        ("=3", "expected section.key=value"),
+        ("a..b=3", "expected section.key=value"),
+        ("steps=[1", "not YAML"),
+        ("steps.deeper=1", "steps is a value, not a section"),
+    ],
+)
+def test_a_malformed_override_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        override({"steps": 3}, [text])
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_values(path)
+    path.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="holds list, expected a mapping"):
+        read_values(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not YAML"):
+        read_values(path)

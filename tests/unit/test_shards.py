@@ -1,0 +1,245 @@
+"""Shards: an ordinary WebDataset, the same bytes each time, and no damage that goes unnoticed."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from components.digests import sha256
+from components.errors import DataError, NotFound
+from components.shards import (
+    Sample,
+    ShardReader,
+    find_whole,
+    index_key,
+    make_pair,
+    npy,
+    pack,
+    read_index,
+    shard_name,
+    tar_key,
+)
+from components.storage import Storage, open_storage
+
+NAME = "shards/16x24/0123456789abcdef"
+HOSTILE = 'a "digit"\n<script>alert(1)</script> \udcff 🎉 \x00'
+
+
+def make_sample(number: int, caption: str = "a digit") -> Sample:
+    numbers = np.random.default_rng(number)
+    key = sha256(str(number).encode())
+    meta = {
+        "sha256": key,
+        "caption": caption,
+        "caption_by": "sidecar:a b.txt",
+        "caption_digest": make_pair(key, caption)[1],
+        "license": None,
+        "source": None,
+        "original_size": [30, 20],
+        "crop": [0, 0, 30, 20],
+        "bucket": [16, 24],
+    }
+    moments = numbers.normal(size=(8, 2, 3)).astype(np.float16)
+    return Sample(key, moments, numbers.normal(size=(5, 6)).astype(np.float16), meta)
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    return [make_sample(0), make_sample(1, HOSTILE), make_sample(2)]
+
+
+@pytest.fixture
+def storage(tmp_path: Path, samples: list[Sample]) -> Storage:
+    storage = open_storage(str(tmp_path))
+    tar, index = pack(samples)
+    storage.write(tar_key(NAME), tar)
+    storage.write(index_key(NAME), index)
+    return storage
+
+
+def assert_equal(found: Sample, expected: Sample) -> None:
+    assert found.key == expected.key
+    np.testing.assert_array_equal(found.moments, expected.moments)
+    np.testing.assert_array_equal(found.text, expected.text)
+    assert found.moments.dtype == found.text.dtype == np.float16
+    assert found.meta == expected.meta
+
+
+def test_reader_returns_what_was_packed(storage: Storage, samples: list[Sample]) -> None:
+    reader = ShardReader(storage, NAME, sha256(storage.read(tar_key(NAME))))
+    assert len(reader) == 3
+    for i in (2, 0, 1, 2):
+        assert_equal(reader.sample(i), samples[i])
+
+
+def test_same_samples_give_same_bytes(samples: list[Sample]) -> None:
+    tar, index = pack(samples)
+    # Equal numbers in another memory layout, and a dictionary filled in another order, are the same sample.
+    again = [
+        Sample(s.key, np.asfortranarray(s.moments), s.text.copy(), dict(reversed(s.meta.items()))) for s in samples
+    ]
+    assert pack(again) == (tar, index)
+    assert pack(samples[::-1])[0] != tar
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        assert {(m.mtime, m.uid, m.gid, m.mode, m.uname) for m in opened} == {(0, 0, 0, 0o644, "")}
+
+
+# webdataset leaves the tar open until the iterator is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_opens_with_plain_webdataset_without_pickle(
+    storage: Storage, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webdataset.utils, "enforce_security", True)  # WebDataset's own switch against pickles
+    path = storage.local_path(tar_key(NAME))
+    found = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
+    assert [one["__key__"] for one in found] == [sample.key for sample in samples]
+    for one, sample in zip(found, samples, strict=True):
+        assert_equal(Sample(one["__key__"], one["moments.npy"], one["text.npy"], one["json"]), sample)
+
+
+def test_index_says_where_each_member_lies(storage: Storage) -> None:
+    tar = storage.read(tar_key(NAME))
+    index = read_index(storage, NAME)
+    assert (index.bytes, index.sha256) == (len(tar), sha256(tar))
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        members = {member.name: (member.offset_data, member.size) for member in opened}
+    offsets = {f"{entry.key}.{suffix}": place for entry in index.samples for suffix, place in entry.offsets.items()}
+    assert offsets == members
+    assert list(members)[:3] == [f"{index.samples[0].key}.{suffix}" for suffix in ("moments.npy", "text.npy", "json")]
+
+
+def test_name_says_what_a_shard_holds_and_in_which_order() -> None:
+    pairs = [make_pair("aa", "one"), make_pair("bb", "two")]
+    name = shard_name((16, 24), pairs)
+    assert name.startswith("shards/16x24/")
+    assert len(name.rsplit("/", 1)[1]) == 16
+    others = [pairs[::-1], pairs[:1], [make_pair("aa", "One"), pairs[1]], [make_pair("ab", "one"), pairs[1]]]
+    assert name not in {shard_name((16, 24), other) for other in others}
+
+
+def test_captions_with_half_characters_have_a_digest_of_their_own() -> None:
+    assert make_pair("aa", "\udcff") != make_pair("aa", "\udcfe")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "longer", "empty"])
+def test_damaged_tar_is_refused_by_name(storage: Storage, damage: str) -> None:
+    tar = bytearray(storage.read(tar_key(NAME)))
+    expected = sha256(bytes(tar))
+    match damage:
+        case "truncated":
+            del tar[-600:]
+        case "flipped":
+            tar[700] ^= 1
+        case "longer":
+            tar += bytes(512)
+        case "empty":
+            tar.clear()
+    storage.write(tar_key(NAME), bytes(tar))
+    for digest in (expected, None):
+        with pytest.raises(DataError, match=NAME):
+            ShardReader(storage, NAME, digest)
+
+
+def test_tar_other_than_the_datasets_is_refused(storage: Storage) -> None:
+    with pytest.raises(DataError, match=NAME):
+        ShardReader(storage, NAME, "0" * 64)
+
+
+@pytest.mark.parametrize("key", [tar_key(NAME), index_key(NAME)])
+def test_missing_shard_is_refused_by_name(storage: Storage, key: str) -> None:
+    storage.delete(key)
+    with pytest.raises(DataError, match=NAME):
+        ShardReader(storage, NAME)
+
+
+@pytest.mark.parametrize("index", [b"", b"{", b"[]", b"{}", b'{"format":1}', b'{"format":99}', b"\xff", b"null"])
+def test_damaged_index_is_refused_by_name(storage: Storage, index: bytes) -> None:
+    storage.write(index_key(NAME), index)
+    with pytest.raises(DataError, match=NAME):
+        read_index(storage, NAME)
+    assert find_whole(storage, NAME) is None
+
+
+@pytest.mark.parametrize("shift", [(512, 0), (-512, 0), (10**9, 0), (-(10**9), 0), (0, 1), (0, -1)])
+def test_index_that_points_elsewhere_is_refused_with_the_sample(
+    storage: Storage, samples: list[Sample], shift: tuple[int, int]
+) -> None:
+    index = json.loads(storage.read(index_key(NAME)))
+    place = index["samples"][1]["offsets"]["text.npy"]
+    place[:] = [place[0] + shift[0], place[1] + shift[1]]
+    storage.write(index_key(NAME), json.dumps(index).encode())
+    reader = ShardReader(storage, NAME)
+    assert_equal(reader.sample(0), samples[0])
+    with pytest.raises(DataError, match=rf"{NAME}: sample 1 \({samples[1].key}\)"):
+        reader.sample(1)
+
+
+def pickled_array() -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.array([{}], dtype=object), allow_pickle=True)
+    return stream.getvalue()
+
+
+def fortran_array() -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.asfortranarray(np.zeros((2, 3), np.float16)))
+    return stream.getvalue()
+
+
+def single_precision() -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.zeros((2, 3), np.float32))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pickled_array(),
+        fortran_array(),
+        single_precision(),
+        npy(np.zeros((2, 3), np.float16))[:-1],
+        b"",
+        b"not an array",
+    ],
+    ids=["pickle", "fortran", "fp32", "cut-off", "empty", "text"],
+)
+def test_array_that_is_not_plain_fp16_is_refused(tmp_path: Path, array: bytes) -> None:
+    key = "0" * 64
+    buffer = io.BytesIO()
+    offsets = {}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for suffix, data in {"moments.npy": array, "text.npy": array, "json": b"{}"}.items():
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size = len(data)
+            offsets[suffix] = [buffer.tell() + 512, len(data)]
+            tar.addfile(member, io.BytesIO(data))
+    tar_bytes = buffer.getvalue()
+    samples = [{"key": key, "caption_digest": "", "offsets": offsets}]
+    index = {"format": 1, "bytes": len(tar_bytes), "sha256": sha256(tar_bytes), "samples": samples}
+    storage = open_storage(str(tmp_path))
+    storage.write(tar_key(NAME), tar_bytes)
+    storage.write(index_key(NAME), json.dumps(index).encode())
+    with pytest.raises(DataError, match=NAME):
+        ShardReader(storage, NAME).sample(0)
+
+
+def test_whole_shard_is_found_without_reading_its_tar(storage: Storage) -> None:
+    assert find_whole(storage, NAME) == read_index(storage, NAME)
+    storage.write(tar_key(NAME), storage.read(tar_key(NAME))[:-1])
+    assert find_whole(storage, NAME) is None
+    storage.delete(tar_key(NAME))
+    assert find_whole(storage, NAME) is None
+
+
+def test_shard_without_index_does_not_exist(storage: Storage) -> None:
+    storage.delete(index_key(NAME))
+    assert find_whole(storage, NAME) is None
+    with pytest.raises(NotFound):
+        read_index(storage, NAME)
