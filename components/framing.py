@@ -41,8 +41,9 @@ def cut(image: Image.Image, height: int, width: int) -> Frame:
     """Take the largest centred part of the wanted aspect ratio and scale it (Lanczos) to the wanted size."""
     crop = centre_crop(image.width, image.height, height, width)
     left, top, crop_width, crop_height = crop
-    box = (left, top, left + crop_width, top + crop_height)
-    scaled = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    # Cropped first: with resize's own ``box`` the filter would reach over the crop's edges.
+    part = image.crop((left, top, left + crop_width, top + crop_height))
+    scaled = part.resize((width, height), Image.Resampling.LANCZOS)
     return Frame(np.array(scaled, dtype=np.uint8), image.size, crop)
 
 

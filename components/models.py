@@ -62,7 +62,7 @@ def fetch(uri: str, workdir: Storage) -> Path:
         return workdir.local_path(key) or _cached(workdir.child(key))
     if "://" in uri:
         return _cached(open_storage(uri))
-    if Path(uri).expanduser().is_dir():
+    if uri and Path(uri).expanduser().is_dir():
         return Path(uri).expanduser()
     if hub := _HUB_NAME.fullmatch(uri):
         return _from_hub(hub["repository"], hub["revision"])

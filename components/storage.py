@@ -146,8 +146,8 @@ class Storage(ABC):
             NotFound: Where the key does not exist; at once, not when the first record is asked for.
             DataError: Where a line is not a JSON object; when it is reached.
         """
-        # Only \n ends a line: str.splitlines would also split at separators that JSON strings may hold.
-        lines = self.read(key).split(b"\n")
+        # Bytes are split, since a str would also be split at separators that JSON strings may hold.
+        lines = self.read(key).splitlines()
         return (self._record(line, f"{key}:{number}") for number, line in enumerate(lines, start=1) if line)
 
     def write_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:

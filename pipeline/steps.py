@@ -82,10 +82,8 @@ def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
 
 
 @step
-def evaluate(config: str, encoding_key: str, base_model: str, trained: int, metrics: Output[Metrics]) -> NamedTuple(
-    "Measured", [("better", bool)]
-):
-    """Draw and measure; tell whether the model beats the published one."""
+def evaluate(config: str, encoding_key: str, base_model: str, trained: int, metrics: Output[Metrics]) -> bool:
+    """Draw and measure; returns whether the model beats the published one."""
     from pipeline import work
 
     return work.evaluate(config, encoding_key, base_model, metrics.log_metric)

@@ -1,4 +1,4 @@
-"""Join the encoded groups into one dataset and commit it: which samples are trained on, held out or gone.
+r"""Join the encoded groups into one dataset and commit it: which samples are trained on, held out or gone.
 
     python -m components.index --workdir work --source-id 0123456789abcdef --encoding-key fedcba9876543210 \
         --groups 000 001 --set held_out=0.05

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -59,17 +59,9 @@ def ingest(config: IngestConfig, workdir: Storage, progress: Progress) -> dict[s
             f"source {source.url!a} holds no images (files of other kinds: {listing.others}); expected names ending "
             f"in {', '.join(config.extensions)}; check ingest.source and ingest.extensions"
         )
-    known = read_known(workdir, source.id)
-    seen = [known[file.name] for file in listing.images if file.name in known and known[file.name].still_holds(file)]
-    unchanged = {one.name for one in seen}
-    new = [file for file in listing.images if file.name not in unchanged]
-    rejections = [*listing.rejections]
-    for outcomes in _read_in_parts(source, new, config, progress):
-        seen += [outcome for outcome in outcomes if isinstance(outcome, Seen)]
-        rejections += [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
-        write_known(workdir, source.id, seen)
+    seen, unreadable, read = _see(source, listing.images, config, workdir, progress)
     images, unfit = _choose(seen, listing, config.limits)
-    rejections += unfit
+    rejections = [*listing.rejections, *unreadable, *unfit]
     write_rejections(workdir, ingest_rejections_key(source.id), rejections)
     if not images:
         raise DataError(f"source {source.url!a}: no image can be used; {_summary(rejections)}")
@@ -79,20 +71,29 @@ def ingest(config: IngestConfig, workdir: Storage, progress: Progress) -> dict[s
         "groups": list(manifest.groups),
         "images": manifest.images,
         "rejected": manifest.rejected,
-        "read": len(new),
+        "read": read,
         "digest": manifest.digest,
     }
 
 
-def _read_in_parts(
-    source: Source, files: Sequence[SourceFile], config: IngestConfig, progress: Progress
-) -> Iterator[list[Seen | Rejection]]:
-    part = max(SAVE_FILES, -(-len(files) // SAVES))
+def _see(
+    source: Source, files: Sequence[SourceFile], config: IngestConfig, workdir: Storage, progress: Progress
+) -> tuple[list[Seen], list[Rejection], int]:
+    """Return what is in the files, which of them cannot be read, and how many were not known from before."""
+    known = read_known(workdir, source.id)
+    seen = [known[file.name] for file in files if file.name in known and known[file.name].still_holds(file)]
+    unchanged = {one.name for one in seen}
+    new = [file for file in files if file.name not in unchanged]
+    unreadable: list[Rejection] = []
+    write_known(workdir, source.id, seen)  # before the long reading: a workdir that cannot be written shows now
     with ThreadPoolExecutor(config.readers) as pool:
-        looks = pool.map(partial(_look, source, config.limits.max_bytes), files)
-        outcomes = progress.track(looks, "images read", len(files))
-        while done := list(islice(outcomes, part)):
-            yield done
+        looks = pool.map(partial(_look, source, config.limits.max_bytes), new)
+        outcomes = progress.track(looks, "images read", len(new))
+        while part := list(islice(outcomes, max(SAVE_FILES, -(-len(new) // SAVES)))):
+            seen += [outcome for outcome in part if isinstance(outcome, Seen)]
+            unreadable += [outcome for outcome in part if isinstance(outcome, Rejection)]
+            write_known(workdir, source.id, seen)
+    return seen, unreadable, len(new)
 
 
 def _look(source: Source, max_bytes: int, file: SourceFile) -> Seen | Rejection:

@@ -1,4 +1,4 @@
-"""Encode one group's images and captions into shards of latents and text embeddings.
+r"""Encode one group's images and captions into shards of latents and text embeddings.
 
     python -m components.latents --workdir work --source-id 0123456789abcdef --group 000 \
         --base-model workdir:models/base/fedcba9876543210 --set resolution=512

@@ -154,8 +154,8 @@ def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]
 def _steps_done(records: Records, tries: list[Attempt]) -> int:
     """Return the optimizer steps that were done and kept; an attempt that did not say how it ended kept its metrics."""
     if tries and tries[-1].exit_code is not None and tries[-1].last_step is not None:
-        return tries[-1].last_step
-    steps = [metric.step for metric in records.metrics] + [attempt.last_step or 0 for attempt in tries]
+        return tries[-1].kept
+    steps = [metric.step for metric in records.metrics] + [attempt.kept for attempt in tries]
     return max(steps, default=0)
 
 

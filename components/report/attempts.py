@@ -20,8 +20,8 @@ class Attempt:
         ended: When it ended, or when it was last heard of.
         exit_code: None where nothing says that it ended.
         first_step: Optimizer steps that were already done when it began.
-        last_step: Optimizer steps that were done and kept when it ended.
-        steps_lost: Steps that were done but not saved.
+        last_step: Optimizer steps that were done when it ended, also those that were lost.
+        steps_lost: Steps that were done but not saved, so that they had to be done again.
         notices: When a rank was told that its machine goes away, and which rank.
         checkpoints: When a checkpoint was written, and after which step.
     """
@@ -41,6 +41,11 @@ class Attempt:
     def seconds(self) -> float:
         """How long it ran."""
         return self.ended - self.started
+
+    @property
+    def kept(self) -> int:
+        """Optimizer steps that were done and not lost when it ended."""
+        return max((self.last_step or 0) - self.steps_lost, 0)
 
     @property
     def preempted(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -150,7 +150,7 @@ def read_records(workdir: Storage, run: str) -> Records:
     read = _Reader(workdir)
     folder = f"runs/{run}"
     config = read.json(f"{folder}/config.json")
-    steps = tuple(sorted(read.each(f"{folder}/steps/", StepRecord), key=lambda record: record.started))
+    steps = _of_the_last_time(read.each(f"{folder}/steps/", StepRecord))
     dataset, rejected = read.dataset(_found(steps, "index", "encoding_key"), _found(steps, "ingest", "source_id"))
     name = config.get("name") if isinstance(config, dict) else None
     return Records(
@@ -239,6 +239,13 @@ class _Reader:
 
     def _note(self, key: str, error: Exception) -> None:
         self.missing[printable(key)] = ABSENT if isinstance(error, NotFound) else printable(str(error))
+
+
+def _of_the_last_time(records: Iterable[StepRecord]) -> tuple[StepRecord, ...]:
+    """Return the records in order, without those that an earlier time of the same run left: ingest begins each."""
+    steps = sorted(records, key=lambda record: record.started)
+    begin = next((record.started for record in steps if record.step == "ingest"), 0.0)
+    return tuple(record for record in steps if record.started >= begin)
 
 
 def _last_of_each_step(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:

@@ -15,7 +15,7 @@ STATE_MEANING = {
     "useful": "optimizer steps that count",
     "saving": "training waits for a checkpoint",
     "lost": "optimizer steps that had to be done again",
-    "idle": "no trainer runs: between attempts, or waiting for machines",
+    "idle": "between attempts, waiting for machines, drawing samples, shutting down",
 }
 MEASURES = {
     "prompt_accuracy": ("Prompt accuracy", "generated images that show what their prompt asks for"),

@@ -232,9 +232,11 @@ def test_device_that_is_not_there_is_refused() -> None:
 
 def test_torch_is_left_as_it_was_found() -> None:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with pytest.raises(ZeroDivisionError), reproducible(before[0] + 1):
+    with reproducible(before[0] + 1):
         assert torch.get_num_threads() == before[0] + 1
         assert torch.are_deterministic_algorithms_enabled()
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    with pytest.raises(ZeroDivisionError), reproducible(before[0] + 1):
         raise ZeroDivisionError
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
 

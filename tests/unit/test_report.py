@@ -113,7 +113,7 @@ def _events() -> list[dict[str, Any]]:
         {"time": begin + 42, "event": "spot-notice", "step": 175, "rank": 1},
         {"time": begin + 42.4, "event": "checkpoint", "step": 175, "seconds": 0.3, "stall_seconds": 0.3},
         {"time": begin + 42.4, "event": "preempted", "step": 175},
-        {"time": begin + 42.5, "event": "attempt-ended", "attempt": 1, "exit_code": 75, "step": 175, "steps_lost": 5},
+        {"time": begin + 42.5, "event": "attempt-ended", "attempt": 1, "exit_code": 75, "step": 180, "steps_lost": 5},
         {"time": begin + 44.5, "event": "attempt-started", "attempt": 2, "ranks": 2},
         {"time": begin + 49, "event": "resumed", "step": 175, "skipped": []},
         {"time": begin + 56, "event": "checkpoint", "step": 200, "seconds": 0.4, "stall_seconds": 0.1},
@@ -219,8 +219,21 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
     assert {"python", "numpy", "pillow"} <= numbers["versions"].keys()
     assert numbers["missing"] == {}
 
-    for said in ("digits", "Published", "models/digits/3f9a1c", "98.3\xa0%", "118 of 120", "preempted at 175",
-                 "b\\n.png", "\\udcff.gif", "seed: 7", "2\xa0min\xa052\xa0s", "the judge reads 98\xa0%"):  # fmt: skip
+    for said in (
+        "digits",
+        "Published",
+        "models/digits/3f9a1c",
+        "98.3\xa0%",
+        "118 of 120",
+        "preempted at 180",
+        "0 → 180",
+        "175 → 300",
+        "b\\n.png",
+        "\\udcff.gif",
+        "seed: 7",
+        "2\xa0min\xa052\xa0s",
+        "the judge reads 98\xa0%",
+    ):
         assert said in page.text, said
     alts = [image["alt"] for image in page.images()]
     assert len(alts) == 10 + 10 * 12 + 7 * 10
@@ -312,6 +325,18 @@ def test_a_failed_step_comes_first(tmp_path: Path) -> None:
     assert numbers["prompt_accuracy"] is None
     assert "prompt_accuracy" not in metrics(numbers)
     assert "> out of\\nmemory".replace("\\", "\\\\") in markdown(numbers)
+
+
+def test_a_run_that_is_run_again_forgets_the_steps_of_the_time_before(tmp_path: Path) -> None:
+    workdir = fabricate(str(tmp_path))
+    run = workdir.child("runs/first")
+    for step, started in (("publish", -90_000.0), ("evaluate", -90_030.0)):
+        run.write_json(f"steps/{step}.json", {**run.read_json(f"steps/{step}.json"), "started": START + started})
+
+    numbers, _ = write_report(workdir)
+
+    assert numbers["wall_seconds"] == pytest.approx(141)
+    assert {"publish", "evaluate"}.isdisjoint(numbers["seconds"])
 
 
 def test_damaged_files_do_not_stop_it(tmp_path: Path) -> None:

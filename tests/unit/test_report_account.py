@@ -100,7 +100,7 @@ def test_without_a_ledger_speed_is_told_from_the_steps() -> None:
 
 def test_steps_that_were_lost_and_not_done_again_do_not_count() -> None:
     metrics = tuple(Metric(step=index) for index in range(1, 21))
-    events = (event(0, "attempt-started"), event(9, "attempt-ended", exit_code=137, step=15, steps_lost=5))
+    events = (event(0, "attempt-started"), event(9, "attempt-ended", exit_code=137, step=20, steps_lost=5))
 
     numbers = count(metrics=metrics, events=events)
 
