@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from components.digests import short
 from components.errors import DataError, ImageRejected, NotFound, StorageError
-from components.storage import Storage, open_storage
+from components.storage import Storage, check_key, open_storage
 
 # The machine's trouble and not the file's: a retry may help, and no image must be given up for it.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR}
@@ -182,7 +182,13 @@ class StorageSource(Source):
     def list(self) -> Iterator[SourceFile]:
         """Yield every object, as ``Source.list`` says."""
         for key, size, modified in self._storage.list():
-            if not any(part.startswith(".") for part in key.split("/")):
+            if any(part.startswith(".") and part not in (".", "..") for part in key.split("/")):
+                continue
+            try:
+                check_key(key)
+            except StorageError as error:  # the store has such a name, and yet it cannot be asked for
+                yield SourceFile(key, 0, "", ImageRejected("unreadable", str(error)))
+            else:
                 yield SourceFile(key, size, modified)
 
     def read(self, name: str) -> bytes:

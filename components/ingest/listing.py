@@ -54,10 +54,10 @@ def list_source(source: Source, extensions: Collection[str], workdir: Storage) -
         if own is not None and file.name.startswith(own):
             continue
         stem, ending = _split(file.name)
-        if ending in SIDECARS:
-            listing.captions[stem, ending] = file
-        elif file.refused is not None and (ending in extensions or file.name.endswith("/")):
+        if file.refused is not None and (ending in extensions or file.name.endswith("/")):
             listing.rejections.append(Rejection(file.name, "ingest", file.refused.reason, file.refused.detail))
+        elif ending in SIDECARS:
+            listing.captions[stem, ending] = file
         elif ending in extensions:
             listing.images.append(file)
         else:

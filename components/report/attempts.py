@@ -14,7 +14,7 @@ class Attempt:
     """One start of the trainer; times in seconds since 1970.
 
     Attributes:
-        number: As the launcher counts them.
+        number: Counted from 1.
         ranks: Processes that trained.
         started: When it was started.
         ended: When it ended, or when it was last heard of.
@@ -67,8 +67,7 @@ def attempts(events: Iterable[Event]) -> list[Attempt]:
     result: list[Attempt] = []
     for event in events:
         if event.event == "attempt-started":
-            number = len(result) + 1 if event.attempt is None else event.attempt
-            result.append(Attempt(number, event.ranks, event.time, event.time))
+            result.append(Attempt(len(result) + 1, event.ranks, event.time, event.time))
         elif result:
             _tell(result[-1], event)
     return result

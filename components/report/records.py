@@ -64,7 +64,6 @@ class Event(Record):
 
     time: Time
     event: str
-    attempt: Whole | None = None
     ranks: Whole | None = None
     rank: Whole | None = None
     step: Whole | None = None

@@ -66,8 +66,8 @@ def moment(seconds: float) -> str:
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """Return the numbers and the answers of a step's result in one line: ``images 1,797 · rejected 5``."""
-    told = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    """Return the numbers and the answers of a step's result in one line, its time aside: ``images 1,797 · read 5``."""
+    told = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "seconds"}
     return " · ".join(f"{name.replace('_', ' ')}{SPACE}{_fact(value)}" for name, value in told.items())
 
 

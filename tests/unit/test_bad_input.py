@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import components
 from components.caption.captioning import caption
 from components.caption.config import CaptionConfig
 from components.errors import DataError, ImageRejected
@@ -317,13 +316,16 @@ def test_what_may_not_be_read_is_left_out(public_root: Path, as_nobody: Callable
     put(public_root / "locked.png", encoded(noise(3))).chmod(0)
     put(public_root / "closed/image.png", encoded(noise(4)))
     put(public_root / "silent.png", encoded(noise(5))).with_suffix(".txt").chmod(0)
+    put(public_root / "closed.txt/image.png", encoded(noise(6)))
     (public_root / "closed").chmod(0)
+    (public_root / "closed.txt").chmod(0)
     as_nobody()
     taken = take(public_root, open_storage("memory://bad-input-locked"))
     assert taken.others() == []
     assert taken.rejected == {
         "locked.png": "unreadable",
         "closed/": "unreadable",
+        "closed.txt/": "unreadable",
         "silent.png": "caption-unreadable",
     }
 
@@ -356,7 +358,7 @@ def test_pipes_sockets_and_devices_do_not_hang(public_root: Path, tmp_path: Path
         "--set",
         f"source={public_root}",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(components.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     rejections = read_ingest_rejections(open_storage(str(tmp_path)), result["source_id"])
@@ -374,9 +376,11 @@ def test_a_pipe_is_not_read_even_by_name(public_root: Path) -> None:
 def test_a_file_too_large_to_read_is_not_read(root: Path, work: Storage) -> None:
     with (root / "huge.png").open("wb") as file:
         file.truncate(1 << 40)  # sparse: it takes no room, but reading it would
+    with put(root / "image.png", encoded(noise(3))).with_suffix(".txt").open("wb") as file:
+        file.truncate(1 << 40)
     taken = take(root, work)
     assert taken.others() == []
-    assert taken.rejected == {"huge.png": "too-large"}
+    assert taken.rejected == {"huge.png": "too-large", "image.png": "caption-too-long"}
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_a_killed_step_goes_on_where_it_was(tmp_path: Path) -> None:
                 raise StorageError("no space left")
             super().write(key, data)
 
-        def child(self, prefix: str) -> Storage:
+        def child(self, prefix: str) -> Full:
             return Full("caption-killed", prefix)
 
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-killed")

@@ -80,8 +80,8 @@ def test_a_turned_photograph_stands_upright(format: str, orientation: int) -> No
     stored = upright if turn is None else upright.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}.get(format, {})
-    data = encode(stored, format, exif=exif, **options)
+    fine: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}
+    data = encode(stored, format, exif=exif, **fine.get(format, {}))
     assert inspect(data, LIMITS)[:2] == upright.size
     difference = np.asarray(decode(data, LIMITS), int) - np.asarray(upright, int)
     assert np.abs(difference).max() <= (60 if format == "JPEG" else 0)

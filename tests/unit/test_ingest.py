@@ -160,6 +160,8 @@ def test_of_duplicates_the_first_name_stays(tmp_path: Path) -> None:
         ("b.png", "duplicate", "duplicate of a/z.png"),
         ("c.jpg", "duplicate", "duplicate of a/z.png"),
     ]
+    put(root / "Z.png", picture(1))  # new, and its name sorts before those that are known
+    assert list(images(work, run(root, work, groups=3))) == ["Z.png"]
 
 
 @pytest.mark.parametrize(

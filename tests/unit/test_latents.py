@@ -271,10 +271,8 @@ class Mortal(LocalStorage):
         Mortal.left -= 1
         super().write(key, data)
 
-    def child(self, prefix: str) -> Storage:
-        folder = self.local_path(prefix)
-        assert folder is not None
-        return Mortal(folder)
+    def child(self, prefix: str) -> Mortal:
+        return Mortal(self.local_path(prefix))
 
 
 def test_killed_before_any_write_ends_with_the_same_bytes(pile: Pile) -> None:

@@ -111,10 +111,10 @@ def test_attempts_are_told_from_events() -> None:
     told = attempts(
         [
             event(0, "checkpoint", step=1),  # of no attempt
-            event(10, "attempt-started", attempt=1, ranks=4),
+            event(10, "attempt-started", attempt=0, ranks=4),
             event(12, "spot-notice", rank=2),
             event(13, "attempt-ended", exit_code=75, step=7, steps_lost=0),
-            event(20, "attempt-started", attempt=2, ranks=2),
+            event(20, "attempt-started", attempt=1, ranks=2),
             event(21, "resumed", step=7),
             event(25, "checkpoint", step=9),
         ]
@@ -173,7 +173,15 @@ def test_numbers_keep_three_digits() -> None:
 
 
 def test_facts_are_the_numbers_of_a_result() -> None:
-    result = {"images": 1797, "better": True, "share": 0.98333, "path": "models/x", "shards": [1], "none": None}
+    result = {
+        "images": 1797,
+        "better": True,
+        "share": 0.98333,
+        "path": "models/x",
+        "shards": [1],
+        "none": None,
+        "seconds": 3.0,
+    }
     assert facts(result).replace("\xa0", " ") == "images 1,797 · better yes · share 0.983"
 
 

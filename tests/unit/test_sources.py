@@ -6,13 +6,15 @@ import errno
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from components.errors import ConfigError, DataError, ImageRejected, StorageError
-from components.sources import FolderSource, Source, open_source
-from components.storage import open_storage
+from components.sources import FolderSource, Source, StorageSource, open_source
+from components.storage import Entry, open_storage
+from components.storage_memory import MemoryStorage
 
 
 def names(source: Source) -> list[str]:
@@ -157,3 +159,14 @@ def test_a_store_is_a_source_too() -> None:
     storage.write("a.png", b"other")
     (after, _) = source.list()
     assert before.modified != after.modified
+
+
+def test_a_store_may_hold_names_that_are_no_keys() -> None:
+    class Odd(MemoryStorage):
+        def list(self, prefix: str = "") -> Iterator[Entry]:
+            names = ["../up.png", "a.png", "b//c.png"]  # what any client may have put into a bucket
+            return (Entry(name, 1, "tag") for name in names)
+
+    source = StorageSource(Odd("sources-odd"))
+    assert names(source) == ["a.png"]
+    assert refusals(source) == {"../up.png": "unreadable", "b//c.png": "unreadable"}
