@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JOBS ?= 2
+# The release that everything is tested with; newer ones bring gigabytes of CUDA along.
+TORCH := 2.13.0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit bench clean
+.PHONY: help install demo test lint types unit bench constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,10 +19,11 @@ install: $(STAMP)  ## make .venv with everything that Darkroom and its tests nee
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Darkroom needs Python 3.11 or later")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,train,dev]'
+	@echo 'Installing into $(VENV): some minutes the first time.'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[pipeline,train,dev]'
 	touch $@
 
-demo: $(STAMP)  ## train on 1,797 real handwritten digits and open the report's path
+demo: $(STAMP)  ## train on 1,797 real handwritten digits and print where the report is
 	$(BIN)/darkroom run --recipe demo --workdir demo
 
 test: lint types unit  ## check everything: style, types, walls, units, one whole small run
@@ -32,10 +37,20 @@ types: $(STAMP)  ## strict types
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## unit and integration tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 bench: $(STAMP)  ## what the training loop costs over a bare one, as a ratio
 	$(BIN)/python tests/benchmarks/training_step.py
+
+constraints:  ## pin anew what a fresh installation takes, in constraints.txt
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet -e '.[pipeline,train,dev]' torch==$(TORCH)
+	build/constraints/bin/pip check
+	build/constraints/bin/pip freeze --all --exclude-editable --exclude pip > build/frozen.txt
+	echo '# Every package of .[pipeline,train,dev] as tested. Made by `make constraints`; do not edit.' > constraints.txt
+	sed -E 's/\+[a-z0-9.]+$$//' build/frozen.txt | LC_ALL=C sort -f >> constraints.txt
+	rm -rf build/constraints build/frozen.txt
 
 clean:  ## remove what was built; .venv and demo stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
