@@ -33,7 +33,7 @@ from components.latents.plan import pair_of, plan
 from components.manifest import CaptionRecord, Manifest, write_captions, write_manifest
 from components.progress import Progress
 from components.scratch import build_scratch
-from components.shards import Sample, ShardReader, index_key, tar_key
+from components.shards import Sample, ShardReader, find_whole, index_key, tar_key
 from components.storage import Storage, open_storage
 from components.storage_local import LocalStorage
 
@@ -289,6 +289,8 @@ def test_killed_before_any_write_ends_with_the_same_bytes(pile: Pile) -> None:
             break
         except StorageError:
             kills += 1
+        indexes = [entry.key for entry in pile.dataset.list("shards") if entry.key.endswith(".idx")]
+        assert all(find_whole(pile.dataset, key.removesuffix(".idx")) for key in indexes)  # the tar comes first
     assert kills >= 7  # the empty caption, three tars and their indexes
     Mortal.left = 100
     encode(pile.config, "000", SOURCE, pile.key, str(pile.base), mortal, Progress(io.StringIO()))

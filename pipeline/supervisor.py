@@ -1,0 +1,101 @@
+"""One child process under watch: what it prints line by line, and a tidy end when this process is asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from types import FrameType
+from typing import IO
+
+# Lines, the numbers of signals, and None once the child has closed its output. Only a SimpleQueue may be put into
+# from a signal handler.
+_Inbox = SimpleQueue[str | int | None]
+
+
+def supervise(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    hear: Callable[[str], None],
+    busy: Callable[[], bool],
+    stopping: Callable[[], None],
+) -> tuple[int, bool]:
+    """Run a command and everything that it starts, as a group apart from the terminal's.
+
+    The first Ctrl-C or SIGTERM passes SIGTERM on to the group, which is killed as soon as none of it is busy any more;
+    the second kills it at once.
+
+    Args:
+        command: The program and its arguments.
+        environment: The child's environment variables.
+        hear: Takes each line of standard output and standard error.
+        busy: Tells whether anything in the group has yet to come to a tidy end.
+        stopping: Called once, when the group has been asked to stop.
+
+    Returns:
+        The child's exit code, and whether it was asked to stop.
+    """
+    inbox: _Inbox = SimpleQueue()
+    asked = False
+    with _signals_to(inbox), _group(command, environment) as child:
+        assert child.stdout is not None
+        threading.Thread(target=_listen, args=(child.stdout, inbox), daemon=True).start()
+        while (said := inbox.get()) is not None:
+            if isinstance(said, str):
+                hear(said)
+            else:
+                _signal(child, signal.SIGKILL if asked else signal.SIGTERM)
+                if not asked:
+                    stopping()
+                asked = True
+            if asked and not busy():
+                _signal(child, signal.SIGKILL)
+    return child.returncode, asked
+
+
+@contextlib.contextmanager
+def _group(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    child = subprocess.Popen(  # noqa: S603 - no shell
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="backslashreplace",
+        start_new_session=True,
+    )
+    with child:
+        try:
+            yield child
+        except BaseException:
+            _signal(child, signal.SIGKILL)
+            raise
+
+
+def _signal(child: subprocess.Popen[str], number: int) -> None:
+    if child.poll() is None:  # its number cannot be another process's yet
+        os.killpg(child.pid, number)
+
+
+def _listen(stream: IO[str], inbox: _Inbox) -> None:
+    for line in stream:
+        inbox.put(line)
+    inbox.put(None)
+
+
+@contextlib.contextmanager
+def _signals_to(inbox: _Inbox) -> Iterator[None]:
+    def note(number: int, _frame: FrameType | None) -> None:
+        inbox.put(number)
+
+    kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,108 @@
+"""The launcher brings a training to its end through crashes and notices, and accounts for every second."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from components import checkpoints
+from components.dataset import read_dataset
+from components.errors import DarkroomError, DataError, Preempted
+from components.progress import Progress
+from pipeline.config import RunConfig
+from pipeline.launch.local import launch
+
+pytestmark = pytest.mark.slow
+
+
+class Saboteur(Progress):
+    """Hears what the launcher tells, and strikes once when a step is reached."""
+
+    def __init__(self, step: int, strike: Callable[[dict[int, int]], None]) -> None:
+        super().__init__(io.StringIO())
+        self._step = step
+        self._strike: Callable[[dict[int, int]], None] | None = strike
+        self._ranks: dict[int, int] = {}
+
+    def event(self, event: str, **fields: Any) -> None:
+        if event == "rank-started":
+            self._ranks[fields["rank"]] = fields["pid"]
+        elif event == "step" and fields["step"] >= self._step and self._strike is not None:
+            strike, self._strike = self._strike, None
+            strike(self._ranks)
+
+
+def settings(workshop: Any, name: str, **launch_settings: Any) -> RunConfig:
+    train = {**workshop.settings, "steps": 20}
+    return RunConfig.parse(
+        {"name": name, "seed": 5, "ingest": {"source": "unused"}, "train": train, "launch": launch_settings}
+    )
+
+
+def start(workshop: Any, config: RunConfig, progress: Progress, encoding_key: str = "key") -> dict[str, Any]:
+    return launch(config, workshop.workdir, "workdir:models/base/tiny", encoding_key, "digest", progress)
+
+
+def nothing(ranks: dict[int, int]) -> None:
+    pass
+
+
+def test_a_crash_is_survived_and_paid_for(workshop: Any) -> None:
+    config = settings(workshop, "crash")
+    result = start(workshop, config, Saboteur(12, lambda ranks: os.kill(ranks[1], signal.SIGKILL)))
+    assert result == {"step": 20, "attempts": 2}
+
+    run = workshop.run(config.run)
+    ended = [event for event in run.read_lines("events.jsonl") if event["event"] == "attempt-ended"]
+    assert [(event["attempt"], event["exit_code"]) for event in ended] == [(0, 128 + signal.SIGKILL), (1, 0)]
+    assert 1 <= ended[0]["steps_lost"] <= 7
+    assert ended[1]["steps_lost"] == 0
+
+    ledger = list(run.read_lines("ledger.jsonl"))
+    assert sum(line["seconds"] for line in ledger if line["state"] == "lost") > 0
+    steps = list(run.read_lines("metrics.jsonl"))
+    useful = sum(line["seconds"] for line in ledger if line["state"] == "useful")
+    assert [line["step"] for line in steps] == list(range(1, 21))
+    assert useful == pytest.approx(sum(line["seconds"] for line in steps), abs=0.1)
+
+
+def test_the_notice_of_the_drill_comes_once_and_loses_nothing(workshop: Any) -> None:
+    config = settings(workshop, "drill", spot_drill_step=8, spot_drill_rank=1)
+    assert start(workshop, config, Saboteur(99, nothing))["attempts"] == 2
+    events = list(workshop.run(config.run).read_lines("events.jsonl"))
+    assert [event["rank"] for event in events if event["event"] == "spot-notice"] == [1]
+    ended = [event for event in events if event["event"] == "attempt-ended"]
+    assert [(event["exit_code"], event["steps_lost"]) for event in ended] == [(75, 0), (0, 0)]
+
+
+def test_too_many_crashes_end_it_with_the_last_words(workshop: Any) -> None:
+    config = settings(workshop, "hopeless", max_crashes=0)
+    with pytest.raises(DarkroomError, match=r"exit code 137 after 0 preemptions and 1 crashes"):
+        start(workshop, config, Saboteur(1, lambda ranks: os.kill(ranks[0], signal.SIGKILL)))
+
+
+def test_bad_data_are_not_tried_again(workshop: Any) -> None:
+    source, target = (workshop.workdir.child(f"datasets/{key}") for key in ("key", "holes"))
+    for entry in source.list():
+        target.write(entry.key, source.read(entry.key))
+    dataset = read_dataset(target)
+    assert dataset is not None
+    for shard in dataset.shards:
+        target.delete(f"{shard.name}.tar")
+    with pytest.raises(DataError, match=r"shard shards/16x16/\w+ is missing"):
+        start(workshop, settings(workshop, "holes"), Saboteur(99, nothing), encoding_key="holes")
+
+
+def test_the_launcher_itself_can_be_told_to_stop(workshop: Any) -> None:
+    config = settings(workshop, "stopped")
+    with pytest.raises(Preempted, match="the state is saved"):
+        start(workshop, config, Saboteur(9, lambda ranks: os.kill(os.getpid(), signal.SIGTERM)))
+    newest = checkpoints.newest(workshop.run(config.run))
+    assert newest is not None
+    assert newest.step >= 9
+    assert start(workshop, config, Saboteur(99, nothing))["step"] == 20
