@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
-# The release that everything is tested with; newer ones bring gigabytes of CUDA along.
+# The release that everything is tested with; `make constraints` takes the newest of all other packages.
 TORCH := 2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit bench constraints clean
+.PHONY: help install demo test lint types unit bench golden constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ unit: $(STAMP)  ## unit and integration tests
 
 bench: $(STAMP)  ## what the training loop costs over a bare one, as a ratio
 	$(BIN)/python tests/benchmarks/training_step.py
+
+golden: $(STAMP)  ## write the compiled pipeline that the tests compare with anew
+	$(BIN)/darkroom compile --recipe demo --output tests/golden/demo.yaml
 
 constraints:  ## pin anew what a fresh installation takes, in constraints.txt
 	rm -rf build/constraints

@@ -7,7 +7,6 @@ come from one YAML or JSON file and from ``section.key=value`` overrides, and fr
 from __future__ import annotations
 
 import difflib
-import json
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -47,7 +46,7 @@ def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, A
     Raises:
         ConfigError: Where an override has no ``=``, no key, or a value that is not YAML.
     """
-    result = json.loads(json.dumps(values))
+    result: dict[str, Any] = _copy(values)
     for text in overrides:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
@@ -55,7 +54,7 @@ def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, A
             raise ConfigError(f"--set {text!r}: expected section.key=value, such as train.steps=200")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
             raise ConfigError(f"--set {text!r}: the value is not YAML ({error}); quote it if it is text") from None
         target = result
         for depth, key in enumerate(keys[:-1], start=1):
@@ -65,7 +64,7 @@ def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, A
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {text!r}: {'.'.join(keys[:depth])} is a value, not a section")
         target[keys[-1]] = parsed
-    return dict(result)
+    return result
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -78,11 +77,18 @@ def read_values(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or what looks like a date and is none
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, expected a mapping of sections")
     return values
+
+
+def _copy(value: Any) -> Any:
+    """Copy mappings and lists, also those that YAML's anchors put in several places: each place has its own then."""
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def _explain(root: type[BaseModel], error: ValidationError) -> Iterator[str]:
@@ -96,6 +102,9 @@ def _explain(root: type[BaseModel], error: ValidationError) -> Iterator[str]:
             yield f"{name}: missing; {_describe(root, path)}"
         else:
             said = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "value_error" and isinstance(value, dict | BaseModel):
+                yield f"{'.'.join(path)}: {said}" if path else said  # values that contradict each other
+                continue
             shown = "" if isinstance(value, dict | BaseModel) else f" {value!r}"
             yield f"{name}:{shown} is not allowed: {said[:1].lower() + said[1:]}{_hint(root, path)}"
 

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from components.errors import EXIT_DONE, DarkroomError
+from components.errors import EXIT_DONE, DarkroomError, Preempted
+from components.report.wording import printable
 from pipeline.config import recipes, resolve, to_yaml
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 done, 78 wrong settings, 65 bad data, 75 stopped and saved."""
+    """Run one verb and return the exit code.
+
+    Returns:
+        0 done, 78 wrong settings, 65 bad data, 74 storage that cannot be read or written, 75 stopped with the state
+        saved, 70 for what went wrong inside.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know every letter
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.verb(arguments)
+    except KeyboardInterrupt:
+        return _tell(Preempted("stopped; the same command continues"))
     except DarkroomError as error:
-        Console(stderr=True, highlight=False).print(f"[red]error[/red]: {_plain(str(error))}", soft_wrap=True)
-        return error.exit_code
+        return _tell(error)
     return code
+
+
+def _tell(error: DarkroomError) -> int:
+    label = Text() if isinstance(error, Preempted) else Text("error: ", "red")
+    Console(stderr=True, highlight=False).print(label + printable(str(error)), soft_wrap=True)
+    return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="run the whole pipeline on this machine, or continue it")
     _request(run)
-    run.add_argument("--workdir", default="workdir", help="folder that holds everything (default: %(default)s)")
+    run.add_argument(
+        "--workdir", default="workdir", help="folder or s3://bucket/prefix that holds everything (default: %(default)s)"
+    )
     run.set_defaults(verb=_run)
 
     config = verbs.add_parser("config", help="print every setting of a run, as a recipe")
@@ -43,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--recipe", default="demo", help="recipe that the pipeline starts unless told otherwise")
     compile_.add_argument("--output", type=Path, default=Path("darkroom.yaml"), help="file (default: %(default)s)")
     compile_.add_argument("--image", default="darkroom:latest", help="container image of the steps, best by digest")
+    compile_.add_argument(
+        "--workdir", default="s3://bucket/darkroom", help="place that holds everything (default: %(default)s)"
+    )
     compile_.add_argument("--retries", type=int, default=5, help="how often a failed step is started again")
     compile_.set_defaults(verb=_compile)
     return parser
@@ -59,10 +82,7 @@ def _request(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from pipeline.runs import run_here
 
-    # The steps' own output is redirected while they run; what a person sees is not.
-    console = Console(file=sys.stdout)
-    report = run_here(arguments.recipe, arguments.workdir, arguments.source, _overrides(arguments), console)
-    console.print(f"report           {report}", highlight=False, soft_wrap=True)
+    run_here(arguments.recipe, arguments.workdir, arguments.source, _overrides(arguments), Console(highlight=False))
     return EXIT_DONE
 
 
@@ -75,18 +95,12 @@ def _config(arguments: argparse.Namespace) -> int:
 def _compile(arguments: argparse.Namespace) -> int:
     from pipeline.runs import compile_to
 
-    compile_to(arguments.recipe, arguments.output, arguments.image, arguments.retries)
+    compile_to(arguments.recipe, arguments.output, arguments.image, arguments.retries, arguments.workdir)
     return EXIT_DONE
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
     return [text for group in arguments.set for text in group]
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

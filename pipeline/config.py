@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.autoencoder.config import ModelConfig
 from components.caption.config import CaptionConfig
@@ -34,9 +34,10 @@ class RunConfig(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random number in the run")
     example: Literal["digits"] | None = Field(
-        None, description="images to write to ingest.source before the run, where that folder does not exist yet"
+        None,
+        description="images to write to the recipe's ingest.source before the run, where that folder does not exist",
     )
-    ingest: IngestConfig
+    ingest: IngestConfig = Field(description="where the images are: at least ingest.source")
     model: ModelConfig = ModelConfig()
     caption: CaptionConfig = CaptionConfig()
     latents: LatentsConfig = LatentsConfig()
@@ -47,16 +48,37 @@ class RunConfig(Settings):
     report: ReportConfig = ReportConfig()
     launch: LaunchConfig = LaunchConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name == "base":
+            raise ValueError("models/base holds the models that runs start from; choose another name")
+        return name
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        drill = self.launch.spot_drill_step
-        if drill is not None and drill >= self.train.steps:
-            raise ValueError(f"launch.spot_drill_step ({drill}) must be below train.steps ({self.train.steps})")
-        if self.launch.spot_drill_rank >= self.train.ranks:
-            raise ValueError(
-                f"launch.spot_drill_rank ({self.launch.spot_drill_rank}) must be below train.ranks ({self.train.ranks})"
-            )
+        """Find what would otherwise show once hours of work are done."""
+        problems = list(self._contradictions())
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+    def _contradictions(self) -> Iterator[str]:
+        launch, train, made = self.launch, self.train, self.model.scratch.architecture
+        if launch.spot_drill_step is not None and launch.spot_drill_step >= train.steps:
+            yield f"launch.spot_drill_step ({launch.spot_drill_step}) must be below train.steps ({train.steps})"
+        if launch.spot_drill_rank >= train.ranks:
+            yield f"launch.spot_drill_rank ({launch.spot_drill_rank}) must be below train.ranks ({train.ranks})"
+        if self.model.base is None and self.latents.resolution != made.resolution:
+            yield (
+                f"latents.resolution ({self.latents.resolution}) must be model.scratch.architecture.resolution "
+                f"({made.resolution}), which the model is made for"
+            )
+        if self.index.held_out == 0 and self.evaluate.promote_on == "frechet_distance":
+            yield (
+                "index.held_out (0) leaves no images for the Fréchet distance, which decides whether the model is "
+                "published; hold some out, or set evaluate.promote_on to prompt_accuracy"
+            )
 
     @property
     def run(self) -> str:
@@ -88,12 +110,31 @@ def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> Run
         values = read_values(Path(recipe))
     else:
         raise ConfigError(f"no recipe {recipe!r}: expected one of {', '.join(recipes())}, or a .yaml file")
-    values = override(values, overrides)
+    asked = override(values, overrides)
     if source:
-        values = {**values, "ingest": {**(values.get("ingest") or {}), "source": source}}
-    return RunConfig.parse(values)
+        asked["ingest"] = {**(_section(asked, "ingest")), "source": source}
+    moved = _section(asked, "ingest").get("source") != _section(values, "ingest").get("source")
+    if moved and not any(text.partition("=")[0].strip() == "example" for text in overrides):
+        asked["example"] = None  # belongs to the recipe's own source: a mistyped folder must not come to be full
+    return RunConfig.parse(asked)
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def to_yaml(config: RunConfig) -> str:
     """Return the whole document, defaults included, as a recipe that gives the same run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text with line breaks: PyYAML's own choice takes some rare ones for ordinary ones."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        breaks = data.splitlines() not in ([], [data])
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)

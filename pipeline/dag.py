@@ -46,7 +46,7 @@ def build(image: str, retries: int) -> Any:
             groups = run(steps.ingest(config=config)).output
             base = run(steps.autoencoder(config=config, groups=groups)).outputs
             model = {"config": config, "encoding_key": base["encoding_key"], "base_model": base["base_model"]}
-            dataset = encode(**model, groups=groups).output
+            dataset = steps.uncached(encode(**model, groups=groups)).output
             trained = run(steps.train(**model, dataset=dataset)).output
             measured = run(steps.evaluate(**model, trained=trained))
             with dsl.If(measured.outputs["Output"] == True):  # noqa: E712 - the compiler needs a comparison

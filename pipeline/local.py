@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.errors import EXIT_DONE, DarkroomError
-from components.progress import Progress
 
 # Any name serves where steps run as processes; kfp warns of images whose name does not say Python.
 _IMAGE = "python-on-this-machine"
@@ -49,6 +48,7 @@ def _run(recipe: str, workdir: str, scratch: Path) -> int:
     from kfp import local
 
     from pipeline.dag import build
+    from pipeline.work import StepProgress
 
     local.init(
         local.SubprocessRunner(use_venv=False), pipeline_root=str(scratch / "kfp"), workspace_root=str(scratch / "kfp")
@@ -57,9 +57,9 @@ def _run(recipe: str, workdir: str, scratch: Path) -> int:
     try:
         pipeline(recipe=recipe, workdir=workdir)
     except RuntimeError as error:
-        if (steps := _failed(str(error))) is None:
+        if (tasks := _failed(str(error))) is None:
             raise
-        Progress().event("pipeline-failed", steps=steps)
+        StepProgress("pipeline").event("pipeline-failed", tasks=tasks)
         return DarkroomError.exit_code
     return EXIT_DONE
 
@@ -79,7 +79,7 @@ def _name_this_python(scratch: Path) -> None:
     folder = scratch / "bin"
     folder.mkdir()
     script = folder / "python3"
-    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    script.write_bytes(os.fsencode(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'))
     script.chmod(0o700)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     sys.executable = "python3"

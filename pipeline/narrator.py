@@ -1,145 +1,169 @@
 """What a person sees while the pipeline runs on this machine: a line per step, bars for long loops, a closing table.
 
-Steps run in processes of their own and tell what they do as JSON lines on standard output; everything else that they
-and Kubeflow print goes into a log file.
+On a terminal, each running step has a bar at the bottom of the screen. Elsewhere there are only lines, one now and
+then for a step that takes long.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from components.errors import Preempted
+from pipeline.wording import closing_rows, count, duration, happening, line, outcome, title
+
+Event = Mapping[str, Any]
 
 _START = '{"event":'
-_QUIET = {"progress", "step", "step-started", "step-ended", "done", "rank-started", "training"}
+# Columns of a terminal that is 80 wide.
+_NAME, _TIME, _BAR = 11, 10, 16
 
 
-class Narrator(io.TextIOBase):
-    """A text stream to print to in place of standard output; finds the events in it and shows them.
+@dataclass
+class _Step:
+    """A step that is running.
 
-    Args:
-        console: Where to show them.
-        log: File that gets every line as it is.
+    Attributes:
+        bar: Its bar.
+        started: When it was started, on the narrator's clock.
+        spoke: When a line last told of it, on the narrator's clock.
+        notes: The newest event of each kind.
     """
 
-    def __init__(self, console: Console, log: Path) -> None:
+    bar: TaskID
+    started: float
+    spoke: float
+    notes: dict[str, Event] = field(default_factory=dict)
+
+
+class Narrator:
+    """Shows a person what the steps tell.
+
+    Args:
+        console: Where to show it.
+        clock: Seconds that never go backwards.
+        every: Seconds between two lines of one long loop, where there are no bars.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic, every: float = 60.0) -> None:
         self._console = console
-        self._log = log.open("a", encoding="utf-8", errors="replace")
-        self._buffer = ""
-        columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
-            TimeElapsedColumn(),
+        self._clock = clock
+        self._every = every
+        self._running: dict[str, _Step] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}", table_column=Column(width=_NAME, no_wrap=True)),
+            _Elapsed(table_column=Column(width=_TIME, no_wrap=True, justify="right")),
+            BarColumn(bar_width=_BAR),
+            TextColumn("{task.fields[told]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            get_time=clock,
         )
-        self._bars = Progress(*columns, console=console, transient=True)
-        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
         self._bars.start()
+        return self
 
-    def writable(self) -> bool:
-        """Say that this stream is for writing."""
-        return True
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
 
-    def write(self, text: str) -> int:
-        """Take what is printed; whole lines are searched for events."""
-        *lines, self._buffer = (self._buffer + text).split("\n")
-        for line in lines:
-            self._log.write(line + "\n")
-            for event in events(line):
-                self._show(event)
-        return len(text)
+    def say(self, text: str, style: str = "") -> None:
+        """Show a line that no step told; it is never broken, so that a path in it can be copied."""
+        self._console.print(Text(text, style), soft_wrap=True)
 
-    def flush(self) -> None:
-        """Bring the log to disk."""
-        if not self._log.closed:
-            self._log.flush()
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        match event["event"]:
+            case "step-started":
+                self._start(title(event))
+            case "step-ended":
+                self._end(event)
+            case "progress":
+                self._advance(event, event["done"], event["total"], event["what"])
+            case "step":
+                self._advance(event, event["step"], event["steps"], "steps", f", loss {event['loss']:.3f}")
+            case _:
+                self._note(event)
 
-    def close(self) -> None:
-        """Take the bars off the screen and close the log."""
-        if not self._log.closed:
-            self._bars.stop()
-            self._log.close()
-        super().close()
+    def close(self, numbers: Mapping[str, Any], seconds: Mapping[str, float], total: float) -> None:
+        """Show what a finished run amounts to; see `pipeline.wording.closing_rows`."""
+        self.say("")
+        for name, text in closing_rows(numbers, seconds, total):
+            self.say(f"{name:<17} {text}")
 
-    def _show(self, event: dict[str, Any]) -> None:
-        name = event.pop("event")
-        if name == "progress":
-            self._advance(event["what"], event["done"], event["total"])
-        elif name == "step":
-            self._advance("training steps", event["step"], event["steps"], f"loss {event['loss']:.3f}")
-        elif name == "step-started":
-            self._console.print(f"[bold]{_title(event)}[/bold]", highlight=False)
-        elif name == "step-ended":
-            self._drop_bars()
-            mark = "[green]done[/green]" if event["status"] == "done" else "[red]failed[/red]"
-            self._console.print(f"  {_title(event)}: {mark} in {event['seconds']:.1f} s", highlight=False)
-        elif name not in _QUIET:
-            told = ", ".join(
-                f"{key.replace('_', ' ')} {value}" for key, value in event.items() if value not in ("", [])
-            )
-            self._console.print(f"  {name}: {told}", highlight=False, markup=False)
+    def _start(self, name: str) -> None:
+        now = self._clock()
+        self._running[name] = _Step(self._bars.add_task(name, total=None, told="starting"), now, now)
 
-    def _advance(self, what: str, done: int, total: int, told: str = "") -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total, told=told)
-        self._bars.update(self._tasks[what], completed=done, total=total, told=told)
-
-    def _drop_bars(self) -> None:
-        for task in self._tasks.values():
-            self._bars.remove_task(task)
-        self._tasks = {}
-
-
-def events(line: str) -> Iterator[dict[str, Any]]:
-    """Yield the events in a line; two steps that print at once can share one."""
-    decoder = json.JSONDecoder()
-    at = line.find(_START)
-    while at >= 0:
-        try:
-            event, end = decoder.raw_decode(line, at)
-        except ValueError:
-            end = at + 1
+    def _end(self, event: Event) -> None:
+        name = title(event)
+        step = self._running.pop(name, None)
+        if step is not None:
+            self._bars.remove_task(step.bar)
+        if event["status"] == "done":
+            notes = step.notes if step is not None else {}
+            self._line(name, event["seconds"], outcome(event["step"], event["result"], notes), "green")
+        elif event["exit_code"] == Preempted.exit_code:
+            self._line(name, event["seconds"], f"stopped: {line(event['error'])}", "yellow")
         else:
-            yield event
-        at = line.find(_START, end)
+            self._line(name, event["seconds"], f"failed: {line(event['error'])}", "red")
+
+    def _advance(self, event: Event, done: int, total: int, what: str, more: str = "") -> None:
+        step = self._running.get(event["by"])
+        if step is None:
+            return
+        step.notes[event["event"]] = event
+        told = f"{count(done)}/{count(total)} {what}{more}"
+        self._bars.update(step.bar, completed=done, total=total, told=told)
+        if not self._console.is_terminal and self._clock() - step.spoke >= self._every:
+            self._remark(event["by"], step, told)
+
+    def _note(self, event: Event) -> None:
+        step = self._running.get(event.get("by", ""))
+        if step is None:
+            return
+        step.notes[event["event"]] = event
+        if event["event"] == "attempt-ended":
+            self._bars.update(step.bar, told="starting again")
+        sentence = happening(event)
+        if sentence is not None:
+            self._remark(event["by"], step, sentence)
+
+    def _remark(self, name: str, step: _Step, sentence: str) -> None:
+        step.spoke = self._clock()
+        self._line(name, step.spoke - step.started, f"· {sentence}", "dim")
+
+    def _line(self, name: str, seconds: float, text: str, style: str) -> None:
+        shown = Text.assemble((f"{name:<{_NAME}}", style), f" {duration(seconds):>{_TIME}}  {text}")
+        if self._console.is_terminal:
+            self._console.print(shown, no_wrap=True, overflow="ellipsis")
+        else:
+            self._console.print(shown, soft_wrap=True)
 
 
-def closing_table(numbers: Mapping[str, Any]) -> Table:
-    """Return what a finished run amounts to; ``numbers`` are those of ``report.json``."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, text in _closing_rows(numbers):
-        table.add_row(name, text)
-    return table
+class _Elapsed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(duration(task.elapsed or 0.0))
 
 
-def _closing_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    def number(key: str, form: str = "{}") -> str:
-        value = numbers.get(key)
-        return "–" if value is None else form.format(value)
-
-    yield "images", f"{number('images')} ({number('encoded')} encoded now, {number('rejected')} rejected)"
-    yield (
-        "training",
-        (
-            f"{number('steps')} steps, {number('preemptions')} preemptions, {number('steps_lost')} steps lost, "
-            f"goodput {number('goodput', '{:.0%}')}"
-        ),
-    )
-    yield "speed", number("samples_per_second", "{:.0f} samples/s")
-    yield "prompt accuracy", number("prompt_accuracy", "{:.3f}")
-    yield (
-        "Fréchet distance",
-        (f"{number('frechet_distance', '{:.3g}')} (two sets of real images: {number('frechet_reference', '{:.3g}')})"),
-    )
-    yield "published", number("published")
-
-
-def _title(event: Mapping[str, Any]) -> str:
-    return event["step"] if event.get("group") is None else f"{event['step']} {event['group']}"
+def read_event(text: str) -> dict[str, Any] | None:
+    """Return the event that a line holds; a line that holds anything besides is somebody else's."""
+    if not text.lstrip().startswith(_START):
+        return None
+    try:
+        event = json.loads(text)
+    except ValueError:
+        return None
+    return event if isinstance(event.get("by"), str) else None

@@ -16,12 +16,16 @@ step = dsl.component(base_image=_IMAGE, install_kfp_package=False)
 
 def place(task: Any, image: str, retries: int) -> Any:
     """Say which image a step runs in and how often it is started again."""
-    task.set_container_image(image)
-    # Each step skips what is finished by looking at the workdir; Kubeflow's cache does not know whether it is there.
-    task.set_caching_options(False)
+    uncached(task).set_container_image(image)
     if retries:
         # The compiler's default limit is one hour after the first start, which would end the retries of long steps.
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="14d")
+    return task
+
+
+def uncached(task: Any) -> Any:
+    """Keep a step out of Kubeflow's cache, which does not know whether results are still there; the steps look."""
+    task.set_caching_options(False)
     return task
 
 

@@ -13,6 +13,9 @@ from components.report import wording
 
 Values = Mapping[str, Any]
 
+# Characters for the time of each step, so that a line of the closing table is at most 80 wide.
+_FITS = 50
+
 # Events that others tell better, or that only the log needs.
 _QUIET = frozenset(
     {
@@ -82,16 +85,15 @@ def closing_rows(numbers: Values, seconds: Mapping[str, float], total: float) ->
         total: Wall time of everything.
     """
     yield "images", f"{count(numbers['images'])}, of which {count(numbers['encoded'])} encoded now" + _rejected(numbers)
-    yield "training", f"{plural(numbers['steps'], 'step')}{_trained(numbers)}"
+    yield "training", f"{plural(numbers['steps'], 'step')}{_interruptions(numbers)}"
+    yield "speed", _speed(numbers)
     yield "prompt accuracy", _accuracy(numbers)
     yield "Fréchet distance", _distance(numbers)
     if numbers["published"] is not None:
         yield "published", line(numbers["published"])
     else:
         yield "not published", line(numbers["reason"] or "it was not evaluated")
-    longest = sorted(seconds.items(), key=lambda item: -item[1])[:4]
-    parts = ", ".join(f"{step} {duration(part)}" for step, part in longest)
-    yield "time", f"{duration(total)} ({parts})" if parts else duration(total)
+    yield "time", duration(total) + _longest(seconds)
 
 
 def count(number: float | None) -> str:
@@ -114,17 +116,28 @@ def _rejected(numbers: Values) -> str:
     return f"; {count(numbers['rejected'])} rejected" + line(f" ({reasons})" if reasons else "")
 
 
-def _trained(numbers: Values) -> str:
-    told = []
-    if numbers["preemptions"]:
-        told.append(plural(numbers["preemptions"], "preemption"))
-    if numbers["preemptions"] or numbers["steps_lost"]:
-        told.append(f"{plural(numbers['steps_lost'], 'step')} lost")
-    if numbers["samples_per_second"] is not None:
-        told.append(f"{count(numbers['samples_per_second'])} images/s")
-    if numbers["goodput"] is not None:
-        told.append(_spaced(f"goodput {wording.percent(numbers['goodput'])}"))
-    return "".join(f", {text}" for text in told)
+def _interruptions(numbers: Values) -> str:
+    if not numbers["preemptions"] and not numbers["steps_lost"]:
+        return ""
+    return f", {plural(numbers['preemptions'], 'preemption')}, {plural(numbers['steps_lost'], 'step')} lost"
+
+
+def _speed(numbers: Values) -> str:
+    if numbers["samples_per_second"] is None:
+        return "not measured"
+    share = "" if numbers["goodput"] is None else f", goodput {wording.percent(numbers['goodput'])}"
+    return _spaced(f"{count(numbers['samples_per_second'])} images/s in training{share}")
+
+
+def _longest(seconds: Mapping[str, float]) -> str:
+    """Return the steps that took longest, as many as fit."""
+    told = ""
+    for step, part in sorted(seconds.items(), key=lambda item: -item[1]):
+        longer = f"{told}{', ' if told else ' ('}{step} {duration(part)}"
+        if len(longer) > _FITS:
+            break
+        told = longer
+    return f"{told})" if told else ""
 
 
 def _accuracy(numbers: Values) -> str:
@@ -186,7 +199,8 @@ def _evaluate(result: Values, _: Values) -> str:
         told.append(f"prompt accuracy {result['prompt_accuracy']:.3f}")
     if result["frechet_distance"] is not None:
         told.append(f"Fréchet distance {wording.number(result['frechet_distance'])}")
-    return ", ".join([*told, "better" if result["better"] else "not better"])
+    news = "better" if result["better"] else "not better"
+    return ", ".join([*told, "measured before" if result["reused"] else news])
 
 
 def _publish(result: Values, _: Values) -> str:

@@ -1,24 +1,30 @@
 """What each step does once it runs: unpack the settings, call the component, keep a record of how it went.
 
-The record, ``runs/<run>/steps/<step>.json``, is what the report reads; it is written when a step fails, too.
+The record, ``runs/<run>/steps/<step>.json``, is what the report reads. It is there from a step's start, so that a step
+whose process is killed leaves one, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.errors import DarkroomError
+from components.errors import DarkroomError, Preempted, StorageError
 from components.progress import Progress
 from components.sources import open_source
 from components.storage import Storage, open_storage
 from pipeline.config import RunConfig, resolve
 
 Log = Callable[[str, float], None]
+
+DONE, FAILED, RUNNING = "done", "failed", "running"
+DIED = "its process ended without a word: it was killed, or ran out of memory; the log may tell more"
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,18 @@ class Job:
     def run(self) -> Storage:
         """The run's own folder."""
         return self.workdir.child(f"runs/{self.settings.run}")
+
+
+class StepProgress(Progress):
+    """Progress of one step, whose name is in every event: steps that run side by side share one log."""
+
+    def __init__(self, step: str, group: str | None = None) -> None:
+        super().__init__()
+        self._by = step if group is None else f"{step} {group}"
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Tell one thing that happened in the step."""
+        super().event(event, by=self._by, **fields)
 
 
 def open_job(config: str) -> Job:
@@ -59,112 +77,140 @@ def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> s
     return json.dumps({"settings": described, "workdir": workdir})
 
 
+def recorded(
+    job: Job, step: str, work: Callable[[Progress], dict[str, Any]], group: str | None = None
+) -> dict[str, Any]:
+    """Do a step's work and keep a record of how it went.
+
+    Args:
+        job: The run.
+        step: The step's name.
+        work: What it does; it imports what it needs, so that an import that fails is on record, too.
+        group: The partition group, where the step works on one.
+
+    Returns:
+        The work's result.
+
+    Raises:
+        Preempted: Where the process was asked to stop and the work had no answer of its own to that.
+        Exception: What the work raised.
+    """
+    progress = StepProgress(step, group)
+    key = f"steps/{step if group is None else f'{step}-{group}'}.json"
+    record: dict[str, Any] = {"step": step, "group": group, "status": RUNNING, "started": time.time()}
+    record |= {"seconds": 0.0, "result": None, "error": None, "exit_code": None}
+    job.run.write_json(key, record)
+    progress.event("step-started", step=step, group=group)
+    began = time.monotonic()
+    try:
+        with _stoppable():
+            result = work(progress)
+        record |= {"status": DONE, "result": result, "seconds": round(time.monotonic() - began, 3)}
+        job.run.write_json(key, record)
+    except Exception as error:
+        record |= {"status": FAILED, "result": None, "seconds": round(time.monotonic() - began, 3), **_told(error)}
+        with contextlib.suppress(StorageError):  # what went wrong is worth more than the record of it
+            job.run.write_json(key, record)
+        raise
+    finally:
+        progress.event("step-ended", **record)
+    return result
+
+
 def ingest(config: str) -> list[str]:
     """List the images; returns the names of the groups."""
-    from components.ingest.intake import ingest as work
-
     job = open_job(config)
-    result = _recorded(job, "ingest", lambda progress: work(job.settings.ingest, job.workdir, progress))
-    return list(result["groups"])
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from components.ingest.intake import ingest
+
+        return ingest(job.settings.ingest, job.workdir, progress)
+
+    return list(recorded(job, "ingest", work)["groups"])
 
 
 def autoencoder(config: str) -> tuple[str, str]:
     """Provide the base model; returns its name and the key of the encoding that it gives."""
-    from components.autoencoder.base import ensure_base
-    from components.latents.encoding import encoding_key
-    from components.models import fetch
-
     job = open_job(config)
     settings = job.settings
 
     def work(progress: Progress) -> dict[str, Any]:
+        from components.autoencoder.base import ensure_base
+        from components.latents.encoding import encoding_key
+        from components.models import fetch
+
         held_out = settings.index.held_out
         base = ensure_base(settings.model, settings.seed, job.source_id, held_out, job.workdir, progress)
         return {**base, "encoding_key": encoding_key(fetch(base["base_model"], job.workdir), settings.latents)}
 
-    result = _recorded(job, "autoencoder", work)
+    result = recorded(job, "autoencoder", work)
     return result["base_model"], result["encoding_key"]
 
 
 def caption(config: str, encoding_key: str, group: str) -> str:
     """Caption one group; returns its name."""
-    from components.caption.captioning import caption as work
-
     job = open_job(config)
     settings = job.settings
-    _recorded(
-        job,
-        "caption",
-        lambda progress: work(
-            settings.caption, settings.ingest.limits, group, job.source_id, encoding_key, job.workdir, progress
-        ),
-        group,
-    )
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from components.caption.captioning import caption
+
+        limits = settings.ingest.limits
+        return caption(settings.caption, limits, group, job.source_id, encoding_key, job.workdir, progress)
+
+    recorded(job, "caption", work, group)
     return group
 
 
 def latents(config: str, encoding_key: str, base_model: str, group: str) -> str:
     """Encode one group; returns its name."""
-    from components.latents.group import encode as work
-
     job = open_job(config)
-    _recorded(
-        job,
-        "latents",
-        lambda progress: work(
-            job.settings.latents, group, job.source_id, encoding_key, base_model, job.workdir, progress
-        ),
-        group,
-    )
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from components.latents.group import encode
+
+        return encode(job.settings.latents, group, job.source_id, encoding_key, base_model, job.workdir, progress)
+
+    recorded(job, "latents", work, group)
     return group
 
 
 def index(config: str, encoding_key: str, groups: list[str]) -> str:
     """Commit the dataset; returns its digest."""
-    from components.index.versions import index as work
-
     job = open_job(config)
 
-    def index_groups(progress: Progress) -> dict[str, Any]:
-        result = work(job.settings.index, job.source_id, groups, encoding_key, job.workdir, progress)
-        return {**result, "encoding_key": encoding_key}
+    def work(progress: Progress) -> dict[str, Any]:
+        from components.index.versions import index
 
-    return str(_recorded(job, "index", index_groups)["dataset_digest"])
+        return index(job.settings.index, job.source_id, groups, encoding_key, job.workdir, progress)
+
+    return str(recorded(job, "index", work)["dataset_digest"])
 
 
 def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
     """Train here, in processes of this machine; returns the last optimizer step."""
-    from pipeline.launch.local import launch
-
     job = open_job(config)
-    result = _recorded(
-        job,
-        "train",
-        lambda progress: launch(job.settings, job.workdir, base_model, encoding_key, dataset, progress),
-    )
-    return int(result["step"])
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from pipeline.launch.local import launch
+
+        return launch(job.settings, job.workdir, base_model, encoding_key, dataset, progress)
+
+    return int(recorded(job, "train", work)["step"])
 
 
 def evaluate(config: str, encoding_key: str, base_model: str, log: Log) -> bool:
     """Measure the model; returns whether it beats the champion."""
-    from components.evaluate.evaluation import evaluate as work
-
     job = open_job(config)
     settings = job.settings
-    result = _recorded(
-        job,
-        "evaluate",
-        lambda progress: work(
-            settings.evaluate,
-            settings.name,
-            job.source_id,
-            encoding_key,
-            base_model,
-            settings.run,
-            job.workdir,
-            progress,
-        ),
-    )
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from components.evaluate.evaluation import evaluate
+
+        where = (job.source_id, encoding_key, base_model, settings.run, job.workdir)
+        return evaluate(settings.evaluate, settings.name, *where, progress)
+
+    result = recorded(job, "evaluate", work)
     for name in ("prompt_accuracy", "frechet_distance"):
         if result.get(name) is not None:
             log(name, result[name])
@@ -173,52 +219,56 @@ def evaluate(config: str, encoding_key: str, base_model: str, log: Log) -> bool:
 
 def publish(config: str, base_model: str) -> str:
     """Publish the model; returns its folder below the workdir."""
-    from components.publish.publishing import publish as work
-
     job = open_job(config)
     settings = job.settings
-    result = _recorded(
-        job,
-        "publish",
-        lambda progress: work(settings.publish, settings.name, settings.run, base_model, job.workdir, progress),
-    )
-    return str(result["published"])
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from components.publish.publishing import publish
+
+        return publish(settings.publish, settings.name, settings.run, base_model, job.workdir, progress)
+
+    return str(recorded(job, "publish", work)["published"])
 
 
 def report(
     recipe: str, workdir: str, source: str, overrides: list[str], status: str, page: str, summary: str, log: Log
 ) -> None:
     """Write the report, and what the dashboard shows of it."""
-    from components.report.reporting import report as work
     from components.report.summary import markdown
 
-    settings = resolve(recipe, overrides, source)
-    job = Job(settings, open_storage(workdir))
-    result = work(settings.report, settings.run, status, job.workdir, Progress())
+    job = Job(resolve(recipe, overrides, source), open_storage(workdir))
+    result = write_report(job, status, StepProgress("report"))
     Path(page).write_bytes(job.workdir.read(result["report"]))
     Path(summary).write_text(markdown(job.workdir.read_json(result["numbers"])), encoding="utf-8")
     for name, value in result["metrics"].items():
         log(name, value)
 
 
-def _recorded(
-    job: Job, step: str, work: Callable[[Progress], dict[str, Any]], group: str | None = None
-) -> dict[str, Any]:
-    progress = Progress()
-    progress.event("step-started", step=step, group=group)
-    record: dict[str, Any] = {"step": step, "group": group, "started": time.time(), "result": None, "error": None}
-    began = time.monotonic()
+def write_report(job: Job, status: str, progress: Progress) -> dict[str, Any]:
+    """Write the report of a run in which nothing is running any more; returns what `components.report` does."""
+    from components.report.reporting import report
+
+    with contextlib.suppress(DarkroomError):  # the report says itself what it cannot read
+        for entry in job.run.list("steps"):
+            record = job.run.read_json(entry.key)
+            if record["status"] == RUNNING:
+                job.run.write_json(entry.key, {**record, "status": FAILED, "error": DIED})
+    return report(job.settings.report, job.settings.run, status, job.workdir, progress)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    if isinstance(error, DarkroomError):
+        return {"error": str(error), "exit_code": error.exit_code}
+    return {"error": f"{type(error).__name__}: {error}", "exit_code": DarkroomError.exit_code}
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C into `Preempted`, so that a step that is stopped says so; training has its own way."""
+    kept = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        record["result"] = work(progress)
-        record["status"] = "done"
-    except Exception as error:
-        record["status"] = "failed"
-        record["error"] = str(error) or repr(error)
-        record["exit_code"] = error.exit_code if isinstance(error, DarkroomError) else DarkroomError.exit_code
-        raise
+        yield
+    except KeyboardInterrupt:
+        raise Preempted("asked to stop; what is finished is kept, start again to continue") from None
     finally:
-        record["seconds"] = round(time.monotonic() - began, 3)
-        name = step if group is None else f"{step}-{group}"
-        job.run.write_json(f"steps/{name}.json", record)
-        progress.event("step-ended", **{key: record.get(key) for key in ("step", "group", "status", "seconds")})
-    return dict(record["result"])
+        signal.signal(signal.SIGTERM, kept)

@@ -17,7 +17,7 @@ from components.report.summary import metrics
 from components.storage import Storage
 
 PACKAGES = (
-    "darkroom", "torch", "deepspeed", "diffusers", "transformers", "accelerate", "peft", "safetensors", "webdataset",
+    "darkroom", "torch", "deepspeed", "diffusers", "transformers", "accelerate", "safetensors", "webdataset",
     "numpy", "pillow", "kfp",
 )  # fmt: skip
 

@@ -1,4 +1,11 @@
-"""Train the UNet on encoded shards; see `components.train.command` for the command to run it on a laptop."""
+"""Train the UNet on encoded shards.
+
+    python -m components.train --workdir work --run first --encoding-key KEY --base-model DIR --set ranks=2
+
+One process per device is started here, as PET_NPROC_PER_NODE or the setting ``ranks`` says; PET_NNODES,
+PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT join several nodes. SIGTERM stops after the step in hand, with the
+state saved. Exit codes: 0 done, 75 stopped and saved, 78 bad settings, 65 bad data, anything else a crash.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     progress = Progress()
     try:
-        request = parse(arguments)
+        request = parse(arguments, __doc__)
         if _is_finished(request):
             progress.event("finished", step=request.config.steps)
             return EXIT_DONE

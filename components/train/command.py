@@ -11,15 +11,6 @@ from components.settings import override, read_values
 from components.storage import Storage, open_storage
 from components.train.config import TrainConfig
 
-DOC = """Train the UNet on encoded shards.
-
-    python -m components.train --workdir work --run first --encoding-key KEY --base-model DIR --set ranks=2
-
-One process per device is started here, as PET_NPROC_PER_NODE or the setting ``ranks`` says; PET_NNODES,
-PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT join several nodes. SIGTERM stops after the step in hand, with the
-state saved. Exit codes: 0 done, 75 stopped and saved, 78 bad settings, 65 bad data, anything else a crash.
-"""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -33,9 +24,9 @@ class Request:
     dataset: Storage
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of ``python -m components.train``."""
-    parser = step_parser("train", DOC)
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return the parser of ``python -m components.train``; ``doc`` is what ``--help`` says first."""
+    parser = step_parser("train", doc)
     parser.add_argument("--run", required=True, help="name of the run; its folder is runs/RUN below the workdir")
     parser.add_argument("--encoding-key", required=True, help="name of the dataset's folder below datasets/")
     parser.add_argument("--base-model", required=True, help="diffusers folder, workdir:KEY or hub id to start from")
@@ -43,13 +34,13 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str] | None) -> Request:
+def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
     """Read the command line.
 
     Raises:
         ConfigError: Where a setting is wrong.
     """
-    arguments = parser().parse_args(argv)
+    arguments = parser(doc).parse_args(argv)
     values = read_values(arguments.config) if arguments.config else {}
     workdir = open_storage(arguments.workdir)
     return Request(

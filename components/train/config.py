@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,8 @@ from components.settings import Settings
 
 # How a run is carried out, not what it computes: these may change between two attempts of one training.
 OPERATIONAL = frozenset({"ranks", "micro_batch", "zero_stage", "checkpoint_every", "keep", "log_every", "prefetch"})
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Settings):
@@ -21,7 +23,7 @@ class TrainConfig(Settings):
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0 to its peak")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments")
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global L2 norm")

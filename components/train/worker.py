@@ -56,9 +56,11 @@ def _prepare(request: Request, stopping: Stopping) -> Training:
     dataset = _dataset(request.dataset)
     training = training_identity(config, request.seed, dataset, base)
 
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
-    scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-    scaling = float(AutoencoderKL.load_config(base, subfolder="vae")["scaling_factor"])
+    unet = UNet2DConditionModel.from_pretrained(
+        base / "unet", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    scheduler = DDPMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
+    scaling = float(AutoencoderKL.load_config(base / "vae", local_files_only=True)["scaling_factor"])
 
     checkpoint, skipped = _find_checkpoint(run, training, rank, world)
     if checkpoint is not None:

@@ -57,7 +57,11 @@ def test_all_that_is_required_is_pinned_to_a_release_that_serves() -> None:
         assert requirement.specifier.contains(Version(pinned[name]), prereleases=True), requirement
 
 
-def test_torch_is_the_release_that_brings_no_cuda() -> None:
-    pinned = pins()
-    assert pinned["torch"] == "2.13.0"
-    assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
+def test_the_pins_ask_for_no_cuda() -> None:
+    assert not [name for name in pins() if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_torch_is_the_release_that_the_makefile_asks_for() -> None:
+    asked = re.search(r"^TORCH := (.+)$", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
+    assert asked is not None
+    assert pins()["torch"] == asked[1] == "2.13.0"

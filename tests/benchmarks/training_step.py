@@ -9,6 +9,7 @@ loop also reads shards, draws noise, clips, averages weights, agrees with other 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import statistics
 import tempfile
@@ -73,7 +74,7 @@ def bare_loop(model: nn.Module, scheduler: Any, batch: int) -> Callable[[], None
     )
 
     def step() -> None:
-        denoising_loss(model, scheduler, given).mean().backward()
+        denoising_loss(model, scheduler, given).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
@@ -133,9 +134,7 @@ def measure(folder: str, steps: int, batch: int) -> list[tuple[float, float]]:
     model, scheduler = build_unet()
     other, _ = build_unet()
     engine = Engine(model, partial(loss_of, scheduler), config)
-    monitor = PairedMonitor(
-        run, config, Progress(open(os.devnull, "w")), True, other=bare_loop(other, scheduler, batch)
-    )  # fmt: skip
+    monitor = PairedMonitor(run, config, Progress(io.StringIO()), speaks=True, other=bare_loop(other, scheduler, batch))
     monitor.start(0, [])
     drawing = Drawing(seed=0, timesteps=1000, scaling_factor=1.0, caption_dropout=0.1)
     reader = Reader(dataset, data, drawing, config, rank=0, world=1)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from components import checkpoints
 from components.architecture import Architecture, AutoencoderArchitecture, TextArchitecture, UnetArchitecture
 from components.dataset import Shard, make_dataset, write_dataset
 from components.digests import sha256
-from components.shards import Sample, pack
+from components.shards import Sample, npy, pack
 from components.storage import Storage, open_storage
 
 TINY = Architecture(
@@ -130,14 +130,12 @@ def _write_dataset(storage: Storage) -> None:
         storage.write(f"{name}.idx", index)
         shards.append(Shard(name, (16, 16), size, len(tar), sha256(tar)))
         first += size
-    buffer = np.zeros((8, 16), dtype=np.float16)
-    with (storage.local_path() / "empty.npy").open("wb") as file:
-        np.save(file, buffer, allow_pickle=False)
+    storage.write("empty.npy", npy(np.zeros((8, 16), dtype=np.float16)))
     write_dataset(storage, make_dataset("key", {}, shards, rejected=0))
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A workdir with a dataset and a base model, and settings that train in seconds."""
     from components.scratch import build_scratch
 
@@ -159,4 +157,4 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
         "checkpoint_every": 7,
         "log_every": 1,
     }
-    yield Workshop(workdir, settings)
+    return Workshop(workdir, settings)

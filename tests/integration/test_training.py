@@ -19,7 +19,8 @@ def uninterrupted(workshop: Any) -> str:
     ended = workshop.train("uninterrupted")
     assert ended.code == 0, ended.output
     assert [event["step"] for event in ended.told("checkpoint")] == [7, 14, 21, 28, 30]
-    return workshop.state("uninterrupted")
+    state: str = workshop.state("uninterrupted")
+    return state
 
 
 def test_a_notice_to_one_rank_stops_all_after_one_step_and_nothing_is_lost(workshop: Any, uninterrupted: str) -> None:

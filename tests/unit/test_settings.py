@@ -88,3 +88,23 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not YAML"):
         read_values(path)
+
+
+def test_override_changes_one_place_of_what_an_anchor_put_in_several(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("optimizer: &same {learning_rate: 0.5}\nfallback: *same\n")
+    run = Run.parse(override(read_values(file), ["optimizer.learning_rate=0.25"]))
+    assert run.optimizer.learning_rate == 0.25
+    assert run.fallback == Optimizer(learning_rate=0.5)
+
+
+def test_a_date_is_a_wrong_value_like_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("steps: 2026-11-20\n")
+    with pytest.raises(ConfigError, match=r"steps: .* is not allowed"):
+        Run.parse(override(read_values(file), []))
+    file.write_text("steps: 2026-13-20\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        read_values(file)
+    with pytest.raises(ConfigError, match="is not YAML"):
+        override({}, ["steps=2026-13-20"])

@@ -1,0 +1,11 @@
+"""What holds for all tests: one thread for each process, and no way to a model hub."""
+
+from __future__ import annotations
+
+import os
+
+
+def pytest_configure() -> None:
+    # Several tests and several ranks run side by side; threads beyond the cores would fight for them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,0 +1,121 @@
+"""One document decides a run: what is wrong or contradictory is refused by name, and what is printed runs again."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.errors import ConfigError
+from pipeline.config import RunConfig, recipes, resolve, to_yaml
+
+SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
+
+
+def refused(*overrides: str, recipe: str = "demo") -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolve(recipe, overrides)
+    return str(caught.value)
+
+
+def again(config: RunConfig) -> RunConfig:
+    """Resolve what the document prints as."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "printed.yaml"
+        file.write_text(to_yaml(config), encoding="utf-8")
+        return resolve(str(file))
+
+
+@pytest.mark.parametrize("recipe", [*recipes(), SMALL])
+def test_a_printed_run_is_the_same_run(recipe: str) -> None:
+    config = resolve(recipe, ["train.learning_rate=1e-4", "seed=9007199254740993"], source="other place")
+    assert config.train.learning_rate == 1e-4
+    assert config.seed == 2**53 + 1
+    assert again(config) == config
+    assert again(config).run == config.run
+
+
+@given(st.text(max_size=30))
+@settings(deadline=None)
+def test_any_text_survives_being_printed(text: str) -> None:
+    values = {"name": "x", "ingest": {"source": "y"}, "publish": {"description": text}}
+    config = RunConfig.parse(values)
+    assert again(config) == config
+
+
+def test_the_name_of_a_run_stands_for_all_of_its_settings() -> None:
+    assert resolve("demo").run == resolve("demo", ["seed=0", "train.ranks=2"]).run
+    runs = [resolve("demo", [override]).run for override in ("seed=1", "train.ranks=3", "publish.license=mit")]
+    assert len({resolve("demo").run, *runs}) == 4
+    assert all(run.startswith("demo-") for run in runs)
+
+
+def test_all_that_is_wrong_is_told_at_once_and_the_nearest_name_is_suggested() -> None:
+    told = refused("train.stepz=3", "train.global_batch=lots", "index.held_out=1.5", "latnets.resolution=32").split(
+        "\n"
+    )
+    assert "train.stepz: no such setting (it was given 3); did you mean train.steps?" in told
+    assert "latnets: no such setting (it was given {'resolution': 32}); did you mean latents?" in told
+    assert any(line.startswith("train.global_batch: 'lots' is not allowed: ") for line in told)
+    assert any(line.startswith("index.held_out: 1.5 is not allowed: input should be less than 1") for line in told)
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["launch.spot_drill_step=400"], "launch.spot_drill_step (400) must be below train.steps (400)"),
+        (["launch.spot_drill_rank=2"], "launch.spot_drill_rank (2) must be below train.ranks (2)"),
+        (["train.sample_steps=[500]"], "train: sample_steps [500] lie outside 1..steps (400)"),
+        (["train.warmup_steps=400"], "train: warmup_steps (400) must be below steps (400)"),
+        (["latents.resolution=64"], "latents.resolution (64) must be model.scratch.architecture.resolution (32)"),
+        (["index.held_out=0"], "index.held_out (0) leaves no images for the Fréchet distance"),
+        (["name=base"], "models/base holds the models that runs start from"),
+        (["name=A_b"], "name: 'A_b' is not allowed"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(overrides: list[str], said: str) -> None:
+    assert said in refused(*overrides)
+
+
+def test_all_contradictions_are_told_at_once() -> None:
+    told = refused(
+        "launch.spot_drill_step=900", "launch.spot_drill_rank=2", "latents.resolution=64", "index.held_out=0"
+    )
+    assert len(told.split("\n")) == 4
+
+
+def test_what_only_looks_like_a_contradiction_is_taken() -> None:
+    assert resolve("demo", ["latents.resolution=64", "model.base=some/model"]).latents.resolution == 64
+    assert resolve("demo", ["index.held_out=0", "evaluate.promote_on=prompt_accuracy"]).index.held_out == 0
+
+
+def test_a_source_of_ones_own_is_never_filled_with_the_example() -> None:
+    assert resolve("demo").example == "digits"
+    assert resolve("demo", source="demo/images").example == "digits"
+    assert resolve("demo", source="my/fotos").example is None
+    assert resolve("demo", ["ingest.source=my/fotos"]).example is None
+    assert resolve("demo", ["ingest.source=elsewhere", "example=digits"]).example == "digits"
+
+
+def test_a_source_may_be_called_anything() -> None:
+    name = 'it\'s: [a] "place" #1\n😀 python3'
+    assert resolve("demo", source=name).ingest.source == name
+
+
+def test_a_section_that_is_no_section_is_refused() -> None:
+    assert "ingest: 3 is not allowed" in refused("ingest=3")
+    assert "ingest is a value, not a section" in refused("ingest=3", "ingest.source=x")
+
+
+def test_a_recipe_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert "no recipe 'dmeo': expected one of demo" in refused(recipe="dmeo")
+    assert "cannot read" in refused(recipe=str(tmp_path / "none.yaml"))
+    file = tmp_path / "list.yaml"
+    file.write_text("- 1\n")
+    assert "holds list, expected a mapping" in refused(recipe=str(file))
+    file.write_text("name: x\n")
+    assert refused(recipe=str(file)) == "ingest: missing; where the images are: at least ingest.source"
