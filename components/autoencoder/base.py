@@ -7,13 +7,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from components.architecture import Architecture
 from components.autoencoder.config import ModelConfig, ScratchConfig
-from components.autoencoder.training import Pixels, normalise_latents, train_autoencoder
 from components.dataset import is_held_out
 from components.digests import canonical_json, digest_file, short
 from components.errors import ConfigError, DataError, ImageRejected
@@ -21,9 +20,11 @@ from components.framing import frame
 from components.manifest import ImageRecord, read_images, read_manifest
 from components.models import COMMIT, check_parts, fetch, is_hub_name, pin, quiet_libraries, reproducible, select_device
 from components.progress import Progress
-from components.scratch import build_scratch
 from components.sources import Source, open_source
 from components.storage import Storage
+
+if TYPE_CHECKING:
+    from components.autoencoder.training import Pixels
 
 FORMAT = 1
 # A caption longer than this is no caption; ingest or caption will say so.
@@ -101,6 +102,10 @@ def _make(
     target: Storage,
     progress: Progress,
 ) -> None:
+    # Torch and diffusers take seconds to load, and most runs find their model made.
+    from components.autoencoder.training import normalise_latents, train_autoencoder
+    from components.scratch import build_scratch
+
     quiet_libraries()
     manifest = read_manifest(workdir, source_id)
     known = (image for group in manifest.groups for image in read_images(workdir, source_id, group))
