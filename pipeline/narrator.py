@@ -60,10 +60,11 @@ class Narrator:
         self._every = every
         self._running: dict[str, _Step] = {}
         self._bars = Progress(
-            TextColumn("{task.description}", table_column=Column(width=_NAME, no_wrap=True)),
-            _Elapsed(table_column=Column(width=_TIME, no_wrap=True, justify="right")),
-            BarColumn(bar_width=_BAR),
-            TextColumn("{task.fields[told]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description}", table_column=Column(min_width=_NAME, no_wrap=True)),
+            _Elapsed(table_column=Column(min_width=_TIME, no_wrap=True, justify="right")),
+            BarColumn(bar_width=_BAR, table_column=Column(min_width=_BAR)),
+            TextColumn("{task.fields[told]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            expand=True,
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -112,6 +113,7 @@ class Narrator:
         step = self._running.pop(name, None)
         if step is not None:
             self._bars.remove_task(step.bar)
+            self._bars.refresh()
         if event["status"] == "done":
             notes = step.notes if step is not None else {}
             self._line(name, event["seconds"], outcome(event["step"], event["result"], notes), "green")

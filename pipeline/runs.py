@@ -51,17 +51,19 @@ def run_here(recipe: str, workdir: str, source: str, overrides: Sequence[str], c
     began = time.monotonic()
     _check_packages()
     job = Job(resolve(recipe, overrides, source), _open_workdir(workdir))
-    with _open_log(job) as log, Narrator(console) as narrator:
+    narrator = Narrator(console)
+    with _open_log(job) as log:
         narrator.say(f"{job.settings.run} in {_shown(job.workdir.url)}", "bold")
         _begin(job)
         _write_example(job.settings, console)
-        course, error = _follow(job, log, narrator)
+        with narrator:
+            course, error = _follow(job, log, narrator)
         report = _report(job, course, error)
-        if error is not None:
-            error.args = (f"{error}\nlog     {log.place}\nreport  {report}",)
-            raise error
-        narrator.close(job.run.read_json("report.json"), course.seconds(), time.monotonic() - began)
-        narrator.say(f"report            {report}")
+    if error is not None:
+        error.args = (f"{error}\nlog     {log.place}\nreport  {report}",)
+        raise error
+    narrator.close(job.run.read_json("report.json"), course.seconds(), time.monotonic() - began)
+    narrator.say(f"report            {report}")
 
 
 def compile_to(recipe: str, target: Path, image: str, retries: int, workdir: str) -> None:
@@ -97,7 +99,7 @@ def _open_workdir(workdir: str) -> Storage:
     if folder is None and not storage.url.startswith("s3://"):
         raise ConfigError(f"--workdir {workdir}: each step is a process of its own; expected a folder or s3://…")
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--workdir {workdir}: found a file, expected a folder or a name that is free")
+        raise ConfigError(f"--workdir {workdir}: this is not a folder; expected one, or a name that is free")
     try:
         workdir.encode()
     except UnicodeEncodeError:
@@ -122,6 +124,8 @@ def _open_log(job: Job) -> Iterator[_Log]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(f"{job.settings.run} is being run by another process; wait for it, or stop it") from None
+        except OSError:
+            pass  # a file system without locks
         try:
             yield _Log(file, _shown(str(local) if local else f"{job.run.url}/{_LOG}"))
         finally:
@@ -158,7 +162,9 @@ def _follow(job: Job, log: _Log, narrator: Narrator) -> tuple[Course, DarkroomEr
     def hear(line: str) -> None:
         log.file.write(_COLOUR.sub("", line))
         event = read_event(line)
-        if event is not None:
+        if event is None:
+            course.overhear(line)
+        else:
             course.take(event)
             narrator.show(event)
 

@@ -15,6 +15,8 @@ Values = Mapping[str, Any]
 
 # Characters for the time of each step, so that a line of the closing table is at most 80 wide.
 _FITS = 50
+# The most frequent reasons for which images were left out; the report has all.
+_REASONS = 3
 
 # Events that others tell better, or that only the log needs.
 _QUIET = frozenset(
@@ -84,7 +86,8 @@ def closing_rows(numbers: Values, seconds: Mapping[str, float], total: float) ->
         seconds: Wall time of each step.
         total: Wall time of everything.
     """
-    yield "images", f"{count(numbers['images'])}, of which {count(numbers['encoded'])} encoded now" + _rejected(numbers)
+    yield "images", f"{count(numbers['images'])}, of which {count(numbers['encoded'])} encoded now"
+    yield "rejected", _rejected(numbers)
     yield "training", f"{plural(numbers['steps'], 'step')}{_interruptions(numbers)}"
     yield "speed", _speed(numbers)
     yield "prompt accuracy", _accuracy(numbers)
@@ -112,8 +115,9 @@ def _spaced(text: str) -> str:
 
 
 def _rejected(numbers: Values) -> str:
-    reasons = ", ".join(f"{count(of)} {reason}" for reason, of in list(numbers["rejected_by_reason"].items())[:2])
-    return f"; {count(numbers['rejected'])} rejected" + line(f" ({reasons})" if reasons else "")
+    reasons = [f"{count(of)} {reason}" for reason, of in numbers["rejected_by_reason"].items()]
+    more = ", …" if len(reasons) > _REASONS else ""
+    return count(numbers["rejected"]) + line(f" ({', '.join(reasons[:_REASONS])}{more})" if reasons else "")
 
 
 def _interruptions(numbers: Values) -> str:
@@ -199,7 +203,7 @@ def _evaluate(result: Values, _: Values) -> str:
         told.append(f"prompt accuracy {result['prompt_accuracy']:.3f}")
     if result["frechet_distance"] is not None:
         told.append(f"Fréchet distance {wording.number(result['frechet_distance'])}")
-    news = "better" if result["better"] else "not better"
+    news = "better" if result["better"] else "no better"
     return ", ".join([*told, "measured before" if result["reused"] else news])
 
 

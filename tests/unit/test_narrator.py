@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from rich.console import Console
 from pipeline.narrator import Narrator, read_event
 
 NUMBERS: dict[str, Any] = {
-    "images": 1797, "encoded": 1797, "rejected": 3, "rejected_by_reason": {"truncated": 2, "duplicate": 1},
+    "images": 1797, "encoded": 1797,
+    "rejected": 9, "rejected_by_reason": {"truncated": 4, "duplicate": 3, "too-small": 1, "corrupt": 1},
     "steps": 400, "preemptions": 1, "steps_lost": 0, "samples_per_second": 450.1, "goodput": 0.649,
     "prompt_accuracy": 1.0, "judge_accuracy": 0.983, "generated": 120,
     "frechet_distance": 0.2412, "frechet_reference": 0.1461,
@@ -59,7 +61,7 @@ STEPS = [
     (
         "evaluate",
         {"prompt_accuracy": 1.0, "frechet_distance": 0.2412, "better": False, "reused": False},
-        "prompt accuracy 1.000, Fréchet distance 0.241, not better",
+        "prompt accuracy 1.000, Fréchet distance 0.241, no better",
     ),
     (
         "evaluate",
@@ -169,20 +171,20 @@ def test_a_file_gets_a_line_a_minute_and_no_bars() -> None:
 def test_a_terminal_shows_bars_that_fit_and_vanish() -> None:
     screen = Screen(terminal=True)
     with screen.narrator:
-        screen.start("autoencoder")
         screen.start("latents", "000")
         screen.now = 3700.0
         what = "images encoded with a name that is far too long for what is left"
         screen.tell("progress", by="latents 000", what=what, done=512, total=905)
-        screen.narrator._bars.refresh()
-        during = screen.lines
-        screen.end("autoencoder", {"trained": False})
+        screen.start("latents", "001")  # draws all bars at once
+        bars = screen.lines[-2:]
         screen.end("latents", {"encoded": 905, "reused": 0, "shards": 1}, group="000")
-    shown = [line for line in during if "512/905" in line]
-    assert shown
-    assert shown[-1].startswith("latents 000 1 h 1 min")
-    assert all(len(line.strip("\r")) <= 80 for line in during if "\x1b" not in line)
-    assert "905 encoded" in "".join(screen.lines)
+        screen.end("latents", {"encoded": 892, "reused": 0, "shards": 1}, group="001")
+    assert re.search(r"latents 000 +1 h 1 min ━+ +512/905 images encoded with a na.*…$", bars[0])
+    assert re.search(r"latents 001 +0.0 s ━+ starting", bars[1])
+    assert all(len(re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", bar)) <= 80 for bar in bars)
+    ended = "".join(screen.lines[screen.lines.index(bars[1]) + 1 :])
+    assert "905 encoded" in ended
+    assert "512/905" not in ended
 
 
 def test_the_closing_table_fits_and_says_what_counts() -> None:
@@ -191,7 +193,8 @@ def test_the_closing_table_fits_and_says_what_counts() -> None:
     screen.narrator.close(NUMBERS, seconds, 134.0)
     assert screen.lines == [
         "",
-        "images            1,797, of which 1,797 encoded now; 3 rejected (2 truncated, 1 duplicate)",
+        "images            1,797, of which 1,797 encoded now",
+        "rejected          9 (4 truncated, 3 duplicate, 1 too-small, …)",
         "training          400 steps, 1 preemption, 0 steps lost",
         "speed             450 images/s in training, goodput 64.9 %",
         "prompt accuracy   1.000 of 120 images (of held-out real images: 0.983)",
@@ -209,7 +212,7 @@ def test_the_closing_table_of_a_run_that_measured_nothing() -> None:
     )
     numbers = {**NUMBERS, **unknown, "samples_per_second": None, "preemptions": 0, "rejected_by_reason": {}}
     screen.narrator.close({**numbers, "reason": "The model is\nworse."}, {}, 3.0)
-    assert screen.lines[2:] == [
+    assert screen.lines[3:] == [
         "training          400 steps",
         "speed             not measured",
         "prompt accuracy   not measured",

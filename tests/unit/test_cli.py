@@ -1,0 +1,123 @@
+"""The command line: what is wrong is told in a few lines with the right exit code, before anything is started."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.cli import main
+from pipeline.config import resolve
+
+SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test begins in an empty folder of its own."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    return code, err
+
+
+def test_config_prints_a_recipe_of_the_same_run(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
+    assert main(["config", "--recipe", "demo", "--set", "train.steps=450", "seed=3", "--source", "my place"]) == 0
+    printed = capsys.readouterr().out
+    (elsewhere / "mine.yaml").write_text(printed)
+    config = resolve("mine.yaml")
+    assert config.run == resolve("demo", ["train.steps=450", "seed=3"], "my place").run
+    assert (config.train.steps, config.seed, config.ingest.source) == (450, 3, "my place")
+
+    assert main(["config", "--recipe", "mine.yaml"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_compile_writes_a_pipeline(elsewhere: Path) -> None:
+    image = "registry.example/darkroom@sha256:" + 64 * "b"
+    arguments = ["--output", "out.yaml", "--image", image, "--retries", "2", "--workdir", "s3://here/there"]
+    assert main(["compile", "--recipe", "demo", *arguments]) == 0
+    pipeline = yaml.safe_load((elsewhere / "out.yaml").read_text())
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["workdir"]["defaultValue"] == "s3://here/there"
+    assert image in (elsewhere / "out.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--set", "train.stepz=3"], 78, "train.stepz: no such setting (it was given 3); did you mean train.steps?"),
+        (["--set", "train.steps=many"], 78, "train.steps: 'many' is not allowed: input should be a valid integer"),
+        (["--set", "train.steps=0"], 78, "train.steps: 0 is not allowed"),
+        (["--set", "launch.spot_drill_step=999"], 78, "launch.spot_drill_step (999) must be below train.steps (8)"),
+        (["--set", "train.steps"], 78, "expected section.key=value"),
+        (["--workdir", "memory://x"], 78, "expected a folder or s3://…"),
+        (["--workdir", "ftp://x"], 78, "is not a place"),
+        (["--workdir", "w\udcff"], 78, "names that are valid Unicode"),
+        (["--workdir", "/dev/null"], 78, "is not a folder"),
+        (["--workdir", "/dev/null/work"], 74, "cannot write /dev/null/work/runs/small-"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_started(
+    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str], elsewhere: Path
+) -> None:
+    found, told = refused(capsys, "run", "--recipe", SMALL, *arguments)
+    assert found == code
+    assert said in told
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_an_unknown_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = refused(capsys, "config", "--recipe", "dmeo")
+    assert code == 78
+    assert "expected one of demo" in told
+
+
+def test_an_output_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = refused(capsys, "compile", "--output", "missing/out.yaml")
+    assert code == 74
+    assert "cannot write missing/out.yaml" in told
+
+
+def test_a_message_shows_what_it_holds_and_breaks_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = refused(capsys, "compile", "--output", "[red]\x1b[31m" + 100 * "x")
+    assert code == 78
+    assert "--output [red]\\x1b[31mxxx" in told
+    assert told.count("\n") == 1
+
+
+def test_a_run_is_not_run_twice_at_the_same_time(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
+    log = elsewhere / "work/runs" / resolve(SMALL).run / "pipeline.log"
+    log.parent.mkdir(parents=True)
+    with log.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, told = refused(capsys, "run", "--recipe", SMALL, "--workdir", "work")
+    assert code == 74
+    assert "is being run by another process" in told
+    assert list(log.parent.iterdir()) == [log]
+
+
+def test_a_terminal_that_knows_only_ascii_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    assert main(["config", "--recipe", "demo", "--set", "publish.description='Größe 😀'"]) == 0
+    assert b"Gr\\xf6\\xdfe \\U0001f600" in raw.getvalue()
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    assert all(verb in told for verb in ("run", "config", "compile"))
