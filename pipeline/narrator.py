@@ -94,7 +94,9 @@ class Narrator:
             case "progress":
                 self._advance(event, event["done"], event["total"], event["what"])
             case "step":
-                self._advance(event, event["step"], event["steps"], "steps", f", loss {event['loss']:.3f}")
+                loss = event.get("loss")  # null where it was not finite
+                told = "" if loss is None else f", loss {loss:.3f}"
+                self._advance(event, event["step"], event["steps"], "steps", told)
             case _:
                 self._note(event)
 

@@ -62,6 +62,8 @@ def happening(event: Values) -> str | None:
     if name == "spot-notice":
         return f"spot notice to rank {event['rank']} at step {count(event['step'])}"
     if name == "resumed":
+        if event["step"] == 0:
+            return f"begun anew: {plural(len(event['skipped']), 'earlier checkpoint')} of no use (see events.jsonl)"
         skipped = "".join(f"; skipped: {why}" for why in event["skipped"])
         return line(f"resumed at step {count(event['step'])}{skipped}")
     if name == "attempt-ended":
@@ -192,7 +194,8 @@ def _train(result: Values, notes: Values) -> str:
     steps = plural(result["step"], "step")
     if "training" not in notes:
         return f"{steps}, trained before"
-    loss = f", loss {notes['step']['loss']:.3f}" if "step" in notes else ""
+    last = notes.get("step", {}).get("loss")  # null where it was not finite
+    loss = f", loss {last:.3f}" if last is not None else ""
     tries = f", {result['attempts']} attempts" if result["attempts"] > 1 else ""
     return f"{steps}{loss}{tries}"
 

@@ -119,6 +119,19 @@ def test_a_training_with_a_spot_notice_reads_like_a_story() -> None:
     ]
 
 
+def test_a_training_of_other_data_begins_anew() -> None:
+    screen = Screen()
+    screen.start("train")
+    screen.tell("resumed", step=0, skipped=["step-000000400 belongs to another training", "so does the next"])
+    screen.tell("training", step=0, steps=400, samples=1500)
+    screen.tell("step", step=400, steps=400, loss=None)
+    screen.end("train", {"step": 400, "attempts": 1}, seconds=5.0)
+    assert screen.lines == [
+        "train            0.0 s  · begun anew: 2 earlier checkpoints of no use (see events.jsonl)",
+        "train            5.0 s  400 steps",
+    ]
+
+
 def test_a_crash_says_what_it_cost() -> None:
     screen = Screen()
     screen.start("train")
