@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+STREAMING := build/streaming
 # The release that everything is tested with; `make constraints` takes the newest of all other packages.
 TORCH := 2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit bench golden constraints clean
+.PHONY: help install demo test lint types unit proofs bench chaos golden constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,10 +38,27 @@ types: $(STAMP)  ## strict types
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## unit and integration tests
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not proof'
 
-bench: $(STAMP)  ## what the training loop costs over a bare one, as a ratio
+proofs: $(STAMP)  ## the tests that take too long for every day
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m proof
+
+bench: $(STAMP) $(STREAMING)  ## what training and reading cost over bare loops and beside others, as ratios
 	$(BIN)/python tests/benchmarks/training_step.py
+	$(BIN)/python tests/benchmarks/data_order.py
+	$(BIN)/python tests/benchmarks/data_random.py
+	$(BIN)/python tests/benchmarks/data_reader.py --streaming-python $(STREAMING)/bin/python
+	$(BIN)/python -m tests.benchmarks.processes
+
+# mosaicml-streaming requires older releases than ours and far more than it uses, so it comes beside them, alone.
+$(STREAMING): $(STAMP) tests/benchmarks/streaming.txt
+	$(PYTHON) -m venv --clear $@
+	echo $(abspath $(VENV))/lib/*/site-packages > $$(echo $@/lib/*/site-packages)/ours.pth
+	$@/bin/pip install --quiet --no-deps -r tests/benchmarks/streaming.txt || echo 'mosaicml-streaming is left out'
+	touch $@
+
+chaos: $(STAMP)  ## 20 random SIGKILLs for every ZeRO stage and precision; takes most of an hour
+	CHAOS_KILLS=20 $(BIN)/pytest tests/integration/test_chaos.py
 
 golden: $(STAMP)  ## write the compiled pipeline that the tests compare with anew
 	$(BIN)/darkroom compile --recipe demo --output tests/golden/demo.yaml

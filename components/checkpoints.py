@@ -52,68 +52,88 @@ def folder(step: int) -> str:
     return f"checkpoints/step-{step:09d}"
 
 
-def write_part(run: Storage, step: int, rank: int, pieces: Sequence[Piece], attempt: str) -> None:
-    """Write one rank's pieces and then the note that they are whole.
+@dataclass(frozen=True)
+class Save:
+    """One gang's saving of one step; the same on all its ranks.
 
-    Args:
-        run: The run's folder.
-        step: The optimizer step that the pieces belong to.
-        rank: Who writes.
-        pieces: What the rank holds.
-        attempt: A token that all ranks of one gang share, so that a part left by an earlier gang is not taken for
-            one of this gang's.
+    Attributes:
+        step: The optimizer step that the state belongs to.
+        updates: How often the weights had been changed by then: the steps less those that were skipped.
+        world: The number of ranks.
+        training: Identity of what is trained.
+        shapes: Every parameter's shape.
+        attempt: A token of this gang, so that a part left by an earlier one is not taken for one of its own.
     """
-    from safetensors.numpy import save
 
-    tensors = {f"{kind}/{piece.name}": array for piece in pieces for kind, array in piece.arrays.items()}
-    data = save(tensors)
-    run.write(f"{folder(step)}/rank-{rank:05d}.safetensors", data)
+    step: int
+    updates: int
+    world: int
+    training: str
+    shapes: Mapping[str, Sequence[int]]
+    attempt: str
+
+
+def write_part(run: Storage, save: Save, rank: int, pieces: Sequence[Piece]) -> None:
+    """Write what one rank holds, and then the note that its part is whole."""
+    from safetensors.numpy import save as pack
+
+    data = pack({f"{kind}/{piece.name}": array for piece in pieces for kind, array in piece.arrays.items()})
     note = {
-        "attempt": attempt,
+        "attempt": save.attempt,
         "file": f"rank-{rank:05d}.safetensors",
         "sha256": sha256(data),
         "bytes": len(data),
         "pieces": {piece.name: [piece.start, len(piece.arrays["master"])] for piece in pieces},
     }
-    run.write_json(f"{folder(step)}/rank-{rank:05d}.json", note)
+    run.write(f"{folder(save.step)}/{note['file']}", data)
+    run.write_json(f"{folder(save.step)}/rank-{rank:05d}.json", note)
 
 
-def commit(
-    run: Storage, step: int, world: int, attempt: str, training: str, shapes: Mapping[str, Sequence[int]]
-) -> bool:
+def commit(run: Storage, save: Save) -> bool:
     """Write the manifest and the commit marker once every rank of this gang has written its part.
 
     Returns:
         Whether all parts were there and the checkpoint is committed now.
     """
     notes = []
-    for rank in range(world):
+    for rank in range(save.world):
         try:
-            note = run.read_json(f"{folder(step)}/rank-{rank:05d}.json")
+            note = run.read_json(f"{folder(save.step)}/rank-{rank:05d}.json")
         except NotFound:
             return False
-        if note["attempt"] != attempt:
+        if note.pop("attempt") != save.attempt:
             return False
-        notes.append({name: value for name, value in note.items() if name != "attempt"})
+        notes.append(note)
     manifest = {
         "format": FORMAT,
-        "step": step,
-        "training": training,
-        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "step": save.step,
+        "updates": save.updates,
+        "training": save.training,
+        "shapes": {name: list(shape) for name, shape in save.shapes.items()},
         "parts": notes,
     }
     data = json.dumps(manifest, indent=1, sort_keys=True).encode()
-    run.write(f"{folder(step)}/manifest.json", data)
-    run.write(f"{folder(step)}/COMMIT", sha256(data).encode())
+    run.write(f"{folder(save.step)}/manifest.json", data)
+    run.write(f"{folder(save.step)}/COMMIT", sha256(data).encode())
     return True
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint that can be read in ranges."""
+    """A committed checkpoint that can be read in ranges.
+
+    Attributes:
+        run: The run's folder.
+        step: The optimizer step that it was saved after.
+        updates: How often the weights had been changed: the steps less those that were skipped.
+        training: Identity of the training that it belongs to.
+        shapes: Every parameter's shape.
+        parts: Each rank's part: file, digest, size, and which pieces it holds.
+    """
 
     run: Storage
     step: int
+    updates: int
     training: str
     shapes: Mapping[str, tuple[int, ...]]
     parts: Sequence[Mapping[str, Any]]
@@ -192,7 +212,7 @@ def open_checkpoint(run: Storage, step: int) -> Checkpoint:
     if manifest["format"] != FORMAT:
         raise DataError(f"{folder(step)} has format {manifest['format']}, this version reads {FORMAT}")
     shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
-    return Checkpoint(run, step, manifest["training"], shapes, manifest["parts"])
+    return Checkpoint(run, step, manifest["updates"], manifest["training"], shapes, manifest["parts"])
 
 
 def steps(run: Storage) -> list[int]:
@@ -229,11 +249,15 @@ def newest(run: Storage, training: str | None = None) -> Checkpoint | None:
     return next((found for found in candidates(run, training) if isinstance(found, Checkpoint)), None)
 
 
-def prune(run: Storage, keep: int, newest_step: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints up to ``newest_step``; the marker goes first."""
+def prune(run: Storage, keep: int, every: int | None, newest_step: int) -> None:
+    """Delete checkpoints up to ``newest_step`` but the newest ``keep`` and those of every ``every``-th step.
+
+    The marker goes first, so that a half deleted checkpoint is not taken for a whole one.
+    """
     for step in [step for step in steps(run) if step <= newest_step][keep:]:
-        run.delete(f"{folder(step)}/COMMIT")
-        run.delete_tree(folder(step))
+        if every is None or step % every:
+            run.delete(f"{folder(step)}/COMMIT")
+            run.delete_tree(folder(step))
 
 
 def discard_after(run: Storage, step: int) -> None:

@@ -2,13 +2,17 @@
 
 DarkroomError            70  something inside went wrong
 ├── ConfigError          78  the settings are wrong; a retry cannot help
+│   └── Diverged                 training gave no finite gradient for too long
 ├── DataError            65  the data are missing, corrupt or unreadable; a retry cannot help
 │   └── ImageRejected        one image cannot be used; the step counts it and goes on
 ├── StorageError         74  a place could not be read or written; a retry may help
 │   └── NotFound             nothing exists under that key
+├── OutOfMemory          71  a batch did not fit; smaller ones are noted, start again to continue
+├── Hung                124  a rank made no step for too long; its stacks are in the log, start again to continue
 └── Preempted            75  the machine is being taken away; the state is saved, start again to continue
 
-The codes are those of BSD ``sysexits.h``. Each message says what was found, what was expected and what to do.
+The codes are those of BSD ``sysexits.h``, and 124 that of ``timeout(1)``. Each message says what was found, what was
+expected and what to do.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ class ConfigError(DarkroomError):
     """The settings are wrong, so a retry cannot help (exit code 78, ``EX_CONFIG``)."""
 
     exit_code = 78
+
+
+class Diverged(ConfigError):
+    """Training gave no finite gradient for too long; the last checkpoint is from before."""
 
 
 class DataError(DarkroomError):
@@ -56,6 +64,18 @@ class StorageError(DarkroomError):
 
 class NotFound(StorageError):
     """Nothing exists under that key."""
+
+
+class OutOfMemory(DarkroomError):
+    """A batch did not fit into memory; the next start takes smaller ones (exit code 71, ``EX_OSERR``)."""
+
+    exit_code = 71
+
+
+class Hung(DarkroomError):
+    """A rank made no step for too long, so its watchdog ended it (exit code 124, as ``timeout(1)`` says it)."""
+
+    exit_code = 124
 
 
 class Preempted(DarkroomError):

@@ -15,9 +15,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ TEXT = "text.npy"
 META = "json"
 # What a sample is made from: the image's digest and the caption's.
 Pair = tuple[str, str]
-_BLOCK = tarfile.BLOCKSIZE
+BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def pack(samples: Sequence[Sample]) -> tuple[bytes, bytes]:
         for sample in samples:
             offsets = {}
             for suffix, member in _members(sample).items():
-                offsets[suffix] = [buffer.tell() + _BLOCK, len(member)]
+                offsets[suffix] = [buffer.tell() + BLOCK, len(member)]
                 _add(tar, f"{sample.key}.{suffix}", member)
             entries.append({"key": sample.key, "caption_digest": sample.meta["caption_digest"], "offsets": offsets})
     data = buffer.getvalue()
@@ -133,11 +133,8 @@ def read_index(storage: Storage, name: str) -> ShardIndex:
         NotFound: Where there is none, so the shard was never finished.
         DataError: Where it is not an index.
     """
-    data = storage.read(index_key(name))
-    try:
-        value = json.loads(data)
-        if value["format"] != FORMAT:
-            raise DataError(f"shard {name}: its index has format {value['format']!r}, expected {FORMAT}")
+    with understood(name):
+        value = index_json(storage, name)
         entries = tuple(
             IndexEntry(
                 key=str(entry["key"]),
@@ -147,7 +144,27 @@ def read_index(storage: Storage, name: str) -> ShardIndex:
             for entry in value["samples"]
         )
         return ShardIndex(entries, int(value["bytes"]), str(value["sha256"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+
+
+def index_json(storage: Storage, name: str) -> dict[str, Any]:
+    """Return an index as it is written, for readers that need not have it as objects.
+
+    Raises:
+        NotFound: Where there is none.
+        DataError: Where it is of another format; what else is wrong with it shows when it is used, in `understood`.
+    """
+    value = json.loads(storage.read(index_key(name)))
+    if value["format"] != FORMAT:
+        raise DataError(f"shard {name}: its index has format {value['format']!r}, expected {FORMAT}")
+    return dict(value)
+
+
+@contextmanager
+def understood(name: str) -> Iterator[None]:
+    """Turn what goes wrong when an index is used into a DataError that names the shard."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(
             f"shard {name}: its index is damaged ({error!r}); delete {index_key(name)} and run latents again"
         ) from None
@@ -162,70 +179,6 @@ def find_whole(storage: Storage, name: str) -> ShardIndex | None:
         return None
 
 
-class ShardReader:
-    """One open shard: the tar's bytes are fetched once and samples are read by number.
-
-    Args:
-        storage: The dataset's folder.
-        name: The shard's name, such as ``shards/512x512/0123456789abcdef``.
-        expected_sha256: The tar's digest as ``dataset.json`` has it; None trusts the index.
-
-    Raises:
-        DataError: Where tar or index is missing, or the tar is not the one that was written.
-    """
-
-    def __init__(self, storage: Storage, name: str, expected_sha256: str | None = None) -> None:
-        self.name = name
-        try:
-            self.index = read_index(storage, name)
-            data = storage.read(tar_key(name))
-        except NotFound as error:
-            raise DataError(f"shard {name} is missing ({error}); run latents and index again") from None
-        expected = expected_sha256 or self.index.sha256
-        if (found := sha256(data)) != expected:
-            raise DataError(
-                f"shard {name}: the tar is damaged: {len(data)} bytes with digest {found[:16]}…, expected "
-                f"{self.index.bytes} bytes with digest {expected[:16]}…; delete it and run latents and index again"
-            )
-        self._data = memoryview(data)
-
-    def __len__(self) -> int:
-        return len(self.index.samples)
-
-    def sample(self, i: int) -> Sample:
-        """Return sample ``i`` of the shard; its arrays are read-only views of the shard's bytes.
-
-        Raises:
-            DataError: Where the index points at something else than this sample's members.
-        """
-        entry = self.index.samples[i]
-        try:
-            moments, text = (self._array(entry, suffix) for suffix in (MOMENTS, TEXT))
-            meta = json.loads(bytes(self._member(entry, META)))
-        except (ValueError, KeyError, tarfile.TarError) as error:
-            raise DataError(
-                f"shard {self.name}: sample {i} ({entry.key}) is damaged: {error}; "
-                "delete the shard and run latents and index again"
-            ) from None
-        return Sample(entry.key, moments, text, meta)
-
-    def _array(self, entry: IndexEntry, suffix: str) -> NDArray[np.float16]:
-        data = self._member(entry, suffix)
-        # The preamble is 10 bytes, the last two of which are the header's length (NEP 1, format version 1.0).
-        body = 10 + int.from_bytes(data[8:10], "little")
-        shape = _npy_shape(bytes(data[:body]))
-        return np.frombuffer(data[body:], dtype="<f2").reshape(shape)
-
-    def _member(self, entry: IndexEntry, suffix: str) -> memoryview:
-        """Return a member's bytes once the tar itself agrees that this is the member."""
-        start, size = entry.offsets[suffix]
-        header = self._data[start - _BLOCK : start]
-        member = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "strict") if start >= _BLOCK else None
-        if member is None or (member.name, member.size) != (f"{entry.key}.{suffix}", size):
-            raise ValueError(f"no member {suffix} of {size} bytes at byte {start} of the tar")
-        return self._data[start : start + size]
-
-
 def _members(sample: Sample) -> dict[str, bytes]:
     """Return the sample's members by suffix, in the order in which the tar has them."""
     return {MOMENTS: npy(sample.moments), TEXT: npy(sample.text), META: canonical_json(sample.meta)}
@@ -235,15 +188,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mtime, member.mode = len(data), 0, 0o644
     tar.addfile(member, io.BytesIO(data))
-
-
-@lru_cache(maxsize=64)
-def _npy_shape(preamble: bytes) -> tuple[int, ...]:
-    """Return the shape that an ``.npy`` preamble states; all samples of a shard share it, so it is parsed once."""
-    stream = io.BytesIO(preamble)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("not an .npy array of format version 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran or dtype != np.dtype("<f2"):
-        raise ValueError(f"an array of {dtype}, expected row-major <f2")
-    return tuple(shape)

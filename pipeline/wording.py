@@ -21,8 +21,8 @@ _REASONS = 3
 # Events that others tell better, or that only the log needs.
 _QUIET = frozenset(
     {
-        "attempt-started", "autoencoder", "checkpoint", "done", "finished", "preempted", "rank-started", "reported",
-        "samples", "training",
+        "attempt-started", "autoencoder", "checkpoint", "done", "finished", "loading", "preempted", "rank-started",
+        "reported", "samples", "stop-asked", "training", "validation",
     }
 )  # fmt: skip
 

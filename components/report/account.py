@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from components.ledger import STATES
 from components.report.attempts import Attempt, attempts
-from components.report.records import LedgerLine, Records, StepRecord
+from components.report.records import LedgerLine, Metric, Records, StepRecord
 
-STATES = ("loading", "useful", "saving", "lost", "idle")
 FAILED = "failed"
 
 
@@ -85,7 +85,7 @@ def step_seconds(steps: Iterable[StepRecord]) -> dict[str, float]:
 
 
 def ledger_seconds(lines: Iterable[LedgerLine]) -> dict[str, float]:
-    """Return the training's wall seconds by state, in the order of ``STATES``; empty without a ledger."""
+    """Return the training's wall seconds by state, in the order of the ledger's states; empty without a ledger."""
     seconds = dict.fromkeys(STATES, 0.0)
     known = False
     for line in lines:
@@ -148,6 +148,32 @@ def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]
         "steps_lost": sum(attempt.steps_lost for attempt in tries),
         "goodput": ledger["useful"] / whole if whole > 0 else None,
         "samples_per_second": samples / useful if samples and useful > 0 else None,
+        **_speed(records.metrics),
+        **_held_out(records.validation),
+    }
+
+
+def _speed(metrics: Sequence[Metric]) -> dict[str, float | None]:
+    """Return what is known of how well the time of the steps was used; shares of the time with checkpoints."""
+    timed = [metric for metric in metrics if metric.data_wait is not None]
+    stall = sum(metric.checkpoint_stall or 0.0 for metric in timed)
+    whole = sum(metric.seconds for metric in timed) + stall
+    used = [(metric.mfu, metric.seconds) for metric in metrics if metric.mfu is not None]
+    seconds = sum(length for _, length in used)
+    return {
+        "data_wait_share": sum(metric.data_wait or 0.0 for metric in timed) / whole if whole > 0 else None,
+        "checkpoint_stall_share": stall / whole if whole > 0 else None,
+        "mfu": sum(mfu * length for mfu, length in used) / seconds if seconds > 0 else None,
+    }
+
+
+def _held_out(validation: Sequence[Metric]) -> dict[str, float | None]:
+    losses = [(metric.loss, metric.step) for metric in validation if metric.loss is not None]
+    best = min(losses, default=(None, None))
+    return {
+        "validation_loss": losses[-1][0] if losses else None,
+        "validation_loss_best": best[0],
+        "validation_loss_best_step": best[1],
     }
 
 

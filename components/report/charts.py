@@ -29,26 +29,35 @@ class Frame:
         return f"{self.x.at(point.step):.1f} {self.y.at(point.value):.1f}"
 
 
-def loss_chart(raw: Sequence[Point], smoothed: Sequence[Point], marks: Mapping[int, str], width: int) -> Markup:
+def loss_chart(
+    raw: Sequence[Point],
+    smoothed: Sequence[Point],
+    held_out: Sequence[Point],
+    marks: Mapping[int, str],
+    width: int,
+) -> Markup:
     """Draw the loss by optimizer step: each value faint, the smoothed ones bold, what happened to the run beside it.
 
     Args:
         raw: One point per step, not empty.
         smoothed: The same, smoothed.
+        held_out: The loss on held-out samples, as far as it was measured.
         marks: What happened after which step, such as ``{175: "preempted"}``.
         width: Of the drawing.
     """
     height = 340 if width > 500 else 260
-    frame = _frame(raw, smoothed, width, height)
+    frame = _frame(raw, [*smoothed, *held_out], width, height)
     last = smoothed[-1]
     return drawing(
         width,
         height,
-        f"Loss by optimizer step, {number(smoothed[0].value)} at first and {number(last.value)} at the end, smoothed",
+        f"Loss by optimizer step, {number(smoothed[0].value)} at first and {number(last.value)} at the end, smoothed"
+        + (f"; {number(held_out[-1].value)} on held-out images" if held_out else ""),
         _grid(frame, about=max(3, width // 110)),
         *(_mark(frame, step, what if 160 * len(marks) <= width else "") for step, what in marks.items()),
         element("path", d=_path(frame, thin(raw, POINTS)), class_="raw"),
         element("path", d=_path(frame, thin(smoothed, POINTS)), class_="smooth"),
+        *_dotted(frame, thin(held_out, POINTS // 5)),
         element("circle", cx=frame.x.at(last.step), cy=frame.y.at(last.value), r=4, class_="end"),
         element(
             "text",
@@ -59,6 +68,16 @@ def loss_chart(raw: Sequence[Point], smoothed: Sequence[Point], marks: Mapping[i
             class_="value",
         ),
     )
+
+
+def _dotted(frame: Frame, points: Sequence[Point]) -> list[Markup]:
+    if not points:
+        return []
+    dots = [
+        element("circle", cx=frame.x.at(point.step), cy=frame.y.at(point.value), r=2.4, class_="held-out")
+        for point in points
+    ]
+    return [element("path", d=_path(frame, points), class_="held-out line"), *dots]
 
 
 def small_chart(points: Sequence[Point], smoothed: Sequence[Point], label: str) -> Markup:

@@ -46,7 +46,8 @@ def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config:
         publication=publication(numbers),
         figures=figures(numbers),
         gallery=gallery,
-        loss=_loss(records.metrics, tries, config.smoothing),
+        loss=_loss(records, tries, config.smoothing),
+        held_out=_points(records.validation, "loss"),
         curves=_curves(records.metrics, config.smoothing),
         attempts=shown,
         attempts_left_out=len(tries) - len(shown),
@@ -62,8 +63,8 @@ def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config:
     )
 
 
-def _loss(metrics: Sequence[Metric], tries: Sequence[Attempt], smoothing: float) -> Markup | None:
-    raw = _points(metrics, "loss")
+def _loss(records: Records, tries: Sequence[Attempt], smoothing: float) -> Markup | None:
+    raw = _points(records.metrics, "loss")
     if not raw:
         return None
     marks = {
@@ -71,7 +72,8 @@ def _loss(metrics: Sequence[Metric], tries: Sequence[Attempt], smoothing: float)
         for attempt in tries
         if attempt.last_step is not None and attempt.exit_code not in (0, None)
     }
-    return responsive(partial(loss_chart, raw, _smooth(raw, smoothing), marks))
+    held_out = _points(records.validation, "loss")
+    return responsive(partial(loss_chart, raw, _smooth(raw, smoothing), held_out, marks))
 
 
 def _curves(metrics: Sequence[Metric], smoothing: float) -> list[tuple[str, Markup]]:
@@ -80,6 +82,8 @@ def _curves(metrics: Sequence[Metric], smoothing: float) -> list[tuple[str, Mark
         "lr": ("Learning rate", 0.0),
         "grad_norm": ("Gradient norm", smoothing),
         "seconds": ("Seconds per step", smoothing),
+        "data_wait": ("Seconds waiting for data", smoothing),
+        "mfu": ("Model FLOPs utilization", smoothing),
     }
     return [
         (label, small_chart(points, _smooth(points, share), f"{label} by optimizer step"))

@@ -49,7 +49,7 @@ class StepRecord(Record):
 
 
 class Metric(Record):
-    """One optimizer step."""
+    """One optimizer step, or one measurement of the loss on held-out samples after it."""
 
     step: Whole
     loss: Measure | None = None
@@ -57,6 +57,9 @@ class Metric(Record):
     grad_norm: Measure | None = None
     samples: Whole = 0
     seconds: Seconds = 0.0
+    data_wait: Seconds | None = None
+    checkpoint_stall: Seconds | None = None
+    mfu: Measure | None = None
 
 
 class Event(Record):
@@ -134,6 +137,7 @@ class Records:
     config: dict[str, Any] | None = None
     steps: tuple[StepRecord, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    validation: tuple[Metric, ...] = ()
     events: tuple[Event, ...] = ()
     ledger: tuple[LedgerLine, ...] = ()
     samples: Samples | None = None
@@ -157,6 +161,7 @@ def read_records(workdir: Storage, run: str) -> Records:
         config=config if isinstance(config, dict) else None,
         steps=steps,
         metrics=_last_of_each_step(read.lines(f"{folder}/metrics.jsonl", Metric)),
+        validation=_last_of_each_step(read.lines(f"{folder}/validation.jsonl", Metric, optional=True)),
         events=tuple(sorted(read.lines(f"{folder}/events.jsonl", Event), key=lambda event: event.time)),
         ledger=read.lines(f"{folder}/ledger.jsonl", LedgerLine),
         samples=read.one(f"{folder}/samples/index.json", Samples),
@@ -198,14 +203,15 @@ class _Reader:
             if (record := self.one(key, model)) is not None:
                 yield record
 
-    def lines(self, key: str, model: type[R]) -> tuple[R, ...]:
+    def lines(self, key: str, model: type[R], optional: bool = False) -> tuple[R, ...]:
         """Read all lines that fit: a line that was torn when its writer was killed does not lose the others."""
         records: list[R] = []
         misfits: list[str] = []
         try:
             lines = self._storage.read(key).split(b"\n")
         except DarkroomError as error:
-            self._note(key, error)
+            if not (optional and isinstance(error, NotFound)):
+                self._note(key, error)
             return ()
         for number, line in enumerate(lines, start=1):
             try:

@@ -14,7 +14,7 @@ from components.report.wording import duration, one_line
 METRICS = (
     "prompt_accuracy", "frechet_distance", "frechet_reference", "judge_accuracy", "images", "held_out", "rejected",
     "encoded", "reused", "steps", "attempts", "preemptions", "steps_lost", "goodput", "samples_per_second",
-    "wall_seconds",
+    "mfu", "data_wait_share", "checkpoint_stall_share", "validation_loss", "wall_seconds",
 )  # fmt: skip
 
 

@@ -14,8 +14,10 @@ STATE_MEANING = {
     "loading": "processes start; model, data and checkpoint are read",
     "useful": "optimizer steps that count",
     "saving": "training waits for a checkpoint",
-    "lost": "optimizer steps that had to be done again",
-    "idle": "between attempts, waiting for machines, drawing samples, shutting down",
+    "validating": "the loss on held-out images is measured",
+    "sampling": "sample images are drawn",
+    "lost": "optimizer steps that had to be done again, and after a crash all time until it was noticed",
+    "idle": "between attempts, waiting for machines, shutting down",
 }
 MEASURES = {
     "prompt_accuracy": ("Prompt accuracy", "generated images that show what their prompt asks for"),

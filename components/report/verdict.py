@@ -104,12 +104,21 @@ def figures(numbers: Mapping[str, Any]) -> list[Figure]:
         Figure(
             "Training",
             plural(numbers["steps"], "step"),
-            _if(known, samples_per_second=lambda speed: f"{number(speed)} images per second"),
+            _if(
+                known,
+                samples_per_second=lambda speed: f"{number(speed)} images per second",
+                mfu=lambda share: f"{percent(share)} of the peak FLOP/s",
+            ),
         ),
         Figure(
             "Wall time",
             duration(numbers["wall_seconds"]),
-            _if(known, goodput=lambda share: f"{percent(share)} goodput in training"),
+            _if(
+                known,
+                goodput=lambda share: f"{percent(share)} goodput in training",
+                data_wait_share=lambda share: f"{percent(share)} waiting for data",
+                checkpoint_stall_share=lambda share: f"{percent(share)} for checkpoints",
+            ),
         ),
         Figure("Preemptions", count(numbers["preemptions"]), (f"{plural(numbers['steps_lost'], 'step')} lost",)),
     ]

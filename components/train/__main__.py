@@ -2,9 +2,11 @@
 
     python -m components.train --workdir work --run first --encoding-key KEY --base-model DIR --set ranks=2
 
-One process per device is started here, as PET_NPROC_PER_NODE or the setting ``ranks`` says; PET_NNODES,
-PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT join several nodes. SIGTERM stops after the step in hand, with the
-state saved. Exit codes: 0 done, 75 stopped and saved, 78 bad settings, 65 bad data, anything else a crash.
+One process per device is started here, as --nproc-per-node, PET_NPROC_PER_NODE or the setting ``ranks`` says (a
+number, auto, gpu or cpu). On several machines start this once on each, with --nnodes, --node-rank, --master-addr and
+--master-port or the PET_* variables of the same names, as for torchrun. SIGTERM, SIGINT or SIGHUP stop after the step
+in hand, with the state saved. Exit codes: 0 done, 75 stopped and saved, 78 bad settings, 65 bad data, 124 hung,
+anything else a crash.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from collections.abc import Sequence
 
 from components.errors import EXIT_DONE, DarkroomError, DataError
 from components.progress import Progress
-from components.train.agent import run_ranks, this_node
+from components.train.agent import RANK, Agent, Grace, Signals
 from components.train.command import Request, parse
+from components.train.node import this_node
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,11 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     progress = Progress()
     try:
-        request = parse(arguments, __doc__)
-        if _is_finished(request):
-            progress.event("finished", step=request.config.steps)
-            return EXIT_DONE
-        return run_ranks(arguments, this_node(os.environ, request.config.ranks), progress)
+        with Signals().listening() as signals:
+            request = parse(arguments, __doc__)
+            node = this_node({**os.environ, **request.place}, request.config.ranks)
+            if _is_finished(request):
+                progress.event("finished", step=request.config.steps)
+                return EXIT_DONE
+            command = [*RANK, *arguments, "--parent-pid", str(os.getpid())]
+            grace = Grace(request.config.stop_grace_seconds, request.config.crash_grace_seconds)
+            return Agent(command, node, grace, signals, progress, request.parent).run(request.restarts)
     except DarkroomError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads it, not a log collector
         return error.exit_code

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from math import isfinite
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from components.checkpoints import Checkpoint, Piece
 from components.train.batches import accumulation
 from components.train.config import TrainConfig
+from components.train.exact import TreeSum, sum_over_ranks
 from components.train.fragments import fragments, set_step
 from components.train.reader import MicroBatch
 
@@ -36,6 +38,20 @@ def init_distributed(device: str) -> None:
     deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
 
 
+class Outcome(NamedTuple):
+    """What one optimizer step came to.
+
+    Attributes:
+        loss_share: This rank's part of the mean loss; the parts of all ranks add up to it.
+        gradient_norm: The global L2 norm of the gradient before it was clipped; not finite where it overflowed.
+        applied: Whether the weights were changed: not where the gradient is not finite.
+    """
+
+    loss_share: float
+    gradient_norm: float
+    applied: bool
+
+
 class Engine:
     """A UNet in training on this rank, as one of many.
 
@@ -43,19 +59,22 @@ class Engine:
         model: The UNet with the weights that training starts from, float32.
         loss: Maps a model and a micro-batch to one loss per sample, ``[B]``.
         config: The training's settings.
+
+    Attributes:
+        updates: How often the weights were changed: the steps less those that were skipped.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, config: TrainConfig) -> None:
         import deepspeed
 
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.updates = 0
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._config = config
         self._loss = loss
         # Stage 0 keeps no fp32 masters beside bf16 weights, so there the weights stay fp32 and only sums are bf16.
         self._autocast = config.precision == "bf16" and config.zero_stage == 0
-        accumulated = accumulation(config.global_batch, self.world, config.micro_batch)
-        self._scale = accumulated * self.world / config.global_batch
+        self._accumulated = accumulation(config.global_batch, self.world, config.micro_batch)
         adamw = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -65,40 +84,93 @@ class Engine:
             fused=True,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=adamw, config=_deepspeed_config(config, accumulated, model)
+            model=model, optimizer=adamw, config=_deepspeed_config(config, self._accumulated, model)
         )
         self.device = self._engine.device
         self.fragments = fragments(self._engine, config.zero_stage, self.rank, self.world)
         self._owned = [fragment.master[fragment.owned] for fragment in self.fragments]
         self._ema = [owned.clone() for owned in self._owned]
 
-    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> tuple[float, float]:
+    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> Outcome:
         """Take one optimizer step; every rank calls it with its own share of the same global batch.
 
-        Returns:
-            This rank's part of the mean loss (the parts of all ranks add up to it), and the global gradient norm.
+        Where the gradient is not finite the weights, the moments and the moving average stay as they are.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        share = 0.0
-        for batch in micro_batches:
-            on_device = batch.to(self.device, self._engine.module.dtype)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                losses = self._loss(self._engine, on_device)
-            loss = (losses * on_device.weights).sum()
-            self._engine.backward(loss * self._scale)
-            norm = self._gradient_norm()
-            self._engine.step()
-            share += float(loss.detach()) / self._config.global_batch
-        torch._foreach_lerp_(self._ema, self._owned, 1.0 - self._config.ema_decay)
-        return share, norm if norm is not None else float(self._engine.get_global_grad_norm())
+        on_device = [batch.to(self.device, self._engine.module.dtype) for batch in micro_batches]
+        samples = self._count(on_device)
+        advance = self._advance_exactly if self._config.exact_across_world_sizes else self._advance
+        loss, norm = advance(on_device, samples)
+        applied = isfinite(norm)
+        if applied:
+            self.updates += 1
+            torch._foreach_lerp_(self._ema, self._owned, 1.0 - self._config.ema_decay)
+        return Outcome(loss / samples, norm, applied)
 
-    def _gradient_norm(self) -> float | None:
-        """Return the global gradient norm at stage 0, where DeepSpeed clips by it without telling it."""
-        if self._config.zero_stage > 0 or not self._engine.is_gradient_accumulation_boundary():
-            return None
-        gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    def _count(self, micro_batches: Sequence[MicroBatch]) -> int:
+        """Return how many samples the global batch holds: fewer than usual where bad shards are left out of it."""
+        if self._config.on_bad_shard == "fail":
+            return self._config.global_batch
+        counted = torch.stack([batch.weights.sum() for batch in micro_batches]).sum()
+        torch.distributed.all_reduce(counted)
+        return max(1, round(float(counted)))
+
+    def _advance(self, micro_batches: Sequence[MicroBatch], samples: int) -> tuple[float, float]:
+        """Let DeepSpeed accumulate, reduce, clip and update; return this rank's sum of losses and the global norm."""
+        total, norm = 0.0, None
+        scale = self._accumulated * self.world / samples
+        for batch in micro_batches:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                losses = self._loss(self._engine, batch)
+            loss = (losses * batch.weights).sum()
+            self._engine.backward(loss * scale)
+            total += float(loss.detach())
+            if self._config.zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                # Here DeepSpeed neither tells the norm that it clips by nor skips a step whose norm is not finite.
+                norm = self._total_norm()
+                if not isfinite(norm):
+                    self._engine.zero_grad()
+                    self._engine.micro_steps += 1
+                    break
+            self._engine.step()
+        return total, float(self._engine.get_global_grad_norm()) if norm is None else norm
+
+    def _advance_exactly(self, micro_batches: Sequence[MicroBatch], size: int) -> tuple[float, float]:
+        """Do the same with one gradient per sample, added up in an order that does not depend on the world size."""
+        place = self.rank * size // self.world
+        parameters = list(self._engine.module.parameters())
+        partial, total = TreeSum(size), 0.0
+        for sample in (row for batch in micro_batches for row in batch.rows()):
+            loss = self._loss(self._engine.module, sample)[0]
+            gradients = torch.autograd.grad(loss / size, parameters)
+            partial.add((0, place), torch.cat([gradient.flatten() for gradient in gradients]))
+            place, total = place + 1, total + float(loss.detach())
+        flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        sizes = [parameter.numel() for parameter in parameters]
+        whole = torch.split(sum_over_ranks(partial, size, like=flat), sizes)
+        for parameter, gradient in zip(parameters, whole, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm))
+        if isfinite(norm):
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return total, norm
+
+    def _total_norm(self) -> float:
+        parameters = self._engine.module.parameters()
+        return float(torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]))
+
+    @torch.no_grad()
+    def losses(self, batch: MicroBatch) -> Tensor:
+        """Return each sample's loss, ``[B]``, and learn nothing from it; every rank calls it equally often."""
+        module = self._engine.module
+        module.eval()
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                return self._loss(module, batch.to(self.device, module.dtype))
+        finally:
+            module.train()
 
     def pieces(self) -> list[Piece]:
         """Copy this rank's part of the state to the host."""
@@ -129,7 +201,8 @@ class Engine:
                 fragment.moments[kind].copy_(_tensor(checkpoint.read(kind, fragment.name, fragment.start, length)))
             start = fragment.start + fragment.owned.start
             ema.copy_(_tensor(checkpoint.read("ema", fragment.name, start, len(ema))))
-        set_step(self._engine, self._config.zero_stage, checkpoint.step)
+        self.updates = checkpoint.updates
+        set_step(self._engine, self._config.zero_stage, self.updates)
 
     def gather_ema(self) -> dict[str, Tensor] | None:
         """Bring the whole moving average to rank 0 (``None`` elsewhere); every rank calls it."""

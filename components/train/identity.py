@@ -8,6 +8,10 @@ from components.dataset import Dataset
 from components.digests import digest, digest_tree
 from components.train.config import TrainConfig
 
+# Raised whenever the order of the samples or the random numbers they are trained with change: checkpoints from before
+# would otherwise go on with other ones.
+ORDER_FORMAT = 1
+
 
 def training_identity(config: TrainConfig, seed: int, dataset: Dataset, base: Path) -> str:
     """Return the digest that checkpoints carry, so that none is resumed by a training it does not belong to.
@@ -18,4 +22,4 @@ def training_identity(config: TrainConfig, seed: int, dataset: Dataset, base: Pa
         dataset: What is trained on.
         base: Folder of the base model; its UNet is what training starts from.
     """
-    return digest([config.identity(), seed, dataset.digest, digest_tree(base, ["unet", "scheduler"])])
+    return digest([ORDER_FORMAT, config.identity(), seed, dataset.digest, digest_tree(base, ["unet", "scheduler"])])

@@ -1,18 +1,17 @@
 """From positions in the run to tensors: what each rank reads, and every random number its samples are trained with.
 
-Position *i* of the run is sample ``i mod N`` of epoch ``i div N``. The reader looks up where that sample lies, takes
-it from its shard and draws its noise, timestep, autoencoder sample and caption dropout, all as functions of (seed,
-epoch, position). A thread does so a few steps ahead, off the training's critical path.
+Each optimizer step takes one global batch of the order, and of it this rank's share. What is random about a sample,
+its noise, timestep, autoencoder sample and caption dropout, is a function of (seed, epoch, position). Threads read
+and draw a few steps ahead, off the training's critical path; how many there are changes nothing.
 """
 
 from __future__ import annotations
 
-import io
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from components.dataset import Dataset
-from components.rng import Stream, normals, uniforms
-from components.shards import Sample, ShardReader
+from components.rng import Stream, fill_normals, uniforms
 from components.storage import Storage
-from components.train.batches import micro_batches
+from components.train.buffers import Buffers
 from components.train.config import TrainConfig
-from components.train.order import Order
+from components.train.order import Places
+from components.train.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,11 @@ class MicroBatch:
         latents: Scaled latents without noise, ``[B, C, H/f, W/f]``.
         noise: Standard normal, like ``latents``.
         timesteps: ``[B]``, int64, in [0, number of timesteps).
-        text: Text embeddings, ``[B, L, D]``; that of the empty prompt where the caption was dropped.
-        weights: ``[B]``: 1, or 0 for a row that only keeps this rank in step with the others.
+        text: Text embeddings, ``[B, L, D]``; that of the empty prompt where the caption was dropped. The reader gives
+            them in fp16, as they are stored.
+        weights: ``[B]``: 1, or 0 for a row that only keeps this rank in step with the others, or whose shard is bad
+            and left out.
+        keys: SHA-256 of each row's image; empty for a row of weight 0.
     """
 
     latents: Tensor
@@ -45,17 +47,37 @@ class MicroBatch:
     timesteps: Tensor
     text: Tensor
     weights: Tensor
+    keys: tuple[str, ...] = ()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> MicroBatch:
         """Return a copy on a device; all but the timesteps and the weights in ``dtype``."""
+
+        def move(tensor: Tensor) -> Tensor:
+            # Pinned memory is copied without waiting, and converted there: half the bytes travel.
+            return tensor.to(device, non_blocking=True)
+
         return replace(
             self,
-            latents=self.latents.to(device, dtype),
-            noise=self.noise.to(device, dtype),
-            timesteps=self.timesteps.to(device),
-            text=self.text.to(device, dtype),
-            weights=self.weights.to(device),
+            latents=move(self.latents).to(dtype),
+            noise=move(self.noise).to(dtype),
+            timesteps=move(self.timesteps),
+            text=move(self.text).to(dtype),
+            weights=move(self.weights),
         )
+
+    def rows(self) -> Iterator[MicroBatch]:
+        """Yield each row of weight 1 as a micro-batch of its own."""
+        for row in range(len(self.weights)):
+            if self.weights[row]:
+                here = slice(row, row + 1)
+                yield MicroBatch(
+                    latents=self.latents[here],
+                    noise=self.noise[here],
+                    timesteps=self.timesteps[here],
+                    text=self.text[here],
+                    weights=self.weights[here],
+                    keys=self.keys[here],
+                )
 
 
 @dataclass(frozen=True)
@@ -90,85 +112,89 @@ class Reader:
     def __init__(
         self, dataset: Dataset, storage: Storage, drawing: Drawing, config: TrainConfig, rank: int, world: int
     ) -> None:
-        self._shards = _OpenShards(dataset, storage, limit=2 * config.window)
-        self._order = Order([len(train) for train in self._shards.train], config.window, drawing.seed)
-        self._empty = np.load(io.BytesIO(storage.read("empty.npy")), allow_pickle=False)
+        self._samples = Samples(dataset, storage, config, drawing.seed, rank, world)
         self._drawing = drawing
         self._config = config
-        self._share = micro_batches(config.global_batch, world, rank, config.micro_batch)
+        self._buffers = Buffers(pinned=torch.cuda.is_available())
 
     @property
     def samples(self) -> int:
         """The number of samples of an epoch."""
-        return self._order.samples
+        return self._samples.order.samples
+
+    @property
+    def bad_shards(self) -> dict[str, str]:
+        """The names of the shards that this rank has left out so far, and why."""
+        return self._samples.bad_shards
 
     def steps(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
-        """Yield this rank's micro-batches of optimizer steps ``first`` to ``last - 1``, read ahead by a thread."""
-        with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:
+        """Yield this rank's micro-batches of optimizer steps ``first`` to ``last - 1``, read ahead by threads."""
+        with ThreadPoolExecutor(self._config.workers, thread_name_prefix="reader") as threads:
             wanted = iter(range(first, last))
             ahead: deque[Future[list[MicroBatch]]] = deque(
-                thread.submit(self.read, step) for step in islice(wanted, self._config.prefetch)
+                threads.submit(self.read, step) for step in islice(wanted, self._config.prefetch)
             )
             try:
                 while ahead:
                     ready = ahead.popleft().result()
-                    ahead.extend(thread.submit(self.read, step) for step in islice(wanted, 1))
+                    ahead.extend(threads.submit(self.read, step) for step in islice(wanted, 1))
                     yield ready
             finally:
                 for future in ahead:
                     future.cancel()
 
     def read(self, step: int) -> list[MicroBatch]:
-        """Return this rank's micro-batches of one optimizer step, counted from 0."""
-        first = step * self._config.global_batch
-        return [self._micro_batch(first, part) for part in self._share]
+        """Return this rank's micro-batches of one optimizer step, counted from 0.
 
-    def _micro_batch(self, first: int, part: range) -> MicroBatch:
-        # A rank without samples still runs one row, of weight 0: collectives need every rank.
-        real = len(part) > 0
-        indices = [first + place for place in part] if real else [first]
-        pieces = [
-            self._draw(epoch, [self._order.epoch_of(index)[1] for index in run])
-            for epoch, run in groupby(indices, key=lambda index: self._order.epoch_of(index)[0])
-        ]
-        latents, noise, timesteps, text = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-        weights = np.full(len(indices), float(real), dtype=np.float32)
-        return MicroBatch(*(torch.from_numpy(array) for array in (latents, noise, timesteps, text, weights)))
+        Raises:
+            DataError: Where a shard is corrupt or missing and none may be left out.
+            StorageError: Where a shard cannot be reached.
+        """
+        return [self._micro_batch(share.places, share.counts) for share in self._samples.share(step)]
 
-    def _draw(self, epoch: int, positions: Sequence[int]) -> tuple[NDArray[np.generic], ...]:
-        """Return latents, noise, timesteps and text of some samples of one epoch."""
-        samples = [self._shards.sample(*place) for place in self._order.places(epoch, positions)]
-        seed = self._drawing.seed
-        mean, log_variance = np.split(np.stack([sample.moments for sample in samples]).astype(np.float32), 2, axis=1)
-        shape = mean.shape[1:]
-        # The autoencoder's posterior is sampled anew each time (Kingma & Welling, arXiv:1312.6114, eq. 10).
-        latents = mean + np.exp(0.5 * log_variance) * normals(seed, epoch, positions, Stream.LATENT, shape)
-        noise = normals(seed, epoch, positions, Stream.NOISE, shape)
-        drawn = uniforms(seed, epoch, positions, Stream.TIMESTEP)
-        timesteps = (drawn * self._drawing.timesteps).astype(np.int64)
-        dropped = uniforms(seed, epoch, positions, Stream.CAPTION_DROPOUT) < self._drawing.caption_dropout
-        text = np.stack(
-            [self._empty if drop else sample.text for drop, sample in zip(dropped, samples, strict=True)]
-        ).astype(np.float32)
-        return latents * np.float32(self._drawing.scaling_factor), noise, timesteps, text
+    def close(self) -> None:
+        """Close the shards and end the threads; no step may be read meanwhile or afterwards."""
+        self._samples.close()
+
+    def _micro_batch(self, places: Places, counts: bool) -> MicroBatch:
+        rows = len(places.positions)
+        channels, height, width = self._samples.moments_shape(places)
+        moments = self._buffers.empty((rows, channels, height, width), torch.float16)
+        text = self._buffers.empty((rows, *self._samples.empty.shape), torch.float16)
+        copied = self._samples.copy(places, moments.numpy(), text.numpy())
+
+        seed, epochs, positions = self._drawing.seed, places.epochs, places.positions
+        dropped = uniforms(seed, epochs, positions, Stream.CAPTION_DROPOUT) < self._drawing.caption_dropout
+        text.numpy()[dropped] = self._samples.empty
+        timesteps = uniforms(seed, epochs, positions, Stream.TIMESTEP) * self._drawing.timesteps
+        latents = self._normals(places, Stream.LATENT, (channels // 2, height, width))
+        sample_posterior(moments, latents, self._drawing.scaling_factor)
+        return MicroBatch(
+            latents=latents,
+            noise=self._normals(places, Stream.NOISE, (channels // 2, height, width)),
+            timesteps=torch.from_numpy(timesteps.astype(np.int64)),
+            text=text,
+            weights=torch.from_numpy((copied.found & counts).astype(np.float32)),
+            keys=tuple(copied.keys) if counts else ("",) * rows,
+        )
+
+    def _normals(self, places: Places, stream: Stream, shape: tuple[int, ...]) -> Tensor:
+        drawn = self._buffers.empty((len(places.positions), *shape), torch.float32)
+        rows: NDArray[np.float32] = drawn.numpy().reshape(len(drawn), -1)
+        fill_normals(rows, self._drawing.seed, places.epochs.tolist(), places.positions.tolist(), stream)
+        return drawn
 
 
-class _OpenShards:
-    """The shards that are open now: at most ``limit``, the least recently used one closes first."""
+def sample_posterior(moments: Tensor, normals: Tensor, scaling_factor: float) -> None:
+    """Turn normals into scaled latents, in place: the autoencoder's posterior is sampled anew each time.
 
-    def __init__(self, dataset: Dataset, storage: Storage, limit: int) -> None:
-        self.train = [shard.train for shard in dataset.shards]
-        self._dataset = dataset
-        self._storage = storage
-        self._limit = limit
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+    Kingma & Welling, arXiv:1312.6114, eq. 10; one row at a time, which stays in the processor's cache.
 
-    def sample(self, shard: int, number: int) -> Sample:
-        """Return a training sample of a shard, counted among the shard's training samples."""
-        if shard not in self._open:
-            entry = self._dataset.shards[shard]
-            self._open[shard] = ShardReader(self._storage, entry.name, entry.sha256)
-            if len(self._open) > self._limit:
-                self._open.popitem(last=False)
-        self._open.move_to_end(shard)
-        return self._open[shard].sample(self.train[shard][number])
+    Args:
+        moments: fp16 ``[B, 2C, h, w]``: mean, then log-variance.
+        normals: float32 ``[B, C, h, w]``.
+        scaling_factor: What the latents are multiplied with.
+    """
+    for row, latent in zip(moments, normals, strict=True):
+        mean, log_variance = row.float().chunk(2)
+        latent.mul_(log_variance.mul_(0.5).exp_()).add_(mean).mul_(scaling_factor)

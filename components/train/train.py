@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import nan
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from components.errors import Preempted
+from components.errors import DarkroomError, DataError, Diverged, Preempted
+from components.train.agreement import Agreement
 from components.train.config import TrainConfig
 from components.train.engine import Engine
 from components.train.monitor import Monitor
-from components.train.reader import Reader
+from components.train.ranks import any_rank, first_problem
+from components.train.reader import MicroBatch, Reader
 from components.train.saver import Saver
 from components.train.schedule import learning_rate
-from components.train.stopping import Stopping
+from components.train.throughput import Stopwatch
+from components.train.validation import Validation
+from components.train.watchdog import Watchdog
 
 DrawSamples = Callable[[dict[str, Tensor]], Image.Image]
 
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that the loop works with, ready to go on after optimizer step ``step``."""
+    """Everything that the loop works with, ready to go on after optimizer step ``step``.
+
+    Attributes:
+        step_flops: Tells what the arithmetic of a global batch amounts to, from one of its micro-batches.
+        validation: Measures the loss on held-out samples; None where there are none, or none are asked for.
+    """
 
     config: TrainConfig
     step: int
     engine: Engine
     reader: Reader
     saver: Saver
-    stopping: Stopping
+    agreement: Agreement
+    watchdog: Watchdog
     monitor: Monitor
     draw_samples: DrawSamples
+    step_flops: Callable[[MicroBatch], float] | None = None
+    validation: Validation | None = None
 
 
 def train(job: Training) -> None:
@@ -40,42 +54,83 @@ def train(job: Training) -> None:
 
     Raises:
         Preempted: Where a rank was asked to stop; the state of the last step is committed.
+        Diverged: Where too many gradients in a row were not finite.
         StorageError: Where a checkpoint could not be written.
     """
     config, monitor = job.config, job.monitor
     monitor.event("training", step=job.step, steps=config.steps, samples=job.reader.samples)
-    began = time.monotonic()
-    for step, batch in enumerate(job.reader.steps(job.step, config.steps), start=job.step + 1):
+    skipped = 0
+    watch = Stopwatch(time.monotonic)
+    if any_rank(monitor.owes(job.step)):
+        _look(job, job.step, watch)
+    for step, batch in enumerate(watch.waiting(job.reader.steps(job.step, config.steps)), start=job.step + 1):
         rate = learning_rate(step - 1, config)
-        share, norm = job.engine.step(batch, rate)
-        loss, stop = job.stopping.agree(share, job.engine.device)
-        now = time.monotonic()
-        told = {"loss": loss, "lr": rate, "grad_norm": norm, "samples": config.global_batch, "seconds": now - began}
-        monitor.step(step, epoch=step * config.global_batch / job.reader.samples, **told)
-        if step in config.sample_steps:
-            _sample(job, step)
+        share, norm, applied = job.engine.step(batch, rate)
+        skipped = 0 if applied else _skip(job, step, skipped + 1)
+        epoch = step * config.global_batch / job.reader.samples
+        facts = {"epoch": epoch, "lr": rate, "grad_norm": norm, "samples": config.global_batch}
+        facts |= {"flops": job.step_flops(batch[0]) if job.step_flops else 0.0, **asdict(watch.lap())}
+        agreed = job.agreement.reach(step, share, facts, at_once=config.pauses_after(step))
+        for one in agreed:
+            monitor.step(one.step, loss=one.loss, **one.facts)
+        stop = any(one.stop for one in agreed)
+        job.watchdog.beat(step)
         if stop or step == config.steps or step % config.checkpoint_every == 0:
-            _checkpoint(job, step, last=stop or step == config.steps)
+            _checkpoint(job, step, watch, last=stop or step == config.steps)
         if stop and step < config.steps:
             monitor.event("preempted", step=step)
             raise Preempted(f"asked to stop; the state after step {step} of {config.steps} is saved")
-        began = time.monotonic()
+        _look(job, step, watch)
     monitor.event("finished", step=config.steps)
 
 
-def _checkpoint(job: Training, step: int, last: bool) -> None:
-    started = time.monotonic()
-    stalled = job.saver.save(step, job.engine.pieces)
-    if last:
+def _checkpoint(job: Training, step: int, watch: Stopwatch, last: bool) -> None:
+    with watch.stalled() as stall:
         job.monitor.flush()
-        job.saver.wait()
-        stalled = time.monotonic() - started
-    job.monitor.event("checkpoint", step=step, stall_seconds=round(stalled, 4))
+        save = job.saver.save_now if last else job.saver.save
+        save(step, job.engine.updates, job.engine.pieces)
+    job.monitor.checkpoint(step, stall.seconds)
+    if job.config.on_bad_shard == "skip":
+        left_out = first_problem("; ".join(job.reader.bad_shards.values()) or None)
+        if left_out is not None:
+            job.monitor.event("bad-shards", step=step, problem=left_out)
 
 
-def _sample(job: Training, step: int) -> None:
-    weights = job.engine.gather_ema()
-    if weights is not None:
-        sheet = job.draw_samples(weights)
+def _skip(job: Training, step: int, in_a_row: int) -> int:
+    job.monitor.event("step-skipped", step=step, in_a_row=in_a_row)
+    if in_a_row > job.config.max_skipped_steps:
+        raise Diverged(
+            f"the gradient was not finite at step {step} and the {in_a_row - 1} before it; the last checkpoint is from "
+            "before. Lower train.learning_rate, or use precision fp32"
+        )
+    return in_a_row
+
+
+def _look(job: Training, step: int, watch: Stopwatch) -> None:
+    """Measure the loss on held-out samples and draw sample images, where that is due after a step."""
+    if job.validation is not None and job.config.validates_after(step):
+        loss, problem = nan, None
+        with watch.apart() as spent:
+            try:
+                loss = job.validation.loss(job.engine.losses, job.engine.device)
+            except DataError as error:  # on every rank
+                problem = str(error)
+        job.monitor.validation(step, loss, job.validation.samples, spent.seconds, problem)
+    if job.config.draws_after(step):
+        _sample(job, step, watch)
+
+
+def _sample(job: Training, step: int, watch: Stopwatch) -> None:
+    problem = sheet = None
+    with watch.apart() as spent:
+        weights = job.engine.gather_ema()
+        if weights is not None:
+            try:
+                sheet = job.draw_samples(weights)
+            except (DarkroomError, torch.OutOfMemoryError) as error:  # a picture less is no reason to stop training
+                problem = str(error)
+    if sheet is not None:
         columns = len(job.config.sample_prompts)
-        job.monitor.samples(step, sheet, (sheet.height, sheet.width // columns))
+        job.monitor.samples(step, sheet, (sheet.height, sheet.width // columns), spent.seconds)
+    elif problem is not None:
+        job.monitor.samples_failed(step, problem, spent.seconds)

@@ -1,15 +1,9 @@
-"""One rank of a training; ``python -m components.train`` starts as many as a node has devices.
-
-It reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them, and exits with the codes of
-`components.errors`.
-"""
+"""The work of one rank: join the others, make what training needs, and train; `components.train.rank` starts it."""
 
 from __future__ import annotations
 
 import os
-import secrets
-import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,38 +14,58 @@ from torch import Tensor, nn
 
 from components import checkpoints, models, sampling
 from components.dataset import Dataset, read_dataset
-from components.errors import DarkroomError, DataError
+from components.errors import DataError
 from components.progress import Progress
 from components.storage import Storage
-from components.train.command import Request, parse
+from components.train.agreement import Agreement
+from components.train.command import Request
 from components.train.config import TrainConfig
 from components.train.diffusion import denoising_loss
 from components.train.engine import Engine, init_distributed, load_weights
+from components.train.flops import StepFlops, device_peak_flops
 from components.train.identity import training_identity
+from components.train.memory import fitting, is_out_of_memory, note_smaller
 from components.train.monitor import Monitor
+from components.train.ranks import first_problem
 from components.train.reader import Drawing, Reader
 from components.train.saver import Saver
 from components.train.stopping import Stopping
 from components.train.train import Training, train
+from components.train.validation import Validation
+from components.train.watchdog import Watchdog
 
 
-def work(request: Request) -> None:
-    """Join the other ranks, go on from the newest whole checkpoint, and train."""
-    stopping = Stopping()
-    stopping.listen()
+def work(request: Request, stopping: Stopping, watchdog: Watchdog) -> None:
+    """Join the other ranks, go on from the newest whole checkpoint, and train.
+
+    Raises:
+        Preempted: Where a rank was asked to stop; the state is saved.
+        DarkroomError: Whatever else `train` raises, and what loading finds wrong.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     init_distributed(device)
-    train(_prepare(request, stopping))
+    request = replace(request, config=fitting(request.config, request.run))
+    try:
+        job = _prepare(request, stopping, watchdog)
+        with job.monitor, job.saver:
+            train(job)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise note_smaller(request.config, request.run) from error
+        raise
     torch.distributed.barrier()
 
 
-def _prepare(request: Request, stopping: Stopping) -> Training:
+def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Training:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     config, run = request.config, request.run
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    peak = device_peak_flops(config.precision)
+    monitor = Monitor(run, config, Progress(), speaks=rank == 0, peak=None if peak is None else peak * world)
+    monitor.loading(world)
     base = models.fetch(request.base_model, request.workdir)
     dataset = _dataset(request.dataset)
     training = training_identity(config, request.seed, dataset, base)
@@ -65,13 +79,12 @@ def _prepare(request: Request, stopping: Stopping) -> Training:
     checkpoint, skipped = _find_checkpoint(run, training, rank, world)
     if checkpoint is not None:
         load_weights(unet, checkpoint.read_all("master"))
-    engine = Engine(unet, partial(_loss, scheduler), config)
+    engine = Engine(_tuned(unet, config), partial(_loss, scheduler), config)
     if checkpoint is not None:
         engine.restore(checkpoint)
     step = checkpoint.step if checkpoint is not None else 0
 
-    monitor = Monitor(run, config, Progress(), speaks=rank == 0)
-    monitor.start(step, skipped)
+    monitor.start(step, skipped, training)
     if rank == 0:
         checkpoints.discard_after(run, step)
     drawing = Drawing(request.seed, scheduler.config.num_train_timesteps, scaling, config.caption_dropout)
@@ -80,11 +93,34 @@ def _prepare(request: Request, stopping: Stopping) -> Training:
         step=step,
         engine=engine,
         reader=Reader(dataset, request.dataset, drawing, config, rank, world),
-        saver=Saver(run, rank, world, _shared_token(), training, engine.shapes, config.keep),
-        stopping=stopping,
+        saver=Saver(run, rank, world, training, engine.shapes, config, monitor.save_failed),
+        agreement=Agreement(stopping, engine.device),
+        watchdog=watchdog,
         monitor=monitor,
-        draw_samples=partial(_draw_samples, base, dataset, config, request.seed),
+        draw_samples=partial(_draw_samples, base, dataset, config, request.seed, engine.device),
+        step_flops=StepFlops(unet, config.global_batch) if rank == 0 and peak is not None else None,
+        validation=_validation(dataset, request.dataset, drawing, config, rank, world),
     )
+
+
+def _validation(
+    dataset: Dataset, storage: Storage, drawing: Drawing, config: TrainConfig, rank: int, world: int
+) -> Validation | None:
+    if config.validate_every is None or dataset.held_out == 0:
+        return None
+    return Validation(dataset, storage, drawing, config, rank, world)
+
+
+def _tuned(unet: Any, config: TrainConfig) -> nn.Module:
+    """Trade memory for time, and layouts for speed, as the settings say."""
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if config.compile:
+        unet.compile()
+    tuned: nn.Module = unet
+    return tuned
 
 
 def _loss(scheduler: Any, model: nn.Module, batch: Any) -> Tensor:
@@ -111,53 +147,28 @@ def _find_checkpoint(
             problem = None
         except DataError as error:
             problem = str(error)
-        problems: list[str | None] = [None] * world
-        torch.distributed.all_gather_object(problems, problem)
-        told = next((text for text in problems if text), None)
+        told = first_problem(problem)
         if told is None and not isinstance(found, DataError):
             return found, skipped
         skipped.append(str(told))
     return None, skipped
 
 
-def _shared_token() -> str:
-    """Return a random token of this gang, the same on every rank."""
-    token: list[Any] = [secrets.token_hex(8)]
-    torch.distributed.broadcast_object_list(token, src=0)
-    return str(token[0])
-
-
 def _draw_samples(
-    base: Path, dataset: Dataset, config: TrainConfig, seed: int, weights: dict[str, Tensor]
+    base: Path, dataset: Dataset, config: TrainConfig, seed: int, device: torch.device, weights: dict[str, Tensor]
 ) -> Image.Image:
-    model = sampling.load_model(base, torch.device("cpu"))
-    model.unet.load_state_dict(weights)
     height, width = dataset.shards[0].bucket
-    images = sampling.draw(
-        *model,
-        prompts=config.sample_prompts,
-        seeds=[seed] * len(config.sample_prompts),
-        steps=config.sample_denoising_steps,
-        guidance=config.sample_guidance,
-        height=height,
-        width=width,
-    )
+    # Whatever drawing does to the global generators, training is not to notice.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model = sampling.load_model(base, device)
+        model.unet.load_state_dict(weights)
+        images = sampling.draw(
+            *model,
+            prompts=config.sample_prompts,
+            seeds=[seed] * len(config.sample_prompts),
+            steps=config.sample_denoising_steps,
+            guidance=config.sample_guidance,
+            height=height,
+            width=width,
+        )
     return sampling.contact_sheet(images, len(images))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one rank and return its exit code."""
-    try:
-        work(parse(argv))
-    except DarkroomError as error:
-        print(f"rank {os.environ.get('RANK', '?')}: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    code = main()
-    # The communication library's threads can abort while the interpreter shuts down, which would replace the code.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

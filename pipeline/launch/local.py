@@ -18,7 +18,8 @@ from types import FrameType
 from typing import Any
 
 from components import checkpoints
-from components.errors import ConfigError, DarkroomError, DataError, NotFound, Preempted
+from components.errors import ConfigError, DarkroomError, DataError, NotFound, OutOfMemory, Preempted
+from components.ledger import attempt_seconds
 from components.progress import Progress
 from components.storage import Storage
 from pipeline.config import RunConfig
@@ -56,7 +57,7 @@ def launch(
         config.write_text(settings.train.model_dump_json())
         command = [sys.executable, "-m", "components.train", "--workdir", workdir.url, "--run", settings.run]
         command += ["--config", str(config), "--encoding-key", encoding_key, "--base-model", base_model]
-        command += ["--seed", str(settings.seed)]
+        command += ["--seed", str(settings.seed), "--parent-pid", str(os.getpid())]
         attempts = _attempts(command, settings, run, stop, progress)
     return {"step": settings.train.steps, "attempts": attempts}
 
@@ -73,7 +74,8 @@ def _attempts(command: list[str], settings: RunConfig, run: Storage, stop: _Stop
             return preemptions + crashes + 1
         if code in _FATAL:
             raise _FATAL[code](attempt.last_words())
-        if code == Preempted.exit_code:
+        # A batch that did not fit comes back half as large, so it mends itself after a few starts.
+        if code in (Preempted.exit_code, OutOfMemory.exit_code):
             preemptions += 1
         else:
             crashes += 1
@@ -120,7 +122,6 @@ class _Attempt:
     ranks: dict[int, int] = field(default_factory=dict)  # process id of each rank
     told: list[dict[str, Any]] = field(default_factory=list)
     said: deque[str] = field(default_factory=lambda: deque(maxlen=20))
-    training_since: float | None = None
 
     def run(self, command: list[str], stop: _Stop, idle: float) -> int:
         """Run the gang once and return its exit code; ``idle`` is how long nothing ran before, in seconds."""
@@ -137,7 +138,7 @@ class _Attempt:
                 self._hear(line)
         stop.agent = None
         if self.ranks:  # otherwise the training was finished before, and there is nothing to account for
-            self._close(agent.returncode, first, wall=time.monotonic() - began, began=began, idle=idle)
+            self._close(agent.returncode, first, wall=time.monotonic() - began, idle=idle)
         return agent.returncode
 
     def last_words(self) -> str:
@@ -155,8 +156,6 @@ class _Attempt:
             if not self.ranks:
                 self._record([{"time": time.time(), "event": "attempt-started", "ranks": self.settings.train.ranks}])
             self.ranks[event["rank"]] = event["pid"]
-        elif name == "training":
-            self.training_since = time.monotonic()
         elif name == "step":
             self._drill(event["step"])
         self.progress.event(name, **event)
@@ -172,32 +171,24 @@ class _Attempt:
         self.told.append({"time": time.time(), "event": "spot-notice", "step": step, "rank": launch.spot_drill_rank})
         self.progress.event("spot-notice", step=step, rank=launch.spot_drill_rank)
 
-    def _close(self, code: int, first: int, wall: float, began: float, idle: float) -> None:
-        saved = _committed_step(self.run_folder)
-        steps = [line for line in _lines(self.run_folder, "metrics.jsonl") if line["step"] > first]
-        last = max((line["step"] for line in steps), default=saved)
-        useful = sum(line["seconds"] for line in steps if line["step"] <= saved)
-        lost = sum(line["seconds"] for line in steps if line["step"] > saved)
-        started = time.time() - wall
-        saving = sum(
-            event["stall_seconds"]
-            for event in _lines(self.run_folder, "events.jsonl")
-            if event["event"] == "checkpoint" and event["time"] >= started
-        )
-        loading = (self.training_since - began) if self.training_since is not None else wall
-        # What is left: sample images, shutting down, and steps that a crash kept from being written down.
-        rest = max(0.0, wall - loading - useful - lost - saving)
-        states = {"loading": loading, "useful": useful, "saving": saving, "lost": lost, "idle": rest + idle}
+    def _close(self, code: int, first: int, wall: float, idle: float) -> None:
+        ended, saved = time.time(), _committed_step(self.run_folder)
+        steps = [line["step"] for line in _lines(self.run_folder, "metrics.jsonl")]
+        last = max([saved, *(step for step in steps if step > first)])
+        events = [event for event in _lines(self.run_folder, "events.jsonl") if event["time"] >= ended - wall]
+        crashed = code not in (0, Preempted.exit_code)
+        seconds = attempt_seconds(events, ended - wall, ended, saved, crashed)
+        seconds["idle"] += idle
         self.run_folder.append_lines(
             "ledger.jsonl",
             [
-                {"attempt": self.number, "state": state, "seconds": round(seconds, 3), "nodes": 1}
-                for state, seconds in states.items()
+                {"attempt": self.number, "state": state, "seconds": round(spent, 3), "nodes": 1}
+                for state, spent in seconds.items()
             ],
         )
         lost_steps = max(0, last - saved)
-        ended = {"event": "attempt-ended", "exit_code": code, "step": last, "steps_lost": lost_steps}
-        self._record([*self.told, {"time": time.time(), **ended}])
+        told = {"event": "attempt-ended", "exit_code": code, "step": last, "steps_lost": lost_steps}
+        self._record([*self.told, {"time": ended, **told}])
         self.progress.event("attempt-ended", exit_code=code, step=last, steps_lost=lost_steps)
 
     def _record(self, events: list[dict[str, Any]]) -> None:

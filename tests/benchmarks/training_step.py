@@ -28,6 +28,7 @@ from components.digests import sha256
 from components.progress import Progress
 from components.shards import Sample, pack
 from components.storage import Storage, open_storage
+from components.train.agreement import Agreement
 from components.train.config import TrainConfig
 from components.train.diffusion import denoising_loss
 from components.train.engine import Engine, init_distributed
@@ -36,6 +37,7 @@ from components.train.reader import Drawing, MicroBatch, Reader
 from components.train.saver import Saver
 from components.train.stopping import Stopping
 from components.train.train import Training, train
+from components.train.watchdog import Watchdog
 
 BLOCK = 10
 TEXT = (8, 64)
@@ -138,8 +140,9 @@ def measure(folder: str, steps: int, batch: int) -> list[tuple[float, float]]:
     monitor.start(0, [])
     drawing = Drawing(seed=0, timesteps=1000, scaling_factor=1.0, caption_dropout=0.1)
     reader = Reader(dataset, data, drawing, config, rank=0, world=1)
-    with Saver(run, 0, 1, "bench", "bench", engine.shapes, keep=1) as saver:
-        train(Training(config, 0, engine, reader, saver, Stopping(), monitor, draw_samples=lambda weights: None))  # type: ignore[arg-type,return-value]
+    with Saver(run, 0, 1, "bench", engine.shapes, config, monitor.save_failed) as saver:
+        agreement, watchdog = Agreement(Stopping(), engine.device), Watchdog(0, Progress())
+        train(Training(config, 0, engine, reader, saver, agreement, watchdog, monitor, lambda weights: None))  # type: ignore[arg-type,return-value]
     return monitor.blocks
 
 

@@ -53,8 +53,8 @@ class Workshop:
     def run(self, name: str) -> Storage:
         return self.workdir.child(f"runs/{name}")
 
-    def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
-        arguments = ["--workdir", self.workdir.url, "--run", name, "--encoding-key", "key", "--seed", "5"]
+    def start(self, name: str, *overrides: str, dataset: str = "key") -> subprocess.Popen[str]:
+        arguments = ["--workdir", self.workdir.url, "--run", name, "--encoding-key", dataset, "--seed", "5"]
         arguments += ["--base-model", "workdir:models/base/tiny"]
         for text in (*(f"{key}={json.dumps(value)}" for key, value in self.settings.items()), *overrides):
             arguments += ["--set", text]
@@ -66,16 +66,38 @@ class Workshop:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def train(self, name: str, *overrides: str, at_step: int = 0, act: Callable[[Any], None] | None = None) -> Ended:
-        """Train until the gang ends; when the optimizer step is told, ``act`` on what `Gang` knows of it."""
+    def train(
+        self,
+        name: str,
+        *overrides: str,
+        at_step: int = 0,
+        act: Callable[[Any], None] | None = None,
+        dataset: str = "key",
+    ) -> Ended:
+        """Train until the gang ends; when an optimizer step is told, ``act`` once on what `Gang` knows of it."""
+
+        def hear(_gang: Gang, event: dict[str, Any]) -> bool:
+            return event.get("event") == "step" and event["step"] >= at_step
+
+        return self.train_until(name, *overrides, hear=hear, act=act, dataset=dataset)
+
+    def train_until(
+        self,
+        name: str,
+        *overrides: str,
+        hear: Callable[[Any, dict[str, Any]], bool],
+        act: Callable[[Any], None] | None,
+        dataset: str = "key",
+    ) -> Ended:
+        """Train until the gang ends; ``act`` once, when ``hear`` says so of an event."""
         lines = []
-        with self.start(name, *overrides) as process:
+        with self.start(name, *overrides, dataset=dataset) as process:
             gang = Gang(process)
             assert process.stdout is not None
             for line in process.stdout:
                 lines.append(line)
                 event = gang.hear(line)
-                if act is not None and event.get("event") == "step" and event["step"] >= at_step:
+                if act is not None and hear(gang, event):
                     act(gang)
                     act = None
         return Ended(process.returncode, "".join(lines), gang.events)
@@ -114,17 +136,22 @@ class Gang:
         os.kill(self.ranks[rank], number)
 
 
-def _sample(number: int) -> Sample:
+POISON = 20
+
+
+def _sample(number: int, poison: bool) -> Sample:
     rng = np.random.default_rng(number)
     meta = {"sha256": sha256(b"%d" % number), "caption": f"number {number}", "caption_digest": sha256(b"c%d" % number)}
     moments = rng.standard_normal((8, 8, 8)).astype(np.float16)
+    if poison and number == POISON:
+        moments[0, 0, 0] = np.nan
     return Sample(meta["sha256"], moments, rng.standard_normal((8, 16)).astype(np.float16), meta)
 
 
-def _write_dataset(storage: Storage) -> None:
+def _write_dataset(storage: Storage, poison: bool) -> None:
     shards, first = [], 0
     for number, size in enumerate(SHARD_SIZES):
-        tar, index = pack([_sample(i) for i in range(first, first + size)])
+        tar, index = pack([_sample(i, poison) for i in range(first, first + size)])
         name = f"shards/16x16/{number:016x}"
         storage.write(f"{name}.tar", tar)
         storage.write(f"{name}.idx", index)
@@ -143,7 +170,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     build_scratch(TINY, [f"number {i}" for i in range(47)], seed=1).save_pretrained(root / "models/base/tiny")
     (root / "models/base/tiny/COMMIT").touch()
     workdir = open_storage(str(root))
-    _write_dataset(workdir.child("datasets/key"))
+    _write_dataset(workdir.child("datasets/key"), poison=False)
+    _write_dataset(workdir.child("datasets/poisoned"), poison=True)
     settings = {
         "steps": 30,
         "global_batch": 10,

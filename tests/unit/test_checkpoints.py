@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components import checkpoints
-from components.checkpoints import KINDS, Checkpoint, Piece
+from components.checkpoints import KINDS, Checkpoint, Piece, Save
 from components.errors import DataError
 from components.storage import Storage, open_storage
 
@@ -30,10 +30,15 @@ def pieces(rank: int, world: int) -> list[Piece]:
     return found
 
 
+def saving(step: int, world: int, attempt: str = "x", training: str = "t") -> Save:
+    return Save(step, step - 1, world, training, SHAPES, attempt)
+
+
 def save(run: Storage, step: int, world: int, attempt: str = "x", training: str = "t") -> None:
+    what = saving(step, world, attempt, training)
     for rank in range(world):
-        checkpoints.write_part(run, step, rank, pieces(rank, world), attempt)
-    assert checkpoints.commit(run, step, world, attempt, training, SHAPES)
+        checkpoints.write_part(run, what, rank, pieces(rank, world))
+    assert checkpoints.commit(run, what)
 
 
 def newest(run: Storage) -> Checkpoint:
@@ -47,6 +52,7 @@ def test_any_range_is_read_back_whatever_the_world_size(run: Storage, world: int
     save(run, 10, world)
     found = newest(run)
     found.verify()
+    assert (found.step, found.updates, found.training) == (10, 9, "t")
     for kind in KINDS:
         for name, shape in SHAPES.items():
             np.testing.assert_array_equal(found.read_all(kind)[name], WHOLE[kind][name].reshape(shape))
@@ -56,15 +62,15 @@ def test_any_range_is_read_back_whatever_the_world_size(run: Storage, world: int
 
 
 def test_it_is_not_committed_before_every_rank_is_done(run: Storage) -> None:
-    checkpoints.write_part(run, 10, 0, pieces(0, 2), "x")
-    assert not checkpoints.commit(run, 10, 2, "x", "t", SHAPES)
+    checkpoints.write_part(run, saving(10, 2), 0, pieces(0, 2))
+    assert not checkpoints.commit(run, saving(10, 2))
     assert checkpoints.newest(run) is None
 
 
 def test_a_part_of_an_earlier_gang_does_not_count(run: Storage) -> None:
-    checkpoints.write_part(run, 10, 1, pieces(1, 2), "earlier")
-    checkpoints.write_part(run, 10, 0, pieces(0, 2), "now")
-    assert not checkpoints.commit(run, 10, 2, "now", "t", SHAPES)
+    checkpoints.write_part(run, saving(10, 2, "earlier"), 1, pieces(1, 2))
+    checkpoints.write_part(run, saving(10, 2, "now"), 0, pieces(0, 2))
+    assert not checkpoints.commit(run, saving(10, 2, "now"))
 
 
 @pytest.mark.parametrize("name", ["COMMIT", "manifest.json"])
@@ -109,10 +115,17 @@ def test_those_of_another_training_are_passed_over_and_named(run: Storage) -> No
 def test_prune_keeps_the_newest_and_discard_removes_what_lies_beyond(run: Storage) -> None:
     for step in (10, 20, 30, 40):
         save(run, step, 1)
-    checkpoints.prune(run, keep=2, newest_step=30)
+    checkpoints.prune(run, keep=2, every=None, newest_step=30)
     assert checkpoints.steps(run) == [40, 30, 20]
     checkpoints.discard_after(run, 20)
     assert checkpoints.steps(run) == [20]
+
+
+def test_prune_keeps_every_so_manyth(run: Storage) -> None:
+    for step in (10, 20, 30, 40, 50):
+        save(run, step, 1)
+    checkpoints.prune(run, keep=1, every=20, newest_step=50)
+    assert checkpoints.steps(run) == [50, 40, 20]
 
 
 def test_equal_states_have_equal_digests(run: Storage) -> None:

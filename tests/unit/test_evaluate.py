@@ -81,9 +81,10 @@ class World:
             checkpoints.Piece(name, 0, {kind: array.ravel() for kind in checkpoints.KINDS})
             for name, array in weights.items()
         ]
-        checkpoints.write_part(place, step, 0, pieces, "gang")
         shapes = {name: array.shape for name, array in weights.items()}
-        assert checkpoints.commit(place, step, 1, "gang", "training", shapes)
+        save = checkpoints.Save(step, step, 1, "training", shapes, "gang")
+        checkpoints.write_part(place, save, 0, pieces)
+        assert checkpoints.commit(place, save)
 
     def publish(self, run: str = "first") -> str:
         done = publish(PublishConfig(), "squares", run, BASE, self.workdir, Progress(io.StringIO()), lambda: 1.0)

@@ -33,7 +33,8 @@ from components.latents.plan import pair_of, plan
 from components.manifest import CaptionRecord, Manifest, write_captions, write_manifest
 from components.progress import Progress
 from components.scratch import build_scratch
-from components.shards import Sample, ShardReader, find_whole, index_key, tar_key
+from components.shard_reader import ShardReader
+from components.shards import Sample, find_whole, index_key, tar_key
 from components.storage import Storage, open_storage
 from components.storage_local import LocalStorage
 

@@ -85,8 +85,10 @@ def evaluated(workdir: LocalStorage, base: Path, weights: Weights, run: str = "f
         checkpoints.Piece(name, 0, {kind: array.ravel() * (kind == "ema") for kind in checkpoints.KINDS})
         for name, array in weights.items()
     ]
-    checkpoints.write_part(place, 10, 0, pieces, "gang")
-    assert checkpoints.commit(place, 10, 1, "gang", "training", {name: array.shape for name, array in weights.items()})
+    shapes = {name: array.shape for name, array in weights.items()}
+    save = checkpoints.Save(10, 10, 1, "training", shapes, "gang")
+    checkpoints.write_part(place, save, 0, pieces)
+    assert checkpoints.commit(place, save)
     evaluation = {
         "step": 10,
         "base_model": str(base),

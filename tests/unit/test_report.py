@@ -57,6 +57,7 @@ def fabricate(url: str, draw: Callable[[int, int, float], Image.Image] = draw_di
     )
     _steps(run)
     run.write_lines("metrics.jsonl", map(_metric, [*range(1, 181), *range(176, 301)]))  # 176 to 180 were done twice
+    run.write_lines("validation.jsonl", ({"step": n, "loss": 0.2 + 0.8 * 0.975**n} for n in range(0, 301, 50)))
     run.write_lines("events.jsonl", _events())
     states = {1: {"loading": 6, "useful": 35, "saving": 0.5, "lost": 1}, 2: {"idle": 2, "loading": 5.5, "useful": 25}}
     run.write_lines(
@@ -101,7 +102,21 @@ def _metric(step: int) -> dict[str, Any]:
     loss = 0.18 + 0.85 * 0.975**step + 0.05 * ((step * 7919) % 101 / 101 - 0.5)
     rate = 4e-3 * min(step / 30, (301 - step) / 270)
     clipped = 0.4 + 2.2 * 0.98**step + 0.1 * ((step * 31) % 17 / 17)
-    row = {"step": step, "epoch": step // 24, "loss": loss, "lr": rate, "grad_norm": clipped, "samples": 64}
+    row: dict[str, Any] = {
+        "step": step,
+        "epoch": step // 24,
+        "loss": loss,
+        "lr": rate,
+        "grad_norm": clipped,
+        "samples": 64,
+    }
+    row |= {
+        "grad_norm": clipped,
+        "data_wait": 0.2 / 60,
+        "checkpoint_stall": 0.0,
+        "samples_per_second": 300.0,
+        "mfu": None,
+    }
     return {**row, "seconds": 0.2 + 0.02 * (step % 7) / 7 + (0.3 if step in (1, 176) else 0)}
 
 
@@ -210,7 +225,12 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
          "publish": 0.7}
     )  # fmt: skip
     assert list(numbers["seconds"])[:2] == ["ingest", "autoencoder"], "steps keep their order"
-    assert numbers["ledger"] == {"loading": 11.5, "useful": 60, "saving": 0.5, "lost": 1, "idle": 2}
+    spent = {"loading": 11.5, "useful": 60, "saving": 0.5, "validating": 0, "sampling": 0, "lost": 1, "idle": 2}
+    assert numbers["ledger"] == spent
+    assert numbers["data_wait_share"] == pytest.approx(1 / 60, rel=0.1)
+    assert numbers["checkpoint_stall_share"] == 0
+    assert numbers["mfu"] is None
+    assert numbers["validation_loss"] == pytest.approx(0.2 + 0.8 * 0.975**300)
     assert numbers["goodput"] == pytest.approx(60 / 75)
     assert numbers["samples_per_second"] == pytest.approx(300 * 64 / 60), "steps that were done twice count once"
     assert numbers["wall_seconds"] == pytest.approx(171.7)
@@ -233,6 +253,8 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
         "seed: 7",
         "2\xa0min\xa052\xa0s",
         "the judge reads 98\xa0%",
+        "1.6\xa0% waiting for data",
+        "0.2 at best, after step 300",
     ):
         assert said in page.text, said
     alts = [image["alt"] for image in page.images()]

@@ -86,7 +86,8 @@ def test_why_nothing_was_published(evaluation: dict[str, Any] | None, said: str)
 
 def test_goodput_is_the_useful_share_of_all_states() -> None:
     lines = [LedgerLine(attempt=1, state=state, seconds=seconds) for state, seconds in [("useful", 3), ("lost", 1)]]
-    assert ledger_seconds(lines) == {"loading": 0, "useful": 3, "saving": 0, "lost": 1, "idle": 0}
+    told = ledger_seconds(lines)
+    assert (told["useful"], told["lost"], sum(told.values())) == (3, 1, 4)
     assert count(ledger=tuple(lines))["goodput"] == 0.75
 
 
@@ -96,6 +97,27 @@ def test_without_a_ledger_speed_is_told_from_the_steps() -> None:
 
     assert numbers["samples_per_second"] == 128
     assert numbers["steps"] == 3
+
+
+def test_what_held_training_up_is_a_share_of_all_its_time() -> None:
+    metrics = tuple(
+        Metric(step=step, samples=64, seconds=2.0, data_wait=0.5, checkpoint_stall=stall, mfu=mfu)
+        for step, stall, mfu in ((1, 0.0, 0.3), (2, 1.0, 0.5))
+    )
+    numbers = count(metrics=metrics)
+
+    assert numbers["data_wait_share"] == 0.2
+    assert numbers["checkpoint_stall_share"] == 0.2
+    assert numbers["mfu"] == pytest.approx(0.4)
+    assert count(metrics=(Metric(step=1, seconds=2.0),))["data_wait_share"] is None
+
+
+def test_the_last_and_the_best_loss_on_held_out_images() -> None:
+    losses = {0: 1.0, 10: None, 20: 0.2, 30: 0.3}
+    numbers = count(validation=tuple(Metric(step=step, loss=loss) for step, loss in losses.items()))
+
+    assert numbers["validation_loss"] == 0.3
+    assert (numbers["validation_loss_best"], numbers["validation_loss_best_step"]) == (0.2, 20)
 
 
 def test_steps_that_were_lost_and_not_done_again_do_not_count() -> None:

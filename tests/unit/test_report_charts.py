@@ -94,7 +94,7 @@ def test_svg_escapes_what_it_is_given() -> None:
 @given(st.lists(values, min_size=1, max_size=60), st.sampled_from([340, 660, 1060]))
 def test_any_loss_can_be_drawn(losses: list[float], width: int) -> None:
     raw = [Point(7 * index + 1, loss) for index, loss in enumerate(losses)]
-    svg = loss_chart(raw, smooth(raw, 3), {1: "preempted", 10**6: "failed"}, width)
+    svg = loss_chart(raw, smooth(raw, 3), raw[::-3][::-1], {1: "preempted", 10**6: "failed"}, width)
 
     assert "nan" not in svg
     assert "inf" not in svg
@@ -105,15 +105,29 @@ def test_any_loss_can_be_drawn(losses: list[float], width: int) -> None:
 
 def test_a_loss_that_falls_far_is_drawn_on_a_logarithmic_axis() -> None:
     raw = [Point(step, 3 * math.exp(-step / 100)) for step in range(1, 501)]
-    labels = texts(loss_chart(raw, raw, {}, 1060))
+    labels = texts(loss_chart(raw, raw, [], {}, 1060))
 
     assert {"0.1", "1"} <= set(labels)
     assert "0" not in labels[:4]
 
 
+def test_the_loss_on_held_out_images_is_a_curve_of_its_own_on_the_same_axes() -> None:
+    raw = [Point(step, 1.0 - step / 20) for step in range(1, 11)]
+    held_out = [Point(0, 1.6), Point(5, 0.75), Point(10, 0.5)]
+    svg = ElementTree.fromstring(loss_chart(raw, raw, held_out, {}, 1060))
+
+    (curve,) = [path.attrib["d"] for path in svg.iter("path") if path.attrib["class"] == "held-out line"]
+    (smooth_,) = [path.attrib["d"] for path in svg.iter("path") if path.attrib["class"] == "smooth"]
+    places, beside = ([place.split() for place in d.removeprefix("M").split("L")] for d in (curve, smooth_))
+    assert places[1:] == [beside[4], beside[9]], "equal losses after equal steps lie in the same place"
+    assert float(places[0][1]) < float(beside[0][1]), "a higher loss is drawn higher, inside the drawing"
+    assert len([dot for dot in svg.iter("circle") if dot.attrib["class"] == "held-out"]) == 3
+    assert "0.5 on held-out images" in svg.attrib["aria-label"]
+
+
 def test_the_curve_runs_from_its_first_to_its_last_value() -> None:
     raw = [Point(step, 1.0 - step / 10) for step in range(11)]
-    svg = ElementTree.fromstring(loss_chart(raw, raw, {5: "preempted"}, 1060))
+    svg = ElementTree.fromstring(loss_chart(raw, raw, [], {5: "preempted"}, 1060))
 
     (curve,) = [path.attrib["d"] for path in svg.iter("path") if path.attrib["class"] == "smooth"]
     places = [tuple(map(float, place.split())) for place in curve.removeprefix("M").split("L")]

@@ -50,7 +50,18 @@ DOCUMENTS = {
     ),
 }  # fmt: skip
 LINES = {
-    "metrics.jsonl": record(step=small, loss=numbers, lr=numbers, grad_norm=numbers, samples=small, seconds=times),
+    "metrics.jsonl": record(
+        step=small,
+        loss=numbers,
+        lr=numbers,
+        grad_norm=numbers,
+        samples=small,
+        seconds=times,
+        data_wait=times,
+        checkpoint_stall=times,
+        mfu=numbers,
+    ),
+    "validation.jsonl": record(step=small, loss=numbers, samples=small, seconds=times),
     "events.jsonl": record(
         time=times, event=events, attempt=small, ranks=small, rank=small, step=small, steps_lost=small, exit_code=small
     ),

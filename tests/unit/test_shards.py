@@ -13,9 +13,9 @@ import webdataset
 
 from components.digests import sha256
 from components.errors import DataError, NotFound
+from components.shard_reader import ShardReader
 from components.shards import (
     Sample,
-    ShardReader,
     find_whole,
     index_key,
     make_pair,
@@ -26,6 +26,8 @@ from components.shards import (
     tar_key,
 )
 from components.storage import Storage, open_storage
+from components.storage_memory import MemoryStorage
+from components.tars import OpenTar, open_ranged, open_whole
 
 NAME = "shards/16x24/0123456789abcdef"
 HOSTILE = 'a "digit"\n<script>alert(1)</script> \udcff 🎉 \x00'
@@ -76,6 +78,76 @@ def test_reader_returns_what_was_packed(storage: Storage, samples: list[Sample])
     assert len(reader) == 3
     for i in (2, 0, 1, 2):
         assert_equal(reader.sample(i), samples[i])
+
+
+@pytest.mark.parametrize("open_tar", [open_whole, open_ranged])
+def test_copies_are_what_was_packed(storage: Storage, samples: list[Sample], open_tar: OpenTar) -> None:
+    reader = ShardReader(storage, NAME, open_tar=open_tar)
+    moments, text = np.empty((4, 8 * 2 * 3), np.float16), np.empty((4, 5 * 6), np.float16)
+    reader.copy([2, 0, 2, 1], moments, text)
+    assert (reader.moments_shape, reader.text_shape) == ((8, 2, 3), (5, 6))
+    for row, number in enumerate([2, 0, 2, 1]):
+        np.testing.assert_array_equal(moments[row].reshape(8, 2, 3), samples[number].moments)
+        np.testing.assert_array_equal(text[row].reshape(5, 6), samples[number].text)
+        assert_equal(reader.sample(number), samples[number])
+
+
+def test_ranges_are_all_that_is_read_where_asked(storage: Storage) -> None:
+    class Counting(MemoryStorage):
+        read_bytes = 0
+
+        def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+            data = super().read(key, start, length)
+            if key.endswith(".tar"):
+                self.read_bytes += len(data)
+            return data
+
+    counting = Counting("ranges")
+    for key in (tar_key(NAME), index_key(NAME)):
+        counting.write(key, storage.read(key))
+    reader = ShardReader(counting, NAME, open_tar=open_ranged)
+    counting.read_bytes = 0
+    reader.copy([1], np.empty((1, 48), np.float16), np.empty((1, 30), np.float16))
+    assert counting.read_bytes == 512 + (128 + 96) + (512 - 224) + 512 + (128 + 60), "header to end, of one sample"
+
+
+def test_damage_in_a_part_is_found_when_it_is_read(storage: Storage, samples: list[Sample]) -> None:
+    tar = bytearray(storage.read(tar_key(NAME)))
+    start, _ = read_index(storage, NAME).samples[1].offsets["text.npy"]
+    tar[start - 512] ^= 1  # its header
+    storage.write(tar_key(NAME), bytes(tar))
+    reader = ShardReader(storage, NAME, open_tar=open_ranged)
+    assert_equal(reader.sample(2), samples[2])
+    with pytest.raises(DataError, match=rf"{NAME}: sample 1 \({samples[1].key}\) is damaged"):
+        reader.copy([0, 1], np.empty((2, 48), np.float16), np.empty((2, 30), np.float16))
+
+
+def test_digest_is_not_asked_for_where_it_need_not_be(storage: Storage, samples: list[Sample]) -> None:
+    tar = bytearray(storage.read(tar_key(NAME)))
+    tar[700] ^= 1  # in the first sample's moments
+    storage.write(tar_key(NAME), bytes(tar))
+    reader = ShardReader(storage, NAME, verify=False)
+    assert_equal(reader.sample(1), samples[1])
+    assert reader.sample(0).moments.tobytes() != samples[0].moments.tobytes()
+
+
+def test_samples_of_different_shapes_are_refused(tmp_path: Path) -> None:
+    odd = make_sample(1)
+    tar, index = pack([make_sample(0), Sample(odd.key, odd.moments[:4], odd.text, odd.meta)])
+    storage = open_storage(str(tmp_path))
+    storage.write(tar_key(NAME), tar)
+    storage.write(index_key(NAME), index)
+    with pytest.raises(DataError, match=rf"{NAME}: sample 1 .*as in the first sample"):
+        ShardReader(storage, NAME)
+
+
+def test_shard_of_nothing_is_refused(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    tar, index = pack([])
+    storage.write(tar_key(NAME), tar)
+    storage.write(index_key(NAME), index)
+    with pytest.raises(DataError, match=f"{NAME} holds no sample"):
+        ShardReader(storage, NAME)
 
 
 def test_same_samples_give_same_bytes(samples: list[Sample]) -> None:
@@ -174,10 +246,9 @@ def test_index_that_points_elsewhere_is_refused_with_the_sample(
     place = index["samples"][1]["offsets"]["text.npy"]
     place[:] = [place[0] + shift[0], place[1] + shift[1]]
     storage.write(index_key(NAME), json.dumps(index).encode())
-    reader = ShardReader(storage, NAME)
-    assert_equal(reader.sample(0), samples[0])
-    with pytest.raises(DataError, match=rf"{NAME}: sample 1 \({samples[1].key}\)"):
-        reader.sample(1)
+    for open_tar in (open_whole, open_ranged):
+        with pytest.raises(DataError, match=rf"{NAME}: sample 1 \({samples[1].key}\)"):
+            ShardReader(storage, NAME, open_tar=open_tar)
 
 
 def pickled_array() -> bytes:

@@ -1,0 +1,86 @@
+"""Sums whose result does not depend on how their terms were spread over ranks.
+
+Floating-point addition is not associative, so an all-reduce gives other last bits for each number of ranks. Here the
+terms of a global batch are the leaves of one fixed binary tree over their places 0 … n-1; who adds two neighbours does
+not matter, because which two are added does not change. Each rank adds up what it can of its own stretch, at most
+2 log₂ n subtrees remain, and rank 0 adds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+Node = tuple[int, int]  # (level, index): covers places index·2^level to (index+1)·2^level - 1
+
+
+class TreeSum:
+    """A partial sum over some places of a fixed tree.
+
+    Args:
+        size: The number of places, n.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.nodes: dict[Node, Tensor] = {}
+
+    def add(self, node: Node, term: Tensor) -> None:
+        """Add the sum of a subtree, and join it with its neighbours as far as they are there."""
+        while node != root(self._size):
+            level, index = node
+            sibling = (level, index ^ 1)
+            if sibling[1] << level >= self._size:
+                pass  # nothing lies there, so the parent is worth what its one child is
+            elif sibling in self.nodes:
+                other = self.nodes.pop(sibling)
+                term = term + other if index % 2 == 0 else other + term
+            else:
+                break
+            node = (level + 1, index // 2)
+        self.nodes[node] = term
+
+
+def root(size: int) -> Node:
+    """Return the node that covers all places."""
+    return (max(size - 1, 0).bit_length(), 0)
+
+
+def covering(first: int, last: int, size: int) -> list[Node]:
+    """Return the nodes that remain when all places from ``first`` to ``last - 1`` are added up, in order."""
+    partial = TreeSum(size)
+    nothing = torch.zeros(0)
+    for place in range(first, last):
+        partial.add((0, place), nothing)
+    return sorted(partial.nodes, key=lambda node: node[1] << node[0])
+
+
+def sum_over_ranks(partial: TreeSum, size: int, like: Tensor) -> Tensor:
+    """Add up the partial sums of all ranks; every rank calls it and gets the same bits.
+
+    Args:
+        partial: This rank's sum, over places ``rank·n/world`` to ``(rank+1)·n/world - 1``.
+        size: The number of places, n.
+        like: A tensor of the sum's shape, dtype and device.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    whole = like.new_empty(like.shape)
+    if rank == 0:
+        for node, term in _received(size, world, like):
+            partial.add(node, term)
+        whole.copy_(partial.nodes[root(size)])
+    else:
+        for node in covering(rank * size // world, (rank + 1) * size // world, size):
+            torch.distributed.send(partial.nodes[node], dst=0)
+    torch.distributed.broadcast(whole, src=0)
+    return whole
+
+
+def _received(size: int, world: int, like: Tensor) -> Iterator[tuple[Node, Tensor]]:
+    for sender in range(1, world):
+        for node in covering(sender * size // world, (sender + 1) * size // world, size):
+            term = like.new_empty(like.shape)
+            torch.distributed.recv(term, src=sender)
+            yield node, term

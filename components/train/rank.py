@@ -1,0 +1,71 @@
+"""One rank of a training; ``python -m components.train`` starts as many as a node has devices.
+
+It reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them, and exits with the codes of
+`components.errors`. Whatever is heavy is imported once signals are heard and the watchdog runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from components.errors import DarkroomError
+from components.progress import Progress
+from components.train.command import Request, parse
+from components.train.notices import Poller, source
+from components.train.stopping import Stopping
+from components.train.watchdog import Watchdog
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one rank and return its exit code."""
+    rank, progress = int(os.environ.get("RANK", "0")), Progress()
+    stopping = Stopping(lambda event, detail: progress.event(event, rank=rank, why=detail))
+    stopping.listen()
+    try:
+        request = parse(argv)
+        stopping.grace = request.config.stop_grace_seconds
+        watchdog = _watchdog(request, rank, progress)
+        watchdog.start()
+        _watch_for_notices(request, stopping, rank, progress)
+        from components.train.worker import work
+
+        work(request, stopping, watchdog)
+    except DarkroomError as error:
+        print(f"rank {rank}: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+def _watchdog(request: Request, rank: int, progress: Progress) -> Watchdog:
+    config = request.config
+    return Watchdog(rank, progress, config.start_seconds, config.hang_seconds, request.parent)
+
+
+def _watch_for_notices(request: Request, stopping: Stopping, rank: int, progress: Progress) -> None:
+    """Poll the cloud on one rank of each machine."""
+    config = request.config
+    if config.notices == "none" or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    look = source(config.notices, config.notices_address, config.notices_rebalance)
+
+    def trouble(problem: str) -> None:
+        progress.event("no-notices", rank=rank, source=config.notices_address, problem=problem)
+
+    Poller(look, stopping.ask, trouble, config.notices_every).start()
+
+
+if __name__ == "__main__":
+    code = 1
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+    finally:
+        # Threads that write a checkpoint, or the communication library's, may keep an interpreter that shuts down
+        # waiting for peers that are gone, or abort it, which would replace the code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
