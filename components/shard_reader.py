@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from components.errors import DataError, NotFound
 from components.shards import BLOCK, META, MOMENTS, TEXT, Sample, index_json, tar_key, understood
 from components.storage import Storage
 from components.tars import WHAT_TO_DO, OpenTar, open_whole
+
+# NumPy parses the header as Python; CPython 3.11 counts its parser's depth across threads and can stumble over itself
+# (SystemError: AST constructor recursion depth mismatch).
+_PARSING = threading.Lock()
 
 
 class ShardReader:
@@ -214,7 +219,8 @@ def _parse_array(part: bytes, size: int) -> _Member:
     stream = io.BytesIO(part[BLOCK:])
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("not an .npy array of format version 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    with _PARSING:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     if fortran or dtype != np.dtype("<f2"):
         raise ValueError(f"an array of {dtype}, expected row-major <f2")
     body = stream.tell()
