@@ -45,6 +45,7 @@ proofs: $(STAMP)  ## the tests that take too long for every day
 
 bench: $(STAMP) $(STREAMING)  ## what training and reading cost over bare loops and beside others, as ratios
 	$(BIN)/python tests/benchmarks/training_step.py
+	$(BIN)/python tests/benchmarks/training_step.py --size demo
 	$(BIN)/python tests/benchmarks/data_order.py
 	$(BIN)/python tests/benchmarks/data_random.py
 	$(BIN)/python tests/benchmarks/data_reader.py --streaming-python $(STREAMING)/bin/python

@@ -27,7 +27,7 @@ from components.digests import sha256
 from components.errors import DataError, NotFound
 from components.storage import Storage
 
-FORMAT = 1
+FORMAT = 2
 Kind = Literal["master", "exp_avg", "exp_avg_sq", "ema"]
 KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq", "ema")
 
@@ -58,7 +58,7 @@ class Save:
 
     Attributes:
         step: The optimizer step that the state belongs to.
-        updates: How often the weights had been changed by then: the steps less those that were skipped.
+        counters: What training counts besides its steps, such as ``updates``, how often the weights were changed.
         world: The number of ranks.
         training: Identity of what is trained.
         shapes: Every parameter's shape.
@@ -66,7 +66,7 @@ class Save:
     """
 
     step: int
-    updates: int
+    counters: Mapping[str, float]
     world: int
     training: str
     shapes: Mapping[str, Sequence[int]]
@@ -107,7 +107,7 @@ def commit(run: Storage, save: Save) -> bool:
     manifest = {
         "format": FORMAT,
         "step": save.step,
-        "updates": save.updates,
+        "counters": dict(save.counters),
         "training": save.training,
         "shapes": {name: list(shape) for name, shape in save.shapes.items()},
         "parts": notes,
@@ -125,7 +125,7 @@ class Checkpoint:
     Attributes:
         run: The run's folder.
         step: The optimizer step that it was saved after.
-        updates: How often the weights had been changed: the steps less those that were skipped.
+        counters: What training had counted besides its steps.
         training: Identity of the training that it belongs to.
         shapes: Every parameter's shape.
         parts: Each rank's part: file, digest, size, and which pieces it holds.
@@ -133,7 +133,7 @@ class Checkpoint:
 
     run: Storage
     step: int
-    updates: int
+    counters: Mapping[str, float]
     training: str
     shapes: Mapping[str, tuple[int, ...]]
     parts: Sequence[Mapping[str, Any]]
@@ -212,7 +212,7 @@ def open_checkpoint(run: Storage, step: int) -> Checkpoint:
     if manifest["format"] != FORMAT:
         raise DataError(f"{folder(step)} has format {manifest['format']}, this version reads {FORMAT}")
     shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
-    return Checkpoint(run, step, manifest["updates"], manifest["training"], shapes, manifest["parts"])
+    return Checkpoint(run, step, manifest["counters"], manifest["training"], shapes, manifest["parts"])
 
 
 def steps(run: Storage) -> list[int]:

@@ -69,7 +69,9 @@ class TrainConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global L2 norm")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained with the empty prompt")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights, per step")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="dtype of forward and backward; masters are fp32")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="dtype of forward and backward; masters are fp32, and fp16 losses are scaled dynamically"
+    )
     window: int = Field(16, ge=1, description="shards of a bucket that are shuffled together")
 
     ranks: int = Field(1, ge=1, description="processes on this node (on a cluster PET_NPROC_PER_NODE says so)")

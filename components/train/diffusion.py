@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from components.errors import ConfigError
 from components.train.reader import MicroBatch
 
+# Maps a model and a micro-batch to one loss per sample, [B].
+Loss = Callable[[nn.Module, MicroBatch], Tensor]
 
-def denoising_loss(model: nn.Module, scheduler: Any, batch: MicroBatch) -> Tensor:
+
+def denoising_loss(
+    model: nn.Module, scheduler: Any, batch: MicroBatch, layout: torch.memory_format = torch.contiguous_format
+) -> Tensor:
     """Return each sample's mean squared error, ``[B]``, float32.
 
     The target follows the base model's scheduler: the noise (Ho et al. 2020, arXiv:2006.11239, eq. 14), the velocity
@@ -20,11 +27,13 @@ def denoising_loss(model: nn.Module, scheduler: Any, batch: MicroBatch) -> Tenso
         model: The UNet; called with noisy latents, timesteps and text.
         scheduler: A diffusers scheduler that adds noise; its configuration says what is predicted.
         batch: The micro-batch, on the model's device.
+        layout: How images lie in memory; convolutions hand it on from layer to layer.
 
     Raises:
         ConfigError: Where the scheduler predicts something else.
     """
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    noisy = noisy.contiguous(memory_format=layout)
     predicted = model(noisy, batch.timesteps, encoder_hidden_states=batch.text).sample
     kind = scheduler.config.prediction_type
     if kind == "epsilon":

@@ -1,15 +1,15 @@
-"""One optimizer step over all ranks with DeepSpeed: exact mean over the global batch, clipping, AdamW, moving average.
+"""One optimizer step over all ranks: exact mean over the global batch, clipping, AdamW, moving average.
 
-DeepSpeed averages over micro-batches and ranks as if all were equally full. Each micro-batch's loss is a weighted sum
-here, scaled so that what DeepSpeed makes of it is the mean over the samples of the global batch, however they divide.
+How the model lies on the ranks is the business of `replicated` (stage 0) and `sharded` (stages 1 to 3, DeepSpeed). What
+they have in common is here, and so are the moving average and the state that checkpoints keep, written once for all.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from components.checkpoints import Checkpoint, Piece
-from components.train.batches import accumulation
 from components.train.config import TrainConfig
-from components.train.exact import TreeSum, sum_over_ranks
-from components.train.fragments import fragments, set_step
+from components.train.diffusion import Loss
+from components.train.loss_scale import LossScale
+from components.train.ranks import device
 from components.train.reader import MicroBatch
-
-Loss = Callable[[nn.Module, MicroBatch], Tensor]
-# Buckets as large as the model cost nothing; DeepSpeed's default of 5e8 elements makes tiny models ten times slower.
-_BUCKET_MIN, _BUCKET_MAX = 1_000_000, 200_000_000
+from components.train.replicated import Exact, Replicated
+from components.train.sharded import Sharded
 
 
 def init_distributed(device: str) -> None:
@@ -42,12 +40,12 @@ class Outcome(NamedTuple):
     """What one optimizer step came to.
 
     Attributes:
-        loss_share: This rank's part of the mean loss; the parts of all ranks add up to it.
+        loss_share: This rank's part of the mean loss, a scalar on its device; the parts of all ranks add up to it.
         gradient_norm: The global L2 norm of the gradient before it was clipped; not finite where it overflowed.
         applied: Whether the weights were changed: not where the gradient is not finite.
     """
 
-    loss_share: float
+    loss_share: Tensor
     gradient_norm: float
     applied: bool
 
@@ -62,19 +60,19 @@ class Engine:
 
     Attributes:
         updates: How often the weights were changed: the steps less those that were skipped.
+        loss_scale: What the next step's losses are multiplied with; 1 but in fp16.
+        shapes: Every parameter's shape.
+        device: Where this rank computes.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, config: TrainConfig) -> None:
-        import deepspeed
-
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.updates = 0
+        self.loss_scale = LossScale() if config.precision == "fp16" else LossScale(1.0)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._config = config
-        self._loss = loss
-        # Stage 0 keeps no fp32 masters beside bf16 weights, so there the weights stay fp32 and only sums are bf16.
-        self._autocast = config.precision == "bf16" and config.zero_stage == 0
-        self._accumulated = accumulation(config.global_batch, self.world, config.micro_batch)
+        self._loss = _mixed(loss, config)
+        model.to(device())
         adamw = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -83,11 +81,10 @@ class Engine:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=adamw, config=_deepspeed_config(config, self._accumulated, model)
-        )
-        self.device = self._engine.device
-        self.fragments = fragments(self._engine, config.zero_stage, self.rank, self.world)
+        kind = Exact if config.exact_across_world_sizes else Sharded if config.zero_stage else Replicated
+        self._held = kind(model, adamw, self._loss, config)
+        self.device = self._held.device
+        self.fragments = list(self._held.fragments())
         self._owned = [fragment.master[fragment.owned] for fragment in self.fragments]
         self._ema = [owned.clone() for owned in self._owned]
 
@@ -96,17 +93,24 @@ class Engine:
 
         Where the gradient is not finite the weights, the moments and the moving average stay as they are.
         """
-        for group in self._optimizer.param_groups:
+        for group in self._held.optimizer.param_groups:
             group["lr"] = learning_rate
-        on_device = [batch.to(self.device, self._engine.module.dtype) for batch in micro_batches]
+        on_device = [batch.to(self.device, self._dtype) for batch in micro_batches]
         samples = self._count(on_device)
-        advance = self._advance_exactly if self._config.exact_across_world_sizes else self._advance
-        loss, norm = advance(on_device, samples)
+        loss = self._held.accumulate(on_device, samples, self.loss_scale.value)
+        norm = self._held.update(self.loss_scale.value)
         applied = isfinite(norm)
         if applied:
             self.updates += 1
             torch._foreach_lerp_(self._ema, self._owned, 1.0 - self._config.ema_decay)
+        if self._config.precision == "fp16":
+            self.loss_scale = self.loss_scale.after(overflowed=not applied)
         return Outcome(loss / samples, norm, applied)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        # Stage 0 keeps no fp32 masters beside bf16 weights, so there the weights stay fp32 and only sums are bf16.
+        return torch.bfloat16 if self._config.precision == "bf16" and self._config.zero_stage else torch.float32
 
     def _count(self, micro_batches: Sequence[MicroBatch]) -> int:
         """Return how many samples the global batch holds: fewer than usual where bad shards are left out of it."""
@@ -116,61 +120,21 @@ class Engine:
         torch.distributed.all_reduce(counted)
         return max(1, round(float(counted)))
 
-    def _advance(self, micro_batches: Sequence[MicroBatch], samples: int) -> tuple[float, float]:
-        """Let DeepSpeed accumulate, reduce, clip and update; return this rank's sum of losses and the global norm."""
-        total, norm = 0.0, None
-        scale = self._accumulated * self.world / samples
-        for batch in micro_batches:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                losses = self._loss(self._engine, batch)
-            loss = (losses * batch.weights).sum()
-            self._engine.backward(loss * scale)
-            total += float(loss.detach())
-            if self._config.zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
-                # Here DeepSpeed neither tells the norm that it clips by nor skips a step whose norm is not finite.
-                norm = self._total_norm()
-                if not isfinite(norm):
-                    self._engine.zero_grad()
-                    self._engine.micro_steps += 1
-                    break
-            self._engine.step()
-        return total, float(self._engine.get_global_grad_norm()) if norm is None else norm
-
-    def _advance_exactly(self, micro_batches: Sequence[MicroBatch], size: int) -> tuple[float, float]:
-        """Do the same with one gradient per sample, added up in an order that does not depend on the world size."""
-        place = self.rank * size // self.world
-        parameters = list(self._engine.module.parameters())
-        partial, total = TreeSum(size), 0.0
-        for sample in (row for batch in micro_batches for row in batch.rows()):
-            loss = self._loss(self._engine.module, sample)[0]
-            gradients = torch.autograd.grad(loss / size, parameters)
-            partial.add((0, place), torch.cat([gradient.flatten() for gradient in gradients]))
-            place, total = place + 1, total + float(loss.detach())
-        flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
-        sizes = [parameter.numel() for parameter in parameters]
-        whole = torch.split(sum_over_ranks(partial, size, like=flat), sizes)
-        for parameter, gradient in zip(parameters, whole, strict=True):
-            parameter.grad = gradient.view_as(parameter)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm))
-        if isfinite(norm):
-            self._optimizer.step()
-        self._optimizer.zero_grad()
-        return total, norm
-
-    def _total_norm(self) -> float:
-        parameters = self._engine.module.parameters()
-        return float(torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]))
-
     @torch.no_grad()
     def losses(self, batch: MicroBatch) -> Tensor:
         """Return each sample's loss, ``[B]``, and learn nothing from it; every rank calls it equally often."""
-        module = self._engine.module
+        module = self._held.module
         module.eval()
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                return self._loss(module, batch.to(self.device, module.dtype))
+            return self._loss(module, batch.to(self.device, self._dtype))
         finally:
             module.train()
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What has been counted so far and is part of the state."""
+        scale = self.loss_scale
+        return {"updates": self.updates, "loss_scale": scale.value, "loss_scale_steady": scale.steady}
 
     def pieces(self) -> list[Piece]:
         """Copy this rank's part of the state to the host."""
@@ -201,8 +165,12 @@ class Engine:
                 fragment.moments[kind].copy_(_tensor(checkpoint.read(kind, fragment.name, fragment.start, length)))
             start = fragment.start + fragment.owned.start
             ema.copy_(_tensor(checkpoint.read("ema", fragment.name, start, len(ema))))
-        self.updates = checkpoint.updates
-        set_step(self._engine, self._config.zero_stage, self.updates)
+        self.updates = int(checkpoint.counters["updates"])
+        self._held.set_step(self.updates)
+        if self._config.precision == "fp16":
+            self.loss_scale = LossScale(
+                checkpoint.counters["loss_scale"], int(checkpoint.counters["loss_scale_steady"])
+            )
 
     def gather_ema(self) -> dict[str, Tensor] | None:
         """Bring the whole moving average to rank 0 (``None`` elsewhere); every rank calls it."""
@@ -224,23 +192,17 @@ def load_weights(model: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -
     model.load_state_dict({name: _tensor(array) for name, array in weights.items()})
 
 
-def _deepspeed_config(config: TrainConfig, accumulated: int, model: nn.Module) -> dict[str, Any]:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    bucket = min(max(parameters, _BUCKET_MIN), _BUCKET_MAX)
-    return {
-        "train_micro_batch_size_per_gpu": config.micro_batch,
-        "gradient_accumulation_steps": accumulated,
-        "gradient_clipping": config.max_grad_norm,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "overlap_comm": False,
-        },
-        "bf16": {"enabled": config.precision == "bf16" and config.zero_stage > 0},
-        "steps_per_print": None,
-    }
+def _mixed(loss: Loss, config: TrainConfig) -> Loss:
+    """Return the loss as it is computed beside float32 weights, where the precision asks for less."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    if dtype is None or (config.precision == "bf16" and config.zero_stage):  # there the weights themselves are bf16
+        return loss
+
+    def mixed(model: nn.Module, batch: MicroBatch) -> Tensor:
+        with torch.autocast(batch.latents.device.type, dtype):
+            return loss(model, batch)
+
+    return mixed
 
 
 def _to_host(tensor: Tensor) -> NDArray[np.float32]:

@@ -15,7 +15,8 @@ from components.storage import Storage
 from components.train.config import TrainConfig
 from components.train.ranks import first_problem, shared_token
 
-_POLL_SECONDS = 0.02
+# Between two looks whether all parts are there: at first as often as a local folder bears, then as a store is asked.
+_FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.02, 0.5
 _RETRY_SECONDS = (0.5, 2.0, 8.0)
 # After a crash: less than what the agent gives ranks that are left.
 _LAST_SECONDS = 3.0
@@ -58,7 +59,7 @@ class Saver:
         self._part: Future[None] | None = None
         self._commit: Future[None] | None = None
 
-    def save(self, step: int, updates: int, copy_out: Callable[[], Sequence[Piece]]) -> float:
+    def save(self, step: int, counters: Mapping[str, float], copy_out: Callable[[], Sequence[Piece]]) -> float:
         """Copy the state out and start to write it.
 
         A save that fails is told and given up: training goes on, and the checkpoint before it still stands.
@@ -68,10 +69,10 @@ class Saver:
         """
         started = time.monotonic()
         self.settle()
-        self._start(Save(step, updates, self._world, self._training, self._shapes, self._attempt), copy_out())
+        self._start(Save(step, counters, self._world, self._training, self._shapes, self._attempt), copy_out())
         return time.monotonic() - started
 
-    def save_now(self, step: int, updates: int, copy_out: Callable[[], Sequence[Piece]]) -> float:
+    def save_now(self, step: int, counters: Mapping[str, float], copy_out: Callable[[], Sequence[Piece]]) -> float:
         """Save, wait until the checkpoint is committed, and try again where it fails.
 
         Raises:
@@ -79,7 +80,7 @@ class Saver:
         """
         started = time.monotonic()
         for pause in (*_RETRY_SECONDS, None):
-            self.save(step, updates, copy_out)
+            self.save(step, counters, copy_out)
             problem = self.settle()
             if problem is None:
                 break
@@ -112,11 +113,13 @@ class Saver:
 
     def _commit_when_whole(self, save: Save) -> None:
         # The other ranks' notes on storage say when they are done: no collective runs beside the training's own.
+        pause = _FIRST_POLL_SECONDS
         while not self._given_up.is_set():
             if commit(self._run, save):
                 prune(self._run, self._config.keep, self._config.keep_every, save.step)
                 return
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(1.25 * pause, _LAST_POLL_SECONDS)
 
     def __enter__(self) -> Self:
         return self

@@ -88,7 +88,7 @@ def _checkpoint(job: Training, step: int, watch: Stopwatch, last: bool) -> None:
     with watch.stalled() as stall:
         job.monitor.flush()
         save = job.saver.save_now if last else job.saver.save
-        save(step, job.engine.updates, job.engine.pieces)
+        save(step, job.engine.counters, job.engine.pieces)
     job.monitor.checkpoint(step, stall.seconds)
     if job.config.on_bad_shard == "skip":
         left_out = first_problem("; ".join(job.reader.bad_shards.values()) or None)

@@ -20,14 +20,14 @@ from components.storage import Storage
 from components.train.agreement import Agreement
 from components.train.command import Request
 from components.train.config import TrainConfig
-from components.train.diffusion import denoising_loss
+from components.train.diffusion import Loss, denoising_loss
 from components.train.engine import Engine, init_distributed, load_weights
 from components.train.flops import StepFlops, device_peak_flops
 from components.train.identity import training_identity
 from components.train.memory import fitting, is_out_of_memory, note_smaller
 from components.train.monitor import Monitor
 from components.train.ranks import first_problem
-from components.train.reader import Drawing, Reader
+from components.train.reader import Drawing, MicroBatch, Reader
 from components.train.saver import Saver
 from components.train.stopping import Stopping
 from components.train.train import Training, train
@@ -79,7 +79,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     checkpoint, skipped = _find_checkpoint(run, training, rank, world)
     if checkpoint is not None:
         load_weights(unet, checkpoint.read_all("master"))
-    engine = Engine(_tuned(unet, config), partial(_loss, scheduler), config)
+    engine = Engine(_tuned(unet, config), _loss(scheduler, config), config)
     if checkpoint is not None:
         engine.restore(checkpoint)
     step = checkpoint.step if checkpoint is not None else 0
@@ -112,19 +112,23 @@ def _validation(
 
 
 def _tuned(unet: Any, config: TrainConfig) -> nn.Module:
-    """Trade memory for time, and layouts for speed, as the settings say."""
+    """Trade memory for time, and time now for time later, as the settings say."""
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
     if config.compile:
         unet.compile()
     tuned: nn.Module = unet
     return tuned
 
 
-def _loss(scheduler: Any, model: nn.Module, batch: Any) -> Tensor:
-    return denoising_loss(model, scheduler, batch)
+def _loss(scheduler: Any, config: TrainConfig) -> Loss:
+    # The weights stay as they are: DeepSpeed lays them end to end, and a convolution follows its input.
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+
+    def loss(model: nn.Module, batch: MicroBatch) -> Tensor:
+        return denoising_loss(model, scheduler, batch, layout)
+
+    return loss
 
 
 def _dataset(storage: Storage) -> Dataset:

@@ -22,7 +22,7 @@ from typing import Any
 
 from components.architecture import Architecture, UnetArchitecture
 from components.storage import Storage, open_storage
-from tests.benchmarks.training_step import write_samples
+from tests.benchmarks.training_step import SIZES, write_samples
 
 
 def prepare(root: Path, channels: tuple[int, int]) -> Storage:
@@ -31,7 +31,7 @@ def prepare(root: Path, channels: tuple[int, int]) -> Storage:
 
     workdir = open_storage(str(root))
     (root / "datasets/key").mkdir(parents=True)
-    write_samples(workdir.child("datasets/key"), 512)
+    write_samples(workdir.child("datasets/key"), 512, SIZES["demo"])
     architecture = Architecture(unet=UnetArchitecture(channels=channels))
     build_scratch(architecture, ["a handwritten digit three"], seed=0).save_pretrained(root / "models/base/bench")
     (root / "models/base/bench/COMMIT").touch()

@@ -33,7 +33,7 @@ def main(workdir: str, name: str, stage: str, precision: str) -> None:
     engine = Engine(unet, lambda model, batch: batch.weights, config)
     engine.restore(found)
     with Saver(run, rank, world, found.training, engine.shapes, config, lambda step, problem: None) as saver:
-        saver.save_now(found.step + 1, engine.updates, engine.pieces)
+        saver.save_now(found.step + 1, engine.counters, engine.pieces)
     torch.distributed.barrier()
 
 

@@ -49,7 +49,7 @@ def test_a_sample_that_is_not_finite_costs_its_step_only(workshop: Any, stage: i
     assert workshop.state(stopped) == workshop.state(straight)
     newest = checkpoints.newest(workshop.run(straight))
     assert newest is not None
-    assert newest.updates == 30 - len(skipped)
+    assert newest.counters["updates"] == 30 - len(skipped)
     assert all(np.isfinite(array).all() for array in newest.read_all("ema").values())
 
 

@@ -45,7 +45,7 @@ def test_state_is_equal_after_every_change_of_stage_and_world_size(workshop: Any
         reload(workshop, name, stage, world)
     last = checkpoints.newest(run)
     assert last is not None
-    assert (last.step, last.updates) == (first.step + len(LEGS), first.updates)
+    assert (last.step, last.counters) == (first.step + len(LEGS), first.counters)
     for step in range(first.step + 1, last.step + 1):
         found = checkpoints.open_checkpoint(run, step)
         found.verify()

@@ -82,7 +82,7 @@ class World:
             for name, array in weights.items()
         ]
         shapes = {name: array.shape for name, array in weights.items()}
-        save = checkpoints.Save(step, step, 1, "training", shapes, "gang")
+        save = checkpoints.Save(step, {"updates": step}, 1, "training", shapes, "gang")
         checkpoints.write_part(place, save, 0, pieces)
         assert checkpoints.commit(place, save)
 

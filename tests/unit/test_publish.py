@@ -86,7 +86,7 @@ def evaluated(workdir: LocalStorage, base: Path, weights: Weights, run: str = "f
         for name, array in weights.items()
     ]
     shapes = {name: array.shape for name, array in weights.items()}
-    save = checkpoints.Save(10, 10, 1, "training", shapes, "gang")
+    save = checkpoints.Save(10, {"updates": 10}, 1, "training", shapes, "gang")
     checkpoints.write_part(place, save, 0, pieces)
     assert checkpoints.commit(place, save)
     evaluation = {

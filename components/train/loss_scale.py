@@ -1,0 +1,34 @@
+"""What fp16 losses are multiplied with, so that small gradients do not vanish.
+
+Micikevicius et al., "Mixed Precision Training", ICLR 2018, arXiv:1710.03740, section 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_FIRST = 2.0**16
+_GROWS_AFTER = 1000
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """A power of two that halves where a gradient overflows and doubles after a long time without.
+
+    It is a function of which steps overflowed, so it belongs to the state that checkpoints keep.
+
+    Attributes:
+        value: What the loss is multiplied with, and the gradient divided by.
+        steady: Steps since it last changed.
+    """
+
+    value: float = _FIRST
+    steady: int = 0
+
+    def after(self, overflowed: bool) -> LossScale:
+        """Return the scale for the next step."""
+        if overflowed:
+            return LossScale(max(1.0, self.value / 2))
+        if self.steady + 1 == _GROWS_AFTER:
+            return LossScale(self.value * 2)
+        return LossScale(self.value, self.steady + 1)
