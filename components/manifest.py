@@ -8,7 +8,7 @@ not UTF-8 (Python's lone surrogates, escaped by JSON), and are never to be put i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from components.errors import DataError, NotFound
@@ -57,6 +57,19 @@ class ImageRecord:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """What the text encoder reads of an image.
+
+    Attributes:
+        text: The words; they may be empty where an image is kept without a caption.
+        by: Who wrote them: ``sidecar:<name>``, ``model:<name>``, or ``none`` for an image left without a caption.
+    """
+
+    text: str
+    by: str
+
+
+@dataclass(frozen=True)
 class CaptionRecord:
     """One image that can be trained on: it decodes, and it has a caption.
 
@@ -64,9 +77,8 @@ class CaptionRecord:
         sha256: Digest of the image file.
         name: The image's name in the source.
         bytes: Size of the image file.
-        caption: What the text encoder reads.
-        caption_by: Who wrote it: ``sidecar:<name>``, ``model:<name>``, or ``none`` for an image left without one.
-        caption_version: Digest of what the caption rests on besides the image; while it stands, so does the record.
+        captions: At least one; the first is the main one.
+        caption_version: Digest of what the captions rest on besides the image; while it stands, so does the record.
         width: Pixels, upright.
         height: Pixels, upright.
         verdicts: What the checks that did not reject the image had to say, by check.
@@ -77,8 +89,7 @@ class CaptionRecord:
     sha256: str
     name: str
     bytes: int
-    caption: str
-    caption_by: str
+    captions: tuple[Caption, ...]
     caption_version: str
     width: int
     height: int
@@ -208,7 +219,20 @@ def read_captions(dataset: Storage, group: str) -> list[CaptionRecord]:
         DataError: Where the caption step has not run for the group, or its records are broken.
     """
     key = captions_key(group)
-    return [_record(CaptionRecord, values, key) for values in _lines(dataset, key, "caption")]
+    return [parse_caption_record(values, key) for values in _lines(dataset, key, "caption")]
+
+
+def parse_caption_record(values: Any, key: str) -> CaptionRecord:
+    """Return one line of a group's captions as a record; ``key`` is where it stood.
+
+    Raises:
+        DataError: Where it is no record, or one without captions.
+    """
+    record = _record(CaptionRecord, values, key)
+    captions = tuple(_record(Caption, caption, key) for caption in record.captions or ())
+    if not captions:
+        raise DataError(f"{key}: image {record.sha256} has no captions, expected at least one")
+    return replace(record, captions=captions)
 
 
 def write_captions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -12,6 +13,7 @@ from components.caption.config import CaptionConfig
 from components.caption.unfinished import clear_unfinished, read_unfinished, save_unfinished
 from components.caption.writing import Captioning
 from components.digests import digest_tree, short
+from components.errors import DataError
 from components.images import ImageLimits
 from components.manifest import (
     CaptionRecord,
@@ -30,7 +32,7 @@ from components.progress import Progress
 from components.sources import open_source
 from components.storage import Storage
 
-FORMAT = 1
+FORMAT = 2
 SAVE_EVERY = 500  # images
 
 
@@ -123,8 +125,9 @@ def _known(dataset: Storage, group: str) -> dict[str, Outcome]:
     """Return what earlier runs made of the group's images, finished or not."""
     outcomes: list[Outcome] = read_unfinished(dataset, group)
     if dataset.exists(captions_key(group)):
-        outcomes += read_captions(dataset, group)
-        outcomes += read_caption_rejections(dataset, group)
+        with suppress(DataError):  # records that another version of Darkroom wrote are written anew
+            outcomes += read_captions(dataset, group)
+            outcomes += read_caption_rejections(dataset, group)
     return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from components.digests import short
 from components.errors import DataError
-from components.manifest import CaptionRecord, Outcome, Rejection
+from components.manifest import Outcome, Rejection, parse_caption_record
 from components.storage import Storage
 
 
@@ -18,7 +18,7 @@ def read_unfinished(dataset: Storage, group: str) -> list[Outcome]:
     for entry in dataset.list(_folder(group)):
         with suppress(DataError, TypeError):
             for values in dataset.read_lines(entry.key):
-                outcomes.append(Rejection(**values) if "reason" in values else CaptionRecord(**values))
+                outcomes.append(Rejection(**values) if "reason" in values else parse_caption_record(values, entry.key))
     return outcomes
 
 

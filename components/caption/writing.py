@@ -15,7 +15,7 @@ from components.caption.text import LARGEST_FILE, from_bytes, one_line
 from components.digests import sha256
 from components.errors import ImageRejected
 from components.images import ImageLimits, decode
-from components.manifest import CaptionRecord, ImageRecord, Outcome, Rejection, Sidecar
+from components.manifest import Caption, CaptionRecord, ImageRecord, Outcome, Rejection, Sidecar
 from components.sources import Source
 from components.storage import Storage
 
@@ -142,8 +142,7 @@ class Captioning:
             image.sha256,
             image.name,
             image.bytes,
-            caption=draft.words,
-            caption_by=draft.by or "none",
+            captions=(Caption(draft.words, draft.by or "none"),),
             caption_version=version,
             width=picture.width,
             height=picture.height,

@@ -88,7 +88,7 @@ def read_real_images(
 
     def side(members: set[str]) -> Side:
         rows = [row for row, key in enumerate(keys) if key in members]
-        return Side(seen.rows(rows), [records[keys[row]].caption for row in rows])
+        return Side(seen.rows(rows), [records[keys[row]].captions[0].text for row in rows])
 
     return RealImages(side(train), side(held_out), skipped=len(train) + len(held_out) - len(keys))
 

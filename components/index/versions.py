@@ -107,7 +107,8 @@ def _bucket(name: str) -> tuple[int, int]:
 
 
 def _live(storage: Storage, groups: Sequence[str]) -> set[Pair]:
-    return {make_pair(record.sha256, record.caption) for group in groups for record in read_captions(storage, group)}
+    records = (record for group in groups for record in read_captions(storage, group))
+    return {make_pair(record.sha256, record.captions[0].text) for record in records}
 
 
 def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:

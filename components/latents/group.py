@@ -141,7 +141,7 @@ def _shards(
 def _batch(records: Sequence[CaptionRecord], frames: Sequence[Frame], encoders: Encoders) -> Iterator[Sample]:
     moments = encoders.moments(np.stack([framed.pixels for framed in frames]))
     for record, framed, moment in zip(records, frames, moments, strict=True):
-        text = encoders.text(record.caption)
+        text = encoders.text(record.captions[0].text)
         for what, array in (("latents", moment), ("caption's embedding", text)):
             if not np.isfinite(array).all():
                 raise DataError(
@@ -155,8 +155,8 @@ def _meta(record: CaptionRecord, framed: Frame) -> dict[str, Any]:
     height, width, _ = framed.pixels.shape
     return {
         "sha256": record.sha256,
-        "caption": record.caption,
-        "caption_by": record.caption_by,
+        "caption": record.captions[0].text,
+        "caption_by": record.captions[0].by,
         "caption_digest": pair_of(record)[1],
         "license": record.license,
         "source": record.source,

@@ -52,7 +52,7 @@ def plan(
 
 def pair_of(record: CaptionRecord) -> Pair:
     """Return what a sample is made from."""
-    return make_pair(record.sha256, record.caption)
+    return make_pair(record.sha256, record.captions[0].text)
 
 
 def _chunks(records: Sequence[CaptionRecord], bucket: tuple[int, int], size: int) -> Iterator[NewShard]:

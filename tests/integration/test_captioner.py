@@ -107,14 +107,14 @@ def test_the_model_captions_what_has_no_usable_caption_file(blip: Path, tmp_path
     result = run(photos(tmp_path / "photos"), work, model=str(blip), batch_size=2)
     assert (result["captioned"], result["rejected"]) == (4, 1)
     found = records(work)
-    assert {name: record.caption for name, record in found.items()} == {
+    assert {name: record.captions[0].text for name, record in found.items()} == {
         "alone-red.png": "a red square",
         "alone-blue.png": "a blue square",
         "latin.png": "a blue square",
         "written.png": "my own words",
     }
-    assert found["written.png"].caption_by == "sidecar:written.txt"
-    assert found["alone-red.png"].caption_by == found["latin.png"].caption_by == f"model:{blip}"
+    assert found["written.png"].captions[0].by == "sidecar:written.txt"
+    assert {found[name].captions[0].by for name in ("alone-red.png", "latin.png")} == {f"model:{blip}"}
     assert found["alone-red.png"].verdicts == {}
     assert "caption-not-utf8" in found["latin.png"].verdicts["caption"]
     (rejection,) = read_caption_rejections(work.child("datasets/key"), "000")
@@ -134,7 +134,7 @@ def test_the_size_of_a_batch_does_not_change_the_words(blip: Path, tmp_path: Pat
 def test_the_model_continues_the_prompt(blip: Path, tmp_path: Path) -> None:
     work = MemoryStorage("captioner-prompt")
     run(photos(tmp_path / "photos"), work, model=str(blip), prompt="photo of")
-    assert records(work)["alone-blue.png"].caption == "photo of a blue square"
+    assert records(work)["alone-blue.png"].captions[0].text == "photo of a blue square"
 
 
 def test_another_model_at_the_same_place_captions_again(blip: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_model_that_the_workdir_holds_is_found(blip: Path, tmp_path: Path) -> 
         work.write(f"models/captioner/{path.name}", path.read_bytes())
     work.write("models/captioner/COMMIT", b"")
     run(photos(tmp_path / "photos"), work, model="workdir:models/captioner")
-    assert records(work)["alone-red.png"].caption == "a red square"
+    assert records(work)["alone-red.png"].captions[0].text == "a red square"
 
 
 def test_code_that_comes_with_a_model_is_never_run(blip: Path, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_an_image_with_a_bad_caption_is_left_out(root: Path, work: Storage, word
 
 def test_a_caption_of_markup_is_kept_as_words(root: Path, work: Storage) -> None:
     put(root / "image.png", encoded(noise(3)), b"<script>alert('x')</script>\n<b>cat</b> & {{dog}} $(rm -rf /)")
-    assert take(root, work).kept["image.png"].caption == (
+    assert take(root, work).kept["image.png"].captions[0].text == (
         "<script>alert('x')</script> <b>cat</b> & {{dog}} $(rm -rf /)"
     )
 
@@ -246,7 +246,7 @@ def test_a_name_may_hold_anything(root: Path, work: Storage, name: str) -> None:
         pytest.skip(f"this file system has no such name: {error}")
     taken = take(root, work)
     assert taken.others() == [name]
-    assert taken.kept[name].caption_by == f"sidecar:{name.removesuffix('.png')}.txt"
+    assert taken.kept[name].captions[0].by == f"sidecar:{name.removesuffix('.png')}.txt"
     assert taken.rejected == {}
 
 

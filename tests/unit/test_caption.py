@@ -24,7 +24,7 @@ from components.errors import ConfigError, DataError, ImageRejected, StorageErro
 from components.images import ImageLimits
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
-from components.manifest import CaptionRecord, read_caption_rejections, read_captions
+from components.manifest import Caption, CaptionRecord, read_caption_rejections, read_captions
 from components.progress import Progress
 from components.storage import Storage, open_storage
 from components.storage_memory import MemoryStorage
@@ -129,7 +129,7 @@ def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
     assert run(photos(tmp_path / "photos"), work) == counts(captioned=4)
     record = records(work)["02.png"]
     data = (tmp_path / "photos/02.png").read_bytes()
-    assert (record.caption, record.caption_by, record.verdicts) == ("picture 2", "sidecar:02.txt", {})
+    assert (record.captions, record.verdicts) == ((Caption("picture 2", "sidecar:02.txt"),), {})
     assert (record.sha256, record.bytes, record.width, record.height) == (sha256(data), len(data), 16, 16)
     order = [record.sha256 for record in read_captions(work.child(DATASET), "000")]
     assert order == sorted(order)
@@ -144,7 +144,7 @@ def test_only_what_changed_is_captioned_again(tmp_path: Path) -> None:
     assert run(root, work) == counts(captioned=1, reused=4)
     put(root / "01.txt", b"other words")
     assert run(root, work) == counts(captioned=1, reused=4)
-    assert records(work)["01.png"].caption == "other words"
+    assert records(work)["01.png"].captions[0].text == "other words"
     put(root / "02.png", picture(60))
     assert run(root, work) == counts(captioned=1, reused=4)
     (root / "03.png").unlink()
@@ -187,7 +187,7 @@ def test_without_a_usable_caption_an_image_is_left_out_or_kept_without(
     assert reasons(work) == {"alone.png": reason}
     assert run(root, work, missing="empty") == counts(captioned=3)
     record = records(work)["alone.png"]
-    assert (record.caption, record.caption_by) == ("", "none")
+    assert record.captions == (Caption("", "none"),)
     assert [reason in verdict for verdict in record.verdicts.values()] == ([True] if sidecar is not None else [])
 
 
@@ -261,6 +261,21 @@ def test_each_group_has_its_own_file(tmp_path: Path) -> None:
     assert sum(done) == 20
     found = [record.sha256 for group in ("000", "001", "002") for record in read_captions(work.child(DATASET), group)]
     assert len(set(found)) == 20
+
+
+def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-older")
+    run(root, work)
+    key = f"{DATASET}/captions/000.jsonl"
+    lines = [dict(line) for line in work.read_lines(key)]
+    work.write_lines(key, ({**line, "captions": []} for line in lines))
+    with pytest.raises(DataError, match="no captions"):
+        read_captions(work.child(DATASET), "000")
+    assert run(root, work) == counts(captioned=4)
+    work.write_lines(key, ({**line, "captions": None, "caption": "a"} for line in lines))
+    with pytest.raises(DataError, match="expected an object of sha256"):
+        read_captions(work.child(DATASET), "000")
+    assert run(root, work) == counts(captioned=4)
 
 
 def test_without_ingest_the_message_says_what_to_run() -> None:

@@ -29,7 +29,7 @@ from components.evaluate.frechet import frechet_distance
 from components.evaluate.judge import Judge, cannot_judge
 from components.evaluate.promotion import compare
 from components.evaluate.seeing import Eye
-from components.manifest import CaptionRecord, Manifest, write_captions, write_manifest
+from components.manifest import Caption, CaptionRecord, Manifest, write_captions, write_manifest
 from components.progress import Progress
 from components.publish.config import PublishConfig
 from components.publish.publishing import publish
@@ -125,7 +125,8 @@ def write_source(world: World, caption: Callable[[int, bool], str], held_out: in
         data, name = buffer.getvalue(), f"{number}.png"
         (world.source / name).write_bytes(data)
         text = caption(number, number < held_out)
-        records.append(CaptionRecord(sha256(data), name, len(data), text, "sidecar:x", "1", 16, 16))
+        captions = (Caption(text, "sidecar:x"),)
+        records.append(CaptionRecord(sha256(data), name, len(data), captions, "1", 16, 16))
         zeros = np.zeros((8, 8, 8), np.float16)
         samples.append(
             Sample(sha256(data), zeros, zeros[0], {"caption": text, "caption_digest": sha256(text.encode())})

@@ -15,7 +15,7 @@ from components.errors import DataError
 from components.index.__main__ import main
 from components.index.config import IndexConfig
 from components.index.versions import index
-from components.manifest import CaptionRecord, Rejection, write_captions, write_rejections
+from components.manifest import Caption, CaptionRecord, Rejection, write_captions, write_rejections
 from components.progress import Progress
 from components.shards import Sample, index_key, make_pair, pack, read_index, shard_name, tar_key
 from components.storage import open_storage
@@ -42,7 +42,7 @@ class Workbench:
 
     def caption(self, group: str, accepted: Sequence[Item], rejections: Sequence[Rejection] = ()) -> None:
         records = [
-            CaptionRecord(image, f"{image[:4]}.png", 1, caption, "sidecar:a.txt", "v", 8, 8)
+            CaptionRecord(image, f"{image[:4]}.png", 1, (Caption(caption, "sidecar:a.txt"),), "v", 8, 8)
             for image, caption in accepted
         ]
         write_captions(self.dataset, group, records, rejections)

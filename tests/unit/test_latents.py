@@ -30,7 +30,7 @@ from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding_key
 from components.latents.group import encode, read_ahead
 from components.latents.plan import pair_of, plan
-from components.manifest import CaptionRecord, Manifest, write_captions, write_manifest
+from components.manifest import Caption, CaptionRecord, Manifest, write_captions, write_manifest
 from components.progress import Progress
 from components.scratch import build_scratch
 from components.shard_reader import ShardReader
@@ -87,11 +87,12 @@ class Pile:
             (self.source / name).write_bytes(data)
             text = caption if caption is not None else f"picture {number}"
             self.records[name] = CaptionRecord(
-                sha256(data), name, len(data), text, "sidecar:a.txt", "v", 24, 16, license="CC0-1.0"
+                sha256(data), name, len(data), (Caption(text, "sidecar:a.txt"),), "v", 24, 16, license="CC0-1.0"
             )
 
     def recaption(self, number: int, caption: str) -> None:
-        self.records[f"{number}.png"] = replace(self.records[f"{number}.png"], caption=caption)
+        captions = (Caption(caption, "sidecar:a.txt"),)
+        self.records[f"{number}.png"] = replace(self.records[f"{number}.png"], captions=captions)
 
     def remove(self, number: int) -> None:
         (self.source / f"{number}.png").unlink()
@@ -146,7 +147,7 @@ def test_samples_hold_the_moments_and_embeddings_of_the_base_model(pile: Pile, b
         with torch.no_grad():
             image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
             posterior = vae.encode(image).latent_dist
-            tokens = tokenizer(record.caption, padding="max_length", truncation=True, return_tensors="pt")
+            tokens = tokenizer(record.captions[0].text, padding="max_length", truncation=True, return_tensors="pt")
             states = encoder(tokens.input_ids).last_hidden_state
         expected = torch.cat([posterior.mean, posterior.logvar], dim=1)[0]
         assert sample.moments.shape == (8, 8, 8)
@@ -154,7 +155,7 @@ def test_samples_hold_the_moments_and_embeddings_of_the_base_model(pile: Pile, b
         np.testing.assert_allclose(sample.text, states[0], atol=2e-3, rtol=2e-3)
         assert sample.meta == {
             "sha256": record.sha256,
-            "caption": record.caption,
+            "caption": record.captions[0].text,
             "caption_by": "sidecar:a.txt",
             "caption_digest": pair_of(record)[1],
             "license": "CC0-1.0",
@@ -414,7 +415,8 @@ def test_size_that_the_autoencoder_cannot_halve_is_refused(tmp_path: Path) -> No
 
 
 def test_plan_depends_on_the_set_of_records_alone() -> None:
-    records = [CaptionRecord(sha256(bytes([i])), f"{i}.png", 1, "a", "x", "v", 8, 8) for i in range(10)]
+    words = (Caption("a", "x"),)
+    records = [CaptionRecord(sha256(bytes([i])), f"{i}.png", 1, words, "v", 8, 8) for i in range(10)]
     known = {pair_of(records[2]): "shards/8x8/old", pair_of(records[5]): "shards/8x8/old"}
     planned = plan(records, known, (8, 8), 3)
     assert plan(records[::-1], known, (8, 8), 3) == planned
