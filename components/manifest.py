@@ -14,23 +14,26 @@ from typing import Any, TypeVar
 from components.errors import DataError, NotFound
 from components.storage import Storage
 
-FORMAT = 1
+FORMAT = 2
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A caption file beside an image, as ingest saw it.
+    """The caption that came with an image, as ingest saw it: a file to be read, or the words themselves.
 
     Attributes:
-        name: Its name in the source.
-        bytes: Its size.
-        modified: An opaque tag that changes when the file does; empty where none is known.
+        name: The caption file's name in the source; for words that came otherwise, where they stand, such as
+            ``metadata.jsonl:photos/a.jpg``.
+        bytes: Size of the file, or of the words in UTF-8.
+        modified: An opaque tag that changes when the caption does; empty where none is known.
+        text: The words, where ingest has them already; None where the file is to be read.
     """
 
     name: str
     bytes: int
     modified: str
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class ImageRecord:
         width: Pixels, upright.
         height: Pixels, upright.
         format: What the file is, such as ``JPEG``, whatever it is called.
-        caption: The caption file beside it, if there is one.
+        caption: The caption that came with it, if there is one.
+        license: The image's licence, where the source tells it, as it is written there.
+        source: Where the image came from, such as its URL, where the source tells it.
     """
 
     name: str
@@ -54,6 +59,8 @@ class ImageRecord:
     height: int
     format: str
     caption: Sidecar | None = None
+    license: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

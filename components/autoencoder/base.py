@@ -126,9 +126,13 @@ def _make(
 
 
 def _captions(source: Source, records: Iterable[ImageRecord]) -> Iterator[str]:
-    """Yield the captions beside the images, as far as they can be read; here they only teach the tokenizer words."""
+    """Yield the captions of the images, as far as they can be read; here they only teach the tokenizer words."""
     for sidecar in (record.caption for record in records):
-        if sidecar is not None and sidecar.bytes <= _LONGEST_CAPTION:
+        if sidecar is None or sidecar.bytes > _LONGEST_CAPTION:
+            continue
+        if sidecar.text is not None:
+            yield sidecar.text.strip()
+        else:
             try:
                 yield source.read(sidecar.name).decode("utf-8", "replace").strip()
             except ImageRejected:

@@ -86,10 +86,15 @@ class Captioning:
             advice = "write a caption file beside it, name a captioner (model) or take it without (missing=empty)"
             return Draft(image, problem=ImageRejected("caption-missing", advice))
         try:
-            words = from_bytes(self._read_sidecar(sidecar), self._config.max_characters)
+            words = self._words(sidecar)
         except ImageRejected as problem:
             return Draft(image, problem=ImageRejected(problem.reason, f"{sidecar.name!a}: {problem.detail}"))
         return Draft(image, words, f"sidecar:{sidecar.name}")
+
+    def _words(self, sidecar: Sidecar) -> str:
+        if sidecar.text is not None:
+            return one_line(sidecar.text, self._config.max_characters)
+        return from_bytes(self._read_sidecar(sidecar), self._config.max_characters)
 
     def _read_sidecar(self, sidecar: Sidecar) -> bytes:
         if sidecar.bytes > LARGEST_FILE:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from components.errors import ConfigError, DataError, ImageRejected, StorageErro
 from components.images import ImageLimits
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
-from components.manifest import Caption, CaptionRecord, read_caption_rejections, read_captions
+from components.manifest import (
+    Caption,
+    CaptionRecord,
+    Sidecar,
+    read_caption_rejections,
+    read_captions,
+    read_images,
+    write_images,
+)
 from components.progress import Progress
 from components.storage import Storage, open_storage
 from components.storage_memory import MemoryStorage
@@ -308,3 +317,15 @@ def test_the_command_prints_its_result(tmp_path: Path, capsys: pytest.CaptureFix
     assert told == {"event": "done", "group": "000", **counts(captioned=4)}
     assert main([*arguments, "--limit", "min_size=16"]) == 78
     assert "did you mean min_side?" in capsys.readouterr().err
+
+
+def test_words_that_ingest_brought_along_need_no_file(tmp_path: Path) -> None:
+    work = MemoryStorage("caption-inline")
+    source_id = take(photos(tmp_path / "photos", 1), work)
+    (image,) = read_images(work, source_id, "000")
+    inline = Sidecar("metadata.jsonl:00.png", 11, "tag", text="  a blue\ncat ")
+    write_images(work, source_id, "000", [replace(image, caption=inline)])
+    assert read_images(work, source_id, "000")[0].caption == inline
+    caption(CaptionConfig(), ImageLimits(), "000", source_id, KEY, work, Progress(io.StringIO()))
+    (record,) = read_captions(work.child(DATASET), "000")
+    assert record.captions == (Caption("a blue cat", "sidecar:metadata.jsonl:00.png"),)
