@@ -7,10 +7,12 @@ not UTF-8 (Python's lone surrogates, escaped by JSON), and are never to be put i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from components.digests import sha256
 from components.errors import DataError, NotFound
 from components.storage import Storage
 
@@ -141,6 +143,8 @@ class Manifest:
         rejected: How many were not.
         groups: Names of the partition groups, in order.
         digest: Changes when anything that a later step reads does.
+        listing: Digest of the source's listing and the settings, while which there is nothing to do; empty where
+            something may pass by itself.
     """
 
     source: str
@@ -148,6 +152,35 @@ class Manifest:
     rejected: int
     groups: tuple[str, ...]
     digest: str
+    listing: str = ""
+
+
+def group_of(sha256: str, bits: int) -> str:
+    """Return the name of an image's group where there are ``2 ** bits`` of them: g and the digest's leading bits."""
+    return f"g{int(sha256[:16], 16) >> 64 - bits:0{bits}b}" if bits else "g"
+
+
+def group_names(bits: int) -> tuple[str, ...]:
+    """Return the names of all ``2 ** bits`` groups, in the order of the digests of their images."""
+    return tuple(f"g{number:0{bits}b}" if bits else "g" for number in range(1 << bits))
+
+
+def ancestors(group: str) -> tuple[str, ...]:
+    """Return the groups that a group's images were in when there were fewer groups, the last one first.
+
+    What a step has done for an image stands in its group's records, or in those of an ancestor.
+    """
+    return tuple(group[:length] for length in range(len(group) - 1, 0, -1))
+
+
+def lane_names(lanes: int) -> tuple[str, ...]:
+    """Return the names of the lanes: each is a part of the groups that is worked on beside the others."""
+    return tuple(f"{lane:02d}" for lane in range(lanes))
+
+
+def groups_of_lane(groups: Sequence[str], lane: str, lanes: int) -> tuple[str, ...]:
+    """Return one lane's share of the groups."""
+    return tuple(groups[int(lane) :: lanes])
 
 
 def ingest_prefix(source_id: str) -> str:
@@ -189,7 +222,7 @@ def read_manifest(workdir: Storage, source_id: str) -> Manifest:
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise DataError(f"{workdir.url}: {key} is not of format {FORMAT}; run the ingest step again")
     manifest = _record(Manifest, values, key)
-    return Manifest(manifest.source, manifest.images, manifest.rejected, tuple(manifest.groups), manifest.digest)
+    return replace(manifest, groups=tuple(manifest.groups))
 
 
 def write_manifest(workdir: Storage, source_id: str, manifest: Manifest) -> None:
@@ -213,10 +246,15 @@ def read_images(workdir: Storage, source_id: str, group: str) -> list[ImageRecor
     return records
 
 
-def write_images(workdir: Storage, source_id: str, group: str, records: Iterable[ImageRecord]) -> None:
-    """Write one group's images."""
+def write_images(workdir: Storage, source_id: str, group: str, records: Iterable[ImageRecord]) -> str:
+    """Write one group's images and return the digest of what is written."""
     ordered = sorted(records, key=lambda record: (record.sha256, record.name))
-    workdir.write_lines(images_key(source_id, group), (asdict(record) for record in ordered))
+    lines = (
+        {**vars(record), "caption": None if record.caption is None else vars(record.caption)} for record in ordered
+    )
+    data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    workdir.write(images_key(source_id, group), data)
+    return sha256(data)
 
 
 def read_captions(dataset: Storage, group: str) -> list[CaptionRecord]:

@@ -2,6 +2,10 @@
 
 A source is hostile ground. Links may lead out of the folder, a name ending in ``.jpg`` may be a pipe that blocks for
 ever, a file may vanish between listing and reading: each is refused by name, and the rest is read.
+
+A member of a tar has a name of its own, ``shards/00000.tar//000001.jpg@1536+20480``: the file, two slashes (which no
+file's name holds), the member's name in the archive, and where its bytes lie, from byte 1536 on and 20,480 of them. So
+one ranged request reads it, nobody looks for it in an index, and nothing is ever unpacked.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +25,10 @@ from components.storage import Storage, check_key, open_storage
 # The machine's trouble and not the file's: a retry may help, and no image must be given up for it.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR}
 
-# Names below a source, those of folders with a slash behind them, and what the folder says of each.
-_Entries = list[tuple[str, os.DirEntry[str]]]
+# Between the name of an archive and that of its member; no file below a source has an empty part in its name.
+_INSIDE = "//"
+
+_Names = list[str]  # inside the classes, "list" is the method
 
 
 class SourceFile(NamedTuple):
@@ -41,6 +46,36 @@ class SourceFile(NamedTuple):
     size: int
     modified: str
     refused: ImageRejected | None = None
+
+
+class Member(NamedTuple):
+    """Where the bytes of an archive's member lie.
+
+    Attributes:
+        archive: The archive's name in the source.
+        start: Its first byte in the archive.
+        size: How many bytes it has.
+    """
+
+    archive: str
+    start: int
+    size: int
+
+
+def member_name(archive: str, member: str, start: int, size: int) -> str:
+    """Return the name by which a source reads an archive's member; see the module's docstring."""
+    return f"{archive}{_INSIDE}{member}@{start}+{size}"
+
+
+def parse_member(name: str) -> Member | None:
+    """Return where a member's bytes lie, or None for the name of a file."""
+    archive, inside, rest = name.partition(_INSIDE)
+    if not inside:
+        return None
+    start, plus, size = rest.rpartition("@")[2].partition("+")
+    if not (plus and start.isdecimal() and size.isdecimal()):
+        raise ImageRejected("unreadable", f"{name!a} does not say where in the archive its bytes are; run ingest again")
+    return Member(archive, int(start), int(size))
 
 
 class Source(ABC):
@@ -66,14 +101,30 @@ class Source(ABC):
             StorageError: Where the storage fails; a retry may help.
         """
 
-    @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes.
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes of a file, or of a member of an archive.
+
+        Args:
+            name: As the listing, or `member_name`, has it.
+            start: The first byte wanted.
+            length: How many are wanted; None for all that follow. Past the end there are just fewer.
 
         Raises:
             ImageRejected: ``unreadable`` or ``symlink-outside``.
             StorageError: Where the storage fails; a retry may help.
         """
+        member = parse_member(name)
+        if member is None:
+            return self._read(name, start, length)
+        wanted = max(0, member.size - start if length is None else min(length, member.size - start))
+        data = self._read(member.archive, member.start + start, wanted)
+        if len(data) < wanted:
+            raise ImageRejected("unreadable", f"{member.archive!a} has become shorter; run ingest again")
+        return data
+
+    @abstractmethod
+    def _read(self, name: str, start: int, length: int | None) -> bytes:
+        """Return the bytes of a file, as ``read`` says."""
 
 
 def open_source(url: str) -> Source:
@@ -110,48 +161,58 @@ class FolderSource(Source):
         except ImageRejected as refused:
             raise DataError(f"source {self.url!a} cannot be listed: {refused.detail}") from None
         while pending:
-            name, entry = pending.pop()
+            name = pending.pop()
             if not name.endswith("/"):
-                yield from self._file(name, entry)
+                yield from self._file(name)
                 continue
             try:
                 pending.extend(self._entries(name))
             except ImageRejected as refused:
                 yield SourceFile(name, 0, "", refused)
 
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes, as ``Source.read`` says; never waits for a pipe or a device."""
+    def _read(self, name: str, start: int, length: int | None) -> bytes:
+        """Return a file's bytes; never waits for a pipe or a device."""
         try:
             self._lookup(name)
             # Between the look and the opening the file may have become a pipe: do not wait for its writer.
             with open(os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
                 _regular(os.fstat(file.fileno()))
-                return file.read()
+                file.seek(start)
+                return file.read(-1 if length is None else length)
         except OSError as error:
             raise _refused(error, name) from None
 
     def _path(self, name: str) -> str:
         return f"{self.url}/{name}"
 
-    def _entries(self, prefix: str) -> _Entries:
-        """Return what a folder holds, last name first; the names of folders end in a slash, and sort by it too."""
+    def _entries(self, prefix: str) -> _Names:
+        """Return the names in a folder, last one first; those of folders end in a slash, and sort by it too.
+
+        Only names are kept: a folder may have millions, and all that the system says of them would take much room.
+        """
         try:
             with os.scandir(self._path(prefix)) as found:
-                entries = [entry for entry in found if not entry.name.startswith(".")]
-            named = [(f"{prefix}{entry.name}{'/' * entry.is_dir(follow_symlinks=False)}", entry) for entry in entries]
+                names = [
+                    f"{prefix}{entry.name}{'/' * entry.is_dir(follow_symlinks=False)}"
+                    for entry in found
+                    if not entry.name.startswith(".")
+                ]
         except OSError as error:
             raise _refused(error, prefix or self.url) from None
-        return sorted(named, key=itemgetter(0), reverse=True)
+        names.sort(reverse=True)
+        return names
 
-    def _file(self, name: str, entry: os.DirEntry[str]) -> Iterator[SourceFile]:
+    def _file(self, name: str) -> Iterator[SourceFile]:
+        path = self._path(name)
         try:
+            found = os.lstat(path)
             # Only a link can lead elsewhere: the folders on the way were not followed if they were links.
-            found = self._lookup(name) if entry.is_symlink() else _regular(entry.stat(follow_symlinks=False))
+            found = self._lookup(name) if stat.S_ISLNK(found.st_mode) else _regular(found)
         except IsADirectoryError:
             return  # a link to a folder inside: its files are listed where they are
         except ImageRejected as refused:
             # A link to a folder elsewhere may hold images: its name gets the slash of a folder.
-            yield SourceFile(name + "/" * entry.is_dir(), 0, "", refused)
+            yield SourceFile(name + "/" * os.path.isdir(path), 0, "", refused)  # noqa: PTH112 - names are strings here
         except OSError as error:
             yield SourceFile(name, 0, "", _refused(error, name))
         else:
@@ -191,10 +252,9 @@ class StorageSource(Source):
             else:
                 yield SourceFile(key, size, modified)
 
-    def read(self, name: str) -> bytes:
-        """Return an object's bytes, as ``Source.read`` says."""
+    def _read(self, name: str, start: int, length: int | None) -> bytes:
         try:
-            return self._storage.read(name)
+            return self._storage.read(name, start, length)
         except NotFound:
             raise ImageRejected("unreadable", "it is gone since it was listed; run ingest again") from None
 

@@ -8,8 +8,10 @@ the order of their UTF-8 bytes, everywhere.
 from __future__ import annotations
 
 import json
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -18,6 +20,8 @@ from components.errors import ConfigError, DataError, NotFound, StorageError
 
 # Names that begin so are files in the making, or what a killed writer left; they are never listed and never keys.
 HIDDEN = ".darkroom-tmp-"
+
+LINES_IN_MEMORY = 100_000
 
 _PLACES = "a local folder, file:///folder, s3://bucket/prefix, or memory://name for tests"
 
@@ -151,12 +155,21 @@ class Storage(ABC):
         return (self._record(line, f"{key}:{number}") for number, line in enumerate(lines, start=1) if line)
 
     def write_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write records as JSON Lines, their fields in the order they come in."""
-        self.write(key, _lines(records))
+        """Write records as JSON Lines, their fields in the order they come in; many go through a temporary file."""
+        lines = (_line(record) for record in records)
+        first = list(islice(lines, LINES_IN_MEMORY))
+        if len(first) < LINES_IN_MEMORY:
+            self.write(key, b"".join(first))
+            return
+        with tempfile.NamedTemporaryFile(prefix="darkroom-lines-") as file:
+            file.writelines(first)
+            file.writelines(lines)
+            file.flush()
+            self.upload(key, Path(file.name))
 
     def append_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records to the end of a JSON Lines object; ``append`` says what that costs."""
-        self.append(key, _lines(records))
+        self.append(key, b"".join(map(_line, records)))
 
     def _record(self, line: bytes, where: str) -> dict[str, Any]:
         record = self._parse(line, where)
@@ -259,5 +272,5 @@ def check_range(start: int, length: int | None) -> None:
         raise StorageError(f"cannot read {length} bytes from {start}: neither may be negative")
 
 
-def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records)
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"

@@ -19,15 +19,15 @@ def build(image: str, retries: int) -> Any:
     def run(task: Any) -> Any:
         return steps.place(task, image, retries)
 
-    @dsl.pipeline(name="encode", description="Turn groups of images into one dataset of captioned latents.")
-    def encode(config: str, groups: list, encoding_key: str, base_model: str) -> str:
+    @dsl.pipeline(name="encode", description="Turn lanes of images into one dataset of captioned latents.")
+    def encode(config: str, lanes: list, encoding_key: str, base_model: str) -> str:
         # A pipeline of its own: kfp.local fills what a loop takes from other steps with the loop's item.
-        with dsl.ParallelFor(groups) as group:
-            captioned = run(steps.caption(config=config, encoding_key=encoding_key, group=group)).output
+        with dsl.ParallelFor(lanes) as lane:
+            captioned = run(steps.caption(config=config, encoding_key=encoding_key, lane=lane)).output
             latents = run(
-                steps.latents(config=config, encoding_key=encoding_key, base_model=base_model, group=captioned)
+                steps.latents(config=config, encoding_key=encoding_key, base_model=base_model, lane=captioned)
             ).output
-        dataset: str = run(steps.index(config=config, encoding_key=encoding_key, groups=dsl.Collected(latents))).output
+        dataset: str = run(steps.index(config=config, encoding_key=encoding_key, lanes=dsl.Collected(latents))).output
         return dataset
 
     @dsl.pipeline(name="darkroom", description="Train Stable Diffusion on a place full of images, and publish it.")
@@ -43,10 +43,10 @@ def build(image: str, retries: int) -> Any:
         request = {"recipe": recipe, "workdir": workdir, "source": source, "overrides": overrides}
         with dsl.ExitHandler(run(steps.report(**request))):
             config = run(steps.configure(**request)).output
-            groups = run(steps.ingest(config=config)).output
-            base = run(steps.autoencoder(config=config, groups=groups)).outputs
+            lanes = run(steps.ingest(config=config)).output
+            base = run(steps.autoencoder(config=config, lanes=lanes)).outputs
             model = {"config": config, "encoding_key": base["encoding_key"], "base_model": base["base_model"]}
-            dataset = steps.uncached(encode(**model, groups=groups)).output
+            dataset = steps.uncached(encode(**model, lanes=lanes)).output
             trained = run(steps.train(**model, dataset=dataset)).output
             measured = run(steps.evaluate(**model, trained=trained))
             with dsl.If(measured.outputs["Output"] == True):  # noqa: E712 - the compiler needs a comparison

@@ -39,14 +39,14 @@ def configure(recipe: str, workdir: str, source: str, overrides: list) -> str:
 
 @step
 def ingest(config: str) -> list:
-    """List the images and divide them into groups; returns the names of the groups."""
+    """List the images and divide them into groups; returns the names of the lanes that share the groups."""
     from pipeline import work
 
     return work.ingest(config)
 
 
 @step
-def autoencoder(config: str, groups: list) -> NamedTuple("Base", [("base_model", str), ("encoding_key", str)]):
+def autoencoder(config: str, lanes: list) -> NamedTuple("Base", [("base_model", str), ("encoding_key", str)]):
     """Provide the model to start from; train an autoencoder where there is none."""
     from pipeline import work
 
@@ -54,27 +54,27 @@ def autoencoder(config: str, groups: list) -> NamedTuple("Base", [("base_model",
 
 
 @step
-def caption(config: str, encoding_key: str, group: str) -> str:
-    """Look at each image of a group and say what it shows; returns the group's name."""
+def caption(config: str, encoding_key: str, lane: str) -> str:
+    """Look at each image of a lane's groups and say what it shows; returns the lane's name."""
     from pipeline import work
 
-    return work.caption(config, encoding_key, group)
+    return work.caption(config, encoding_key, lane)
 
 
 @step
-def latents(config: str, encoding_key: str, base_model: str, group: str) -> str:
-    """Encode the images and captions of a group into shards; returns the group's name."""
+def latents(config: str, encoding_key: str, base_model: str, lane: str) -> str:
+    """Encode the images and captions of a lane's groups into shards; returns the lane's name."""
     from pipeline import work
 
-    return work.latents(config, encoding_key, base_model, group)
+    return work.latents(config, encoding_key, base_model, lane)
 
 
 @step
-def index(config: str, encoding_key: str, groups: list) -> str:
+def index(config: str, encoding_key: str, lanes: list) -> str:
     """Commit the dataset that all groups make together; returns its digest."""
     from pipeline import work
 
-    return work.index(config, encoding_key, groups)
+    return work.index(config, encoding_key)
 
 
 @step

@@ -21,8 +21,8 @@ _REASONS = 3
 # Events that others tell better, or that only the log needs.
 _QUIET = frozenset(
     {
-        "attempt-started", "autoencoder", "checkpoint", "done", "finished", "loading", "preempted", "rank-started",
-        "reported", "samples", "stop-asked", "training", "validation",
+        "attempt-started", "autoencoder", "checkpoint", "compared", "done", "finished", "layout", "loading",
+        "preempted", "rank-started", "reported", "samples", "stop-asked", "training", "validation",
     }
 )  # fmt: skip
 
@@ -166,7 +166,10 @@ def _distance(numbers: Values) -> str:
 
 def _ingest(result: Values, _: Values) -> str:
     told = f"{plural(result['images'], 'image')}, {count(result['rejected'])} rejected"
-    return told if result["read"] >= result["images"] else f"{told}, {count(result['read'])} new"
+    if result["new"] >= result["images"]:
+        return told
+    more = "".join(f", {count(result[name])} {name}" for name in ("changed", "gone") if result[name])
+    return f"{told}, {count(result['new'])} new{more}"
 
 
 def _autoencoder(result: Values, notes: Values) -> str:

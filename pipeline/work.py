@@ -10,12 +10,15 @@ import contextlib
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from components.errors import DarkroomError, Preempted, StorageError
+from components.manifest import groups_of_lane, lane_names, read_manifest
 from components.progress import Progress
 from components.sources import open_source
 from components.storage import Storage, open_storage
@@ -86,7 +89,7 @@ def recorded(
         job: The run.
         step: The step's name.
         work: What it does; it imports what it needs, so that an import that fails is on record, too.
-        group: The partition group, where the step works on one.
+        group: The lane of partition groups, where the step works on one.
 
     Returns:
         The work's result.
@@ -118,7 +121,7 @@ def recorded(
 
 
 def ingest(config: str) -> list[str]:
-    """List the images; returns the names of the groups."""
+    """List the images; returns the names of the lanes, each of which has its share of the partition groups."""
     job = open_job(config)
 
     def work(progress: Progress) -> dict[str, Any]:
@@ -126,7 +129,8 @@ def ingest(config: str) -> list[str]:
 
         return ingest(job.settings.ingest, job.workdir, progress)
 
-    return list(recorded(job, "ingest", work)["groups"])
+    recorded(job, "ingest", work)
+    return list(lane_names(job.settings.ingest.lanes))
 
 
 def autoencoder(config: str) -> tuple[str, str]:
@@ -147,41 +151,54 @@ def autoencoder(config: str) -> tuple[str, str]:
     return result["base_model"], result["encoding_key"]
 
 
-def caption(config: str, encoding_key: str, group: str) -> str:
-    """Caption one group; returns its name."""
+def caption(config: str, encoding_key: str, lane: str) -> str:
+    """Caption one lane's groups; returns its name."""
     job = open_job(config)
     settings = job.settings
 
-    def work(progress: Progress) -> dict[str, Any]:
+    def work(group: str, progress: Progress) -> dict[str, Any]:
         from components.caption.captioning import caption
 
         limits = settings.ingest.limits
         return caption(settings.caption, limits, group, job.source_id, encoding_key, job.workdir, progress)
 
-    recorded(job, "caption", work, group)
-    return group
+    recorded(job, "caption", partial(_each_group, job, lane, work), lane)
+    return lane
 
 
-def latents(config: str, encoding_key: str, base_model: str, group: str) -> str:
-    """Encode one group; returns its name."""
+def latents(config: str, encoding_key: str, base_model: str, lane: str) -> str:
+    """Encode one lane's groups; returns its name."""
     job = open_job(config)
 
-    def work(progress: Progress) -> dict[str, Any]:
+    def work(group: str, progress: Progress) -> dict[str, Any]:
         from components.latents.group import encode
 
         return encode(job.settings.latents, group, job.source_id, encoding_key, base_model, job.workdir, progress)
 
-    recorded(job, "latents", work, group)
-    return group
+    recorded(job, "latents", partial(_each_group, job, lane, work), lane)
+    return lane
 
 
-def index(config: str, encoding_key: str, groups: list[str]) -> str:
-    """Commit the dataset; returns its digest."""
+def _each_group(
+    job: Job, lane: str, work: Callable[[str, Progress], dict[str, Any]], progress: Progress
+) -> dict[str, Any]:
+    """Do a step's work for each group of a lane, one after the other; returns the sums of its whole numbers."""
+    groups = groups_of_lane(read_manifest(job.workdir, job.source_id).groups, lane, job.settings.ingest.lanes)
+    sums: Counter[str] = Counter()
+    for group in groups:
+        result = work(group, progress)
+        sums.update({name: value for name, value in result.items() if isinstance(value, int)})
+    return {"groups": len(groups), **sums}
+
+
+def index(config: str, encoding_key: str) -> str:
+    """Commit the dataset that all groups make together; returns its digest."""
     job = open_job(config)
 
     def work(progress: Progress) -> dict[str, Any]:
         from components.index.versions import index
 
+        groups = read_manifest(job.workdir, job.source_id).groups
         return index(job.settings.index, job.source_id, groups, encoding_key, job.workdir, progress)
 
     return str(recorded(job, "index", work)["dataset_digest"])

@@ -95,11 +95,11 @@ def run(root: Path, work: Storage, **settings: Any) -> dict[str, Any]:
     progress = Progress(io.StringIO())
     source_id = ingest(IngestConfig(source=str(root)), work, progress)["source_id"]
     config = CaptionConfig.parse({"device": "cpu", **settings})
-    return caption(config, ImageLimits(), "000", source_id, "key", work, progress)
+    return caption(config, ImageLimits(), "g", source_id, "key", work, progress)
 
 
 def records(work: Storage) -> dict[str, CaptionRecord]:
-    return {record.name: record for record in read_captions(work.child("datasets/key"), "000")}
+    return {record.name: record for record in read_captions(work.child("datasets/key"), "g")}
 
 
 def test_the_model_captions_what_has_no_usable_caption_file(blip: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_model_captions_what_has_no_usable_caption_file(blip: Path, tmp_path
     assert {found[name].captions[0].by for name in ("alone-red.png", "latin.png")} == {f"model:{blip}"}
     assert found["alone-red.png"].verdicts == {}
     assert "caption-not-utf8" in found["latin.png"].verdicts["caption"]
-    (rejection,) = read_caption_rejections(work.child("datasets/key"), "000")
+    (rejection,) = read_caption_rejections(work.child("datasets/key"), "g")
     assert (rejection.name, rejection.reason) == ("cut.png", "truncated")
 
 
@@ -141,7 +141,7 @@ def test_another_model_at_the_same_place_captions_again(blip: Path, tmp_path: Pa
     root, work = photos(tmp_path / "photos"), MemoryStorage("captioner-changed")
     place = shutil.copytree(blip, tmp_path / "model")
     run(root, work, model=str(place))
-    assert run(root, work, model=str(place)) == {"group": "000", "captioned": 0, "reused": 4, "rejected": 1}
+    assert run(root, work, model=str(place)) == {"group": "g", "captioned": 0, "reused": 4, "rejected": 1}
     untrained().save_pretrained(place)
     assert run(root, work, model=str(place), missing="empty")["captioned"] == 4
 

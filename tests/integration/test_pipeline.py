@@ -169,7 +169,7 @@ def test_a_person_sees_a_line_for_each_step_and_nothing_else(first: Any) -> None
     assert "42 images, 3 rejected" in ended.words["ingest"]
     assert ended.words["train"].endswith("2 attempts")
     assert ended.words["report"] == f"report            {WORKDIR}/runs/{RUN}/report.html"
-    for group in ("000", "001"):
+    for group in ("00", "01"):
         assert sum(line.startswith(f"caption {group}") for line in lines) == 1
         assert sum(line.startswith(f"latents {group}") for line in lines) == 1
     assert [line.split("· ")[1] for line in lines if "· " in line] == [

@@ -28,7 +28,13 @@ from components.images import ImageLimits, decode
 from components.ingest.__main__ import main
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
-from components.manifest import CaptionRecord, read_caption_rejections, read_captions, read_ingest_rejections
+from components.manifest import (
+    CaptionRecord,
+    read_caption_rejections,
+    read_captions,
+    read_ingest_rejections,
+    read_manifest,
+)
 from components.progress import Progress
 from components.sources import open_source
 from components.storage import Storage, open_storage
@@ -77,12 +83,12 @@ class Taken:
 
 def take(root: Path, work: Storage, **settings: Any) -> Taken:
     progress = Progress(io.StringIO())
-    listed = ingest(IngestConfig(source=str(root), groups=2), work, progress)
+    listed = ingest(IngestConfig(source=str(root), lanes=2), work, progress)
     dataset = work.child("datasets/key")
     kept: dict[str, CaptionRecord] = {}
     rejections = read_ingest_rejections(work, listed["source_id"])
     assert listed["rejected"] == len(rejections)
-    for group in listed["groups"]:
+    for group in read_manifest(work, listed["source_id"]).groups:
         config = CaptionConfig.parse(settings)
         done = caption(config, ImageLimits(), group, listed["source_id"], "key", work, progress)
         records, left_out = read_captions(dataset, group), read_caption_rejections(dataset, group)

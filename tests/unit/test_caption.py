@@ -67,7 +67,7 @@ def take(root: Path, work: Storage, **settings: Any) -> str:
     return str(ingest(config, work, Progress(io.StringIO()))["source_id"])
 
 
-def write(source_id: str, work: Storage, group: str = "000", limits: ImageLimits | None = None, **settings: Any) -> Any:
+def write(source_id: str, work: Storage, group: str = "g", limits: ImageLimits | None = None, **settings: Any) -> Any:
     config = CaptionConfig.parse(settings)
     return caption(config, limits or ImageLimits(), group, source_id, KEY, work, Progress(io.StringIO()))
 
@@ -78,11 +78,11 @@ def run(root: Path, work: Storage, **settings: Any) -> dict[str, int]:
 
 
 def records(work: Storage) -> dict[str, CaptionRecord]:
-    return {record.name: record for record in read_captions(work.child(DATASET), "000")}
+    return {record.name: record for record in read_captions(work.child(DATASET), "g")}
 
 
 def reasons(work: Storage) -> dict[str, str]:
-    return {rejection.name: rejection.reason for rejection in read_caption_rejections(work.child(DATASET), "000")}
+    return {rejection.name: rejection.reason for rejection in read_caption_rejections(work.child(DATASET), "g")}
 
 
 def counts(captioned: int = 0, reused: int = 0, rejected: int = 0) -> dict[str, int]:
@@ -140,7 +140,7 @@ def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
     data = (tmp_path / "photos/02.png").read_bytes()
     assert (record.captions, record.verdicts) == ((Caption("picture 2", "sidecar:02.txt"),), {})
     assert (record.sha256, record.bytes, record.width, record.height) == (sha256(data), len(data), 16, 16)
-    order = [record.sha256 for record in read_captions(work.child(DATASET), "000")]
+    order = [record.sha256 for record in read_captions(work.child(DATASET), "g")]
     assert order == sorted(order)
 
 
@@ -179,7 +179,7 @@ def test_how_it_is_read_does_not_change_what_is_written(tmp_path: Path) -> None:
         run(root, work, readers=readers, batch_size=readers)
     written = [{entry.key: work.read(entry.key) for entry in work.list("datasets")} for work in works]
     assert written[0] == written[1]
-    assert sorted(written[0]) == [f"{DATASET}/captions/000.jsonl", f"{DATASET}/captions/000.rejected.jsonl"]
+    assert sorted(written[0]) == [f"{DATASET}/captions/g.jsonl", f"{DATASET}/captions/g.rejected.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_rejection_that_may_pass_is_tried_again(tmp_path: Path) -> None:
     assert write(source_id, work)["rejected"] == 1
     assert reasons(work) == {"01.png": "unreadable"}
     (tmp_path / "aside.png").rename(root / "01.png")
-    assert write(source_id, work) == {"group": "000", **counts(captioned=1, reused=3)}
+    assert write(source_id, work) == {"group": "g", **counts(captioned=1, reused=3)}
 
 
 def test_an_image_that_changed_since_ingest_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
@@ -242,13 +242,13 @@ def test_limits_hold_here_too(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-limits")
     source_id = take(root, work)
     assert write(source_id, work, limits=ImageLimits(min_side=17))["rejected"] == 4
-    assert write(source_id, work) == {"group": "000", **counts(captioned=4)}
+    assert write(source_id, work) == {"group": "g", **counts(captioned=4)}
 
 
 def test_a_killed_step_goes_on_where_it_was(tmp_path: Path) -> None:
     class Full(MemoryStorage):
         def write(self, key: str, data: bytes) -> None:
-            if key.endswith("captions/000.jsonl"):
+            if key.endswith("captions/g.jsonl"):
                 raise StorageError("no space left")
             super().write(key, data)
 
@@ -259,16 +259,17 @@ def test_a_killed_step_goes_on_where_it_was(tmp_path: Path) -> None:
     source_id = take(root, work)
     with pytest.raises(StorageError, match="no space"):
         write(source_id, Full("caption-killed"))
-    assert write(source_id, work) == {"group": "000", **counts(reused=4)}
+    assert write(source_id, work) == {"group": "g", **counts(reused=4)}
     assert [entry.key for entry in work.list(f"{DATASET}/captions") if "unfinished" in entry.key] == []
 
 
 def test_each_group_has_its_own_file(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos", 20), MemoryStorage("caption-groups")
-    source_id = take(root, work, groups=3)
-    done = [write(source_id, work, group)["captioned"] for group in ("000", "001", "002")]
+    source_id = take(root, work, lanes=3)
+    groups = ("g00", "g01", "g10", "g11")
+    done = [write(source_id, work, group)["captioned"] for group in groups]
     assert sum(done) == 20
-    found = [record.sha256 for group in ("000", "001", "002") for record in read_captions(work.child(DATASET), group)]
+    found = [record.sha256 for group in groups for record in read_captions(work.child(DATASET), group)]
     assert len(set(found)) == 20
 
 
@@ -279,11 +280,11 @@ def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
     lines = [dict(line) for line in work.read_lines(key)]
     work.write_lines(key, ({**line, "captions": []} for line in lines))
     with pytest.raises(DataError, match="no captions"):
-        read_captions(work.child(DATASET), "000")
+        read_captions(work.child(DATASET), "g")
     assert run(root, work) == counts(captioned=4)
     work.write_lines(key, ({**line, "captions": None, "caption": "a"} for line in lines))
     with pytest.raises(DataError, match="expected an object of sha256"):
-        read_captions(work.child(DATASET), "000")
+        read_captions(work.child(DATASET), "g")
     assert run(root, work) == counts(captioned=4)
 
 
@@ -291,7 +292,7 @@ def test_without_ingest_the_message_says_what_to_run() -> None:
     with pytest.raises(DataError, match="run the ingest step first"):
         write("0123456789abcdef", MemoryStorage("caption-nothing"))
     with pytest.raises(DataError, match="run the caption step first"):
-        read_captions(MemoryStorage("caption-nothing"), "000")
+        read_captions(MemoryStorage("caption-nothing"), "g")
 
 
 def test_a_captioner_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
@@ -311,10 +312,10 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any
 def test_the_command_prints_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = open_storage(os.fspath(tmp_path / "work"))
     source_id = take(photos(tmp_path / "photos"), work)
-    arguments = ["--workdir", work.url, "--source-id", source_id, "--group", "000", "--encoding-key", KEY]
+    arguments = ["--workdir", work.url, "--source-id", source_id, "--group", "g", "--encoding-key", KEY]
     assert main([*arguments, "--limit", "min_side=16"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told == {"event": "done", "group": "000", **counts(captioned=4)}
+    assert told == {"event": "done", "group": "g", **counts(captioned=4)}
     assert main([*arguments, "--limit", "min_size=16"]) == 78
     assert "did you mean min_side?" in capsys.readouterr().err
 
@@ -322,10 +323,10 @@ def test_the_command_prints_its_result(tmp_path: Path, capsys: pytest.CaptureFix
 def test_words_that_ingest_brought_along_need_no_file(tmp_path: Path) -> None:
     work = MemoryStorage("caption-inline")
     source_id = take(photos(tmp_path / "photos", 1), work)
-    (image,) = read_images(work, source_id, "000")
+    (image,) = read_images(work, source_id, "g")
     inline = Sidecar("metadata.jsonl:00.png", 11, "tag", text="  a blue\ncat ")
-    write_images(work, source_id, "000", [replace(image, caption=inline)])
-    assert read_images(work, source_id, "000")[0].caption == inline
-    caption(CaptionConfig(), ImageLimits(), "000", source_id, KEY, work, Progress(io.StringIO()))
-    (record,) = read_captions(work.child(DATASET), "000")
+    write_images(work, source_id, "g", [replace(image, caption=inline)])
+    assert read_images(work, source_id, "g")[0].caption == inline
+    caption(CaptionConfig(), ImageLimits(), "g", source_id, KEY, work, Progress(io.StringIO()))
+    (record,) = read_captions(work.child(DATASET), "g")
     assert record.captions == (Caption("a blue cat", "sidecar:metadata.jsonl:00.png"),)

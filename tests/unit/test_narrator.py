@@ -49,8 +49,13 @@ class Screen:
 
 
 STEPS = [
-    ("ingest", {"images": 1797, "rejected": 3, "read": 1800}, "1,797 images, 3 rejected"),
-    ("ingest", {"images": 1, "rejected": 0, "read": 0}, "1 image, 0 rejected, 0 new"),
+    ("ingest", {"images": 1797, "rejected": 3, "new": 1800, "changed": 0, "gone": 0}, "1,797 images, 3 rejected"),
+    ("ingest", {"images": 1, "rejected": 0, "new": 0, "changed": 0, "gone": 0}, "1 image, 0 rejected, 0 new"),
+    (
+        "ingest",
+        {"images": 9000, "rejected": 0, "new": 8, "changed": 1, "gone": 2000},
+        "9,000 images, 0 rejected, 8 new, 1 changed, 2,000 gone",
+    ),
     ("autoencoder", {"trained": False}, "there already"),
     ("caption", {"captioned": 905, "reused": 0, "rejected": 1}, "905 captioned, 1 rejected"),
     ("caption", {"captioned": 3, "reused": 905, "rejected": 0}, "3 captioned, 905 known, 0 rejected"),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from components.errors import DataError, Preempted, StorageError
+from components.manifest import read_images
 from components.progress import Progress
 from components.storage import open_storage
 from pipeline import work
@@ -53,7 +54,7 @@ def test_the_settings_are_handed_on_whole(tmp_path: Path, job: Job) -> None:
 
 def test_a_step_tells_and_records_what_it_did(config: str, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     before = time.time()
-    assert work.ingest(config) == ["000", "001"]
+    assert work.ingest(config) == ["00", "01"]
     first, *_, last = told(capsys)
     assert first == {"event": "step-started", "by": "ingest", "step": "ingest", "group": None}
     kept = record(job, "ingest")
@@ -67,10 +68,23 @@ def test_a_step_tells_and_records_what_it_did(config: str, job: Job, capsys: pyt
 
 def test_the_events_of_groups_say_whose_they_are(config: str, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     work.ingest(config)
-    assert work.caption(config, "key", "001") == "001"
+    assert work.caption(config, "key", "01") == "01"
     by = {event["by"] for event in told(capsys)}
-    assert by == {"ingest", "caption 001"}
-    assert record(job, "caption-001")["result"]["group"] == "001"
+    assert by == {"ingest", "caption 01"}
+    images = [len(read_images(job.workdir, job.source_id, group)) for group in ("g0", "g1")]
+    assert record(job, "caption-01")["result"] == {"groups": 1, "captioned": images[1], "reused": 0, "rejected": 0}
+
+
+def test_a_lane_works_on_its_share_of_the_groups_one_after_the_other(tmp_path: Path, config: str) -> None:
+    more = ["ingest.lanes=3", "ingest.group_images=1"]
+    config = work.configure(RECIPE, str(tmp_path / "work"), str(tmp_path / "images"), more)
+    assert work.ingest(config) == ["00", "01", "02"]
+    results = [
+        record(open_job(config), f"caption-{work.caption(config, 'key', lane)}")["result"]
+        for lane in ("00", "01", "02")
+    ]
+    assert [result["groups"] for result in results] == [2, 1, 1]
+    assert sum(result["captioned"] for result in results) == 3
 
 
 def test_a_step_that_fails_records_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,134 @@
+"""The lines of metadata.jsonl and metadata.csv: which image each speaks of, and what it tells.
+
+The format is that of diffusers' and `datasets`' imagefolder: ``file_name`` is the image's path below the metadata's own
+folder. Lines are read one by one, so that a file may have any number of them.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from components.errors import ImageRejected
+from components.ingest.words import BROKEN, Words, parse_object, words_in
+from components.manifest import Rejection
+
+NAMES = ("metadata.jsonl", "metadata.csv")
+
+PIECE = 8 << 20  # bytes read at once
+LONGEST_LINE = 1 << 20  # bytes
+
+# Returns some of a file's bytes: from, how many.
+Read = Callable[[int, int], bytes]
+
+
+class Told(NamedTuple):
+    """One line of metadata.
+
+    Attributes:
+        image: The image's name in the source.
+        line: The number of the line.
+        words: What it tells.
+    """
+
+    image: str
+    line: int
+    words: Words
+
+
+def read_metadata(name: str, read: Read) -> Iterator[Told | Rejection]:
+    """Yield what each line of a metadata file tells, or why it cannot be used."""
+    folder = name[: name.rfind("/") + 1]
+    rows = _json_rows(read) if name.endswith(".jsonl") else _csv_rows(read)
+    for number, row in rows:
+        try:
+            if isinstance(row, ImageRejected):
+                raise row
+            yield Told(folder + _path(row.get("file_name")), number, words_in(row))
+        except ImageRejected as refused:
+            yield Rejection(f"{name}:{number}", "ingest", refused.reason, refused.detail)
+
+
+def _path(value: Any) -> str:
+    """Return the path of a line's image, which must lie below the metadata's folder."""
+    if not isinstance(value, str) or not value.strip():
+        raise ImageRejected(BROKEN, f"file_name is {value!a:.200}, expected the path of an image below this folder")
+    parts = [part for part in value.replace("\\", "/").split("/") if part != "."]
+    if ".." in parts or "" in parts:
+        raise ImageRejected("metadata-outside", f"file_name {value!a:.200} is not a path below the metadata's folder")
+    return "/".join(parts)
+
+
+_Rows = Iterator[tuple[int, Mapping[str, Any] | ImageRejected]]
+
+
+def _json_rows(read: Read) -> _Rows:
+    for number, line in _lines(read):
+        if isinstance(line, ImageRejected):
+            yield number, line
+        elif line.strip():
+            try:
+                yield number, parse_object(line)
+            except ImageRejected as refused:
+                yield number, refused
+
+
+def _csv_rows(read: Read) -> _Rows:
+    told: list[tuple[int, ImageRejected]] = []
+    reader = csv.reader(_text(_lines(read), told))
+    header: list[str] | None = None
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:  # a quote that nobody closes, for one; what follows is read again
+            yield reader.line_num, ImageRejected(BROKEN, f"not CSV ({error}); correct it")
+            continue
+        yield from told
+        told.clear()
+        if row is None:
+            return
+        if header is None:
+            header = [name.strip() for name in row]
+            if "file_name" not in header:
+                yield 1, ImageRejected(BROKEN, f"its columns are {', '.join(header)!a:.200}; one must be file_name")
+                return
+        elif len(row) == len(header):
+            yield reader.line_num, dict(zip(header, row, strict=True))
+        elif row:
+            yield reader.line_num, ImageRejected(BROKEN, f"{len(row)} values, expected {len(header)} as in line 1")
+
+
+def _text(lines: Iterable[tuple[int, bytes | ImageRejected]], told: list[tuple[int, ImageRejected]]) -> Iterator[str]:
+    """Yield lines as text for the CSV reader; what cannot be read is put into ``told``."""
+    for number, line in lines:
+        if isinstance(line, ImageRejected):
+            told.append((number, line))
+            continue
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8") + "\n"
+        except UnicodeDecodeError as error:
+            found = line[error.start : error.start + 4]
+            told.append((number, ImageRejected(BROKEN, f"found {found!r}; save the file as UTF-8")))
+
+
+def _lines(read: Read) -> Iterator[tuple[int, bytes | ImageRejected]]:
+    """Yield the lines of a file with their numbers; one that is too long is refused and not kept in memory."""
+    number, rest, skipping, position = 1, b"", False, 0
+    while True:
+        piece = read(position, PIECE)
+        position += len(piece)
+        *lines, rest = (rest + piece).split(b"\n")
+        if not piece:  # the end: what is left is the last line
+            lines, rest = [rest] if rest or skipping else [], b""
+        for line in lines:
+            if skipping or len(line) > LONGEST_LINE:
+                yield number, ImageRejected(BROKEN, f"the line has more than {LONGEST_LINE} bytes")
+                skipping = False
+            else:
+                yield number, line.removesuffix(b"\r")
+            number += 1
+        if not piece:
+            return
+        if len(rest) > LONGEST_LINE:
+            skipping, rest = True, b""
