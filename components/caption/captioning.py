@@ -20,6 +20,7 @@ from components.manifest import (
     ImageRecord,
     Outcome,
     Rejection,
+    ancestors,
     captions_key,
     read_caption_rejections,
     read_captions,
@@ -123,11 +124,13 @@ def _model_identity(config: CaptionConfig, workdir: Storage) -> str | None:
 
 def _known(dataset: Storage, group: str) -> dict[str, Outcome]:
     """Return what earlier runs made of the group's images, finished or not."""
-    outcomes: list[Outcome] = read_unfinished(dataset, group)
-    if dataset.exists(captions_key(group)):
-        with suppress(DataError):  # records that another version of Darkroom wrote are written anew
-            outcomes += read_captions(dataset, group)
-            outcomes += read_caption_rejections(dataset, group)
+    outcomes: list[Outcome] = []
+    for one in reversed((group, *ancestors(group))):  # what stands later counts
+        outcomes += read_unfinished(dataset, one)
+        if dataset.exists(captions_key(one)):
+            with suppress(DataError):  # records that another version of Darkroom wrote are written anew
+                outcomes += read_captions(dataset, one)
+                outcomes += read_caption_rejections(dataset, one)
     return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
 
 

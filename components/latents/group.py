@@ -19,7 +19,7 @@ from components.framing import Frame, frame
 from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding
 from components.latents.plan import NewShard, pair_of, plan
-from components.manifest import CaptionRecord, read_captions, read_manifest
+from components.manifest import CaptionRecord, ancestors, read_captions, read_manifest
 from components.models import fetch, reproducible
 from components.progress import Progress
 from components.shards import Pair, Sample, find_whole, index_key, npy, pack, tar_key
@@ -82,10 +82,11 @@ def encode(
 
 
 def _known(dataset: Storage, group: str) -> dict[Pair, str]:
-    """Return the shard of each sample that the committed dataset or this group's last encoding holds."""
+    """Return the shard of each sample that the committed dataset, this group's last encoding or a parent's holds."""
     committed = read_dataset(dataset)
     names = {shard.name for shard in committed.shards} if committed else set()
-    names.update(read_group(dataset, group) or ())
+    for one in (group, *ancestors(group)):
+        names.update(read_group(dataset, one) or ())
     known: dict[Pair, str] = {}
     for name in sorted(names):
         index = find_whole(dataset, name)

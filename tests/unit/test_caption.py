@@ -276,7 +276,7 @@ def test_each_group_has_its_own_file(tmp_path: Path) -> None:
 def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-older")
     run(root, work)
-    key = f"{DATASET}/captions/000.jsonl"
+    key = f"{DATASET}/captions/g.jsonl"
     lines = [dict(line) for line in work.read_lines(key)]
     work.write_lines(key, ({**line, "captions": []} for line in lines))
     with pytest.raises(DataError, match="no captions"):
@@ -286,6 +286,16 @@ def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected an object of sha256"):
         read_captions(work.child(DATASET), "g")
     assert run(root, work) == counts(captioned=4)
+
+
+def test_a_group_that_splits_keeps_its_captions(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos", 9), MemoryStorage("caption-split")
+    source_id = take(root, work)
+    write(source_id, work)
+    assert take(root, work, group_images=3) == source_id
+    done = [write(source_id, work, group) for group in ("g00", "g01", "g10", "g11")]
+    assert sum(one["reused"] for one in done) == 9
+    assert sum(one["captioned"] for one in done) == 0
 
 
 def test_without_ingest_the_message_says_what_to_run() -> None:
