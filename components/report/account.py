@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from components.ledger import STATES
+from components.ledger import LedgerLine, by_state
 from components.report.attempts import Attempt, attempts
-from components.report.records import LedgerLine, Metric, Records, StepRecord
+from components.report.records import Metric, Records, StepRecord
 
 FAILED = "failed"
 
@@ -86,12 +86,7 @@ def step_seconds(steps: Iterable[StepRecord]) -> dict[str, float]:
 
 def ledger_seconds(lines: Iterable[LedgerLine]) -> dict[str, float]:
     """Return the training's wall seconds by state, in the order of the ledger's states; empty without a ledger."""
-    seconds = dict.fromkeys(STATES, 0.0)
-    known = False
-    for line in lines:
-        known = True
-        seconds[line.state] = seconds.get(line.state, 0.0) + line.seconds
-    return seconds if known else {}
+    return {state: sums.seconds for state, sums in by_state(lines).items()}
 
 
 def published(records: Records) -> str | None:

@@ -16,10 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from components.champion import Champion, read_champion
 from components.dataset import Dataset, read_dataset
 from components.errors import DarkroomError, NotFound
+from components.ledger import LEDGER, LedgerLine
 from components.report.wording import printable
 from components.storage import Storage
 
-R = TypeVar("R", bound="Record")
+R = TypeVar("R", bound=BaseModel)
 ABSENT = "does not exist"
 DEEPEST = 40  # levels of a JSON value; what is nested deeper was not written by any step
 
@@ -72,15 +73,6 @@ class Event(Record):
     step: Whole | None = None
     steps_lost: Whole | None = None
     exit_code: int | None = None
-
-
-class LedgerLine(Record):
-    """A stretch of the training's wall clock."""
-
-    attempt: Whole
-    state: str
-    seconds: Seconds
-    nodes: Whole = 1
 
 
 class Samples(Record):
@@ -163,7 +155,7 @@ def read_records(workdir: Storage, run: str) -> Records:
         metrics=_last_of_each_step(read.lines(f"{folder}/metrics.jsonl", Metric)),
         validation=_last_of_each_step(read.lines(f"{folder}/validation.jsonl", Metric, optional=True)),
         events=tuple(sorted(read.lines(f"{folder}/events.jsonl", Event), key=lambda event: event.time)),
-        ledger=read.lines(f"{folder}/ledger.jsonl", LedgerLine),
+        ledger=read.lines(f"{folder}/{LEDGER}", LedgerLine),
         samples=read.one(f"{folder}/samples/index.json", Samples),
         evaluation=read.one(f"{folder}/evaluation/evaluation.json", Evaluation),
         dataset=dataset,

@@ -11,13 +11,15 @@ from components.report.records import Evaluation, StepRecord
 from components.report.wording import DASH, count, facts, number, percent
 
 STATE_MEANING = {
+    "pending": "no machine had been given yet; nothing was paid",
+    "pulling": "machines start and fetch the image",
     "loading": "processes start; model, data and checkpoint are read",
     "useful": "optimizer steps that count",
     "saving": "training waits for a checkpoint",
     "validating": "the loss on held-out images is measured",
     "sampling": "sample images are drawn",
     "lost": "optimizer steps that had to be done again, and after a crash all time until it was noticed",
-    "idle": "between attempts, waiting for machines, shutting down",
+    "idle": "between attempts, shutting down",
 }
 MEASURES = {
     "prompt_accuracy": ("Prompt accuracy", "generated images that show what their prompt asks for"),

@@ -19,12 +19,12 @@ from typing import Any
 
 from components import checkpoints
 from components.errors import ConfigError, DarkroomError, DataError, NotFound, OutOfMemory, Preempted
-from components.ledger import attempt_seconds
+from components.ledger import LEDGER, append_ledger, attempt_seconds, ledger_lines
 from components.progress import Progress
 from components.storage import Storage
 from pipeline.config import RunConfig
 
-_RECORDS = ("events.jsonl", "metrics.jsonl", "ledger.jsonl")
+_RECORDS = ("events.jsonl", "metrics.jsonl", LEDGER)
 _FATAL: dict[int, type[DarkroomError]] = {ConfigError.exit_code: ConfigError, DataError.exit_code: DataError}
 
 
@@ -179,13 +179,7 @@ class _Attempt:
         crashed = code not in (0, Preempted.exit_code)
         seconds = attempt_seconds(events, ended - wall, ended, saved, crashed)
         seconds["idle"] += idle
-        self.run_folder.append_lines(
-            "ledger.jsonl",
-            [
-                {"attempt": self.number, "state": state, "seconds": round(spent, 3), "nodes": 1}
-                for state, spent in seconds.items()
-            ],
-        )
+        append_ledger(self.run_folder, ledger_lines(self.number, seconds))
         lost_steps = max(0, last - saved)
         told = {"event": "attempt-ended", "exit_code": code, "step": last, "steps_lost": lost_steps}
         self._record([*self.told, {"time": ended, **told}])

@@ -1,4 +1,4 @@
-"""Every second of an attempt is in one state, whatever its events say."""
+"""Every second of an attempt is in one state, whatever its events say, and every line of the ledger has its price."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.ledger import STATES, attempt_seconds
+from components.errors import DataError
+from components.ledger import (
+    STATES,
+    LedgerLine,
+    append_ledger,
+    attempt_seconds,
+    by_attempt,
+    by_pool,
+    by_state,
+    goodput,
+    ledger_lines,
+    read_ledger,
+    spent,
+    total,
+)
+from components.storage import open_storage
 
 
 def event(time: float, name: str, **fields: Any) -> dict[str, Any]:
@@ -27,6 +42,8 @@ LIFE = [
 
 def test_a_training_that_came_to_its_end() -> None:
     assert attempt_seconds(LIFE, began=100, ended=140, kept=20, crashed=False) == {
+        "pending": 0,
+        "pulling": 0,
         "loading": 10,
         "useful": 20,
         "saving": 2,
@@ -67,3 +84,78 @@ def test_states_add_up_to_the_wall_clock(
     assert tuple(seconds) == STATES
     assert min(seconds.values()) >= 0
     assert sum(seconds.values()) == pytest.approx(length, abs=1e-3)
+
+
+def test_a_ledger_is_read_back_as_it_was_written() -> None:
+    run = open_storage("memory://ledger-round-trip")
+    lines = ledger_lines(0, {"pending": 30, "useful": 60}, 2, "spot", "p4d.24xlarge", 12.5)
+    append_ledger(run, lines[:4])
+    append_ledger(run, lines[4:])
+    assert read_ledger(run) == tuple(lines)
+
+
+def test_no_ledger_is_an_empty_one() -> None:
+    assert read_ledger(open_storage("memory://ledger-none")) == ()
+    assert by_state([]) == {}
+    assert goodput([]) is None
+
+
+def test_a_line_from_before_there_were_prices_is_local_and_free() -> None:
+    run = open_storage("memory://ledger-old")
+    run.write_lines("ledger.jsonl", [{"attempt": 0, "state": "useful", "seconds": 7.5, "nodes": 1}])
+    (line,) = read_ledger(run)
+    assert (line.pool, line.instance, line.usd_per_hour, line.usd) == ("local", None, 0, 0)
+
+
+def test_a_torn_line_is_left_out_and_a_wrong_one_is_named() -> None:
+    run = open_storage("memory://ledger-torn")
+    append_ledger(run, ledger_lines(0, {"useful": 1}))
+    run.append("ledger.jsonl", b'{"attempt": 1, "sta')
+    assert len(read_ledger(run)) == len(STATES)
+    run.write_lines("ledger.jsonl", [{"attempt": 0, "state": "useful", "seconds": -1}])
+    with pytest.raises(DataError, match=r"ledger\.jsonl:1 in memory://ledger-torn .*seconds: .*mend or delete it"):
+        read_ledger(run)
+
+
+def test_the_price_is_of_one_node_and_waiting_is_free() -> None:
+    lines = ledger_lines(3, {"pending": 7200, "loading": 900, "useful": 2700}, 4, "spot", "g5.xlarge", 1.5)
+    assert spent(lines) == 4 * 1.5
+    assert by_state(lines)["pending"] == (7200, 28800, 0)
+    assert by_state(lines)["useful"] == (2700, 10800, 4.5)
+    assert goodput(lines) == 0.25
+
+
+def test_the_bill_is_split_by_pool_and_by_attempt() -> None:
+    spot = ledger_lines(0, {"useful": 3600}, 2, "spot", "p5.48xlarge", 40.0)
+    demand = ledger_lines(1, {"useful": 1800}, 2, "on-demand", "p5.48xlarge", 98.0)
+    assert by_pool(spot + demand) == {"spot": (3600, 7200, 80), "on-demand": (1800, 3600, 98)}
+    assert {number: spent(lines) for number, lines in by_attempt(demand + spot).items()} == {0: 80, 1: 98}
+
+
+spans = st.dictionaries(st.sampled_from(STATES), st.floats(0, 1e6), max_size=len(STATES))
+attempt = st.builds(
+    ledger_lines,
+    st.integers(0, 5),
+    spans,
+    st.integers(0, 64),
+    st.sampled_from(["spot", "on-demand", "local"]),
+    st.none(),
+    st.floats(0, 100),
+)
+
+
+@given(spans)
+def test_rounded_lines_still_add_up_to_the_wall_clock(seconds: dict[str, float]) -> None:
+    lines = ledger_lines(0, seconds)
+    assert total(lines).seconds == pytest.approx(sum(seconds.values()), abs=0.001)
+    assert all(line.seconds == round(line.seconds, 3) for line in lines)
+
+
+@given(st.lists(attempt, max_size=6).map(lambda parts: [line for part in parts for line in part]), st.integers(0, 60))
+def test_the_bill_is_additive(lines: list[LedgerLine], cut: int) -> None:
+    assert spent(lines) == pytest.approx(spent(lines[:cut]) + spent(lines[cut:]))
+    assert spent(lines) == pytest.approx(sum(part.usd for part in by_state(lines).values()))
+    assert spent(lines) == pytest.approx(sum(part.usd for part in by_pool(lines).values()))
+    assert total(lines).node_seconds == pytest.approx(
+        sum(total(part).node_seconds for part in by_attempt(lines).values())
+    )

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from components.ledger import LedgerLine
 from components.report.account import account, ledger_seconds, wall_seconds
 from components.report.attempts import attempts
-from components.report.records import Evaluation, Event, LedgerLine, Metric, Records, StepRecord
+from components.report.records import Evaluation, Event, Metric, Records, StepRecord
 from components.report.summary import markdown
 from components.report.tables import measures, step_rows
 from components.report.verdict import badge, headline, publication
