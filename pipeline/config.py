@@ -23,6 +23,10 @@ from components.report.config import ReportConfig
 from components.settings import Settings, override, read_values
 from components.train.config import TrainConfig
 from pipeline.launch.config import LaunchConfig
+from pipeline.placement import PlacementConfig
+
+# Where and how training is carried out, not what it computes: these may change while a run lasts, and it goes on.
+_OPERATIONAL = frozenset({"launch", "placement"})
 
 
 class RunConfig(Settings):
@@ -47,6 +51,7 @@ class RunConfig(Settings):
     publish: PublishConfig = PublishConfig()
     report: ReportConfig = ReportConfig()
     launch: LaunchConfig = LaunchConfig()
+    placement: PlacementConfig = PlacementConfig()
 
     @field_validator("name")
     @classmethod
@@ -69,6 +74,8 @@ class RunConfig(Settings):
             yield f"launch.spot_drill_step ({launch.spot_drill_step}) must be below train.steps ({train.steps})"
         if launch.spot_drill_rank >= train.ranks:
             yield f"launch.spot_drill_rank ({launch.spot_drill_rank}) must be below train.ranks ({train.ranks})"
+        if launch.spot_drill_step is not None and launch.where != "local":
+            yield f"launch.spot_drill_step needs launch.where local, not {launch.where}: on a cluster, delete a pod"
         if self.model.base is None and self.latents.resolution != made.resolution:
             yield (
                 f"latents.resolution ({self.latents.resolution}) must be model.scratch.architecture.resolution "
@@ -82,8 +89,8 @@ class RunConfig(Settings):
 
     @property
     def run(self) -> str:
-        """The run's own name: equal settings continue the same run."""
-        return f"{self.name}-{short(self.model_dump(mode='json'), 8)}"
+        """The run's own name: equal settings continue the same run, with another budget or on other machines, too."""
+        return f"{self.name}-{short(self.model_dump(mode='json', exclude=set(_OPERATIONAL)), 8)}"
 
 
 def recipes() -> list[str]:

@@ -46,8 +46,10 @@ def test_any_text_survives_being_printed(text: str) -> None:
     assert again(config) == config
 
 
-def test_the_name_of_a_run_stands_for_all_of_its_settings() -> None:
+def test_the_name_of_a_run_stands_for_all_that_decides_its_result() -> None:
     assert resolve("demo").run == resolve("demo", ["seed=0", "train.ranks=2"]).run
+    elsewhere = ["launch.budget_usd=5", "launch.max_crashes=9", "placement.cloud=gke", "placement.nodes=4"]
+    assert resolve("demo").run == resolve("demo", elsewhere).run
     runs = [resolve("demo", [override]).run for override in ("seed=1", "train.ranks=3", "publish.license=mit")]
     assert len({resolve("demo").run, *runs}) == 4
     assert all(run.startswith("demo-") for run in runs)

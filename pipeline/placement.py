@@ -1,0 +1,175 @@
+"""Where training runs: clouds, pools, spot and queues as the plain fields that Kubernetes knows them by (pure).
+
+A pool is ``spot`` (cheap machines that may be taken away) or ``on-demand``. What tells them apart has another name in
+each cloud; the table of presets below is all that the rest of Darkroom needs to know about that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from components.settings import Settings
+
+Pool = Literal["spot", "on-demand"]
+Cloud = Literal["none", "gke", "eks", "aks", "kind"]
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+_INSTANCE_LABEL = "node.kubernetes.io/instance-type"
+
+_DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+_SECRET_KEY = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+")
+
+DnsLabel = Annotated[str, StringConstraints(pattern=_DNS_LABEL)]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Preset(NamedTuple):
+    """How one cloud tells its spot machines, and how long it lets them end.
+
+    Attributes:
+        spot: Label and value of a spot machine; None where there is no such thing.
+        on_demand: Label and value of the others; None where they only lack the one above.
+        tainted: Whether the label of spot machines is a taint as well.
+        grace: Seconds from SIGTERM until a pod on a spot machine is gone for good.
+    """
+
+    spot: tuple[str, str] | None
+    on_demand: tuple[str, str] | None
+    tainted: bool
+    grace: int
+
+
+# Grace: GKE leaves user pods 15 of its 30 s, Azure tells 30 s before, AWS 120 s; each less what the notice takes.
+PRESETS: Mapping[Cloud, Preset] = {
+    "none": Preset(None, None, False, 30),
+    "gke": Preset(("cloud.google.com/gke-spot", "true"), None, True, 15),
+    "eks": Preset(("karpenter.sh/capacity-type", "spot"), ("karpenter.sh/capacity-type", "on-demand"), False, 110),
+    "aks": Preset(("kubernetes.azure.com/scalesetpriority", "spot"), None, True, 25),
+    "kind": Preset(None, None, False, 30),
+}
+
+
+class PlacementConfig(Settings):
+    """The machines of a cluster that training asks for; nothing here changes what is computed."""
+
+    cloud: Cloud = Field("none", description="whose labels and taints tell spot machines: gke, eks (Karpenter), aks")
+    namespace: DnsLabel | None = Field(None, description="namespace of the training; null: that of this pod")
+    runtime: DnsLabel = Field("darkroom-train", description="TrainingRuntime of that namespace, made by the chart")
+    queue: DnsLabel | None = Field(None, description="Kueue's LocalQueue that admits the training; null: no queue")
+    priority: DnsLabel | None = Field(None, description="Kueue's WorkloadPriorityClass; null: the queue's default")
+
+    spot: bool = Field(True, description="start on spot machines, where the cloud has any")
+    nodes: int = Field(1, ge=1, le=1024, description="machines")
+    min_nodes: int | None = Field(
+        None, ge=1, description="machines to make do with while no more are to be had; null: all of them"
+    )
+    gpus: int = Field(1, ge=0, le=64, description="GPUs per machine, one process each; 0: train.ranks CPU processes")
+    gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="name under which machines offer GPUs")
+    cpus: float | None = Field(None, gt=0, le=1024, description="CPU cores per machine; null: what the runtime says")
+    memory_gib: float | None = Field(None, gt=0, description="GiB of memory per machine; null: what the runtime says")
+    instance: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?$", description="machine type; null: any"
+    )
+    node_selector: dict[str, str] = Field({}, description="further labels that the machines must have")
+    grace_seconds: int | None = Field(
+        None, ge=5, le=3600, description="seconds from SIGTERM until a spot machine is gone; null: the cloud's"
+    )
+
+    image: str | None = Field(None, max_length=500, description="image of the trainer; null: the runtime's")
+    env: dict[Variable, str] = Field({}, description="environment variables of the trainer, none of them secret")
+    secret_env: dict[Variable, str] = Field(
+        {}, description="environment variables of the trainer from secrets, as VARIABLE: secret/key"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes ({self.min_nodes}) must not be above nodes ({self.nodes})")
+        for name, reference in self.secret_env.items():
+            if not _SECRET_KEY.fullmatch(reference):
+                raise ValueError(f"secret_env.{name}: {reference!r} is not allowed; expected secret/key")
+        reserved = sorted(name for name in (*self.env, *self.secret_env) if name.startswith("PET_"))
+        if reserved:
+            raise ValueError(f"env: {', '.join(reserved)}: Kubeflow Trainer sets these itself")
+        twice = sorted(self.env.keys() & self.secret_env.keys())
+        if twice:
+            raise ValueError(f"env and secret_env both set {', '.join(twice)}")
+        return self
+
+    @property
+    def first_pool(self) -> Pool:
+        """The pool that training starts in."""
+        return "spot" if self.spot and PRESETS[self.cloud].spot is not None else "on-demand"
+
+
+def node_selector(placement: PlacementConfig, pool: Pool) -> dict[str, str]:
+    """Return the labels that a machine of a pool must have."""
+    preset = PRESETS[placement.cloud]
+    label = preset.spot if pool == "spot" else preset.on_demand
+    selector = dict([label]) if label is not None else {}
+    if placement.instance is not None:
+        selector[_INSTANCE_LABEL] = placement.instance
+    return {**selector, **placement.node_selector}
+
+
+def affinity(placement: PlacementConfig, pool: Pool) -> dict[str, Any] | None:
+    """Return what keeps an on-demand pod off spot machines, where no label tells on-demand ones; otherwise None.
+
+    ``NotIn`` also holds for machines without the label.
+    """
+    preset = PRESETS[placement.cloud]
+    if pool == "spot" or preset.spot is None or preset.on_demand is not None:
+        return None
+    key, value = preset.spot
+    terms = [{"matchExpressions": [{"key": key, "operator": "NotIn", "values": [value]}]}]
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
+def tolerations(placement: PlacementConfig, pool: Pool) -> list[dict[str, str]]:
+    """Return the taints that a pod of a pool puts up with."""
+    preset = PRESETS[placement.cloud]
+    tolerated = []
+    if pool == "spot" and preset.spot is not None and preset.tainted:
+        key, value = preset.spot
+        tolerated.append({"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"})
+    if placement.gpus:
+        tolerated.append({"key": placement.gpu_resource, "operator": "Exists", "effect": "NoSchedule"})
+    return tolerated
+
+
+def resources(placement: PlacementConfig) -> dict[str, dict[str, str]]:
+    """Return what one machine's container asks for: limits equal to requests, but none on CPU time."""
+    requests, limits = {}, {}
+    if placement.cpus is not None:
+        requests["cpu"] = f"{math.ceil(placement.cpus * 1000)}m"
+    if placement.memory_gib is not None:
+        requests["memory"] = limits["memory"] = f"{math.ceil(placement.memory_gib * 1024)}Mi"
+    if placement.gpus:
+        requests[placement.gpu_resource] = limits[placement.gpu_resource] = str(placement.gpus)
+    return {"requests": requests, "limits": limits} if requests else {}
+
+
+def queue_labels(placement: PlacementConfig) -> dict[str, str]:
+    """Return Kueue's labels; only the outermost object may carry them, or Kueue counts its parts again."""
+    labels = {QUEUE_LABEL: placement.queue, PRIORITY_LABEL: placement.priority}
+    return {name: value for name, value in labels.items() if value is not None}
+
+
+def environment(placement: PlacementConfig) -> list[dict[str, Any]]:
+    """Return the container's variables: plain ones, and references to secrets."""
+    plain: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in placement.env.items()]
+    for name, reference in placement.secret_env.items():
+        secret, _, key = reference.partition("/")
+        plain.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
+    return plain
+
+
+def spot_grace(placement: PlacementConfig) -> int:
+    """Return the seconds from SIGTERM until a pod on a spot machine is gone for good."""
+    return placement.grace_seconds if placement.grace_seconds is not None else PRESETS[placement.cloud].grace
