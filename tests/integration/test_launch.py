@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from components import checkpoints
 from components.dataset import read_dataset
 from components.errors import DarkroomError, DataError, Preempted
+from components.ledger import read_ledger, spent
 from components.progress import Progress
 from pipeline.config import RunConfig
 from pipeline.launch.local import launch
@@ -55,7 +57,7 @@ def nothing(ranks: dict[int, int]) -> None:
 def test_a_crash_is_survived_and_paid_for(workshop: Any) -> None:
     config = settings(workshop, "crash")
     result = start(workshop, config, Saboteur(12, lambda ranks: os.kill(ranks[1], signal.SIGKILL)))
-    assert result == {"step": 20, "attempts": 2}
+    assert result == {"step": 20, "attempts": 2, "stopped": None}
 
     run = workshop.run(config.run)
     ended = [event for event in run.read_lines("events.jsonl") if event["event"] == "attempt-ended"]
@@ -106,3 +108,28 @@ def test_the_launcher_itself_can_be_told_to_stop(workshop: Any) -> None:
     assert newest is not None
     assert newest.step >= 9
     assert start(workshop, config, Saboteur(99, nothing))["step"] == 20
+
+
+def test_at_the_budget_it_saves_and_is_evaluated_as_it_is(workshop: Any) -> None:
+    config = settings(workshop, "poor", budget_usd=40.0, usd_per_hour=50.0)
+    config = RunConfig.parse({**config.model_dump(), "train": {**config.train.model_dump(), "steps": 3000}})
+    hours = [0.0]
+
+    def work_on(_ranks: dict[int, int]) -> None:
+        hours[0] += 1
+
+    def result() -> dict[str, Any]:
+        where = (workshop.workdir, "workdir:models/base/tiny", "key", "digest")
+        return launch(config, *where, Saboteur(9, work_on), clock=lambda: time.monotonic() + 3600 * hours[0])
+
+    first = result()
+    assert first["stopped"] == "budget"
+    assert 9 <= first["step"] < 3000
+    run = workshop.run(config.run)
+    newest = checkpoints.newest(run)
+    assert newest is not None
+    assert newest.step == first["step"]
+    assert 50 < spent(read_ledger(run)) < 60
+    told = [event for event in run.read_lines("events.jsonl") if event["event"] == "stop-asked"]
+    assert {event["why"] for event in told} == {"SIGTERM"}
+    assert result() == {**first, "attempts": 0}, "there is no money left for another start"

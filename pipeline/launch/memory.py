@@ -1,0 +1,120 @@
+"""What a launcher on the cluster remembers, in ``runs/<run>/launch.json``: another one goes on from there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+from components.errors import NotFound
+from components.storage import Storage
+from pipeline.launch.gang import Gang
+from pipeline.launch.policy import Standing
+from pipeline.placement import Pool
+
+KEY = "launch.json"
+
+
+class Job(NamedTuple):
+    """The TrainJob that is followed, and what each of its machines costs, in $ per hour."""
+
+    name: str
+    uid: str
+    pool: Pool
+    nodes: int
+    usd_per_hour: float
+
+
+@dataclass(frozen=True)
+class Open:
+    """An attempt that has not been closed.
+
+    Attributes:
+        number: Its number, from 0.
+        asked: Since when its machines are asked for, in seconds since 1970.
+        first: Step of the checkpoint that it goes on from.
+        gang: Its pods.
+    """
+
+    number: int
+    asked: float
+    first: int
+    gang: Gang = field(default_factory=lambda: Gang({}))
+
+
+class Ending(NamedTuple):
+    """Why nothing is started any more: ``done``, ``budget``, ``deadline``, ``asked`` or ``failed``, and with what."""
+
+    why: str
+    code: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All that survives the launcher.
+
+    Attributes:
+        number: How many jobs the run has had.
+        attempts: How many attempts have been closed since training was asked for.
+        standing: Where the run stands; None before it was ever launched.
+        job: The job that is followed.
+        attempt: The attempt that is followed.
+        withdrawn: Why the job that is leaving was withdrawn, if it was.
+        ending: Why nothing is started any more.
+        finished: Whether the last launch has come to its end; the next begins with a fresh standing.
+    """
+
+    number: int = 0
+    attempts: int = 0
+    standing: Standing | None = None
+    job: Job | None = None
+    attempt: Open | None = None
+    withdrawn: str | None = None
+    ending: Ending | None = None
+    finished: bool = False
+
+    @classmethod
+    def read(cls, run: Storage) -> Self:
+        """Return what the run's folder holds; an empty memory where there is none."""
+        try:
+            kept = run.read_json(KEY)
+        except NotFound:
+            return cls()
+        attempt = kept["attempt"]
+        if attempt is not None:
+            attempt = Open(**{**attempt, "gang": Gang.load(attempt["gang"])})
+        return cls(
+            number=kept["number"],
+            attempts=kept["attempts"],
+            standing=None if kept["standing"] is None else Standing(**kept["standing"]),
+            job=None if kept["job"] is None else Job(**kept["job"]),
+            attempt=attempt,
+            withdrawn=kept["withdrawn"],
+            ending=None if kept["ending"] is None else Ending(**kept["ending"]),
+            finished=kept["finished"],
+        )
+
+    def write(self, run: Storage) -> None:
+        """Keep it in the run's folder."""
+        run.write_json(KEY, self.dump())
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        attempt = None
+        if self.attempt is not None:
+            attempt = {**_shallow(self.attempt), "gang": self.attempt.gang.dump()}
+        return {
+            **_shallow(self),
+            "standing": None if self.standing is None else asdict(self.standing),
+            "job": None if self.job is None else self.job._asdict(),
+            "attempt": attempt,
+            "ending": None if self.ending is None else self.ending._asdict(),
+        }
+
+    def fresh(self) -> Memory:
+        """Return what a launch that begins anew still needs to know: names that are taken, and when all began."""
+        return replace(Memory(), number=self.number)
+
+
+def _shallow(record: Memory | Open) -> dict[str, Any]:
+    return dict(vars(record))
