@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from components.bill import bill, costs
 from components.ledger import LedgerLine, by_state
 from components.report.attempts import Attempt, attempts
 from components.report.records import Metric, Records, StepRecord
 
 FAILED = "failed"
+_ON_A_CLUSTER = ("pending", "pulling")
+_DOLLARS = ("usd", "usd_per_useful_hour", "usd_per_1000_images")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def account(records: Records, status: str, versions: Mapping[str, str]) -> dict[
         **_trained(records, tries, ledger),
         "seconds": step_seconds(records.steps),
         "ledger": ledger,
+        **_paid(records),
         "published": published(records),
         "versions": dict(versions),
         "config": records.config,
@@ -85,8 +89,13 @@ def step_seconds(steps: Iterable[StepRecord]) -> dict[str, float]:
 
 
 def ledger_seconds(lines: Iterable[LedgerLine]) -> dict[str, float]:
-    """Return the training's wall seconds by state, in the order of the ledger's states; empty without a ledger."""
-    return {state: sums.seconds for state, sums in by_state(lines).items()}
+    """Return the training's wall seconds by state, in the order of the ledger's states; empty without a ledger.
+
+    What only a cluster does is left out where it took no time.
+    """
+    return {
+        state: sums.seconds for state, sums in by_state(lines).items() if sums.seconds or state not in _ON_A_CLUSTER
+    }
 
 
 def published(records: Records) -> str | None:
@@ -146,6 +155,16 @@ def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]
         **_speed(records.metrics),
         **_held_out(records.validation),
     }
+
+
+def _paid(records: Records) -> dict[str, Any]:
+    """Return the bill, and the dollars that dashboards plot; those are None where nothing is paid for."""
+    launch = (records.config or {}).get("launch")
+    budget = launch.get("budget_usd") if isinstance(launch, dict) else None
+    known = float(budget) if isinstance(budget, int | float) and not isinstance(budget, bool) else None
+    told = bill(records.ledger, sum(metric.samples for metric in records.metrics), records.plan, known)
+    dollars = {name: told[name] if costs(told) else None for name in _DOLLARS}
+    return {"cost": told if records.ledger else None, **dollars}
 
 
 def _speed(metrics: Sequence[Metric]) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ from components.report import wording
 from components.report.attempts import Attempt, attempts
 from components.report.charts import ledger_bar, loss_chart, small_chart, timeline
 from components.report.config import ReportConfig
+from components.report.costs import compared, paid, pool_rows
 from components.report.curves import Point, smooth
 from components.report.gallery import Gallery
 from components.report.records import Metric, Records
@@ -54,6 +55,9 @@ def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config:
         timeline=responsive(partial(timeline, shown)) if shown else None,
         ledger_bar=ledger_bar(numbers["ledger"]) if numbers["ledger"] else None,
         meaning=STATE_MEANING,
+        paid=paid(numbers["cost"]) if numbers["usd"] is not None else None,
+        pools=pool_rows(numbers["cost"]) if numbers["usd"] is not None else [],
+        compared=compared(numbers["cost"], numbers["preemptions"]) if numbers["cost"] else [],
         measures=measures(records.evaluation),
         steps=step_rows(records.steps),
         rejections=rejections,
@@ -109,7 +113,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("count", "duration", "number", "percent", "plural", "one_line", "moment"):
+    for name in ("count", "duration", "number", "percent", "plural", "one_line", "moment", "usd"):
         environment.filters[name] = getattr(wording, name)
     return environment
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from components.bill import Planned
 from components.champion import Champion, read_champion
 from components.dataset import Dataset, read_dataset
 from components.errors import DarkroomError, NotFound
@@ -132,6 +133,7 @@ class Records:
     validation: tuple[Metric, ...] = ()
     events: tuple[Event, ...] = ()
     ledger: tuple[LedgerLine, ...] = ()
+    plan: Planned | None = None
     samples: Samples | None = None
     evaluation: Evaluation | None = None
     dataset: Dataset | None = None
@@ -156,6 +158,7 @@ def read_records(workdir: Storage, run: str) -> Records:
         validation=_last_of_each_step(read.lines(f"{folder}/validation.jsonl", Metric, optional=True)),
         events=tuple(sorted(read.lines(f"{folder}/events.jsonl", Event), key=lambda event: event.time)),
         ledger=read.lines(f"{folder}/{LEDGER}", LedgerLine),
+        plan=read.one(f"{folder}/plan.json", Planned, optional=True),
         samples=read.one(f"{folder}/samples/index.json", Samples),
         evaluation=read.one(f"{folder}/evaluation/evaluation.json", Evaluation),
         dataset=dataset,
@@ -170,17 +173,20 @@ class _Reader:
         self._storage = storage
         self.missing: dict[str, str] = {}
 
-    def json(self, key: str) -> Any:
+    def json(self, key: str, optional: bool = False) -> Any:
         try:
             return _clean(self._storage.read_json(key))
         except (DarkroomError, RecursionError) as error:
-            self._note(key, error)
+            if not (optional and isinstance(error, NotFound)):
+                self._note(key, error)
             return None
 
-    def one(self, key: str, model: type[R]) -> R | None:
-        value = self.json(key)
+    def one(self, key: str, model: type[R], optional: bool = False) -> R | None:
+        value = self.json(key, optional)
         try:
-            return None if printable(key) in self.missing else model.model_validate(value)
+            if printable(key) in self.missing or (optional and value is None):
+                return None
+            return model.model_validate(value)
         except ValidationError as error:
             self.missing[printable(key)] = _misfit(error)
             return None

@@ -7,14 +7,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from components.bill import HOUR
+from components.report.costs import compared, paid, pool_rows
 from components.report.verdict import badge, figures, headline, origin, publication, title
-from components.report.wording import duration, one_line
+from components.report.wording import duration, number, one_line, usd
 
 # The numbers of ``report.json`` that dashboards plot over runs.
 METRICS = (
     "prompt_accuracy", "frechet_distance", "frechet_reference", "judge_accuracy", "images", "held_out", "rejected",
     "encoded", "reused", "steps", "attempts", "preemptions", "steps_lost", "goodput", "samples_per_second",
     "mfu", "data_wait_share", "checkpoint_stall_share", "validation_loss", "wall_seconds",
+    "usd", "usd_per_useful_hour", "usd_per_1000_images",
 )  # fmt: skip
 
 
@@ -34,7 +37,29 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     lines += [f"| {label} | {value} | {_plain(', '.join(notes))} |" for label, value, notes in figures(numbers)]
     lines += ["", "| step | time |", "|---|---:|"]
     lines += [f"| {_plain(step)} | {duration(seconds)} |" for step, seconds in numbers["seconds"].items()]
+    lines += _cost(numbers)
     return "\n".join(lines) + "\n"
+
+
+def _cost(numbers: Mapping[str, Any]) -> list[str]:
+    """Return the bill as tables, where anything was paid for or planned."""
+    cost = numbers["cost"]
+    if cost is None or (numbers["usd"] is None and cost["planned"] is None):
+        return []
+    lines = []
+    if numbers["usd"] is not None:
+        lines += ["", _plain(paid(cost)), "", "| pool | hours | node-hours | cost |", "|---|---:|---:|---:|"]
+        lines += [f"| {_plain(pool)} | {rest} |" for pool, *told in pool_rows(cost) for rest in [" | ".join(told)]]
+        lines += ["", "| state | node-hours | cost |", "|---|---:|---:|"]
+        lines += [
+            f"| {_plain(state)} | {number(part['node_seconds'] / HOUR)} | {usd(part['usd'])} |"
+            for state, part in cost["states"].items()
+            if part["seconds"]
+        ]
+    if rows := compared(cost, numbers["preemptions"]):
+        lines += ["", "| | planned | actual |", "|---|---:|---:|"]
+        lines += [f"| {label} | {planned} | {actual} |" for label, planned, actual in rows]
+    return lines
 
 
 def _plain(text: str) -> str:

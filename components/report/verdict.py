@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from components.report.wording import count, duration, number, one_line, percent, plural
+from components.report.wording import count, duration, number, one_line, percent, plural, usd
 
 
 class Badge(NamedTuple):
@@ -121,7 +121,19 @@ def figures(numbers: Mapping[str, Any]) -> list[Figure]:
             ),
         ),
         Figure("Preemptions", count(numbers["preemptions"]), (f"{plural(numbers['steps_lost'], 'step')} lost",)),
+        *_paid(known),
     ]
+
+
+def _paid(known: Mapping[str, Any]) -> list[Figure]:
+    if "usd" not in known:
+        return []
+    notes = _if(
+        known,
+        usd_per_useful_hour=lambda price: f"{usd(price)} per useful hour",
+        usd_per_1000_images=lambda price: f"{usd(price)} per 1,000 images",
+    )
+    return [Figure("Cost", usd(known["usd"]), notes)]
 
 
 def _if(known: Mapping[str, Any], **notes: Any) -> tuple[str, ...]:

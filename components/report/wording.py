@@ -59,6 +59,15 @@ def percent(share: float | None) -> str:
     return shown.removesuffix(".0") + f"{SPACE}%"
 
 
+def usd(amount: float | None) -> str:
+    """Return an amount in US dollars: cents where they matter, and of less than a dollar two significant digits."""
+    if amount is None:
+        return DASH
+    size = abs(amount)
+    shown = f"{size:,.0f}" if size >= 1000 else f"{size:.2f}" if size >= 0.1 or size == 0 else f"{size:.2g}"
+    return ("−$" if amount < 0 else "$") + (shown if size < 1e15 else f"{size:.3g}")
+
+
 def moment(seconds: float) -> str:
     """Return a date and time of day in UTC, from seconds since 1970."""
     when = datetime.fromtimestamp(seconds, UTC)

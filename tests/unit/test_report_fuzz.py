@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.ledger import STATES
 from components.progress import Progress
 from components.report.config import ReportConfig
 from components.report.reporting import report
@@ -36,12 +37,18 @@ def record(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 events = st.sampled_from(
     ["attempt-started", "resumed", "spot-notice", "preempted", "checkpoint", "attempt-ended", "finished"]
 )
+states = st.sampled_from(STATES)
+pools = st.sampled_from(["spot", "on-demand", "local"]) | words
 prompt = record(prompt=words, images=small, correct=small, sheet=words)
 size = st.lists(small, min_size=2, max_size=2) | anything
 DOCUMENTS = {
-    "config.json": record(name=words, seed=anything, model=record(base=words)),
+    "config.json": record(name=words, seed=anything, model=record(base=words), launch=record(budget_usd=numbers)),
     "steps/train.json": record(
         step=words, group=words, status=words, started=times, seconds=times, result=anything, error=words
+    ),
+    "plan.json": record(
+        pool=words,
+        expected=record(hours=numbers, usd=numbers, goodput=numbers, interruptions=numbers),
     ),
     "samples/index.json": record(prompts=st.lists(words, max_size=3), size=size, steps=st.lists(small, max_size=3)),
     "evaluation/evaluation.json": record(
@@ -65,7 +72,15 @@ LINES = {
     "events.jsonl": record(
         time=times, event=events, attempt=small, ranks=small, rank=small, step=small, steps_lost=small, exit_code=small
     ),
-    "ledger.jsonl": record(attempt=small, state=words, seconds=times, nodes=small),
+    "ledger.jsonl": record(
+        attempt=small,
+        state=words | states,
+        seconds=times,
+        nodes=small,
+        pool=pools,
+        instance=words,
+        usd_per_hour=numbers,
+    ),
 }
 
 

@@ -1,0 +1,69 @@
+"""What the page and the dashboard say of the bill: by pool, by state, and beside what was planned. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from components.bill import HOUR
+from components.report.wording import DASH, count, number, percent, usd
+
+
+class Compared(NamedTuple):
+    """One number as it was planned and as it came."""
+
+    label: str
+    planned: str
+    actual: str
+
+
+class PoolRow(NamedTuple):
+    """What the machines of one pool came to."""
+
+    pool: str
+    hours: str
+    node_hours: str
+    usd: str
+
+
+def compared(cost: Mapping[str, Any], preemptions: int) -> list[Compared]:
+    """Return planned against actual, as far as anything was planned.
+
+    Args:
+        cost: A bill, as `components.bill` makes it.
+        preemptions: How often machines were taken away.
+    """
+    planned = cost["planned"]
+    if planned is None:
+        return []
+    rows = [
+        Compared("Hours", number(planned["hours"]), number(cost["hours"])),
+        Compared("Cost", usd(planned["usd"]), usd(cost["usd"])),
+        Compared("Goodput", percent(planned["goodput"]), percent(cost["goodput"])),
+        Compared("Preemptions", number(planned["interruptions"]), count(preemptions)),
+        Compared("Per 1,000 images", usd(planned["usd_per_1000_images"]), usd(cost["usd_per_1000_images"])),
+    ]
+    return [row for row in rows if row.planned != DASH]
+
+
+def pool_rows(cost: Mapping[str, Any]) -> list[PoolRow]:
+    """Return one row per pool, in the order in which they were first used."""
+    return [
+        PoolRow(pool, number(part["seconds"] / HOUR), number(part["node_seconds"] / HOUR), usd(part["usd"]))
+        for pool, part in cost["pools"].items()
+    ]
+
+
+def paid(cost: Mapping[str, Any]) -> str:
+    """Return in one line what was paid, what for, and what is left of the budget."""
+    told = f"{usd(cost['usd'])} in all"
+    if cost["usd_per_useful_hour"] is not None:
+        told += f", {usd(cost['usd_per_useful_hour'])} per useful hour"
+    if cost["usd_per_1000_images"] is not None:
+        told += f", {usd(cost['usd_per_1000_images'])} per 1,000 images"
+    budget = cost["budget"]
+    if budget is None:
+        return f"{told}."
+    if budget["left"] < 0:
+        return f"{told}; the budget of {usd(budget['usd'])} was exceeded by {usd(-budget['left'])}."
+    return f"{told}; {usd(budget['left'])} of the budget of {usd(budget['usd'])} are left."
