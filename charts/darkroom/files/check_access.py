@@ -1,0 +1,104 @@
+"""Check from inside the cluster that a run will find what it needs; prints one line per check, exits 1 if any failed.
+
+    python check_access.py --namespace NAMESPACE --runtime RUNTIME --kfp URL --workdir URL
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+# What the launcher asks of the Kubernetes API: group, resource, subresource, verbs.
+RIGHTS = (
+    ("trainer.kubeflow.org", "trainjobs", "", ("create", "get", "list", "watch", "patch", "delete")),
+    ("jobset.x-k8s.io", "jobsets", "", ("get", "list", "watch")),
+    ("kueue.x-k8s.io", "workloads", "", ("get", "list", "watch")),
+    ("", "pods", "", ("get", "list", "watch")),
+    ("", "pods", "log", ("get",)),
+    ("", "events", "", ("get", "list", "watch")),
+)
+_SECONDS = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all checks and return 0 where all passed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--namespace", "--runtime", "--kfp", "--workdir"):
+        parser.add_argument(name, required=True)
+    given = parser.parse_args(argv)
+    checks: list[tuple[str, Callable[[], object]]] = [
+        (f"Kubeflow Pipelines answers at {given.kfp}", lambda: _reach(given.kfp)),
+        (f"{given.workdir} can be listed", lambda: _list(given.workdir)),
+        (f"namespace {given.namespace} grants what the launcher needs", lambda: _rights(given.namespace)),
+        (f"Kubeflow Trainer takes a TrainJob for {given.runtime}", lambda: _dry_run(given.namespace, given.runtime)),
+    ]
+    return 1 if any([not _passes(what, check) for what, check in checks]) else 0
+
+
+def _passes(what: str, check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except Exception as error:
+        print(f"FAILED  {what}: {error}", flush=True)  # noqa: T201 - helm test --logs shows it
+        return False
+    print(f"ok      {what}", flush=True)  # noqa: T201
+    return True
+
+
+def _reach(endpoint: str) -> None:
+    with urllib.request.urlopen(f"{endpoint}/apis/v2beta1/healthz", timeout=_SECONDS) as answer:  # noqa: S310
+        answer.read()
+
+
+def _list(workdir: str) -> None:
+    from components.storage import open_storage
+
+    next(iter(open_storage(workdir).list("runs")), None)
+
+
+def _api() -> Any:
+    from kubernetes import client, config
+
+    config.load_incluster_config()
+    return client
+
+
+def _rights(namespace: str) -> None:
+    missing = list(_missing(_api(), namespace))
+    if missing:
+        raise PermissionError(f"not allowed: {', '.join(missing)}")
+
+
+def _missing(client: Any, namespace: str) -> Iterator[str]:
+    reviews = client.AuthorizationV1Api()
+    for group, resource, subresource, verbs in RIGHTS:
+        for verb in verbs:
+            asked = client.V1ResourceAttributes(
+                group=group, resource=resource, subresource=subresource, verb=verb, namespace=namespace
+            )
+            review = client.V1SelfSubjectAccessReview(
+                spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=asked)
+            )
+            answer = reviews.create_self_subject_access_review(review, _request_timeout=_SECONDS)
+            if not answer.status.allowed:
+                yield f"{verb} {resource}{'/' if subresource else ''}{subresource}"
+
+
+def _dry_run(namespace: str, runtime: str) -> None:
+    """Let the real webhooks judge a TrainJob that is never made."""
+    job = {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"generateName": "darkroom-test-"},
+        "spec": {"runtimeRef": {"kind": "TrainingRuntime", "name": runtime}, "suspend": True},
+    }
+    _api().CustomObjectsApi().create_namespaced_custom_object(
+        "trainer.kubeflow.org", "v1alpha1", namespace, "trainjobs", job, dry_run="All", _request_timeout=_SECONDS
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
