@@ -64,18 +64,19 @@ capabilities: {drop: [ALL]}
 
 {{- /* References to secrets, whose values are never seen here. Each pod gets only those that it uses. */ -}}
 {{- define "darkroom.storeEnv" -}}
-{{- with .Values.secrets.s3 }}
+{{- with .Values.secrets.s3 -}}
 - {name: AWS_ACCESS_KEY_ID, valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_ACCESS_KEY_ID}}}
 - {name: AWS_SECRET_ACCESS_KEY, valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_SECRET_ACCESS_KEY}}}
 {{- end }}
 {{- end }}
 
 {{- define "darkroom.hubEnv" -}}
-{{- with .Values.secrets.huggingFace }}
-- {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ . }}, key: HF_TOKEN}}}
-{{- end }}
-{{- with .Values.secrets.wandb }}
-- {name: WANDB_API_KEY, valueFrom: {secretKeyRef: {name: {{ . }}, key: WANDB_API_KEY}}}
+{{- $given := list -}}
+{{- with .Values.secrets.huggingFace }}{{ $given = append $given (list "HF_TOKEN" .) }}{{ end -}}
+{{- with .Values.secrets.wandb }}{{ $given = append $given (list "WANDB_API_KEY" .) }}{{ end -}}
+{{- range $index, $of := $given -}}
+{{- if $index }}{{ "\n" }}{{ end -}}
+- {name: {{ first $of }}, valueFrom: {secretKeyRef: {name: {{ last $of }}, key: {{ first $of }}}}}
 {{- end }}
 {{- end }}
 
