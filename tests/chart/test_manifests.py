@@ -60,7 +60,12 @@ def test_the_job_and_the_jobset_that_trainer_makes_of_it_are_valid(
     assert part["name"] == "node"
     assert part["replicas"] == 1
     part["template"]["spec"] |= {"parallelism": 2, "completions": 2, "completionMode": "Indexed"}
-    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "run-node-0"}, "spec": part["template"]["spec"]}
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "run-node-0"},
+        "spec": part["template"]["spec"],
+    }
     kubernetes_validate.validate(job, version, strict=True)
     jobset = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": {"name": "run"}, "spec": spec}
     assert crd_problems(jobset) == []
@@ -78,7 +83,9 @@ def test_the_grace_is_what_the_cloud_leaves(
     assert part["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] in seconds
 
 
-def test_the_queue_admits_the_release_alone_and_tries_the_flavors_in_order(everything: Manifest, render: Render) -> None:
+def test_the_queue_admits_the_release_alone_and_tries_the_flavors_in_order(
+    everything: Manifest, render: Render
+) -> None:
     manifests = render(everything)
     [queue] = [manifest for manifest in manifests if manifest["kind"] == "ClusterQueue"]
     [local] = [manifest for manifest in manifests if manifest["kind"] == "LocalQueue"]

@@ -20,8 +20,12 @@ class Peer(NamedTuple):
     address: str = ""
 
 
-OURS = {"app.kubernetes.io/name": "darkroom", "app.kubernetes.io/instance": "dr", "app.kubernetes.io/part-of": "darkroom"}
-TRAINER, DEPLOY, EXPORTER = ({**OURS, "app.kubernetes.io/component": c} for c in ("trainer", "deploy", "exporter"))
+OURS = {
+    "app.kubernetes.io/name": "darkroom",
+    "app.kubernetes.io/instance": "dr",
+    "app.kubernetes.io/part-of": "darkroom",
+}
+TRAINER, DEPLOY, EXPORTER = ({**OURS, "app.kubernetes.io/component": c} for c in ("train", "deploy", "exporter"))
 STEP = {
     "app.kubernetes.io/part-of": "darkroom",
     "app.kubernetes.io/component": "pipeline",
@@ -35,7 +39,8 @@ KFP, METADATA = Peer("kubeflow", {"app": "ml-pipeline"}), Peer(address="169.254.
 
 
 def chosen(selector: Manifest, labels: dict[str, str]) -> bool:
-    return selector.get("matchLabels", {}).items() <= labels.items()
+    wanted: dict[str, str] = selector.get("matchLabels", {})
+    return wanted.items() <= labels.items()
 
 
 def admits(rule: Manifest, way: str, home: str, peer: Peer, port: int) -> bool:

@@ -36,7 +36,8 @@ def test_every_preset_makes_all_that_a_release_needs(every_preset: Manifest, ren
     kinds = {kind for kind, _ in names(render(every_preset))}
     assert kinds >= {
         "ServiceAccount", "Role", "RoleBinding", "TrainingRuntime", "LocalQueue", "ClusterQueue", "ResourceFlavor",
-        "WorkloadPriorityClass", "NetworkPolicy", "ConfigMap", "Job", "Pod", "Deployment", "PodMonitor", "PrometheusRule",
+        "WorkloadPriorityClass", "NetworkPolicy", "ConfigMap", "Job", "Pod", "Deployment", "PodMonitor",
+        "PrometheusRule",
     }  # fmt: skip
 
 

@@ -35,7 +35,10 @@ def failure(job: Manifest, code: int, conditions: tuple[str, ...]) -> tuple[str,
         told = f"matching {rule['action']} rule at index {index}"
         exits = rule.get("onExitCodes")
         if exits and exits["operator"] == "In" and exits["containerName"] == "node" and code in exits["values"]:
-            return "PodFailurePolicy", f"Container node for pod team/exit-code-75-node-0-1-x7k2p failed with exit code {code} {told}"
+            return (
+                "PodFailurePolicy",
+                f"Container node for pod team/exit-code-75-node-0-1-x7k2p failed with exit code {code} {told}",
+            )
         for wanted in rule.get("onPodConditions", ()):
             if wanted["type"] in conditions:
                 return "PodFailurePolicy", f"Pod team/exit-code-75-node-0-1-x7k2p has condition {wanted['type']} {told}"

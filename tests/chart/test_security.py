@@ -119,15 +119,11 @@ def rights(manifests: list[Manifest], role: str) -> set[tuple[str, str]]:
 
 
 def test_the_launcher_may_do_this_and_no_more(everything: Manifest, render: Render) -> None:
-    read = ("get", "list", "watch")
     assert rights(render(everything), "dr-darkroom-launcher") == {
-        *(("trainer.kubeflow.org/trainjobs", verb) for verb in ("create", "patch", "delete", *read)),
-        *(("jobset.x-k8s.io/jobsets", verb) for verb in read),
-        *(("kueue.x-k8s.io/workloads", verb) for verb in read),
-        *(("pods", verb) for verb in read),
+        *(("trainer.kubeflow.org/trainjobs", verb) for verb in ("create", "get", "list", "watch", "patch", "delete")),
+        *(("pods", verb) for verb in ("get", "list", "watch")),
         ("pods/log", "get"),
-        *(("events", verb) for verb in read),
-        ("argoproj.io/workflows", "get"),
+        ("events", "list"),
     }
 
 

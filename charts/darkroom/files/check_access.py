@@ -1,6 +1,6 @@
 """Check from inside the cluster that a run will find what it needs; prints one line per check, exits 1 if any failed.
 
-    python check_access.py --namespace NAMESPACE --runtime RUNTIME --kfp URL --workdir URL
+python check_access.py --namespace NAMESPACE --runtime RUNTIME --kfp URL --workdir URL
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import Any
 # What the launcher asks of the Kubernetes API: group, resource, subresource, verbs.
 RIGHTS = (
     ("trainer.kubeflow.org", "trainjobs", "", ("create", "get", "list", "watch", "patch", "delete")),
-    ("jobset.x-k8s.io", "jobsets", "", ("get", "list", "watch")),
-    ("kueue.x-k8s.io", "workloads", "", ("get", "list", "watch")),
     ("", "pods", "", ("get", "list", "watch")),
     ("", "pods", "log", ("get",)),
-    ("", "events", "", ("get", "list", "watch")),
+    ("", "events", "", ("list",)),
 )
 _SECONDS = 10
 
@@ -35,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         (f"namespace {given.namespace} grants what the launcher needs", lambda: _rights(given.namespace)),
         (f"Kubeflow Trainer takes a TrainJob for {given.runtime}", lambda: _dry_run(given.namespace, given.runtime)),
     ]
-    return 1 if any([not _passes(what, check) for what, check in checks]) else 0
+    passed = [_passes(what, check) for what, check in checks]
+    return 0 if all(passed) else 1
 
 
 def _passes(what: str, check: Callable[[], object]) -> bool:
