@@ -147,9 +147,16 @@ def read_encoding(storage: Storage) -> dict[str, Any]:
         raise DataError(f"{storage.url} has no {_ENCODING}; run the latents step first") from None
 
 
-def write_group(storage: Storage, group: str, shards: Sequence[str]) -> None:
-    """Write down which shards hold a group's samples; written last, it says that the group is encoded."""
-    storage.write_json(_group_key(group), {"format": FORMAT, "shards": list(shards)})
+def write_group(storage: Storage, group: str, shards: Sequence[str], variants: int = 1) -> None:
+    """Write down which shards hold a group's samples; written last, it says that the group is encoded.
+
+    Args:
+        storage: The dataset's folder.
+        group: The group's name.
+        shards: The shards' names.
+        variants: How many variants there are of each image.
+    """
+    storage.write_json(_group_key(group), {"format": FORMAT, "shards": list(shards), "variants": variants})
 
 
 def read_group(storage: Storage, group: str) -> tuple[str, ...] | None:
@@ -160,6 +167,18 @@ def read_group(storage: Storage, group: str) -> tuple[str, ...] | None:
     except NotFound:
         return None
     except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{_group_key(group)} in {storage.url} is damaged ({error!r}); delete it and run the latents step again"
+        ) from None
+
+
+def read_variants(storage: Storage, group: str) -> int:
+    """Return how many variants of each image a group was encoded with; 1 where it is not encoded yet."""
+    try:
+        return int(storage.read_json(_group_key(group)).get("variants", 1))
+    except NotFound:
+        return 1
+    except (AttributeError, TypeError, ValueError) as error:
         raise DataError(
             f"{_group_key(group)} in {storage.url} is damaged ({error!r}); delete it and run the latents step again"
         ) from None

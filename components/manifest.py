@@ -289,6 +289,11 @@ def write_captions(
     dataset.write_lines(captions_key(group), (asdict(record) for record in ordered))
 
 
+def latents_rejections_key(group: str) -> str:
+    """Return the key of what the latents step left out of a group, below ``datasets/<encoding-key>``."""
+    return f"groups/{group}.rejected.jsonl"
+
+
 def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
     """Read what ingest left out of a source."""
     return read_rejections(workdir, ingest_rejections_key(source_id))
@@ -297,6 +302,11 @@ def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
 def read_caption_rejections(dataset: Storage, group: str) -> list[Rejection]:
     """Read what the caption step left out of a group."""
     return read_rejections(dataset, caption_rejections_key(group))
+
+
+def read_latents_rejections(dataset: Storage, group: str) -> list[Rejection]:
+    """Read what the latents step left out of a group."""
+    return read_rejections(dataset, latents_rejections_key(group))
 
 
 def read_rejections(storage: Storage, key: str) -> list[Rejection]:

@@ -1,11 +1,15 @@
 """Shards: WebDataset tars of encoded samples, each with an index of offsets beside it.
 
 A shard called ``shards/512x512/0123456789abcdef`` is two objects: ``….tar``, which any WebDataset reader opens, and
-``….idx``, JSON that says where each member's bytes lie. A sample ``<key>`` has three members, in this order::
+``….idx``, JSON that says where each member's bytes lie. A sample ``<key>`` has these members, in this order::
 
     <key>.moments.npy   fp16 [2C, h, w]   the autoencoder's mean, then its log-variance; not scaled
     <key>.text.npy      fp16 [L, D]       the text encoder's last hidden states
     <key>.json          caption, who wrote it, licence, source, original size and crop
+
+An image gives as many samples as it has variants or captions, whichever are more: sample *i* shows variant *i mod V*
+and says caption *i mod K*. The key of its sample 0 is the image's SHA-256, that of sample *i* is ``<sha256>-<i>``:
+WebDataset takes for the key what stands before the first dot.
 
 The same samples give the same bytes. The index is written after the tar, so a shard exists when its index does.
 """
@@ -15,10 +19,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +35,21 @@ FORMAT = 1
 MOMENTS = "moments.npy"
 TEXT = "text.npy"
 META = "json"
-# What a sample is made from: the image's digest and the caption's.
-Pair = tuple[str, str]
 BLOCK = tarfile.BLOCKSIZE
+
+
+class SampleId(NamedTuple):
+    """What a sample is made from, and known by in every version of a dataset.
+
+    Attributes:
+        image: SHA-256 of the image's bytes.
+        caption: Short digest of its caption's text.
+        variant: Which variant of the image it shows; 0 is the plain one.
+    """
+
+    image: str
+    caption: str
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,17 +57,19 @@ class Sample:
     """One encoded image with its caption.
 
     Attributes:
-        key: SHA-256 of the image's bytes.
+        key: What its members are called in the tar: ``sample_key`` of the image.
         moments: fp16 ``[2C, h, w]``: mean, then log-variance.
         text: fp16 ``[L, D]``.
         meta: JSON; holds at least ``sha256``, ``caption``, ``caption_by``, ``caption_digest``, ``license``,
             ``source``, ``original_size`` ``[w, h]``, ``crop`` ``[left, top, w, h]`` and ``bucket`` ``[H, W]``.
+        variant: Which variant of the image it shows; 0 is the plain one.
     """
 
     key: str
     moments: NDArray[np.float16]
     text: NDArray[np.float16]
     meta: dict[str, Any]
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,11 +79,17 @@ class IndexEntry:
     key: str
     caption_digest: str
     offsets: Mapping[str, tuple[int, int]]
+    variant: int = 0
 
     @property
-    def pair(self) -> Pair:
+    def id(self) -> SampleId:
         """What the sample was made from."""
-        return self.key, self.caption_digest
+        return SampleId(self.image, self.caption_digest, self.variant)
+
+    @property
+    def image(self) -> str:
+        """SHA-256 of the image that the sample was made from."""
+        return self.key.partition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -77,15 +101,39 @@ class ShardIndex:
     sha256: str
 
 
-def make_pair(image_sha256: str, caption: str) -> Pair:
-    """Return what a sample is known by: its image's digest, and the short digest of its caption's text."""
-    return image_sha256, short(caption)
+def sample_id(image_sha256: str, caption: str, variant: int = 0) -> SampleId:
+    """Return what the sample of an image with a caption's text is known by."""
+    return SampleId(image_sha256, short(caption), variant)
 
 
-def shard_name(bucket: tuple[int, int], pairs: Sequence[Pair]) -> str:
-    """Return the name of the shard that holds some samples in this order: ``shards/<H>x<W>/<16 hex digits>``."""
+def sample_ids(image_sha256: str, captions: Sequence[str], variants: int) -> list[SampleId]:
+    """Return the samples that an image gives, each once, in the order in which they are numbered.
+
+    Args:
+        image_sha256: Digest of the image's bytes.
+        captions: Its captions, at least one.
+        variants: How many variants there are of each image, at least 1.
+    """
+    digests = [short(caption) for caption in captions]
+    count = max(variants, len(digests))
+    ids = (SampleId(image_sha256, digests[i % len(digests)], i % variants) for i in range(count))
+    return list(dict.fromkeys(ids))
+
+
+def sample_key(image_sha256: str, number: int) -> str:
+    """Return what the members of an image's sample are called, by the sample's number."""
+    return f"{image_sha256}-{number}" if number else image_sha256
+
+
+def shard_name(bucket: tuple[int, int], samples: Iterable[tuple[str, SampleId]]) -> str:
+    """Return the name of the shard that holds some samples: ``shards/<H>x<W>/<16 hex digits>``.
+
+    Args:
+        bucket: Height and width in pixels.
+        samples: Their keys, and what they are known by, in the order in which the shard has them.
+    """
     height, width = bucket
-    return f"shards/{height}x{width}/{short([list(pair) for pair in pairs])}"
+    return f"shards/{height}x{width}/{short([[key, made.caption, made.variant] for key, made in samples])}"
 
 
 def tar_key(name: str) -> str:
@@ -112,7 +160,8 @@ def pack(samples: Sequence[Sample]) -> tuple[bytes, bytes]:
             for suffix, member in _members(sample).items():
                 offsets[suffix] = [buffer.tell() + BLOCK, len(member)]
                 _add(tar, f"{sample.key}.{suffix}", member)
-            entries.append({"key": sample.key, "caption_digest": sample.meta["caption_digest"], "offsets": offsets})
+            digest = sample.meta["caption_digest"]
+            entries.append({"key": sample.key, "caption_digest": digest, "variant": sample.variant, "offsets": offsets})
     data = buffer.getvalue()
     index = {"format": FORMAT, "bytes": len(data), "sha256": sha256(data), "samples": entries}
     return data, canonical_json(index)
@@ -140,6 +189,7 @@ def read_index(storage: Storage, name: str) -> ShardIndex:
                 key=str(entry["key"]),
                 caption_digest=str(entry["caption_digest"]),
                 offsets={suffix: (int(start), int(size)) for suffix, (start, size) in entry["offsets"].items()},
+                variant=int(entry.get("variant", 0)),
             )
             for entry in value["samples"]
         )

@@ -99,9 +99,9 @@ def _choose(storage: Storage, dataset: Dataset, most: int, *, held_out: bool) ->
     def live() -> Iterator[str]:
         for shard in dataset.shards:
             samples = read_index(storage, shard.name).samples
-            yield from (samples[i].key for i in (shard.held_out if held_out else shard.train))
+            yield from (samples[i].image for i in (shard.held_out if held_out else shard.train))
 
-    return set(nsmallest(most, live()))
+    return set(nsmallest(most, set(live())))
 
 
 def _readable(

@@ -15,13 +15,20 @@ from components.dataset import (
     read_dataset,
     read_encoding,
     read_group,
+    read_variants,
     write_dataset,
 )
 from components.errors import DataError
 from components.index.config import IndexConfig
-from components.manifest import Rejection, read_caption_rejections, read_captions, read_ingest_rejections
+from components.manifest import (
+    Rejection,
+    read_caption_rejections,
+    read_captions,
+    read_ingest_rejections,
+    read_latents_rejections,
+)
 from components.progress import Progress
-from components.shards import Pair, ShardIndex, find_whole, make_pair
+from components.shards import SampleId, ShardIndex, find_whole, sample_ids
 from components.storage import Storage
 
 REJECTED = "rejected.jsonl"
@@ -72,7 +79,7 @@ def index(
     }
 
 
-def join(shards: Iterable[tuple[str, ShardIndex]], live: set[Pair], held_out: float) -> list[Shard]:
+def join(shards: Iterable[tuple[str, ShardIndex]], live: set[SampleId], held_out: float) -> list[Shard]:
     """Return the shards as training sees them.
 
     A sample that several shards hold counts in the first of them; in the others it is a tombstone.
@@ -82,16 +89,16 @@ def join(shards: Iterable[tuple[str, ShardIndex]], live: set[Pair], held_out: fl
         live: The samples that there are images and captions for.
         held_out: Share of the images that are kept from training.
     """
-    seen: set[Pair] = set()
+    seen: set[SampleId] = set()
     joined = []
     for name, found in sorted(shards, key=lambda shard: shard[0]):
         tombstones, kept_out = [], []
         for i, entry in enumerate(found.samples):
-            if entry.pair not in live or entry.pair in seen:
+            if entry.id not in live or entry.id in seen:
                 tombstones.append(i)
-            elif is_held_out(entry.key, held_out):
+            elif is_held_out(entry.image, held_out):
                 kept_out.append(i)
-            seen.add(entry.pair)
+            seen.add(entry.id)
         height, width = _bucket(name)
         count = len(found.samples)
         joined.append(
@@ -106,9 +113,16 @@ def _bucket(name: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _live(storage: Storage, groups: Sequence[str]) -> set[Pair]:
-    records = (record for group in groups for record in read_captions(storage, group))
-    return {make_pair(record.sha256, record.captions[0].text) for record in records}
+def _live(storage: Storage, groups: Sequence[str]) -> set[SampleId]:
+    live: set[SampleId] = set()
+    for group in groups:
+        records = read_captions(storage, group)
+        refused = {rejection.sha256 for rejection in read_latents_rejections(storage, group)}
+        variants = read_variants(storage, group)
+        for record in records:
+            if record.sha256 not in refused:
+                live.update(sample_ids(record.sha256, [caption.text for caption in record.captions], variants))
+    return live
 
 
 def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:
@@ -131,11 +145,12 @@ def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -
 
 def _rejections(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str]) -> list[Rejection]:
     captions = chain.from_iterable(read_caption_rejections(storage, group) for group in groups)
-    found = [*read_ingest_rejections(workdir, source_id), *captions]
+    latents = chain.from_iterable(read_latents_rejections(storage, group) for group in groups)
+    found = [*read_ingest_rejections(workdir, source_id), *captions, *latents]
     return sorted(found, key=lambda rejection: (rejection.name, rejection.step, rejection.reason))
 
 
-def _check(dataset: Dataset, live: set[Pair], rejections: Sequence[Rejection], config: IndexConfig) -> None:
+def _check(dataset: Dataset, live: set[SampleId], rejections: Sequence[Rejection], config: IndexConfig) -> None:
     if dataset.images < len(live):
         raise DataError(
             f"{len(live) - dataset.images} of {len(live)} accepted images are in no whole shard of "

@@ -22,7 +22,7 @@ from components.latents.plan import NewShard, pair_of, plan
 from components.manifest import CaptionRecord, ancestors, read_captions, read_manifest
 from components.models import fetch, reproducible
 from components.progress import Progress
-from components.shards import Pair, Sample, find_whole, index_key, npy, pack, tar_key
+from components.shards import Sample, SampleId, find_whole, index_key, npy, pack, tar_key
 from components.sources import Source, open_source
 from components.storage import Storage
 
@@ -81,17 +81,17 @@ def encode(
     return {"group": group, "encoded": encoded, "reused": len(records) - encoded, "shards": len(names)}
 
 
-def _known(dataset: Storage, group: str) -> dict[Pair, str]:
+def _known(dataset: Storage, group: str) -> dict[SampleId, str]:
     """Return the shard of each sample that the committed dataset, this group's last encoding or a parent's holds."""
     committed = read_dataset(dataset)
     names = {shard.name for shard in committed.shards} if committed else set()
     for one in (group, *ancestors(group)):
         names.update(read_group(dataset, one) or ())
-    known: dict[Pair, str] = {}
+    known: dict[SampleId, str] = {}
     for name in sorted(names):
         index = find_whole(dataset, name)
         for entry in index.samples if index else ():
-            known.setdefault(entry.pair, name)
+            known.setdefault(entry.id, name)
     return known
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from components.manifest import CaptionRecord
-from components.shards import Pair, make_pair, shard_name
+from components.shards import SampleId, sample_id, shard_name
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Plan:
 
 
 def plan(
-    records: Iterable[CaptionRecord], known: Mapping[Pair, str], bucket: tuple[int, int], shard_samples: int
+    records: Iterable[CaptionRecord], known: Mapping[SampleId, str], bucket: tuple[int, int], shard_samples: int
 ) -> Plan:
     """Plan a group's shards; records and settings decide, never their order or an earlier attempt.
 
@@ -50,12 +50,12 @@ def plan(
     return Plan(tuple(sorted(set(reused))), len(reused), tuple(_chunks(missing, bucket, shard_samples)))
 
 
-def pair_of(record: CaptionRecord) -> Pair:
+def pair_of(record: CaptionRecord) -> SampleId:
     """Return what a sample is made from."""
-    return make_pair(record.sha256, record.captions[0].text)
+    return sample_id(record.sha256, record.captions[0].text)
 
 
 def _chunks(records: Sequence[CaptionRecord], bucket: tuple[int, int], size: int) -> Iterator[NewShard]:
     for first in range(0, len(records), size):
         chunk = tuple(records[first : first + size])
-        yield NewShard(shard_name(bucket, [pair_of(record) for record in chunk]), bucket, chunk)
+        yield NewShard(shard_name(bucket, [(record.sha256, pair_of(record)) for record in chunk]), bucket, chunk)

@@ -15,9 +15,16 @@ from components.errors import DataError
 from components.index.__main__ import main
 from components.index.config import IndexConfig
 from components.index.versions import index
-from components.manifest import Caption, CaptionRecord, Rejection, write_captions, write_rejections
+from components.manifest import (
+    Caption,
+    CaptionRecord,
+    Rejection,
+    latents_rejections_key,
+    write_captions,
+    write_rejections,
+)
 from components.progress import Progress
-from components.shards import Sample, index_key, make_pair, pack, read_index, shard_name, tar_key
+from components.shards import Sample, SampleId, index_key, pack, read_index, sample_id, sample_key, shard_name, tar_key
 from components.storage import open_storage
 
 KEY = "fedcba9876543210"
@@ -47,19 +54,17 @@ class Workbench:
         ]
         write_captions(self.dataset, group, records, rejections)
 
-    def shard(self, held: Sequence[Item]) -> str:
-        samples = []
-        for image, caption in held:
-            array = np.zeros((2, 1, 1), np.float16)
-            samples.append(Sample(image, array, array[0], {"caption_digest": make_pair(image, caption)[1]}))
-        name = shard_name((8, 16), [make_pair(*item) for item in held])
-        tar, idx = pack(samples)
+    def shard(self, held: Sequence[Item], variants: int = 1) -> str:
+        array = np.zeros((2, 1, 1), np.float16)
+        ids = [(sample_key(item[0], v), sample_id(*item, v)) for item in held for v in range(variants)]
+        name = shard_name((8, 16), ids)
+        tar, idx = pack([Sample(key, array, array[0], {"caption_digest": i.caption}, i.variant) for key, i in ids])
         self.dataset.write(tar_key(name), tar)
         self.dataset.write(index_key(name), idx)
         return name
 
-    def group(self, group: str, *shards: str) -> None:
-        write_group(self.dataset, group, shards)
+    def group(self, group: str, *shards: str, variants: int = 1) -> None:
+        write_group(self.dataset, group, shards, variants)
 
     def index(self, groups: Sequence[str] = ("000",), held_out: float = HELD_OUT) -> Dataset:
         self.result = index(IndexConfig(held_out=held_out), SOURCE, groups, KEY, self.workdir, Progress())
@@ -67,9 +72,9 @@ class Workbench:
         assert dataset is not None
         return dataset
 
-    def trained(self, dataset: Dataset) -> set[Item]:
-        """The (image, caption digest) pairs that training would see."""
-        return {read_index(self.dataset, shard.name).samples[i].pair for shard in dataset.shards for i in shard.train}
+    def trained(self, dataset: Dataset) -> set[SampleId]:
+        """The samples that training would see."""
+        return {read_index(self.dataset, shard.name).samples[i].id for shard in dataset.shards for i in shard.train}
 
 
 @pytest.fixture
@@ -77,8 +82,8 @@ def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
 
 
-def pairs(accepted: Sequence[Item], held_out: float = HELD_OUT) -> set[Item]:
-    return {make_pair(*item) for item in accepted if not is_held_out(item[0], held_out)}
+def pairs(accepted: Sequence[Item], held_out: float = HELD_OUT) -> set[SampleId]:
+    return {sample_id(*item) for item in accepted if not is_held_out(item[0], held_out)}
 
 
 def test_groups_join_into_one_dataset(bench: Workbench) -> None:
@@ -170,7 +175,7 @@ def test_sample_that_two_shards_hold_counts_once(bench: Workbench) -> None:
     bench.group("000", bench.shard(accepted[:4]), bench.shard(accepted[2:]))
     dataset = bench.index(held_out=0.0)
     assert dataset.images == 6
-    trained = [read_index(bench.dataset, s.name).samples[i].pair for s in dataset.shards for i in s.train]
+    trained = [read_index(bench.dataset, s.name).samples[i].id for s in dataset.shards for i in s.train]
     assert sorted(trained) == sorted(pairs(accepted, 0.0))
 
 
@@ -186,6 +191,40 @@ def test_rejections_of_all_steps_are_merged(bench: Workbench) -> None:
         ("a.png", "caption", "caption-empty"),
         ("z\n<b>.png", "ingest", "not-an-image"),
     ]
+
+
+def test_image_that_the_latents_step_refused_is_not_missed(bench: Workbench) -> None:
+    bench.caption("000", items(5))
+    refused = Rejection("b.png", "latents", "decoder-died", "signal 11", items(5)[2][0], "v")
+    write_rejections(bench.dataset, latents_rejections_key("000"), [refused])
+    bench.group("000", bench.shard([*items(2), *items(2, start=3)]))
+    dataset = bench.index()
+    assert (dataset.images, dataset.rejected) == (4, 1)
+    assert [line["reason"] for line in bench.dataset.read_lines("rejected.jsonl")] == ["decoder-died"]
+
+
+def test_every_variant_of_a_live_image_is_live_and_shares_its_fate(bench: Workbench) -> None:
+    bench.caption("000", items(40))
+    bench.group("000", bench.shard(items(40), variants=3), variants=3)
+    dataset = bench.index()
+    expected = {sample_id(*item, v) for item in items(40) for v in range(3) if not is_held_out(item[0], HELD_OUT)}
+    assert bench.trained(dataset) == expected
+    assert (dataset.images, dataset.held_out) == (120, 120 - len(expected))
+    bench.group("000", bench.shard(items(40), variants=3), variants=2)
+    fewer = bench.index()
+    assert bench.trained(fewer) == {found for found in expected if found.variant < 2}
+    assert len(fewer.shards[0].tombstones) == 40
+
+
+def test_every_caption_of_an_image_is_a_sample(bench: Workbench) -> None:
+    image = next(image for image, _ in items(9) if not is_held_out(image, HELD_OUT))
+    captions = (Caption("one", "x"), Caption("two", "y"))
+    write_captions(bench.dataset, "000", [CaptionRecord(image, "a.png", 1, captions, "v", 8, 8)], [])
+    bench.group("000", bench.shard([(image, "one")]))
+    with pytest.raises(DataError, match="1 of 2"):
+        bench.index()
+    bench.group("000", bench.shard([(image, "one")]), bench.shard([(image, "two")]))
+    assert bench.trained(bench.index()) == {sample_id(image, "one"), sample_id(image, "two")}
 
 
 def test_held_out_share_is_settled_here(bench: Workbench) -> None:

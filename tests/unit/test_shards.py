@@ -18,10 +18,12 @@ from components.shards import (
     Sample,
     find_whole,
     index_key,
-    make_pair,
     npy,
     pack,
     read_index,
+    sample_id,
+    sample_ids,
+    sample_key,
     shard_name,
     tar_key,
 )
@@ -40,7 +42,7 @@ def make_sample(number: int, caption: str = "a digit") -> Sample:
         "sha256": key,
         "caption": caption,
         "caption_by": "sidecar:a b.txt",
-        "caption_digest": make_pair(key, caption)[1],
+        "caption_digest": sample_id(key, caption).caption,
         "license": None,
         "source": None,
         "original_size": [30, 20],
@@ -187,16 +189,29 @@ def test_index_says_where_each_member_lies(storage: Storage) -> None:
 
 
 def test_name_says_what_a_shard_holds_and_in_which_order() -> None:
-    pairs = [make_pair("aa", "one"), make_pair("bb", "two")]
-    name = shard_name((16, 24), pairs)
+    samples = [("aa", sample_id("aa", "one")), ("bb", sample_id("bb", "two"))]
+    name = shard_name((16, 24), samples)
     assert name.startswith("shards/16x24/")
     assert len(name.rsplit("/", 1)[1]) == 16
-    others = [pairs[::-1], pairs[:1], [make_pair("aa", "One"), pairs[1]], [make_pair("ab", "one"), pairs[1]]]
-    assert name not in {shard_name((16, 24), other) for other in others}
+    others = [("aa", sample_id("aa", "One")), ("ab", sample_id("ab", "one")), ("aa", sample_id("aa", "one", 1))]
+    others += [("aa-1", sample_id("aa", "one"))]
+    lists = [samples[::-1], samples[:1], *([other, samples[1]] for other in others)]
+    assert name not in {shard_name((16, 24), other) for other in lists}
+
+
+def test_an_image_gives_as_many_samples_as_it_has_captions_or_variants() -> None:
+    a, b, c = (sample_id("aa", caption).caption for caption in "abc")
+    assert sample_ids("aa", ["a"], 1) == [("aa", a, 0)]
+    assert sample_ids("aa", ["a", "b", "c"], 1) == [("aa", a, 0), ("aa", b, 0), ("aa", c, 0)]
+    assert sample_ids("aa", ["a"], 3) == [("aa", a, 0), ("aa", a, 1), ("aa", a, 2)]
+    assert sample_ids("aa", ["a", "b"], 3) == [("aa", a, 0), ("aa", b, 1), ("aa", a, 2)]
+    assert sample_ids("aa", ["a", "b", "c"], 2) == [("aa", a, 0), ("aa", b, 1), ("aa", c, 0)]
+    assert sample_ids("aa", ["a", "a"], 1) == [("aa", a, 0)], "the same words twice are one sample"
+    assert [sample_key("aa", number) for number in range(3)] == ["aa", "aa-1", "aa-2"]
 
 
 def test_captions_with_half_characters_have_a_digest_of_their_own() -> None:
-    assert make_pair("aa", "\udcff") != make_pair("aa", "\udcfe")
+    assert sample_id("aa", "\udcff") != sample_id("aa", "\udcfe")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "longer", "empty"])
