@@ -132,16 +132,18 @@ class S3Storage(Storage):
     def _get(self, full: str, part: dict[str, str]) -> bytes:
         for attempt in range(1, ATTEMPTS + 1):
             try:
+                # What goes wrong before there is an answer the client has tried again by itself.
                 answer = self._client.get_object(Bucket=self._bucket, Key=full, **part)
+            except ClientError as error:
+                if _code(error) == "InvalidRange":  # it begins past the end
+                    return b""
+                raise
+            try:
                 with closing(answer["Body"]) as body:
                     return bytes(body.read())
             except _BROKEN_OFF:
                 if attempt == ATTEMPTS:
                     raise
-            except ClientError as error:
-                if _code(error) == "InvalidRange":  # it begins past the end
-                    return b""
-                raise
         raise AssertionError("the last attempt returns or raises")
 
     def _put_new(self, full: str, data: bytes, writer: str) -> bool:

@@ -1,8 +1,10 @@
-"""What holds for all tests: one thread for each process, and no way to a model hub."""
+"""What holds for all tests: one thread for each process, no way to a model hub, and stores of their own."""
 
 from __future__ import annotations
 
 import os
+
+pytest_plugins = ("tests.stores.fixtures",)
 
 
 def pytest_configure() -> None:
