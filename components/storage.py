@@ -40,6 +40,36 @@ class Entry(NamedTuple):
     modified: str
 
 
+class Dated(NamedTuple):
+    """One object of a listing, and when it was written.
+
+    Attributes:
+        key: The object's key, relative to the storage that listed it.
+        size: Its length in bytes.
+        written: Seconds since 1970 by the store's own clock; 0 where the store knows no times.
+    """
+
+    key: str
+    size: int
+    written: float
+
+
+class Unfinished(NamedTuple):
+    """What a writer that was killed left behind, or one that still writes; no listing shows it.
+
+    Attributes:
+        key: The object that it was to become, or the hidden file that it is.
+        size: How many bytes of it there are.
+        written: When it was begun or last written to, in seconds since 1970 by the store's own clock.
+        token: What the store knows it by.
+    """
+
+    key: str
+    size: int
+    written: float
+    token: str
+
+
 class Storage(ABC):
     """A place that maps keys to bytes.
 
@@ -96,6 +126,18 @@ class Storage(ABC):
         Args:
             prefix: A folder, not the beginning of a name: ``runs/a`` does not list ``runs/ab``.
         """
+
+    @abstractmethod
+    def list_dated(self, prefix: str = "") -> Iterator[Dated]:
+        """Yield what ``list`` does, in the same order, with times of writing in the place of version tags."""
+
+    @abstractmethod
+    def list_unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        """Yield what writers left unfinished below a folder: hidden files, uploads of which only parts arrived."""
+
+    @abstractmethod
+    def discard(self, unfinished: Unfinished) -> None:
+        """Delete what a writer left unfinished; where it is gone there is nothing to do."""
 
     @abstractmethod
     def delete(self, key: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from components.errors import NotFound, StorageError
-from components.storage import HIDDEN, Entry, Storage, check_key, check_prefix, check_range, join
+from components.storage import HIDDEN, Dated, Entry, Storage, Unfinished, check_key, check_prefix, check_range, join
 
 # A hidden file this much older than one just written was left by a writer that was killed: one day, in nanoseconds.
 ABANDONED_NS = 24 * 3600 * 10**9
@@ -105,6 +105,27 @@ class LocalStorage(Storage):
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         return self._walk(check_prefix(prefix))
+
+    def list_dated(self, prefix: str = "") -> Iterator[Dated]:
+        return (Dated(entry.key, entry.size, int(entry.modified) / 1e9) for entry in self.list(prefix))
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        top = self.local_path(prefix)
+        for folder, folders, names in os.walk(top):
+            folders.sort()
+            for name in sorted(name for name in names if name.startswith(HIDDEN)):
+                path = Path(folder, name)
+                with suppress(FileNotFoundError):  # it has become an object meanwhile
+                    found = path.lstat()
+                    key = path.relative_to(self._root).as_posix()
+                    yield Unfinished(key, found.st_size, found.st_mtime, token=key)
+
+    def discard(self, unfinished: Unfinished) -> None:
+        folder, _, name = unfinished.token.rpartition("/")
+        assert name.startswith(HIDDEN), "nothing else is unfinished"
+        path = self.local_path(folder) / name
+        with explained(f"delete {path}"):
+            path.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
         path = self._path(key)

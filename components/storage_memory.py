@@ -9,7 +9,7 @@ from pathlib import Path
 
 from components.digests import sha256
 from components.errors import NotFound
-from components.storage import Entry, Storage, check_key, check_prefix, check_range, join
+from components.storage import Dated, Entry, Storage, Unfinished, check_key, check_prefix, check_range, join
 from components.storage_local import explained, whole_file
 
 _lock = threading.Lock()
@@ -62,6 +62,16 @@ class MemoryStorage(Storage):
         with _lock:
             found = sorted(item for item in self._objects.items() if not below or item[0].startswith(below + "/"))
         return (Entry(full.removeprefix(self._prefix + "/"), len(data), sha256(data)) for full, data in found)
+
+    def list_dated(self, prefix: str = "") -> Iterator[Dated]:
+        return (Dated(entry.key, entry.size, 0.0) for entry in self.list(prefix))
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        check_prefix(prefix)
+        return iter(())
+
+    def discard(self, unfinished: Unfinished) -> None:
+        check_key(unfinished.key)
 
     def delete(self, key: str) -> None:
         full = self._full(key)

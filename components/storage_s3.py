@@ -4,7 +4,7 @@ Endpoint, region and credentials come from the usual AWS settings: environment v
 ``AWS_ACCESS_KEY_ID``, …), a profile, or the identity of the pod or machine. Each request is tried up to eight times,
 as is each answer that breaks off. ``create`` is as exclusive as the store's ``If-None-Match: *``: Amazon S3 lets one
 writer in, OpenStack Swift was seen to let in several that came at the same moment. A killed upload leaves parts that
-no listing shows: let a lifecycle rule of the bucket abort incomplete multipart uploads.
+no listing shows: let a lifecycle rule of the bucket abort incomplete multipart uploads, or ``darkroom dataset gc``.
 """
 
 # ruff: noqa: D102 - Storage documents what its methods promise
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +32,7 @@ from botocore.exceptions import (
 )
 
 from components.errors import ConfigError, NotFound, StorageError
-from components.storage import HIDDEN, Entry, Storage, check_key, check_prefix, check_range, join
+from components.storage import HIDDEN, Dated, Entry, Storage, Unfinished, check_key, check_prefix, check_range, join
 from components.storage_local import explained, whole_file
 
 ATTEMPTS = 8
@@ -104,8 +104,24 @@ class S3Storage(Storage):
         return Entry(key, int(found["ContentLength"]), str(found["ETag"]).strip('"'))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
+        return (self._listed(found) for found in self._objects(check_prefix(prefix)))
+
+    def list_dated(self, prefix: str = "") -> Iterator[Dated]:
+        found = self._objects(check_prefix(prefix))
+        return (Dated(self._listed(one).key, int(one["Size"]), one["LastModified"].timestamp()) for one in found)
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
         folder = check_prefix(prefix)
-        return (self._listed(found) for page in self._pages(folder) for found in page if _is_object(found["Key"]))
+        place = {"Bucket": self._bucket, "Prefix": self._below(folder)}
+        with self._explained("list the unfinished uploads of", folder):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(**place):
+                for found in page.get("Uploads", ()):
+                    yield self._unfinished(str(found["Key"]), str(found["UploadId"]), found["Initiated"].timestamp())
+
+    def discard(self, unfinished: Unfinished) -> None:
+        upload = {"Bucket": self._bucket, "Key": self._full(unfinished.key), "UploadId": unfinished.token}
+        with self._explained("abort the upload of", unfinished.key), suppress(self._client.exceptions.NoSuchUpload):
+            self._client.abort_multipart_upload(**upload)
 
     def delete(self, key: str) -> None:
         full = self._full(key)
@@ -184,13 +200,29 @@ class S3Storage(Storage):
             for failed in answer.get("Errors", ()):
                 raise StorageError(f"cannot delete {failed['Key']!r} in {self.url}: {failed['Code']}; allow {_RIGHTS}")
 
+    def _objects(self, folder: str) -> Iterator[dict[str, Any]]:
+        return (found for page in self._pages(folder) for found in page if _is_object(found["Key"]))
+
     def _pages(self, folder: str) -> Iterator[Page]:
-        below = join(self._prefix, folder)
         pages = self._client.get_paginator("list_objects_v2")
         with self._explained("list", folder):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=below + "/" if below else ""):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._below(folder)):
                 if page.get("Contents"):
                     yield page["Contents"]
+
+    def _below(self, folder: str) -> str:
+        below = join(self._prefix, folder)
+        return below + "/" if below else ""
+
+    def _unfinished(self, full: str, upload: str, begun: float) -> Unfinished:
+        parts = self._client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=full, UploadId=upload)
+        try:
+            size = sum(int(part["Size"]) for page in parts for part in page.get("Parts", ()))
+        except ClientError as error:
+            if _status(error) != 404:
+                raise
+            size = 0  # it has become an object meanwhile
+        return Unfinished(full.removeprefix(self._below("")), size, begun, token=upload)
 
     def _listed(self, found: dict[str, Any]) -> Entry:
         key = str(found["Key"])[len(self._prefix) + 1 if self._prefix else 0 :]

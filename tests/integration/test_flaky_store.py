@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,20 @@ def test_an_upload_that_fails_midway_leaves_no_parts(
     storage.upload("large", here / "large")
     storage.download("large", here / "copy")
     assert (here / "copy").read_bytes() == (here / "large").read_bytes()
+
+
+def test_uploads_that_a_killed_writer_left_are_told_and_discarded(s3: S3Storage, s3_client: Any) -> None:
+    began = time.time()
+    full = f"{s3.url.removeprefix(f's3://{BUCKET}/')}/shards/large"
+    upload = s3_client.create_multipart_upload(Bucket=BUCKET, Key=full)["UploadId"]
+    part = {"Bucket": BUCKET, "Key": full, "UploadId": upload, "PartNumber": 1}
+    s3_client.upload_part(**part, Body=bytes(5 << 20))
+    assert list(s3.list()) == []
+    (found,) = s3.list_unfinished()
+    assert (found.key, found.size) == ("shards/large", 5 << 20)
+    assert began - 2 <= found.written <= time.time() + 2
+    assert list(s3.list_unfinished("shards")) == [found]
+    assert list(s3.list_unfinished("other")) == []
+    for _ in range(2):
+        s3.discard(found)
+        assert list(s3.list_unfinished()) == []

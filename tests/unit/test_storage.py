@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -252,6 +253,23 @@ def test_entries_tell_size_and_change(storage: Storage, tmp_path: Path) -> None:
         first = storage.entry("a/key")
     storage.write("a/key", b"54321")
     assert storage.entry("a/key").modified != first.modified
+
+
+def test_a_dated_listing_tells_when_each_object_was_written(storage: Storage) -> None:
+    before = time.time()
+    for key in ("a/b", "a-", "c"):
+        storage.write(key, b"12345")
+    dated = list(storage.list_dated())
+    assert [(found.key, found.size) for found in dated] == [(entry.key, entry.size) for entry in storage.list()]
+    knows_times = not storage.url.startswith("memory:")
+    assert all(before - 2 <= found.written <= time.time() + 2 for found in dated) == knows_times
+    assert [found.key for found in storage.child("a").list_dated()] == ["b"]
+    assert list(storage.list_dated("nowhere")) == []
+
+
+def test_a_storage_without_killed_writers_holds_nothing_unfinished(storage: Storage) -> None:
+    storage.write("a/b", b"data")
+    assert list(storage.list_unfinished()) == list(storage.list_unfinished("a")) == []
 
 
 def test_files_go_up_and_come_down(storage: Storage, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import NotFound, StorageError
-from components.storage import Storage
+from components.storage import HIDDEN, Storage
 from components.storage_local import ABANDONED_NS, LocalStorage
 
 
@@ -215,3 +215,19 @@ def test_others_may_read_what_the_umask_lets_them(local: LocalStorage) -> None:
     finally:
         os.umask(umask)
     assert local.local_path("key").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_killed_writers_left_is_told_and_discarded(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write("a/b/c", b"data")
+    for name in (f"{HIDDEN}1", f"a/b/{HIDDEN}2"):
+        (tmp_path / name).write_bytes(b"half")
+    os.utime(tmp_path / f"a/b/{HIDDEN}2", (5, 5))
+    found = list(storage.list_unfinished())
+    assert [one.key for one in found] == [f"{HIDDEN}1", f"a/b/{HIDDEN}2"]
+    assert (found[1].size, found[1].written) == (4, 5.0)
+    assert [one.key for one in storage.child("a").list_unfinished()] == [f"b/{HIDDEN}2"]
+    for one in (*found, found[0]):
+        storage.discard(one)
+    assert list(storage.list_unfinished()) == []
+    assert storage.read("a/b/c") == b"data"
