@@ -1,18 +1,18 @@
-"""Give every image of a group a caption and proof that it decodes, or a reason why it is left out."""
+"""Give every image of a group captions and proof that it decodes, or a reason why it is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 from components.caption.config import CaptionConfig
+from components.caption.job import Job
+from components.caption.sharing import batches
 from components.caption.unfinished import clear_unfinished, read_unfinished, save_unfinished
-from components.caption.writing import Captioning
-from components.digests import digest_tree, short
+from components.caption.writing import Captioning, Draft
 from components.errors import DataError
 from components.images import ImageLimits
 from components.manifest import (
@@ -25,16 +25,13 @@ from components.manifest import (
     read_caption_rejections,
     read_captions,
     read_images,
-    read_manifest,
     write_captions,
 )
-from components.models import fetch, is_hub_name
 from components.progress import Progress
-from components.sources import open_source
 from components.storage import Storage
 
-FORMAT = 2
 SAVE_EVERY = 500  # images
+SAVE_MODELS_EVERY = 64  # images, of those that a model captions: it takes seconds for each
 
 
 def caption(
@@ -49,7 +46,7 @@ def caption(
     """Write one group's captions; what stands from before and still holds is kept.
 
     Args:
-        config: Who writes the captions that are not there, and what a caption may be.
+        config: Where captions come from, and what a caption may be.
         limits: Which sizes of image are taken.
         group: The partition group's name.
         source_id: The source's name, as ingest returned it.
@@ -61,65 +58,88 @@ def caption(
         ``group``, ``captioned`` (images newly captioned), ``reused`` (captions kept) and ``rejected``.
 
     Raises:
-        DataError: Where ingest has not run, or its source is gone.
+        DataError: Where ingest has not run, its source is gone, or a label file does not parse.
         ConfigError: Where the captioner cannot be used.
+        OutOfMemory: Where not even one small picture fits beside the captioner.
     """
-    dataset = workdir.child(f"datasets/{encoding_key}")
-    source = open_source(read_manifest(workdir, source_id).source)
+    job = Job(config, limits, group, source_id, encoding_key, workdir)
     images = read_images(workdir, source_id, group)
-    versions = _versions(images, config, limits, workdir)
-    kept = _kept(images, versions, dataset, group)
+    captioning = job.captioning(images)
+    kept = _kept(images, captioning, job.dataset, group)
     new = [image for image in images if image.sha256 not in kept]
-    outcomes: list[Outcome] = []
-    with ThreadPoolExecutor(config.readers) as pool:
-        captioning = Captioning(config, limits, source, versions, workdir)
-        told = progress.track(captioning.outcomes(new, pool), "images captioned", len(new))
-        while part := list(islice(told, SAVE_EVERY)):
-            save_unfinished(dataset, group, part)
-            outcomes += part
+    outcomes = list(progress.track(_outcomes(job, captioning, new, progress), "images captioned", len(new)))
     everything = [*kept.values(), *outcomes]
     records = [outcome for outcome in everything if isinstance(outcome, CaptionRecord)]
     rejections = [outcome for outcome in everything if isinstance(outcome, Rejection)]
-    write_captions(dataset, group, records, rejections)
-    clear_unfinished(dataset, group)
+    write_captions(job.dataset, group, records, rejections)
+    clear_unfinished(job.dataset, group)
     reused = sum(isinstance(outcome, CaptionRecord) for outcome in kept.values())
     return {"group": group, "captioned": len(records) - reused, "reused": reused, "rejected": len(rejections)}
 
 
-def _kept(
-    images: Iterable[ImageRecord], versions: Mapping[str, str], dataset: Storage, group: str
-) -> dict[str, Outcome]:
-    """Return the outcomes of earlier runs that still hold, under the names that the images have now."""
+def _outcomes(job: Job, captioning: Captioning, new: Sequence[ImageRecord], progress: Progress) -> Iterator[Outcome]:
+    """Yield the outcome of each new image; those that a model captions come last."""
+    waiting: list[Draft] = []
+    with ThreadPoolExecutor(job.config.readers) as pool:
+
+        def written() -> Iterator[list[Outcome]]:
+            for outcome in captioning.from_words(new, pool):
+                if isinstance(outcome, Draft):
+                    waiting.append(outcome)
+                else:
+                    yield [outcome]
+
+        yield from saved(written(), job, SAVE_EVERY)
+        if waiting:
+            yield from _by_models(job, captioning, waiting, pool, progress)
+
+
+def _by_models(
+    job: Job, captioning: Captioning, drafts: Sequence[Draft], pool: ThreadPoolExecutor, progress: Progress
+) -> Iterator[Outcome]:
+    from components.caption import gang  # here, since torch takes long to import
+
+    processes = gang.processes(job.config)
+    if processes > 1:
+        yield from gang.caption(job, [draft.image.sha256 for draft in drafts], processes)
+        return
+    from components.caption.captioner import Captioner
+
+    captioner = Captioner(job.config, job.workdir, progress)
+    parts = batches(drafts, job.config.batch_size)
+    yield from saved(captioning.by_model(parts, captioner, pool), job, SAVE_MODELS_EVERY)
+
+
+def saved(parts: Iterable[list[Outcome]], job: Job, every: int) -> Iterator[Outcome]:
+    """Yield outcomes, saving them on the way.
+
+    A part is never torn: batches of a model's that a killed step left undone are the same when it is started again.
+
+    Args:
+        parts: Outcomes in parts.
+        job: Whose they are.
+        every: How many outcomes are saved at once, at least.
+    """
+    unsaved: list[Outcome] = []
+    for part in parts:
+        unsaved += part
+        if len(unsaved) >= every:
+            save_unfinished(job.dataset, job.group, unsaved)
+            yield from unsaved
+            unsaved = []
+    if unsaved:
+        save_unfinished(job.dataset, job.group, unsaved)
+        yield from unsaved
+
+
+def _kept(images: Iterable[ImageRecord], captioning: Captioning, dataset: Storage, group: str) -> dict[str, Outcome]:
+    """Return the outcomes of earlier runs that still hold, as of the images that there are now."""
     known = _known(dataset, group)
     return {
-        image.sha256: replace(known[image.sha256], name=image.name)
+        image.sha256: _renewed(known[image.sha256], image)
         for image in images
-        if image.sha256 in known and versions[image.sha256] and _version(known[image.sha256]) == versions[image.sha256]
+        if image.sha256 in known and captioning.holds(image, _version(known[image.sha256]))
     }
-
-
-def _versions(
-    images: Iterable[ImageRecord], config: CaptionConfig, limits: ImageLimits, workdir: Storage
-) -> dict[str, str]:
-    """Return what each image's caption rests on besides the image, as one digest.
-
-    It is empty for an image whose caption file has no modification tag: nobody can say that it is unchanged.
-    """
-    settings = config.model_dump(include={"prompt", "max_new_tokens", "missing", "max_characters"})
-    settings |= {"format": FORMAT, "limits": limits.model_dump(), "model": _model_identity(config, workdir)}
-    base = short(settings)
-    return {
-        image.sha256: short([base, asdict(image.caption) if image.caption else None])
-        if image.caption is None or image.caption.modified
-        else ""
-        for image in images
-    }
-
-
-def _model_identity(config: CaptionConfig, workdir: Storage) -> str | None:
-    """Return what changes when the captioner does: a hub repository's name and revision, a folder's content."""
-    name = config.captioner
-    return name if name is None or is_hub_name(name) else digest_tree(fetch(name, workdir), ["."])
 
 
 def _known(dataset: Storage, group: str) -> dict[str, Outcome]:
@@ -132,6 +152,13 @@ def _known(dataset: Storage, group: str) -> dict[str, Outcome]:
                 outcomes += read_captions(dataset, one)
                 outcomes += read_caption_rejections(dataset, one)
     return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
+
+
+def _renewed(known: Outcome, image: ImageRecord) -> Outcome:
+    """Return an outcome with what an image's record has to say now and what no caption rests on."""
+    if isinstance(known, Rejection):
+        return replace(known, name=image.name)
+    return replace(known, name=image.name, license=image.license, source=image.source)
 
 
 def _version(outcome: Outcome) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -17,15 +17,30 @@ def read_unfinished(dataset: Storage, group: str) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for entry in dataset.list(_folder(group)):
         with suppress(DataError, TypeError):
-            for values in dataset.read_lines(entry.key):
-                outcomes.append(Rejection(**values) if "reason" in values else parse_caption_record(values, entry.key))
+            outcomes += read_outcomes(dataset, entry.key)
     return outcomes
+
+
+def read_outcomes(storage: Storage, key: str) -> list[Outcome]:
+    """Return outcomes as `write_outcomes` wrote them.
+
+    Raises:
+        DataError: Where they are no outcomes; also TypeError.
+    """
+    return [
+        Rejection(**values) if "reason" in values else parse_caption_record(values, key)
+        for values in storage.read_lines(key)
+    ]
+
+
+def write_outcomes(storage: Storage, key: str, outcomes: Iterable[Outcome]) -> None:
+    """Write outcomes, one per line."""
+    storage.write_lines(key, (asdict(outcome) for outcome in outcomes))
 
 
 def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[Outcome]) -> None:
     """Save some of a group's outcomes beside those that are saved already."""
-    lines = [asdict(outcome) for outcome in outcomes]
-    dataset.write_lines(f"{_folder(group)}/{short(lines)}.jsonl", lines)
+    write_outcomes(dataset, f"{_folder(group)}/{short([asdict(outcome) for outcome in outcomes])}.jsonl", outcomes)
 
 
 def clear_unfinished(dataset: Storage, group: str) -> None:

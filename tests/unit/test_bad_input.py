@@ -89,7 +89,7 @@ def take(root: Path, work: Storage, **settings: Any) -> Taken:
     rejections = read_ingest_rejections(work, listed["source_id"])
     assert listed["rejected"] == len(rejections)
     for group in read_manifest(work, listed["source_id"]).groups:
-        config = CaptionConfig.parse(settings)
+        config = CaptionConfig.parse({"model": None, **settings})
         done = caption(config, ImageLimits(), group, listed["source_id"], "key", work, progress)
         records, left_out = read_captions(dataset, group), read_caption_rejections(dataset, group)
         assert (done["captioned"] + done["reused"], done["rejected"]) == (len(records), len(left_out))

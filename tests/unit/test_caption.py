@@ -19,7 +19,7 @@ from PIL import Image
 from components.caption.__main__ import main
 from components.caption.captioning import caption
 from components.caption.config import CaptionConfig
-from components.caption.text import from_bytes, one_line
+from components.caption.text import captions_of, check, from_bytes
 from components.digests import sha256
 from components.errors import ConfigError, DataError, ImageRejected, StorageError
 from components.images import ImageLimits
@@ -68,7 +68,7 @@ def take(root: Path, work: Storage, **settings: Any) -> str:
 
 
 def write(source_id: str, work: Storage, group: str = "g", limits: ImageLimits | None = None, **settings: Any) -> Any:
-    config = CaptionConfig.parse(settings)
+    config = CaptionConfig.parse({"model": None, **settings})
     return caption(config, limits or ImageLimits(), group, source_id, KEY, work, Progress(io.StringIO()))
 
 
@@ -100,7 +100,7 @@ def counts(captioned: int = 0, reused: int = 0, rejected: int = 0) -> dict[str, 
     ],
 )
 def test_a_caption_is_one_line_and_otherwise_as_it_was_written(data: bytes, expected: str) -> None:
-    assert from_bytes(data, 100) == expected
+    assert captions_of(from_bytes(data), CaptionConfig(max_characters=100)) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -117,20 +117,20 @@ def test_a_caption_is_one_line_and_otherwise_as_it_was_written(data: bytes, expe
 )
 def test_a_caption_that_cannot_be_used_has_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ImageRejected) as caught:
-        from_bytes(data, 100)
+        captions_of(from_bytes(data), CaptionConfig(max_characters=100))
     assert caught.value.reason == reason
 
 
 @given(st.text(max_size=200))
 def test_any_text_becomes_one_line_or_is_refused(text: str) -> None:
     try:
-        line = one_line(text, 50)
+        line = check(text, CaptionConfig(max_characters=50))
     except ImageRejected:
         return
     assert 0 < len(line) <= 50
     assert line == line.strip()
     assert not any(unicodedata.category(letter) == "Cc" for letter in line)
-    assert one_line(line, 50) == line
+    assert check(line, CaptionConfig(max_characters=50)) == line
 
 
 def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
@@ -339,4 +339,4 @@ def test_words_that_ingest_brought_along_need_no_file(tmp_path: Path) -> None:
     assert read_images(work, source_id, "g")[0].caption == inline
     caption(CaptionConfig(), ImageLimits(), "g", source_id, KEY, work, Progress(io.StringIO()))
     (record,) = read_captions(work.child(DATASET), "g")
-    assert record.captions == (Caption("a blue cat", "sidecar:metadata.jsonl:00.png"),)
+    assert record.captions == (Caption("a blue cat", "metadata:metadata.jsonl:00.png"),)

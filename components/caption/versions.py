@@ -1,0 +1,76 @@
+"""What an image's captions rest on besides the image, as one digest: while it stands, so do they.
+
+An image rests on the sources that were asked for it and on no others: where a caption file was enough, another model
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from components.caption.config import CaptionConfig
+from components.caption.written import Written
+from components.digests import digest_tree, short
+from components.images import ImageLimits
+from components.manifest import ImageRecord
+from components.models import fetch, is_hub_name
+from components.storage import Storage
+
+# Raised whenever the same settings and sources would give other captions.
+FORMAT = 3
+
+# Settings on which every caption rests, and those on which a model's do besides.
+_ALL = {"take", "prefix", "trigger", "suffix", "tags", "min_characters", "max_characters", "banned", "missing"}
+_OF_MODELS = {"prompt", "max_new_tokens", "max_side", "dtype", "trust_remote_code"}
+
+
+class Versions:
+    """Versions of captions.
+
+    Args:
+        config: The settings.
+        limits: Which sizes of image are taken.
+        written: The sources that need no model.
+        workdir: Where ``workdir:`` models lie.
+    """
+
+    def __init__(self, config: CaptionConfig, limits: ImageLimits, written: Written, workdir: Storage) -> None:
+        self._config = config
+        self._written = written
+        self._workdir = workdir
+        self._base = short(
+            {"format": FORMAT, "limits": limits.model_dump(), "settings": config.model_dump(mode="json", include=_ALL)}
+        )
+
+    def of(self, image: ImageRecord, asked: int) -> str:
+        """Return the version of an image for which the first sources were asked.
+
+        It is empty where one of them cannot tell whether it has changed: such captions are made anew each time.
+
+        Args:
+            image: The image.
+            asked: How many sources were asked.
+        """
+        rests = [self._basis(number, image) for number in range(asked)]
+        return "" if None in rests else short([self._base, rests])
+
+    def holds(self, image: ImageRecord, version: str) -> bool:
+        """Tell whether an outcome of an earlier run is what this one would give."""
+        counts = range(1, len(self._config.order) + 1)
+        return bool(version) and any(self.of(image, asked) == version for asked in counts)
+
+    def _basis(self, number: int, image: ImageRecord) -> Any:
+        origin = self._config.order[number]
+        basis = self._models if origin == "model" else self._written.basis(origin, image)
+        return None if basis is None else [origin, basis]
+
+    @cached_property
+    def _models(self) -> list[Any]:
+        settings = self._config.model_dump(mode="json", include=_OF_MODELS)
+        return [settings, [identity(name, self._workdir) for name in self._config.captioners]]
+
+
+def identity(model: str, workdir: Storage) -> str:
+    """Return what changes when a captioner does: a hub repository's name and revision, or the digest of a folder."""
+    return model if is_hub_name(model) else digest_tree(fetch(model, workdir), ["."])
