@@ -91,7 +91,7 @@ class Model:
         return said
 
     def _attempt(self, pictures: Sequence[Image.Image]) -> list[Answer]:
-        """Answer all, else half of them and then the others, down to the one that it is about."""
+        """Answer all, else fewer at a time, down to the one that it is about."""
         try:
             answers: list[Answer] = list(self._generate(pictures))
             self._proven = True
@@ -107,6 +107,7 @@ class Model:
         if full:
             self._most = min(self._most, half)
             self._progress.event("caption-out-of-memory", model=self.name, batch=len(pictures), next=half)
+            return self.answers(pictures)
         return self._attempt(pictures[:half]) + self._attempt(pictures[half:])
 
     @torch.inference_mode()
@@ -124,6 +125,7 @@ class Model:
         if not self._proven:
             self._prove()
         if full:
+            self._most = self._config.batch_size  # it was this picture that was too large, and not the batch
             return ImageRejected("caption-out-of-memory", f"{self.name}: {size} do not fit; lower caption.max_side")
         return ImageRejected("caption-failed", f"{self.name} cannot read {size}: {what[:300]}")
 
