@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from components.errors import EXIT_DONE, DarkroomError, Preempted
+from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
 from components.report.wording import printable
 from pipeline.config import recipes, resolve, to_yaml
+
+_ASSUMED = "what to take for granted, such as mfu=0.3 or reclaims_per_node_day=4 (plan.Assumptions has all)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +72,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     compile_.add_argument("--retries", type=int, default=5, help="how often a failed step is started again")
     compile_.set_defaults(verb=_compile)
+    _money(verbs)
     return parser
+
+
+def _money(verbs: Any) -> None:
+    plan = verbs.add_parser("plan", help="tell what a run is going to take: hours, dollars, storage; starts nothing")
+    _request(plan)
+    plan.add_argument("--images", type=int, help="images in the dataset, for its size")
+    plan.add_argument("--workdir", default="", help="place whose earlier runs tell how fast training is")
+    plan.add_argument("--prices", help="YAML file with prices of machines (default: what the recipe says)")
+    plan.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help=_ASSUMED)
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(verb=_plan)
+
+    cost = verbs.add_parser("cost", help="tell what a run has cost, and where its time went")
+    cost.add_argument("run", help="name of the run, or as much of its beginning as is enough")
+    cost.add_argument("--workdir", default="workdir", help="place that holds the run (default: %(default)s)")
+    cost.add_argument("--json", action="store_true", help="print JSON")
+    cost.set_defaults(verb=_cost)
 
 
 def _request(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +111,27 @@ def _run(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> int:
     config = resolve(arguments.recipe, _overrides(arguments), arguments.source)
     sys.stdout.write(to_yaml(config))
+    return EXIT_DONE
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from pipeline.spending import show_plan
+
+    overrides = _overrides(arguments)
+    if arguments.prices is not None:
+        overrides.append(f"placement.prices={json.dumps(arguments.prices)}")
+    if arguments.images is not None and arguments.images < 0:
+        raise ConfigError(f"--images {arguments.images}: expected how many images there are, 0 or more")
+    settings = resolve(arguments.recipe, overrides, arguments.source)
+    console = Console(highlight=False)
+    show_plan(settings, arguments.workdir, arguments.images, arguments.assume, arguments.json, console)
+    return EXIT_DONE
+
+
+def _cost(arguments: argparse.Namespace) -> int:
+    from pipeline.spending import show_cost
+
+    show_cost(arguments.run, arguments.workdir, arguments.json, Console(highlight=False))
     return EXIT_DONE
 
 

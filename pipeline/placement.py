@@ -76,6 +76,9 @@ class PlacementConfig(Settings):
     instance: str | None = Field(
         None, pattern=r"^[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?$", description="machine type; null: any"
     )
+    prices: str | None = Field(
+        None, max_length=500, description="YAML file with prices of machines; null: the list that comes with Darkroom"
+    )
     node_selector: dict[str, str] = Field({}, description="further labels that the machines must have")
     grace_seconds: int | None = Field(
         None, ge=5, le=3600, description="seconds from SIGTERM until a spot machine is gone; null: the cloud's"

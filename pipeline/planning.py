@@ -27,7 +27,7 @@ from pipeline.cost import (
 from pipeline.known import Measured, Model, processes
 from pipeline.placement import spot_grace
 from pipeline.plan import Assumptions, Plan, PoolPlan
-from pipeline.prices import PriceList
+from pipeline.prices import Instance, PriceList
 from pipeline.throughputs import published, speed_like
 
 _GB = 1e9
@@ -63,7 +63,8 @@ def make_plan(
     """
     taken = assumptions or Assumptions()
     placement, train = settings.placement, settings.train
-    gpu = prices.instance(placement.instance).gpu if placement.instance is not None else ""
+    machine = _machine(settings, prices)
+    gpu = machine.gpu if machine is not None else ""
     speed = _speed(settings, model, gpu, seen, taken)
     trained = train.steps * train.global_batch
     work = trained / speed.images_per_second if speed.images_per_second else None
@@ -89,7 +90,7 @@ def make_plan(
         mfu=speed.mfu,
         work_hours=None if work is None else work / 3600,
         pool="local" if local else placement.first_pool,
-        pools=_pools(settings, prices, work, how, local, taken),
+        pools=_pools(settings, prices, machine, work, how, local, taken),
         checkpoint_every=train.checkpoint_every,
         checkpoint_bytes=state,
         checkpoints_kept=kept,
@@ -97,8 +98,16 @@ def make_plan(
         storage_usd_per_month=sum(stored) / _GB * prices.storage.usd_per_gb_month if stored else None,
         budget_usd=settings.launch.budget_usd,
     )
-    assumed = tuple(_assumed(settings, plan, how, taken, prices))
+    assumed = tuple(_assumed(settings, plan, how, taken, machine))
     return replace(plan, assumed=assumed, unknown=tuple(_unknown(plan, images)))
+
+
+def _machine(settings: RunConfig, prices: PriceList) -> Instance | None:
+    """Return what the list knows of the machines; None where they are of any type, or their price is told."""
+    name = settings.placement.instance
+    if name is None or (name not in prices.instances and settings.launch.usd_per_hour is not None):
+        return None
+    return prices.instance(name)
 
 
 def _speed(settings: RunConfig, model: Model | None, gpu: str, seen: Measured | None, taken: Assumptions) -> _Speed:
@@ -144,7 +153,13 @@ def _interruptions(settings: RunConfig, state: int | None, seen: Measured | None
 
 
 def _pools(
-    settings: RunConfig, prices: PriceList, work: float | None, how: Interruptions, local: bool, taken: Assumptions
+    settings: RunConfig,
+    prices: PriceList,
+    machine: Instance | None,
+    work: float | None,
+    how: Interruptions,
+    local: bool,
+    taken: Assumptions,
 ) -> dict[str, PoolPlan]:
     nodes = settings.placement.nodes
     failing = gang_between(taken.failures_per_node_day, nodes)
@@ -156,16 +171,16 @@ def _pools(
         return {"local": _pool(settings, PoolPlan(price, "this machine"), work, here, 1)}
     reclaims = {"spot": replace(how, between=taken_away), "on-demand": stays}
     return {
-        pool: _pool(settings, _price(settings, prices, pool), work, interrupted, nodes)
+        pool: _pool(settings, _price(settings, prices, machine, pool), work, interrupted, nodes)
         for pool, interrupted in reclaims.items()
     }
 
 
-def _price(settings: RunConfig, prices: PriceList, pool: str) -> PoolPlan:
-    told, name = settings.launch.usd_per_hour, settings.placement.instance
+def _price(settings: RunConfig, prices: PriceList, machine: Instance | None, pool: str) -> PoolPlan:
+    told = settings.launch.usd_per_hour
     if told is not None:
         return PoolPlan(told, "launch.usd_per_hour")
-    found = prices.instance(name).price("spot" if pool == "spot" else "on-demand") if name is not None else None
+    found = machine.price("spot" if pool == "spot" else "on-demand") if machine is not None else None
     if found is None:
         return PoolPlan(None, "not known")
     source = prices.sources[found.source]
@@ -177,11 +192,10 @@ def _pool(settings: RunConfig, price: PoolPlan, work: float | None, how: Interru
         return price
     train = settings.train
     step = work / train.steps
+    usd = price.usd_per_node_hour if price.usd_per_node_hour is not None else math.nan
 
     def foretell(steps: int) -> Forecast:
-        return forecast(
-            work, train.steps * train.global_batch, steps * step, how, nodes, price.usd_per_node_hour or 0.0
-        )
+        return forecast(work, train.steps * train.global_batch, steps * step, how, nodes, usd)
 
     # As if none came with notice: what a notice saves is a gift, the checkpoints are what is relied on. No checkpoint
     # begins before the one before is written.
@@ -202,14 +216,13 @@ def _sample(model: Model) -> int:
 
 
 def _assumed(
-    settings: RunConfig, plan: Plan, how: Interruptions, taken: Assumptions, prices: PriceList
+    settings: RunConfig, plan: Plan, how: Interruptions, taken: Assumptions, machine: Instance | None
 ) -> Iterator[str]:
     if plan.speed_basis.startswith("FLOPs"):
         yield f"training reaches {taken.mfu:.0%} of the peak of {plan.gpu} (mfu)"
-    name = plan.instance
-    if name is not None and prices.instance(name).gpus != settings.placement.gpus:
+    if machine is not None and machine.gpus != settings.placement.gpus:
         yield (
-            f"a {name} has {prices.instance(name).gpus} GPUs; placement.gpus uses {settings.placement.gpus} of them, "
+            f"a {plan.instance} has {machine.gpus} GPUs; placement.gpus uses {settings.placement.gpus} of them, "
             "and all are paid for"
         )
     if plan.pool != "local":
@@ -218,7 +231,11 @@ def _assumed(
         yield f"{how.saved_share:.0%} of the reclaims leave the {how.save:.0f} s to save first (saved_share)"
         yield f"machines come after {how.wait:.0f} s, unpaid, and train {how.start:.0f} s later"
     if plan.checkpoint_bytes is not None:
-        yield f"training stands still for {how.stall:.2g} s per checkpoint (copy_gb_per_second)"
+        yield (f"training stands still for {how.stall:.2g} s per checkpoint (copy_gb_per_second)")
+        yield (
+            "Young and Daly's interval counts on no notice, and is not shorter than a save takes: "
+            f"{how.save:.2g} s (write_gb_per_second)"
+        )
     yield "not counted: captions, encoding, evaluation, validation and sample images, traffic"
 
 
@@ -226,7 +243,7 @@ def _unknown(plan: Plan, images: int | None) -> Iterator[str]:
     if plan.parameters is None:
         yield f"the size of {plan.model}; name a folder that holds it, or a model that is called after its family"
     if plan.images_per_second is None:
-        yield "the speed; set placement.instance, or give --assume images_per_second=…, or the --workdir of a like run"
+        yield "the speed; set placement.instance, or give --assume images_per_second=N, or the --workdir of a like run"
     for pool, one in plan.pools.items():
         if one.usd_per_node_hour is None:
             yield f"the {pool} price; add it to the price list (--prices), or set launch.usd_per_hour"

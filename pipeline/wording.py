@@ -98,6 +98,8 @@ def closing_rows(numbers: Values, seconds: Mapping[str, float], total: float) ->
         yield "published", line(numbers["published"])
     else:
         yield "not published", line(numbers["reason"] or "it was not evaluated")
+    if numbers.get("usd") is not None:
+        yield "cost", _cost(numbers)
     yield "time", duration(total) + _longest(seconds)
 
 
@@ -162,6 +164,11 @@ def _distance(numbers: Values) -> str:
     return wording.number(distance) + (
         "" if reference is None else f" (held-out real images: {wording.number(reference)})"
     )
+
+
+def _cost(numbers: Values) -> str:
+    per = numbers["usd_per_1000_images"]
+    return wording.usd(numbers["usd"]) + ("" if per is None else f", {wording.usd(per)} per 1,000 images")
 
 
 def _ingest(result: Values, _: Values) -> str:

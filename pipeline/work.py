@@ -23,6 +23,7 @@ from components.progress import Progress
 from components.sources import open_source
 from components.storage import Storage, open_storage
 from pipeline.config import RunConfig, resolve
+from pipeline.spending import store_plan
 
 Log = Callable[[str, float], None]
 
@@ -77,6 +78,7 @@ def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> s
     job.run.delete_tree("steps")
     described = settings.model_dump(mode="json")
     job.run.write_json("config.json", described)
+    store_plan(settings, job.workdir)
     return json.dumps({"settings": described, "workdir": workdir})
 
 

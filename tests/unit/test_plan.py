@@ -1,0 +1,326 @@
+"""A plan says what a run is going to take, what it assumed, and what it does not know."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from components.bill import Planned
+from components.errors import ConfigError
+from components.ledger import append_ledger, ledger_lines
+from components.storage import Storage, open_storage
+from components.unet_shape import SD1, SD2, SDXL
+from pipeline.cli import main
+from pipeline.config import RunConfig
+from pipeline.cost_tables import bill_table, plan_table, show
+from pipeline.known import measured, model_of, processes
+from pipeline.plan import Assumptions, Plan
+from pipeline.planning import make_plan
+from pipeline.prices import read_prices
+from pipeline.spending import store_plan
+
+SD2_BASE = "stabilityai/stable-diffusion-2-base"
+# The 512-pixel phase of MosaicML's Stable Diffusion 2 base, on 16 machines of 8 A100 each.
+MOSAIC: dict[str, Any] = {
+    "name": "sd2",
+    "ingest": {"source": "images"},
+    "model": {"base": SD2_BASE},
+    "latents": {"resolution": 512},
+    "train": {"steps": 850_000, "global_batch": 2048, "precision": "bf16", "checkpoint_every": 500},
+    "launch": {"where": "trainjob"},
+    "placement": {"cloud": "eks", "instance": "p4d.24xlarge", "gpus": 8, "nodes": 16},
+}
+DEMO: dict[str, Any] = {"name": "demo", "ingest": {"source": "images"}, "train": {"steps": 100, "global_batch": 64}}
+
+
+def settings(base: dict[str, Any] = MOSAIC, **sections: dict[str, Any]) -> RunConfig:
+    merged = {name: {**base.get(name, {}), **section} for name, section in sections.items()}
+    return RunConfig.parse({**base, **merged})
+
+
+def plan(config: RunConfig, images: int | None = None, **assumed: Any) -> Plan:
+    return make_plan(config, read_prices(), model_of(config), None, images, Assumptions.parse(assumed))
+
+
+def said(plan: Plan) -> str:
+    stream = io.StringIO()
+    show(Console(file=stream), plan_table(plan))
+    return stream.getvalue()
+
+
+def test_a_published_run_is_planned_as_it_went() -> None:
+    """128 A100 took 4.39 of their 5.51 days for this phase."""
+    told = plan(settings(), reclaims_per_node_day=0, failures_per_node_day=0, wait_seconds=0, start_seconds=0)
+    assert told.images_trained == 1_740_800_000
+    assert told.images_per_second == 4590
+    calm = told.pools["on-demand"].forecast
+    assert calm is not None
+    assert calm.hours / 24 == pytest.approx(4.39, abs=0.01)
+    assert calm.usd == pytest.approx(calm.hours * 16 * 21.95764)
+    assert calm.usd_per_1000_images == pytest.approx(calm.usd / 1_740_800)
+
+
+def test_spot_is_set_against_on_demand() -> None:
+    told = plan(settings())
+    assert (told.pool, list(told.pools)) == ("spot", ["spot", "on-demand"])
+    spot, demand = told.pools["spot"], told.pools["on-demand"]
+    assert spot.forecast is not None
+    assert demand.forecast is not None
+    assert spot.forecast.hours > demand.forecast.hours
+    assert spot.forecast.usd < demand.forecast.usd
+    assert spot.forecast.interruptions == pytest.approx(spot.forecast.paid_hours / 24 * 16 * 1.004)
+    assert told.expected == spot.forecast
+    assert spot.best_steps is not None
+    assert demand.best_steps is not None
+    assert spot.best_steps < demand.best_steps
+
+
+def test_without_a_measurement_the_arithmetic_tells_the_speed() -> None:
+    told = plan(settings(latents={"resolution": 768}))
+    assert told.speed_basis.startswith("FLOPs")
+    assert told.flops_per_image == 3 * SD2.forward_flops(96, 96, 77)
+    assert told.images_per_second == pytest.approx(312e12 * 128 * 0.25 / told.flops_per_image)
+    assert any("25% of the peak of NVIDIA A100" in note for note in told.assumed)
+    faster = plan(settings(latents={"resolution": 768}), mfu=0.5)
+    assert told.images_per_second is not None
+    assert faster.images_per_second == pytest.approx(2 * told.images_per_second)
+
+
+def test_a_speed_that_is_told_comes_before_all() -> None:
+    told = plan(settings(), images_per_second=1000)
+    assert (told.images_per_second, told.speed_basis) == (1000, "as told")
+    assert told.mfu == pytest.approx(1000 * 3 * SD2.forward_flops(64, 64, 77) / (312e12 * 128))
+
+
+def test_notices_help_only_where_a_save_fits_into_the_grace() -> None:
+    assert any("90% of the reclaims" in note for note in plan(settings()).assumed)
+    slow = plan(settings(), write_gb_per_second=0.001)
+    assert any("0% of the reclaims" in note for note in slow.assumed)
+
+
+def test_storage_is_what_is_kept() -> None:
+    told = plan(settings(), images=1_000_000)
+    assert told.checkpoint_bytes == 16 * SD2.parameters
+    assert told.checkpoints_kept == 3
+    assert told.dataset_bytes == pytest.approx(227e9, rel=0.01)
+    assert told.dataset_bytes is not None
+    assert told.storage_usd_per_month == pytest.approx((told.dataset_bytes + 3 * told.checkpoint_bytes) / 1e9 * 0.023)
+    assert any("how many images" in note for note in plan(settings()).unknown)
+
+
+def test_a_budget_that_is_not_enough_says_how_far_it_goes() -> None:
+    told = plan(settings(launch={"budget_usd": 1000.0}))
+    assert told.expected is not None
+    assert f"enough for about {int(850_000 * 1000 / told.expected.usd):,} steps" in said(told)
+    assert "$1,000,000, enough" in said(plan(settings(launch={"budget_usd": 1e6})))
+
+
+@pytest.mark.parametrize(
+    ("base", "shape"),
+    [
+        ("runwayml/stable-diffusion-v1-5", SD1),
+        ("CompVis/stable-diffusion-v1-4", SD1),
+        (SD2_BASE, SD2),
+        ("stabilityai/stable-diffusion-xl-base-1.0", SDXL),
+    ],
+)
+def test_models_of_the_hub_are_known_by_their_family(base: str, shape: object) -> None:
+    model = model_of(settings(model={"base": base}))
+    assert model is not None
+    assert model.shape == shape
+
+
+def test_a_model_on_this_machine_is_read(tmp_path: Path) -> None:
+    config = {
+        "in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2,
+        "cross_attention_dim": 768, "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    }  # fmt: skip
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/config.json").write_text(json.dumps(config))
+    model = model_of(settings(model={"base": str(tmp_path)}))
+    assert model is not None
+    assert model.shape == SD1
+    (tmp_path / "unet/config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"unet/config\.json is not JSON"):
+        model_of(settings(model={"base": str(tmp_path)}))
+
+
+def test_what_is_not_known_is_said_and_not_made_up() -> None:
+    config = settings(
+        model={"base": "someone/something"}, placement={"instance": "Standard_ND96asr_v4", "cloud": "aks"}
+    )
+    told = plan(config)
+    assert (told.parameters, told.images_per_second, told.expected) == (None, None, None)
+    text = " ".join(said(told).split())
+    for part in ("the size of someone/something", "the speed;", "the spot price; add it to the price list"):
+        assert part in text
+    json.dumps(told.to_json(), allow_nan=False)
+
+    priceless = plan(settings(placement={"instance": "Standard_ND96asr_v4", "cloud": "aks"}))
+    assert priceless.expected is not None
+    assert math.isnan(priceless.expected.usd)
+    assert priceless.to_json()["expected"]["usd"] is None
+
+
+def test_machines_that_no_list_knows() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean p4d\.24xlarge"):
+        plan(settings(placement={"instance": "p4d.24xlarg"}))
+    told = plan(settings(placement={"instance": "p99.xlarge"}, launch={"usd_per_hour": 5.0}), images_per_second=100)
+    assert told.pools["spot"].usd_per_node_hour == 5.0
+
+
+def test_gpus_that_lie_idle_are_paid_for() -> None:
+    assert any(
+        "has 8 GPUs; placement.gpus uses 1 of them" in note for note in plan(settings(placement={"gpus": 1})).assumed
+    )
+
+
+def test_this_machine_costs_nothing_unless_told() -> None:
+    told = plan(settings(DEMO), images_per_second=64)
+    assert (told.pool, told.nodes) == ("local", 1)
+    assert told.expected is not None
+    assert (told.expected.usd, told.expected.interruptions) == (0, 0)
+    assert told.expected.paid_hours == pytest.approx((100 + 300) / 3600, rel=0.01)
+    mine = plan(settings(DEMO, launch={"usd_per_hour": 2.0}), images_per_second=64).expected
+    assert mine is not None
+    assert mine.usd == pytest.approx(2 * told.expected.paid_hours)
+
+
+def finished(workdir: Storage, config: RunConfig, speed: float | None, started: float) -> None:
+    numbers = {
+        "run": config.run, "config": config.model_dump(mode="json"), "samples_per_second": speed, "started": started,
+        "ledger": {"loading": 90.0, "useful": 500.0}, "attempts": 3,
+    }  # fmt: skip
+    workdir.write_json(f"runs/{config.run}/report.json", numbers)
+
+
+def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
+    workdir = open_storage("memory://plan-measured")
+    config = settings(DEMO, train={"steps": 500})
+    assert measured(config, workdir) is None
+    finished(workdir, settings(DEMO), 120.0, started=100)
+    finished(workdir, settings(DEMO, train={"steps": 101, "ranks": 2}), 300.0, started=200)
+    finished(workdir, settings(DEMO, train={"precision": "bf16"}), 999.0, started=300)
+    finished(workdir, settings(DEMO, train={"steps": 102}), None, started=400)
+    workdir.write("runs/odd/report.json", b"[1]")
+    workdir.write("runs/torn/report.json", b"{")
+    seen = measured(config, workdir)
+    assert seen is not None
+    assert seen.images_per_second == pytest.approx(150.0), "two processes made 300"
+    assert seen.start_seconds == pytest.approx(30.0)
+    told = make_plan(config, read_prices(), model_of(config), seen)
+    assert told.speed_basis.startswith("measured in demo-")
+    assert processes(config) == 1
+
+
+def test_the_first_plan_is_kept_with_the_run() -> None:
+    workdir = open_storage("memory://plan-stored")
+    workdir.delete_tree("runs")
+    config = settings()
+    store_plan(config, workdir)
+    key = f"runs/{config.run}/plan.json"
+    kept = workdir.read(key)
+    assert Planned.model_validate(json.loads(kept)).expected is not None
+    more = settings(placement={"nodes": 2})
+    assert more.run == config.run
+    store_plan(more, workdir)
+    assert workdir.read(key) != kept, "training has not begun: the newest counts"
+    append_ledger(workdir.child(f"runs/{config.run}"), ledger_lines(0, {"useful": 1}))
+    store_plan(config, workdir)
+    assert workdir.read_json(key)["nodes"] == 2
+
+
+def test_a_run_may_go_on_machines_that_no_list_knows() -> None:
+    workdir = open_storage("memory://plan-odd")
+    store_plan(settings(placement={"instance": "p99"}), workdir)
+    assert not list(workdir.list())
+
+
+def test_tables_fit_a_small_terminal() -> None:
+    wide = settings(model={"base": "some/" + "x" * 90}, launch={"budget_usd": 12_345.0})
+    for told in (plan(settings(), images=10**9), plan(wide), plan(settings(DEMO)), plan(settings(), mfu=1e-9)):
+        lines = said(told).splitlines()
+        assert max(map(len, lines)) <= 80
+        assert "…" not in "".join(lines), "nothing is cut off"
+
+
+# The verbs.
+
+OVERRIDES = [
+    "launch.where=trainjob", "launch.spot_drill_step=null", "placement.cloud=eks", "placement.instance=p4d.24xlarge",
+    "placement.gpus=8", f"model.base={SD2_BASE}", "latents.resolution=512", "train.precision=bf16",
+]  # fmt: skip
+
+
+def test_plan_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--recipe", "demo", "--set", *OVERRIDES, "--images", "1000", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["pools"]["spot"]["forecast"]["usd"] < told["pools"]["on-demand"]["forecast"]["usd"]
+    assert told["expected"] == told["pools"]["spot"]["forecast"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--assume", "mfu=3"], "mfu: 3 is not allowed"),
+        (["--assume", "mf=0.3"], "did you mean mfu?"),
+        (["--assume", "mfu"], "--assume 'mfu': expected"),
+        (["--prices", "gone.yaml"], "cannot read gone.yaml"),
+        (["--images", "-1"], "--images -1"),
+        (["--set", "placement.instance=p4d.24xlarg"], "did you mean p4d.24xlarge"),
+    ],
+)
+def test_a_wrong_question_is_refused(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--recipe", "demo", *arguments]) == 78
+    assert text in capsys.readouterr().err
+
+
+def test_cost_tells_what_a_run_has_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = open_storage(str(tmp_path))
+    config = settings(launch={"budget_usd": 100.0})
+    run = workdir.child(f"runs/{config.run}")
+    run.write_json("config.json", config.model_dump(mode="json"))
+    store_plan(config, workdir)
+    append_ledger(run, ledger_lines(0, {"pending": 1800, "useful": 3600}, 16, "spot", "p4d.24xlarge", 9.5))
+    append_ledger(run, ledger_lines(1, {"useful": 900, "idle": 900}, 16, "on-demand", "p4d.24xlarge", 22.0))
+    run.write_lines("metrics.jsonl", [{"step": step, "samples": 2048, "seconds": 1.0} for step in range(1, 101)])
+    run.write_lines("events.jsonl", [{"time": 1.0, "event": "attempt-ended", "exit_code": 75}])
+
+    assert main(["cost", "sd2", "--workdir", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["usd"] == pytest.approx(16 * 9.5 + 16 * 22 / 2)
+    assert told["budget"]["left"] == pytest.approx(100 - told["usd"])
+    assert told["usd_per_1000_images"] == pytest.approx(1000 * told["usd"] / 204_800)
+    assert told["planned"]["hours"] > 90
+
+    assert main(["cost", config.run, "--workdir", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("pending", "16 spot p4d.24xlarge", "$152.00", "$328.00", "beside the plan", "exceeded by $228.00"):
+        assert part in text
+
+    assert main(["cost", "sd3", "--workdir", str(tmp_path)]) == 78
+    assert f"no run 'sd3' in {tmp_path}; there are {config.run}" in capsys.readouterr().err
+
+
+def test_a_run_without_a_ledger_has_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_storage(str(tmp_path)).write_json("runs/new-1/config.json", {"name": "new"})
+    assert main(["cost", "new-1", "--workdir", str(tmp_path)]) == 0
+    assert "$0.00 in all." in capsys.readouterr().out
+
+
+def test_hostile_names_stay_names() -> None:
+    told: dict[str, Any] = {
+            "seconds": 1.0, "node_seconds": 1.0, "usd": 0.0, "goodput": None, "usd_per_useful_hour": None,
+            "usd_per_1000_images": None, "budget": None, "planned": None, "attempts": [],
+            "states": {"[red]x[/red]\x1b[31m": {"seconds": 1.0, "node_seconds": 1.0, "usd": 0.0}}}  # fmt: skip
+    stream = io.StringIO()
+    show(Console(file=stream), bill_table("[bold]run\n", told, 0))
+    assert "[red]x[/red]" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
