@@ -66,4 +66,4 @@ def paid(cost: Mapping[str, Any]) -> str:
         return f"{told}."
     if budget["left"] < 0:
         return f"{told}; the budget of {usd(budget['usd'])} was exceeded by {usd(-budget['left'])}."
-    return f"{told}; {usd(budget['left'])} of the budget of {usd(budget['usd'])} are left."
+    return f"{told}; the budget of {usd(budget['usd'])} leaves {usd(budget['left'])}."

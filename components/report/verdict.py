@@ -120,20 +120,22 @@ def figures(numbers: Mapping[str, Any]) -> list[Figure]:
                 checkpoint_stall_share=lambda share: f"{percent(share)} for checkpoints",
             ),
         ),
-        Figure("Preemptions", count(numbers["preemptions"]), (f"{plural(numbers['steps_lost'], 'step')} lost",)),
-        *_paid(known),
+        _interrupted(known),
     ]
 
 
-def _paid(known: Mapping[str, Any]) -> list[Figure]:
+def _interrupted(known: Mapping[str, Any]) -> Figure:
+    """Return how often training was interrupted; where it is paid for, what it cost, with that as a note."""
+    lost = f"{plural(known['steps_lost'], 'step')} lost"
     if "usd" not in known:
-        return []
+        return Figure("Preemptions", count(known["preemptions"]), (lost,))
     notes = _if(
         known,
         usd_per_useful_hour=lambda price: f"{usd(price)} per useful hour",
         usd_per_1000_images=lambda price: f"{usd(price)} per 1,000 images",
+        preemptions=lambda times: f"{plural(times, 'preemption')}, {lost}",
     )
-    return [Figure("Cost", usd(known["usd"]), notes)]
+    return Figure("Cost", usd(known["usd"]), notes)
 
 
 def _if(known: Mapping[str, Any], **notes: Any) -> tuple[str, ...]:

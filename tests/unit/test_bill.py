@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -9,12 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.bill import Expected, Planned, bill, costs
-from components.ledger import STATES, ledger_lines
+from components.ledger import STATES, append_ledger, ledger_lines
+from components.progress import Progress
 from components.report.account import account
+from components.report.config import ReportConfig
 from components.report.costs import compared, paid, pool_rows
 from components.report.records import Metric, Records
+from components.report.reporting import report
 from components.report.summary import markdown, metrics
 from components.report.wording import usd
+from components.storage import open_storage
 
 SPOT = ledger_lines(
     0, {"pending": 600, "pulling": 60, "loading": 240, "useful": 2700, "lost": 600}, 2, "spot", "p4d", 9.0
@@ -95,6 +100,25 @@ def test_the_report_holds_the_plan_against_the_ledger() -> None:
     text = markdown(numbers)
     assert "| spot | 1.17 | 2.33 | $18.00 |" in text
     assert "| Cost | $30.00 | $58.00 |" in text
+
+
+def test_the_page_has_the_bill() -> None:
+    workdir = open_storage("memory://bill-page")
+    run = workdir.child("runs/first")
+    append_ledger(run, SPOT + DEMAND)
+    run.write_json("plan.json", {"pool": "spot", "expected": {"hours": 1.5, "usd": 30.0}, "later": "more"})
+    told = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
+    page = workdir.read(told["report"]).decode()
+    for part in ("What the training cost", "on-demand", "$58.00", "Beside the plan", "$30.00", "state pending"):
+        assert part in page
+    assert told["metrics"]["usd"] == pytest.approx(58)
+
+    run.delete("plan.json")
+    run.write_lines("ledger.jsonl", [line.model_dump() for line in ledger_lines(0, {"useful": 60})])
+    told = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
+    page = workdir.read(told["report"]).decode()
+    assert "What the training cost" not in page
+    assert "plan.json" not in page, "that nothing was planned is no fault"
 
 
 def test_a_run_that_cost_nothing_says_nothing_of_money() -> None:

@@ -158,7 +158,7 @@ def test_a_new_time_of_the_same_run_forgets_the_records_of_the_last(config: str,
     job.run.write_json("metrics.jsonl", {"step": 1})
     again = work.configure(RECIPE, str(tmp_path / "work"), str(tmp_path / "images"), [])
     assert again == config
-    assert [entry.key for entry in job.run.list()] == ["config.json", "metrics.jsonl"]
+    assert [entry.key for entry in job.run.list()] == ["config.json", "metrics.jsonl", "plan.json"]
 
 
 def test_the_report_names_a_step_that_was_killed(config: str, job: Job) -> None:
