@@ -105,8 +105,8 @@ def _save_every(_plan: Plan, pool: PoolPlan) -> str:
 
 
 _POOL_ROWS: tuple[tuple[str, Callable[[Plan, PoolPlan], str]], ...] = (
-    ("hours until done", _told(lambda told: _hours(told.hours))),
-    ("hours paid for", _told(lambda told: _hours(told.paid_hours))),
+    ("time until done", _told(lambda told: _hours(told.hours))),
+    ("time paid for", _told(lambda told: _hours(told.paid_hours))),
     ("goodput", _told(lambda told: _plain(wording.percent(told.goodput)))),
     ("interruptions", _told(lambda told: wording.number(told.interruptions))),
     ("$ per node and hour", lambda _, pool: _usd(pool.usd_per_node_hour)),
@@ -143,7 +143,7 @@ def _budget(plan: Plan, budget: float) -> str:
 
 
 def _states(told: Mapping[str, Any]) -> Table:
-    table = _table("state", "hours", "node-hours", "share", "$")
+    table = _table("state", "time", "node-hours", "share", "$")
     whole = told["seconds"] or 1.0
     for state, part in told["states"].items():
         if part["seconds"]:
@@ -156,7 +156,7 @@ def _states(told: Mapping[str, Any]) -> Table:
 
 
 def _attempts(told: Mapping[str, Any]) -> Table:
-    table = _table("attempt", "machines", "hours", "node-hours", "useful", "$")
+    table = _table("attempt", "machines", "time", "node-hours", "useful", "$")
     for one in told["attempts"]:
         machines = f"{one['nodes']} {one['pool']}" + (
             f" {wording.one_line(one['instance'])}" if one["instance"] else ""
@@ -167,7 +167,7 @@ def _attempts(told: Mapping[str, Any]) -> Table:
 
 
 def _amounts(part: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{part['seconds'] / HOUR:,.2f}", f"{part['node_seconds'] / HOUR:,.2f}"
+    return _plain(wording.duration(part["seconds"])), wording.number(part["node_seconds"] / HOUR)
 
 
 def _table(first: str, *columns: str) -> Table:

@@ -197,6 +197,8 @@ def _pool(settings: RunConfig, price: PoolPlan, work: float | None, how: Interru
     def foretell(steps: int) -> Forecast:
         return forecast(work, train.steps * train.global_batch, steps * step, how, nodes, usd)
 
+    if math.isinf(how.between):  # nothing to save for
+        return replace(price, forecast=foretell(train.checkpoint_every))
     # As if none came with notice: what a notice saves is a gift, the checkpoints are what is relied on. No checkpoint
     # begins before the one before is written.
     best = max(daly(how.stall, how.between), how.save) if how.stall > 0 else work

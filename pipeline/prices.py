@@ -85,6 +85,16 @@ class PriceList(Settings):
             raise ConfigError(f"instance {name!r} is not on the price list; {hint} Or add it (placement.prices)")
         return found
 
+    def by_pool(self, name: str) -> dict[Pool, float]:
+        """Return what a node costs in each pool, in US dollars per hour, as far as it is known.
+
+        Raises:
+            ConfigError: Where the list does not know the machine.
+        """
+        known = self.instance(name)
+        prices: list[tuple[Pool, Price | None]] = [("spot", known.spot), ("on-demand", known.on_demand)]
+        return {pool: price.usd for pool, price in prices if price is not None}
+
     def usd_per_hour(self, name: str, pool: Pool) -> float:
         """Return what a node costs.
 
@@ -116,3 +126,17 @@ def read_prices(place: str | None = None) -> PriceList:
 def _own() -> Mapping[str, object]:
     values: Mapping[str, object] = yaml.safe_load((resources.files("pipeline") / "prices.yaml").read_text("utf-8"))
     return values
+
+
+def known_prices(place: str | None, instance: str | None) -> dict[Pool, float]:
+    """Return what a node costs in each pool, in US dollars per hour; empty where no list knows the machine.
+
+    Args:
+        place: A price list's file; None: the one that comes with Darkroom.
+        instance: Type of the machine; None: any.
+
+    Raises:
+        ConfigError: Where the file cannot be read or is no price list.
+    """
+    prices = read_prices(place)
+    return prices.by_pool(instance) if instance is not None and instance in prices.instances else {}

@@ -64,6 +64,8 @@ def usd(amount: float | None) -> str:
     if amount is None:
         return DASH
     size = abs(amount)
+    if 0 < size < 1e-4:
+        return "< $0.0001"
     shown = f"{size:,.0f}" if size >= 1000 else f"{size:.2f}" if size >= 0.1 or size == 0 else f"{size:.2g}"
     return ("−$" if amount < 0 else "$") + (shown if size < 1e15 else f"{size:.3g}")
 

@@ -11,7 +11,7 @@ import yaml
 
 from components.errors import ConfigError
 from components.peaks import peak_flops
-from pipeline.prices import PriceList, read_prices
+from pipeline.prices import PriceList, known_prices, read_prices
 
 MINE: dict[str, Any] = {
     "sources": {"contract": {"url": "https://example.com/offer", "date": "2026-11-01"}},
@@ -46,6 +46,17 @@ def test_a_price_is_of_a_node_and_an_hour() -> None:
     prices = read_prices()
     assert prices.usd_per_hour("p5.48xlarge", "on-demand") == 55.04
     assert prices.usd_per_hour("p5.48xlarge", "spot") < 55.04
+
+
+def test_prices_by_pool_are_those_that_are_known() -> None:
+    prices = read_prices()
+    assert prices.by_pool("g6e.48xlarge") == {"spot": 12.22, "on-demand": 30.13118}
+    assert prices.by_pool("Standard_ND96asr_v4") == {"on-demand": 27.197}
+
+
+def test_machines_of_any_type_have_no_price() -> None:
+    assert known_prices(None, None) == known_prices(None, "p99.xlarge") == {}
+    assert known_prices(None, "g6e.48xlarge")["spot"] == 12.22
 
 
 def test_a_list_of_ones_own(tmp_path: Path) -> None:
