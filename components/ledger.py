@@ -95,7 +95,11 @@ def ledger_lines(
 
 
 def append_ledger(run: Storage, lines: Iterable[LedgerLine]) -> None:
-    """Add lines to the ledger of a run's folder."""
+    """Add lines to the ledger of a run's folder, behind the end of a line that was torn when its writer was killed."""
+    if run.exists(LEDGER):
+        size = run.entry(LEDGER).size
+        if size and run.read(LEDGER, size - 1, 1) != b"\n":
+            run.append(LEDGER, b"\n")
     run.append_lines(LEDGER, [line.model_dump() for line in lines])
 
 

@@ -42,15 +42,18 @@ def plan_table(plan: Plan) -> RenderableType:
     return Group(*parts)
 
 
-def bill_table(run: str, told: Mapping[str, Any], preemptions: int) -> RenderableType:
-    """Return a bill: by state, by attempt, in all, beside what was planned."""
+def bill_table(run: str, told: Mapping[str, Any], preemptions: int, running: int | None = None) -> RenderableType:
+    """Return a bill: by state, by attempt, in all, beside what was planned; without the attempt that is running."""
     parts: list[RenderableType] = [Text(wording.one_line(run), "bold"), Text(), _states(told), Text(), _attempts(told)]
     if rows := compared(told, preemptions):
         beside = _table("beside the plan", "planned", "actual")
         for row in rows:
             _row(beside, *row)
         parts += [Text(), beside]
-    return Group(*parts, Text(), Text(_plain(paid(told))))
+    parts += [Text(), Text(_plain(paid(told)))]
+    if running is not None:
+        parts.append(Text(f"Attempt {running} has not ended, and comes onto the bill when it does."))
+    return Group(*parts)
 
 
 def _subject(plan: Plan) -> Iterator[tuple[str, str]]:

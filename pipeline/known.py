@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,31 +88,57 @@ def processes(settings: RunConfig) -> int:
     return placement.nodes * (placement.gpus or settings.train.ranks)
 
 
-def measured(settings: RunConfig, workdir: Storage) -> Measured | None:
-    """Return what the newest finished run like this one was seen to do, or None where there is none.
+class Known(NamedTuple):
+    """What earlier runs of a workdir tell of a new one; None for what none tells.
 
-    Like this one means: the same model, resolution, precision and kind of machine, so that as many images per second
-    and process are to be expected. What cannot be read is passed over.
+    Attributes:
+        speed: How fast the newest run like it was.
+        images: How many images the newest run on the same source had.
     """
+
+    speed: Measured | None = None
+    images: int | None = None
+
+
+def known(settings: RunConfig, workdir: Storage) -> Known:
+    """Return what earlier runs of a workdir tell of a new one; what cannot be read is passed over.
+
+    A run is like another where model, resolution, precision and kind of machine are the same, so that as many images
+    per second and process are to be expected.
+    """
+    found = Known()
+    for numbers, then in sorted(_reports(workdir), key=lambda pair: pair[0]["started"]):
+        speed = _speed(settings, numbers, then)
+        images = numbers.get("images") if then.ingest.source == settings.ingest.source else None
+        found = Known(speed or found.speed, images if isinstance(images, int) and images > 0 else found.images)
+    return found
+
+
+def _reports(workdir: Storage) -> Iterator[tuple[dict[str, Any], RunConfig]]:
+    """Yield the numbers and the settings of every run that left a whole report."""
     try:
-        reports = [entry.key for entry in workdir.child("runs").list() if _REPORT.fullmatch(entry.key)]
+        keys = [entry.key for entry in workdir.child("runs").list() if _REPORT.fullmatch(entry.key)]
     except DarkroomError:
+        return
+    for key in keys:
+        try:
+            numbers = workdir.read_json(f"runs/{key}")
+            settings = RunConfig.parse(numbers["config"])
+            numbers["started"] = float(numbers["started"])
+        except (DarkroomError, KeyError, TypeError, ValueError):
+            continue
+        yield numbers, settings
+
+
+def _speed(settings: RunConfig, numbers: dict[str, Any], then: RunConfig) -> Measured | None:
+    if _kind(then) != _kind(settings):
         return None
-    runs = [found for key in reports if (found := _read(settings, workdir, f"runs/{key}")) is not None]
-    return max(runs, key=lambda pair: pair[0], default=(0.0, None))[1]
-
-
-def _read(settings: RunConfig, workdir: Storage, key: str) -> tuple[float, Measured] | None:
     try:
-        numbers = workdir.read_json(key)
-        then = RunConfig.parse(numbers["config"])
-        if _kind(then) != _kind(settings):
-            return None
         speed = float(numbers["samples_per_second"]) / processes(then) * processes(settings)
         began = sum(float(numbers["ledger"].get(state, 0.0)) for state in ("pulling", "loading"))
         start = began / max(1, int(numbers["attempts"]))
-        return (float(numbers["started"]), Measured(str(numbers["run"]), speed, start)) if speed > 0 else None
-    except (DarkroomError, KeyError, TypeError, ValueError, AttributeError):
+        return Measured(str(numbers["run"]), speed, start) if speed > 0 else None
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 

@@ -17,7 +17,7 @@ from components.settings import override
 from components.storage import Storage, open_storage
 from pipeline.config import RunConfig
 from pipeline.cost_tables import bill_table, plan_table, show
-from pipeline.known import measured, model_of
+from pipeline.known import Known, known, model_of
 from pipeline.plan import PLAN, Assumptions, Plan
 from pipeline.planning import make_plan
 from pipeline.prices import read_prices
@@ -29,8 +29,10 @@ def plan_run(settings: RunConfig, workdir: Storage | None, images: int | None, t
     Raises:
         ConfigError: For a price list that is wrong, or lacks ``placement.instance``.
     """
-    seen = measured(settings, workdir) if workdir is not None else None
-    return make_plan(settings, read_prices(settings.placement.prices), model_of(settings), seen, images, told)
+    seen = known(settings, workdir) if workdir is not None else Known()
+    prices = read_prices(settings.placement.prices)
+    count = seen.images if images is None else images
+    return make_plan(settings, prices, model_of(settings), seen.speed, count, told)
 
 
 def store_plan(settings: RunConfig, workdir: Storage) -> None:
@@ -92,12 +94,12 @@ def show_cost(run: str, workdir: str, as_json: bool, console: Console) -> None:
     folder = storage.child(f"runs/{name}")
     config = _read(folder, "config.json") or {}
     budget = (config.get("launch") or {}).get("budget_usd")
-    images = sum(line.get("samples", 0) for line in _lines(folder, "metrics.jsonl"))
+    images = sum(int(line.get("samples") or 0) for line in _lines(folder, "metrics.jsonl"))
     told = bill(read_ledger(folder), images, _planned(folder), budget)
     if as_json:
         _print_json(console, {"run": name, **told})
     else:
-        show(console, bill_table(name, told, _preemptions(folder)))
+        show(console, bill_table(name, told, _preemptions(folder), _running(folder)))
 
 
 def _find(run: str, storage: Storage) -> str:
@@ -129,7 +131,22 @@ def _read(folder: Storage, key: str) -> Any:
 
 
 def _lines(folder: Storage, key: str) -> Iterator[dict[str, Any]]:
-    return folder.read_lines(key) if folder.exists(key) else iter(())
+    """Yield the records of a file that may be missing, without a line that was torn when its writer was killed."""
+    for line in folder.read(key).split(b"\n") if folder.exists(key) else ():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                yield record
+
+
+def _running(folder: Storage) -> int | None:
+    """Return the number of the attempt that runs now; None where none does."""
+    events = list(_lines(folder, "events.jsonl"))
+    began, ended = (
+        {event.get("attempt") for event in events if event.get("event") == name}
+        for name in ("attempt-started", "attempt-ended")
+    )
+    return max((number for number in began - ended if isinstance(number, int)), default=None)
 
 
 def _preemptions(folder: Storage) -> int:

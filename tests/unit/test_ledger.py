@@ -112,6 +112,8 @@ def test_a_torn_line_is_left_out_and_a_wrong_one_is_named() -> None:
     append_ledger(run, ledger_lines(0, {"useful": 1}))
     run.append("ledger.jsonl", b'{"attempt": 1, "sta')
     assert len(read_ledger(run)) == len(STATES)
+    append_ledger(run, ledger_lines(1, {"useful": 2}))
+    assert total(read_ledger(run)).seconds == 3, "what comes after a torn line is not lost with it"
     run.write_lines("ledger.jsonl", [{"attempt": 0, "state": "useful", "seconds": -1}])
     with pytest.raises(DataError, match=r"ledger\.jsonl:1 in memory://ledger-torn .*seconds: .*mend or delete it"):
         read_ledger(run)

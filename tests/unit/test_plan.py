@@ -19,7 +19,7 @@ from components.unet_shape import SD1, SD2, SDXL
 from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.cost_tables import bill_table, plan_table, show
-from pipeline.known import measured, model_of, processes
+from pipeline.known import known, model_of, processes
 from pipeline.plan import Assumptions, Plan
 from pipeline.planning import make_plan
 from pipeline.prices import read_prices
@@ -195,7 +195,7 @@ def test_this_machine_costs_nothing_unless_told() -> None:
 def finished(workdir: Storage, config: RunConfig, speed: float | None, started: float) -> None:
     numbers = {
         "run": config.run, "config": config.model_dump(mode="json"), "samples_per_second": speed, "started": started,
-        "ledger": {"loading": 90.0, "useful": 500.0}, "attempts": 3,
+        "ledger": {"loading": 90.0, "useful": 500.0}, "attempts": 3, "images": int(started),
     }  # fmt: skip
     workdir.write_json(f"runs/{config.run}/report.json", numbers)
 
@@ -203,15 +203,17 @@ def finished(workdir: Storage, config: RunConfig, speed: float | None, started: 
 def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
     workdir = open_storage("memory://plan-measured")
     config = settings(DEMO, train={"steps": 500})
-    assert measured(config, workdir) is None
+    assert known(config, workdir) == (None, None)
     finished(workdir, settings(DEMO), 120.0, started=100)
     finished(workdir, settings(DEMO, train={"steps": 101, "ranks": 2}), 300.0, started=200)
     finished(workdir, settings(DEMO, train={"precision": "bf16"}), 999.0, started=300)
     finished(workdir, settings(DEMO, train={"steps": 102}), None, started=400)
+    finished(workdir, settings(DEMO, train={"steps": 103}, ingest={"source": "elsewhere"}), None, started=500)
     workdir.write("runs/odd/report.json", b"[1]")
     workdir.write("runs/torn/report.json", b"{")
-    seen = measured(config, workdir)
+    seen, images = known(config, workdir)
     assert seen is not None
+    assert images == 400, "of the newest run on the same source, whatever it was"
     assert seen.images_per_second == pytest.approx(150.0), "two processes made 300"
     assert seen.start_seconds == pytest.approx(30.0)
     told = make_plan(config, read_prices(), model_of(config), seen)
@@ -290,7 +292,10 @@ def test_cost_tells_what_a_run_has_spent(tmp_path: Path, capsys: pytest.CaptureF
     append_ledger(run, ledger_lines(0, {"pending": 1800, "useful": 3600}, 16, "spot", "p4d.24xlarge", 9.5))
     append_ledger(run, ledger_lines(1, {"useful": 900, "idle": 900}, 16, "on-demand", "p4d.24xlarge", 22.0))
     run.write_lines("metrics.jsonl", [{"step": step, "samples": 2048, "seconds": 1.0} for step in range(1, 101)])
-    run.write_lines("events.jsonl", [{"time": 1.0, "event": "attempt-ended", "exit_code": 75}])
+    run.append("metrics.jsonl", b'{"step": 101, "sampl')
+    began = [{"time": 1.0, "event": "attempt-started", "attempt": number} for number in (0, 1, 2)]
+    ended = [{"time": 2.0, "event": "attempt-ended", "attempt": number, "exit_code": 75} for number in (0, 1)]
+    run.write_lines("events.jsonl", began + ended)
 
     assert main(["cost", "sd2", "--workdir", str(tmp_path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -302,7 +307,15 @@ def test_cost_tells_what_a_run_has_spent(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["cost", config.run, "--workdir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    for part in ("pending", "16 spot p4d.24xlarge", "$152.00", "$328.00", "beside the plan", "exceeded by $228.00"):
+    for part in (
+        "pending",
+        "16 spot p4d.24xlarge",
+        "$152.00",
+        "$328.00",
+        "beside the plan",
+        "exceeded by $228.00",
+        "Attempt 2 has",
+    ):
         assert part in text
 
     assert main(["cost", "sd3", "--workdir", str(tmp_path)]) == 78
