@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from components.bill import HOUR
-from components.report.wording import DASH, count, number, percent, usd
+from components.report.wording import DASH, count, duration, number, percent, usd
 
 
 class Compared(NamedTuple):
@@ -36,13 +36,17 @@ def compared(cost: Mapping[str, Any], preemptions: int) -> list[Compared]:
     planned = cost["planned"]
     if planned is None:
         return []
+    hours = planned["hours"]
     rows = [
-        Compared("Hours", number(planned["hours"]), number(cost["hours"])),
-        Compared("Cost", usd(planned["usd"]), usd(cost["usd"])),
+        Compared("Time", duration(None if hours is None else hours * HOUR), duration(cost["seconds"])),
         Compared("Goodput", percent(planned["goodput"]), percent(cost["goodput"])),
         Compared("Preemptions", number(planned["interruptions"]), count(preemptions)),
-        Compared("Per 1,000 images", usd(planned["usd_per_1000_images"]), usd(cost["usd_per_1000_images"])),
     ]
+    if planned["usd"] or cost["usd"]:
+        rows += [
+            Compared("Cost", usd(planned["usd"]), usd(cost["usd"])),
+            Compared("Per 1,000 images", usd(planned["usd_per_1000_images"]), usd(cost["usd_per_1000_images"])),
+        ]
     return [row for row in rows if row.planned != DASH]
 
 

@@ -92,7 +92,7 @@ def test_the_report_holds_the_plan_against_the_ledger() -> None:
     assert metrics(numbers)["usd_per_1000_images"] == pytest.approx(58 / 50)
     rows = {row.label: (row.planned, row.actual) for row in compared(numbers["cost"], preemptions=1)}
     assert rows["Cost"] == ("$30.00", "$58.00")
-    assert rows["Hours"] == ("1.5", "2.17")
+    assert [part.replace("\N{NO-BREAK SPACE}", " ") for part in rows["Time"]] == ["1 h 30 min", "2 h 10 min"]
     assert rows["Preemptions"] == ("0.4", "1")
     assert "Per 1,000 images" not in rows, "it was not planned"
     assert [row.pool for row in pool_rows(numbers["cost"])] == ["spot", "on-demand"]
@@ -126,6 +126,12 @@ def test_a_run_that_cost_nothing_says_nothing_of_money() -> None:
     assert numbers["usd"] is None
     assert "usd" not in metrics(numbers)
     assert "$" not in markdown(numbers)
+
+
+def test_a_plan_of_a_run_that_costs_nothing_is_of_its_time() -> None:
+    free = Planned(expected=Expected(hours=0.1, usd=0.0, goodput=0.8))
+    told = bill(ledger_lines(0, {"useful": 60}), images=10, planned=free)
+    assert [row.label for row in compared(told, preemptions=0)] == ["Time", "Goodput"]
 
 
 def test_odd_budgets_are_none() -> None:
