@@ -86,7 +86,7 @@ class Plan:
     mfu: float | None
     work_hours: float | None
     pool: Pool
-    pools: dict[str, PoolPlan]
+    pools: dict[Pool, PoolPlan]
     checkpoint_every: int
     checkpoint_bytes: int | None
     checkpoints_kept: int

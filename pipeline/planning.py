@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from components.peaks import peak_flops
 from components.unet_shape import TRAINING_OVER_FORWARD
 from pipeline.config import RunConfig
 from pipeline.cost import (
     CHECKPOINT_BYTES,
+    HOUR,
     Forecast,
     Interruptions,
     daly,
@@ -27,17 +29,13 @@ from pipeline.cost import (
 from pipeline.known import Measured, Model, processes
 from pipeline.placement import spot_grace
 from pipeline.plan import Assumptions, Plan, PoolPlan
-from pipeline.prices import Instance, PriceList
+from pipeline.plan import Pool as AnyPool
+from pipeline.prices import Instance, Pool, PriceList
 from pipeline.throughputs import published, speed_like
 
 _GB = 1e9
-
-
-@dataclass(frozen=True)
-class _Speed:
-    images_per_second: float | None
-    basis: str
-    mfu: float | None
+_START = 300.0  # seconds from machines given to the first step, where none were measured
+_WARNED = 0.9  # share of reclaims that come with their notice, where a save fits into it
 
 
 def make_plan(
@@ -61,179 +59,211 @@ def make_plan(
     Raises:
         ConfigError: Where the price list does not know ``placement.instance``.
     """
-    taken = assumptions or Assumptions()
-    placement, train = settings.placement, settings.train
-    machine = _machine(settings, prices)
-    gpu = machine.gpu if machine is not None else ""
-    speed = _speed(settings, model, gpu, seen, taken)
-    trained = train.steps * train.global_batch
-    work = trained / speed.images_per_second if speed.images_per_second else None
-    state = CHECKPOINT_BYTES * model.shape.parameters if model is not None else None
-    kept = kept_checkpoints(train.steps, train.checkpoint_every, train.keep, train.keep_every)
-    dataset = None if model is None or images is None else images * _sample(model)
-    stored = [size for size in (dataset, None if state is None else state * kept) if size is not None]
-    local = settings.launch.where == "local" and placement.instance is None
-    how = _interruptions(settings, state, seen, taken)
+    case = _Case(settings, prices, model, seen, images, assumptions or Assumptions())
+    train = settings.train
     plan = Plan(
         run=settings.run,
         model=model.name if model is not None else str(settings.model.base),
         parameters=model.shape.parameters if model is not None else None,
-        flops_per_image=TRAINING_OVER_FORWARD * model.forward_flops() if model is not None else None,
-        nodes=1 if local else placement.nodes,
-        processes=processes(settings),
-        instance=placement.instance,
-        gpu=gpu,
+        flops_per_image=case.flops_per_image,
+        nodes=case.nodes,
+        processes=case.processes,
+        instance=settings.placement.instance,
+        gpu=case.gpu,
         steps=train.steps,
-        images_trained=trained,
-        images_per_second=speed.images_per_second,
-        speed_basis=speed.basis,
-        mfu=speed.mfu,
-        work_hours=None if work is None else work / 3600,
-        pool="local" if local else placement.first_pool,
-        pools=_pools(settings, prices, machine, work, how, local, taken),
+        images_trained=case.trained,
+        images_per_second=case.speed.images_per_second,
+        speed_basis=case.speed.basis,
+        mfu=case.speed.mfu,
+        work_hours=None if case.work is None else case.work / HOUR,
+        pool="local" if case.here else settings.placement.first_pool,
+        pools=case.pools(),
         checkpoint_every=train.checkpoint_every,
-        checkpoint_bytes=state,
-        checkpoints_kept=kept,
-        dataset_bytes=dataset,
-        storage_usd_per_month=sum(stored) / _GB * prices.storage.usd_per_gb_month if stored else None,
+        checkpoint_bytes=case.checkpoint_bytes,
+        checkpoints_kept=case.checkpoints_kept,
+        dataset_bytes=case.dataset_bytes,
+        storage_usd_per_month=case.storage_usd_per_month,
         budget_usd=settings.launch.budget_usd,
     )
-    assumed = tuple(_assumed(settings, plan, how, taken, machine))
-    return replace(plan, assumed=assumed, unknown=tuple(_unknown(plan, images)))
+    return replace(plan, assumed=tuple(_assumed(case, plan)), unknown=tuple(_unknown(plan, images)))
 
 
-def _machine(settings: RunConfig, prices: PriceList) -> Instance | None:
-    """Return what the list knows of the machines; None where they are of any type, or their price is told."""
-    name = settings.placement.instance
-    if name is None or (name not in prices.instances and settings.launch.usd_per_hour is not None):
-        return None
-    return prices.instance(name)
+@dataclass(frozen=True)
+class _Speed:
+    images_per_second: float | None
+    basis: str
+    mfu: float | None = None
 
 
-def _speed(settings: RunConfig, model: Model | None, gpu: str, seen: Measured | None, taken: Assumptions) -> _Speed:
-    """Return the best that is known of the speed: told, measured here, published, or told from the arithmetic."""
-    count = processes(settings)
-    peak = peak_flops(gpu, settings.train.precision, tf32=True) if gpu else None
-    flops = TRAINING_OVER_FORWARD * model.forward_flops() if model is not None else None
+@dataclass(frozen=True)
+class _Case:
+    """All that a plan is made from, and what follows from it."""
 
-    def known(speed: float, basis: str) -> _Speed:
-        used = speed * flops / (peak * count) if flops is not None and peak is not None and count else None
-        return _Speed(speed, basis, used)
+    settings: RunConfig
+    prices: PriceList
+    model: Model | None
+    seen: Measured | None
+    images: int | None
+    taken: Assumptions
 
-    if taken.images_per_second is not None:
-        return known(taken.images_per_second, "as told")
-    if seen is not None:
-        return known(seen.images_per_second, f"measured in {seen.run}")
-    if model is not None and gpu and settings.train.precision != "fp32":
-        one = published(model.shape, settings.latents.resolution, gpu, count)
-        if one is not None:
-            return known(speed_like(one, count), f"published: {one.gpus} GPUs, {one.source}")
-    if flops is None or peak is None:
-        return _Speed(None, "not known", None)
-    return _Speed(images_per_second(flops, peak, count, taken.mfu), "FLOPs of the model ÷ (peak × MFU)", taken.mfu)
+    @cached_property
+    def machine(self) -> Instance | None:
+        """What the list knows of the machines; None where they are of any type, or their price is told."""
+        name = self.settings.placement.instance
+        if name is None or (name not in self.prices.instances and self.settings.launch.usd_per_hour is not None):
+            return None
+        return self.prices.instance(name)
+
+    @property
+    def gpu(self) -> str:
+        return self.machine.gpu if self.machine is not None else ""
+
+    @property
+    def here(self) -> bool:
+        """Whether training runs on this machine, whatever it is."""
+        return self.settings.launch.where == "local" and self.settings.placement.instance is None
+
+    @property
+    def nodes(self) -> int:
+        return 1 if self.settings.launch.where == "local" else self.settings.placement.nodes
+
+    @property
+    def processes(self) -> int:
+        return processes(self.settings)
+
+    @property
+    def trained(self) -> int:
+        return self.settings.train.steps * self.settings.train.global_batch
+
+    @cached_property
+    def flops_per_image(self) -> int | None:
+        return TRAINING_OVER_FORWARD * self.model.forward_flops() if self.model is not None else None
+
+    @cached_property
+    def speed(self) -> _Speed:
+        """The best that is known of the speed: told, measured here, published, or told from the arithmetic."""
+        peak = peak_flops(self.gpu, self.settings.train.precision, tf32=True) if self.gpu else None
+        speed, basis = self._known_speed() or (None, "not known")
+        if speed is None and self.flops_per_image is not None and peak is not None:
+            speed = images_per_second(self.flops_per_image, peak, self.processes, self.taken.mfu)
+            basis = "FLOPs of the model ÷ (peak × MFU)"
+        if speed is None or self.flops_per_image is None or peak is None:
+            return _Speed(speed, basis)
+        return _Speed(speed, basis, speed * self.flops_per_image / (peak * self.processes))
+
+    def _known_speed(self) -> tuple[float, str] | None:
+        if self.taken.images_per_second is not None:
+            return self.taken.images_per_second, "as told"
+        if self.seen is not None:
+            return self.seen.images_per_second, f"measured in {self.seen.run}"
+        if self.model is None or not self.gpu or self.settings.train.precision == "fp32":
+            return None
+        one = published(self.model.shape, self.settings.latents.resolution, self.gpu, self.processes)
+        return (speed_like(one, self.processes), f"published: {one.gpus} GPUs, {one.source}") if one else None
+
+    @property
+    def work(self) -> float | None:
+        """Seconds of optimizer steps."""
+        return self.trained / self.speed.images_per_second if self.speed.images_per_second else None
+
+    @property
+    def checkpoint_bytes(self) -> int | None:
+        return CHECKPOINT_BYTES * self.model.shape.parameters if self.model is not None else None
+
+    @property
+    def checkpoints_kept(self) -> int:
+        train = self.settings.train
+        return kept_checkpoints(train.steps, train.checkpoint_every, train.keep, train.keep_every)
+
+    @property
+    def dataset_bytes(self) -> int | None:
+        if self.model is None or self.images is None:
+            return None
+        shape, side = self.model.shape, self.model.side
+        return self.images * sample_bytes(shape.latent_channels, side, side, self.model.tokens, shape.context)
+
+    @property
+    def storage_usd_per_month(self) -> float | None:
+        if self.checkpoint_bytes is None:
+            return None
+        stored = self.checkpoint_bytes * self.checkpoints_kept + (self.dataset_bytes or 0)
+        return stored / _GB * self.prices.storage.usd_per_gb_month
+
+    @cached_property
+    def calm(self) -> Interruptions:
+        """What an interruption costs, though none comes; how often they do depends on the pool."""
+        taken, size = self.taken, (self.checkpoint_bytes or 0) / _GB
+        stall = size / self.processes / taken.copy_gb_per_second
+        save = stall + size / self.nodes / taken.write_gb_per_second
+        start = self.seen.start_seconds if self.seen is not None else _START
+        warned = _WARNED if save <= spot_grace(self.settings.placement) else 0.0
+        return Interruptions(
+            between=math.inf,
+            saved_share=warned if taken.saved_share is None else taken.saved_share,
+            stall=stall,
+            save=save,
+            wait=taken.wait_seconds,
+            start=start if taken.start_seconds is None else taken.start_seconds,
+        )
+
+    def pools(self) -> dict[AnyPool, PoolPlan]:
+        """Return each pool that training could run in, or only this machine."""
+        taken = self.taken
+        if self.here:
+            price = PoolPlan(self.settings.launch.usd_per_hour or 0.0, "this machine")
+            return {"local": self._pool(price, replace(self.calm, wait=0.0))}
+        failures = gang_between(taken.failures_per_node_day, self.nodes)
+        reclaims = gang_between(taken.failures_per_node_day + taken.reclaims_per_node_day, self.nodes)
+        return {
+            "spot": self._pool(self._price("spot"), replace(self.calm, between=reclaims)),
+            "on-demand": self._pool(self._price("on-demand"), replace(self.calm, between=failures, saved_share=0.0)),
+        }
+
+    def _price(self, pool: Pool) -> PoolPlan:
+        told = self.settings.launch.usd_per_hour
+        if told is not None:
+            return PoolPlan(told, "launch.usd_per_hour")
+        found = self.machine.price(pool) if self.machine is not None else None
+        if found is None:
+            return PoolPlan(None, "not known")
+        source = self.prices.sources[found.source]
+        return PoolPlan(found.usd, f"{source.url}, {source.date}")
+
+    def _pool(self, price: PoolPlan, how: Interruptions) -> PoolPlan:
+        work, train = self.work, self.settings.train
+        if work is None:
+            return price
+        step = work / train.steps
+        usd = price.usd_per_node_hour if price.usd_per_node_hour is not None else math.nan
+
+        def foretell(steps: int) -> Forecast:
+            return forecast(work, self.trained, steps * step, how, self.nodes, usd)
+
+        price = replace(price, forecast=foretell(train.checkpoint_every))
+        if math.isinf(how.between) or how.stall == 0:  # nothing to save for, or nothing known of what it costs
+            return price
+        # As if none came with notice: what a notice saves is a gift, the checkpoints are what is relied on. No
+        # checkpoint begins before the one before is written.
+        best = min(max(daly(how.stall, how.between), how.save), work)
+        steps = max(1, round(best / step))
+        return replace(price, best_steps=steps, best_seconds=steps * step, best=foretell(steps))
 
 
-def _interruptions(settings: RunConfig, state: int | None, seen: Measured | None, taken: Assumptions) -> Interruptions:
-    """Return what an interruption costs; how often they come depends on the pool."""
-    size, placement = (state or 0) / _GB, settings.placement
-    stall = size / processes(settings) / taken.copy_gb_per_second
-    save = stall + size / placement.nodes / taken.write_gb_per_second
-    start = (
-        taken.start_seconds if taken.start_seconds is not None else seen.start_seconds if seen is not None else 300.0
-    )
-    fits = 0.9 if save <= spot_grace(placement) else 0.0
-    return Interruptions(
-        between=math.inf,
-        saved_share=fits if taken.saved_share is None else taken.saved_share,
-        stall=stall,
-        save=save,
-        wait=taken.wait_seconds,
-        start=start,
-    )
-
-
-def _pools(
-    settings: RunConfig,
-    prices: PriceList,
-    machine: Instance | None,
-    work: float | None,
-    how: Interruptions,
-    local: bool,
-    taken: Assumptions,
-) -> dict[str, PoolPlan]:
-    nodes = settings.placement.nodes
-    failing = gang_between(taken.failures_per_node_day, nodes)
-    taken_away = gang_between(taken.failures_per_node_day + taken.reclaims_per_node_day, nodes)
-    stays = replace(how, between=failing, saved_share=0.0)
-    if local:
-        here = replace(how, between=math.inf, wait=0.0)
-        price = settings.launch.usd_per_hour or 0.0
-        return {"local": _pool(settings, PoolPlan(price, "this machine"), work, here, 1)}
-    reclaims = {"spot": replace(how, between=taken_away), "on-demand": stays}
-    return {
-        pool: _pool(settings, _price(settings, prices, machine, pool), work, interrupted, nodes)
-        for pool, interrupted in reclaims.items()
-    }
-
-
-def _price(settings: RunConfig, prices: PriceList, machine: Instance | None, pool: str) -> PoolPlan:
-    told = settings.launch.usd_per_hour
-    if told is not None:
-        return PoolPlan(told, "launch.usd_per_hour")
-    found = machine.price("spot" if pool == "spot" else "on-demand") if machine is not None else None
-    if found is None:
-        return PoolPlan(None, "not known")
-    source = prices.sources[found.source]
-    return PoolPlan(found.usd, f"{source.url}, {source.date}")
-
-
-def _pool(settings: RunConfig, price: PoolPlan, work: float | None, how: Interruptions, nodes: int) -> PoolPlan:
-    if work is None:
-        return price
-    train = settings.train
-    step = work / train.steps
-    usd = price.usd_per_node_hour if price.usd_per_node_hour is not None else math.nan
-
-    def foretell(steps: int) -> Forecast:
-        return forecast(work, train.steps * train.global_batch, steps * step, how, nodes, usd)
-
-    if math.isinf(how.between):  # nothing to save for
-        return replace(price, forecast=foretell(train.checkpoint_every))
-    # As if none came with notice: what a notice saves is a gift, the checkpoints are what is relied on. No checkpoint
-    # begins before the one before is written.
-    best = max(daly(how.stall, how.between), how.save) if how.stall > 0 else work
-    steps = max(1, round(min(best, work) / step))
-    return replace(
-        price,
-        forecast=foretell(train.checkpoint_every),
-        best_steps=steps,
-        best_seconds=steps * step,
-        best=foretell(steps),
-    )
-
-
-def _sample(model: Model) -> int:
-    shape = model.shape
-    return sample_bytes(shape.latent_channels, model.side, model.side, model.tokens, shape.context)
-
-
-def _assumed(
-    settings: RunConfig, plan: Plan, how: Interruptions, taken: Assumptions, machine: Instance | None
-) -> Iterator[str]:
+def _assumed(case: _Case, plan: Plan) -> Iterator[str]:
+    taken, how = case.taken, case.calm
     if plan.speed_basis.startswith("FLOPs"):
         yield f"training reaches {taken.mfu:.0%} of the peak of {plan.gpu} (mfu)"
-    if machine is not None and machine.gpus != settings.placement.gpus:
-        yield (
-            f"a {plan.instance} has {machine.gpus} GPUs; placement.gpus uses {settings.placement.gpus} of them, "
-            "and all are paid for"
-        )
+    used = case.processes // case.nodes
+    if case.machine is not None and case.machine.gpus != used:
+        yield f"a {plan.instance} has {case.machine.gpus} GPUs; training uses {used} of them, and all are paid for"
     if plan.pool != "local":
         yield f"a spot machine is taken {taken.reclaims_per_node_day:g} × a day (reclaims_per_node_day)"
         yield f"any machine fails {taken.failures_per_node_day:g} × a day by itself (failures_per_node_day)"
         yield f"{how.saved_share:.0%} of the reclaims leave the {how.save:.0f} s to save first (saved_share)"
         yield f"machines come after {how.wait:.0f} s, unpaid, and train {how.start:.0f} s later"
     if plan.checkpoint_bytes is not None:
-        yield (f"training stands still for {how.stall:.2g} s per checkpoint (copy_gb_per_second)")
+        yield f"training stands still for {how.stall:.2g} s per checkpoint (copy_gb_per_second)"
+    if any(pool.best is not None for pool in plan.pools.values()):
         yield (
             "Young and Daly's interval counts on no notice, and is not shorter than a save takes: "
             f"{how.save:.2g} s (write_gb_per_second)"

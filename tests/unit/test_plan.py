@@ -176,9 +176,7 @@ def test_machines_that_no_list_knows() -> None:
 
 
 def test_gpus_that_lie_idle_are_paid_for() -> None:
-    assert any(
-        "has 8 GPUs; placement.gpus uses 1 of them" in note for note in plan(settings(placement={"gpus": 1})).assumed
-    )
+    assert any("has 8 GPUs; training uses 1 of them" in note for note in plan(settings(placement={"gpus": 1})).assumed)
 
 
 def test_this_machine_costs_nothing_unless_told() -> None:
@@ -190,6 +188,14 @@ def test_this_machine_costs_nothing_unless_told() -> None:
     mine = plan(settings(DEMO, launch={"usd_per_hour": 2.0}), images_per_second=64).expected
     assert mine is not None
     assert mine.usd == pytest.approx(2 * told.expected.paid_hours)
+
+
+def test_this_machine_may_be_one_of_the_list() -> None:
+    told = plan(settings(launch={"where": "local"}, train={"ranks": 8}))
+    assert (told.nodes, told.processes, told.images_per_second) == (1, 8, 290)
+    assert set(told.pools) == {"spot", "on-demand"}
+    assert told.expected is not None
+    assert told.expected.usd == pytest.approx(told.expected.paid_hours * 9.53)
 
 
 def finished(workdir: Storage, config: RunConfig, speed: float | None, started: float) -> None:
