@@ -240,11 +240,10 @@ class _Case:
             return forecast(work, self.trained, steps * step, how, self.nodes, usd)
 
         price = replace(price, forecast=foretell(train.checkpoint_every))
-        if math.isinf(how.between) or how.stall == 0:  # nothing to save for, or nothing known of what it costs
+        if math.isinf(how.between_losses) or how.stall == 0:  # nothing to save for, or nothing known of its cost
             return price
-        # As if none came with notice: what a notice saves is a gift, the checkpoints are what is relied on. No
-        # checkpoint begins before the one before is written.
-        best = min(max(daly(how.stall, how.between), how.save), work)
+        # No checkpoint begins before the one before is written.
+        best = min(max(daly(how.stall, how.between_losses), how.save), work)
         steps = max(1, round(best / step))
         return replace(price, best_steps=steps, best_seconds=steps * step, best=foretell(steps))
 
@@ -265,7 +264,7 @@ def _assumed(case: _Case, plan: Plan) -> Iterator[str]:
         yield f"training stands still for {how.stall:.2g} s per checkpoint (copy_gb_per_second)"
     if any(pool.best is not None for pool in plan.pools.values()):
         yield (
-            "Young and Daly's interval counts on no notice, and is not shorter than a save takes: "
+            "Young and Daly's interval is for reclaims and failures without notice, and not shorter than a save takes: "
             f"{how.save:.2g} s (write_gb_per_second)"
         )
     yield "not counted: captions, encoding, evaluation, validation and sample images, traffic"

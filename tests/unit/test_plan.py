@@ -79,6 +79,18 @@ def test_spot_is_set_against_on_demand() -> None:
     assert spot.best_steps is not None
     assert demand.best_steps is not None
     assert spot.best_steps < demand.best_steps
+    for pool in (spot, demand):
+        assert pool.forecast is not None
+        assert pool.best is not None
+        assert pool.best.goodput >= pool.forecast.goodput
+
+
+def test_who_counts_on_no_notice_saves_more_often() -> None:
+    counting, not_counting = (plan(settings(), saved_share=share).pools["spot"].best_steps for share in (0.9, 0.0))
+    assert counting is not None
+    assert not_counting is not None
+    assert not_counting < counting
+    assert plan(settings(), saved_share=1.0).pools["spot"].best_steps is None, "then nothing is ever lost"
 
 
 def test_without_a_measurement_the_arithmetic_tells_the_speed() -> None:
