@@ -20,28 +20,33 @@ from pipeline.cost_tables import bill_table, plan_table, show
 from pipeline.known import Known, known, model_of
 from pipeline.plan import PLAN, Assumptions, Plan
 from pipeline.planning import make_plan
-from pipeline.prices import read_prices
+from pipeline.prices import PriceList, read_prices
 
 
-def plan_run(settings: RunConfig, workdir: Storage | None, images: int | None, told: Assumptions) -> Plan:
+def plan_run(
+    settings: RunConfig, prices: PriceList, workdir: Storage | None, images: int | None, told: Assumptions
+) -> Plan:
     """Return the plan of a run, with what earlier runs in a workdir were seen to do.
 
     Raises:
-        ConfigError: For a price list that is wrong, or lacks ``placement.instance``.
+        ConfigError: Where the price list lacks ``placement.instance``.
     """
     seen = known(settings, workdir) if workdir is not None else Known()
-    prices = read_prices(settings.placement.prices)
-    count = seen.images if images is None else images
-    return make_plan(settings, prices, model_of(settings), seen.speed, count, told)
+    return make_plan(settings, prices, model_of(settings), seen.speed, seen.images if images is None else images, told)
 
 
 def store_plan(settings: RunConfig, workdir: Storage) -> None:
-    """Keep a run's plan; once training has begun, what was planned before is what was planned."""
+    """Keep a run's plan; once training has begun, what was planned before is what was planned.
+
+    Raises:
+        ConfigError: Where ``placement.prices`` names no price list.
+    """
+    prices = read_prices(settings.placement.prices)
     run = workdir.child(f"runs/{settings.run}")
     if run.exists(PLAN) and run.exists(LEDGER):
         return
     with contextlib.suppress(ConfigError):  # a run may go on machines that no price list knows
-        run.write_json(PLAN, plan_run(settings, workdir, None, Assumptions()).to_json())
+        run.write_json(PLAN, plan_run(settings, prices, workdir, None, Assumptions()).to_json())
 
 
 def show_plan(
@@ -69,7 +74,8 @@ def show_plan(
         told = Assumptions.parse(override({}, assumed))
     except ConfigError as error:
         raise ConfigError(str(error).replace("--set", "--assume")) from None
-    plan = plan_run(settings, open_storage(workdir) if workdir else None, images, told)
+    prices = read_prices(settings.placement.prices)
+    plan = plan_run(settings, prices, open_storage(workdir) if workdir else None, images, told)
     if as_json:
         _print_json(console, plan.to_json())
     else:

@@ -260,6 +260,8 @@ def test_a_run_may_go_on_machines_that_no_list_knows() -> None:
     workdir = open_storage("memory://plan-odd")
     store_plan(settings(placement={"instance": "p99"}), workdir)
     assert not list(workdir.list())
+    with pytest.raises(ConfigError, match=r"cannot read gone\.yaml"):
+        store_plan(settings(placement={"prices": "gone.yaml"}), workdir)
 
 
 def test_tables_fit_a_small_terminal() -> None:
