@@ -164,7 +164,7 @@ def ended(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def preemptions(events: Sequence[Mapping[str, Any]]) -> int:
     """Return how often training was preempted: as the trainer tells it at once, or the launcher when it gets to it."""
     accounts = len([event for event in ended(events) if event.get("exit_code") == Preempted.exit_code])
-    told = sum(event["event"] == "preempted" for event in events)
+    told = len([event for event in events if event["event"] == "preempted"])
     return max(accounts, told)
 
 

@@ -99,6 +99,9 @@ experiment: {{ $root.Values.pipeline.experiment }}
 image: {{ include "darkroom.image" (dict "root" $root "image" $root.Values.image "name" "image") }}
 gpu_image: {{ include "darkroom.image" (dict "root" $root "image" $root.Values.gpuImage "name" "gpuImage") }}
 service_account: {{ include "darkroom.fullname" $root }}-pipeline
+runtime: {{ $root.Values.trainer.runtime }}
+queue: {{ ternary $root.Values.queue.name "" $root.Values.queue.create | quote }}
+cloud: {{ $root.Values.cloud }}
 retries: {{ $root.Values.pipeline.retries }}
 secrets: {{ toJson $root.Values.secrets }}
 env: {{ toJson $root.Values.env }}
