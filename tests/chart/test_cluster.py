@@ -118,13 +118,12 @@ def test_machines_of_eks_have_the_labels_and_taints_of_their_flavors() -> None:
         assert {(t["key"], t["effect"]) for t in machine["taints"]} <= tolerated
 
 
-def test_kueue_is_told_of_trainjobs_and_not_of_their_jobsets() -> None:
+def test_kueue_manages_trainjobs_and_tells_the_metrics_that_the_dashboard_shows() -> None:
     values = yaml.safe_load((CLUSTER / "kueue" / "values.yaml").read_text("utf-8"))
     config = yaml.safe_load(values["managerConfig"]["controllerManagerConfigYaml"])
     assert config["apiVersion"] == "config.kueue.x-k8s.io/v1beta2"
     assert "trainer.kubeflow.org/trainjob" in config["integrations"]["frameworks"]
-    assert "jobset.x-k8s.io/jobset" not in config["integrations"]["frameworks"]
-    assert config["metrics"]["enableClusterQueueResources"] is True  # the dashboard shows it
+    assert config["metrics"]["enableClusterQueueResources"] is True
 
 
 def test_versions_are_those_that_the_manifests_were_held_against() -> None:

@@ -1,0 +1,172 @@
+"""The images: rules that their recipes keep, and the light one built and run for real where the tools are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ("darkroom", "darkroom-gpu")
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+def instructions(image: str) -> list[tuple[str, str]]:
+    """Return the instructions of a Dockerfile, continued lines joined."""
+    text = (ROOT / "images" / image / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    lines = [line.split(None, 1) for line in text.splitlines() if line and not line.startswith("#")]
+    return [(words[0], words[1] if len(words) > 1 else "") for words in lines]
+
+
+def last_stage(image: str) -> list[tuple[str, str]]:
+    found = instructions(image)
+    return found[max(number for number, (name, _) in enumerate(found) if name == "FROM") :]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_base_is_given_and_never_a_tag_of_ours(image: str) -> None:
+    found = instructions(image)
+    assert found[0] == ("ARG", "BASE")  # without a default
+    assert {rest.split()[0] for name, rest in found if name == "FROM"} == {"${BASE}"}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_runs_is_no_root_has_no_shell_and_no_build_tools(image: str) -> None:
+    stage = last_stage(image)
+    assert not [rest for name, rest in stage if name in ("RUN", "ADD", "HEALTHCHECK")]
+    assert [rest for name, rest in stage if name == "USER"] == ["10001:10001"]
+    [entry] = [rest for name, rest in stage if name == "ENTRYPOINT"]
+    assert json.loads(entry) == ["darkroom"]  # the exec form, so that it is PID 1
+    [command] = [rest for name, rest in stage if name == "CMD"]
+    assert json.loads(command) == ["--help"]
+    assert [rest for name, rest in stage if name == "COPY"] == ["--from=build /opt/darkroom /opt/darkroom"]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_is_written_at_run_time_lies_below_tmp(image: str) -> None:
+    variables = dict(re.findall(r"(\w+)=(\S+)", " ".join(rest for name, rest in last_stage(image) if name == "ENV")))
+    homes = {name: value for name, value in variables.items() if re.search("HOME|CACHE", name)}
+    assert {"HOME", "XDG_CACHE_HOME"} <= homes.keys()
+    assert all(value.startswith("/tmp") for value in homes.values())
+    assert variables["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_dependencies_are_locked_and_extras_exist(image: str) -> None:
+    runs = " && ".join(rest for name, rest in instructions(image) if name == "RUN")
+    installs = re.findall(r"pip install [^&]*", runs)
+    assert installs
+    assert all("-c constraints.txt" in install for install in installs)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    asked = set(re.findall(r"\w+", " ".join(re.findall(r"\.\[([^\]]*)\]", runs))))
+    assert asked <= known.keys()
+    assert ("train" in asked) == (image == "darkroom-gpu")
+    assert "pip check" in runs
+
+
+def test_only_sources_reach_the_builder() -> None:
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    copied = {
+        word for image in IMAGES for name, rest in instructions(image) if name == "COPY" and "--from" not in rest
+        for word in rest.split()[:-1]
+    }  # fmt: skip
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
+
+
+def make(**variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the recipe with ``true`` in the builder's place."""
+    given = [f"{name}={value}" for name, value in {"BUILDER": "true", **variables}.items()]
+    command = ["make", "--no-print-directory", "-C", str(ROOT / "images"), *given]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed here")
+def test_the_recipe_demands_a_registry_and_a_base_by_digest() -> None:
+    pinned = "python:3.11-slim@sha256:" + "0" * 64
+    assert "REGISTRY is empty" in make(BASE=pinned).stderr
+    for base in ("", "python:3.11-slim", "python@sha256:abc"):
+        refused = make(BASE=base, REGISTRY="registry.example/team")
+        assert refused.returncode != 0
+        assert "by digest" in refused.stderr
+    made = make(BASE=pinned, REGISTRY="registry.example/team", TAG="v1")
+    assert made.returncode == 0, made.stderr
+    for image in IMAGES:
+        assert f"--build-arg BASE='{pinned}'" in made.stdout
+        assert f"--file {image}/Dockerfile --tag 'registry.example/team/{image}:v1' .." in made.stdout
+
+
+class Builder(NamedTuple):
+    """buildah with a store of its own."""
+
+    store: Path
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = ["buildah", "--root", str(self.store / "root"), "--runroot", str(self.store / "run")]
+        command += ["--storage-driver", "vfs", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=1800)
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    """buildah, with an image ``localhost/base`` of Debian and its Python."""
+    missing = [tool for tool in ("buildah", "debootstrap") if shutil.which(tool) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and {', '.join(missing) or 'nothing else'} (apt-get install buildah debootstrap)")
+    folder = tmp_path_factory.mktemp("images")
+    base = folder / "base"
+    wanted = ["--variant=minbase", "--include=python3,python3-venv,ca-certificates"]
+    subprocess.run(["debootstrap", *wanted, "bookworm", str(base)], check=True, capture_output=True, timeout=1800)
+    if CERTIFICATES.is_file():  # a network with an authority of its own
+        shutil.copy(CERTIFICATES, base / CERTIFICATES.relative_to("/"))
+    recipe = folder / "Dockerfile"
+    recipe.write_text("FROM scratch\nADD base /\n")
+    made = Builder(folder / "store")
+    made.run("bud", "--isolation=chroot", "--file", str(recipe), "--tag", "localhost/base", str(folder))
+    yield made
+    made.run("rmi", "--all", "--force", check=False)
+
+
+@pytest.mark.proof
+def test_the_light_image_is_built_and_runs_as_nobody_on_a_read_only_root(builder: Builder, tmp_path: Path) -> None:
+    names = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+    given = [f"--build-arg={name}={os.environ[name]}" for name in names if name in os.environ]
+    given += ["--build-arg=BASE=localhost/base", f"--build-arg=PIP_CERT={CERTIFICATES}"]
+    recipe = str(ROOT / "images" / "darkroom" / "Dockerfile")
+    build = ["bud", "--isolation=chroot", "--network=host", *given, "--file", recipe, "--tag", "localhost/darkroom"]
+    built = builder.run(*build, str(ROOT), check=False)
+    assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
+    config = json.loads(builder.run("inspect", "--type", "image", "localhost/darkroom").stdout)["OCIv1"]["config"]
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["darkroom"]
+
+    container = builder.run("from", "localhost/darkroom").stdout.strip()
+
+    def inside(*command: str) -> subprocess.CompletedProcess[str]:
+        return builder.run("run", "--isolation=chroot", container, "--", *command, check=False)
+
+    shown = inside("darkroom", "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "darkroom" in shown.stdout
+    assert inside("darkroom", "compile", "--output", "/tmp/x.yaml").returncode == 0
+    assert inside("python", "-m", "pipeline.exporter", "--help").returncode == 0
+    assert inside("python", "-c", "import os; assert os.getuid() == 10001").returncode == 0
+    writable = "import os, sys; sys.exit(any(os.access(p, os.W_OK) for p in ('/', '/opt/darkroom', '/usr', '/etc')))"
+    assert inside("python", "-c", writable).returncode == 0
+    absent = "import importlib.util as u, sys; sys.exit(any(map(u.find_spec, ('torch', 'pip'))))"
+    assert inside("python", "-c", absent).returncode == 0
+    assert (
+        inside(
+            "python", "-c", "import shutil, sys; sys.exit(bool(shutil.which('cc') or shutil.which('gcc')))"
+        ).returncode
+        == 0
+    )
