@@ -61,7 +61,7 @@ def _list(workdir: str) -> None:
 def _api() -> Any:
     from kubernetes import client, config
 
-    config.load_incluster_config()
+    config.load_config()  # in a pod, its account
     return client
 
 
