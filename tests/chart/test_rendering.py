@@ -143,6 +143,29 @@ def test_recipes_of_ones_own_stand_beside_and_above_those_that_come_along(render
     assert shipped["data"] == {path.name: path.read_text("utf-8") for path in recipes.glob("*.yaml")}
 
 
+def test_prices_of_ones_own_replace_those_that_come_along(render: Render, tmp_path: Path) -> None:
+    from pipeline.prices import read_prices
+
+    def listed(values: Manifest) -> str:
+        [config] = [m for m in render(values) if m["metadata"]["name"].endswith("-prices")]
+        text: str = config["data"]["prices.yaml"]
+        return text
+
+    assert listed({}) == (CHART.parents[1] / "pipeline" / "prices.yaml").read_text("utf-8")
+    name, known = next((name, one) for name, one in read_prices().instances.items() if one.spot is not None)
+    mine: Manifest = {"sources": {"bill": {"url": "https://bill.example", "date": "2026-11-01"}}}
+    mine["instances"] = {name: {"spot": {"usd": 0.25, "source": "bill"}}}
+    (tmp_path / "prices.yaml").write_text(listed({"prices": mine}), "utf-8")
+    changed = read_prices(str(tmp_path / "prices.yaml")).instances
+    spot = changed[name].spot
+    assert spot is not None
+    assert spot.usd == 0.25
+    assert changed[name].on_demand == known.on_demand
+    assert {other: changed[other] for other in changed if other != name} == {
+        other: one for other, one in read_prices().instances.items() if other != name
+    }
+
+
 def test_a_package_holds_the_recipes_themselves(tmp_path: Path) -> None:
     import tarfile
 

@@ -102,6 +102,9 @@ service_account: {{ include "darkroom.fullname" $root }}-pipeline
 runtime: {{ $root.Values.trainer.runtime }}
 queue: {{ ternary $root.Values.queue.name "" $root.Values.queue.create | quote }}
 cloud: {{ $root.Values.cloud }}
+config_maps:
+  recipes: {{ include "darkroom.fullname" $root }}-recipes
+  prices: {{ include "darkroom.fullname" $root }}-prices
 retries: {{ $root.Values.pipeline.retries }}
 secrets: {{ toJson $root.Values.secrets }}
 env: {{ toJson $root.Values.env }}
