@@ -83,6 +83,15 @@ def test_the_grace_is_what_the_cloud_leaves(
     assert part["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] in seconds
 
 
+def test_gpus_are_asked_for_by_the_run_alone(every_preset: Manifest, render: Render) -> None:
+    """Trainer merges a TrainJob's resources into the runtime's, so a run without GPUs could not get rid of one."""
+    [runtime] = [manifest for manifest in render(every_preset) if manifest["kind"] == "TrainingRuntime"]
+    [part] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    [container] = part["template"]["spec"]["template"]["spec"]["containers"]
+    assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+    assert set(container["resources"]["limits"]) == {"memory"}
+
+
 def test_the_queue_admits_the_release_alone_and_tries_the_flavors_in_order(
     everything: Manifest, render: Render
 ) -> None:
