@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,18 @@ def test_dependencies_are_locked_and_extras_exist(image: str) -> None:
     assert asked <= known.keys()
     assert ("train" in asked) == (image == "darkroom-gpu")
     assert "pip check" in runs
+
+
+def test_an_image_for_gpus_is_not_made_without_cuda() -> None:
+    runs = [rest for name, rest in instructions("darkroom-gpu") if name == "RUN" and "torch.version.cuda" in rest]
+    [check] = runs
+    program = check.partition(" -c ")[2].strip("'")
+    stand_in = (
+        "import sys, types; sys.modules['torch'] = types.SimpleNamespace(version=types.SimpleNamespace(cuda={}))\n"
+    )
+    for cuda, code in (("None", 1), ("'13.0'", 0)):
+        ran = subprocess.run([sys.executable, "-c", stand_in.format(cuda) + program], capture_output=True, check=False)
+        assert ran.returncode == code
 
 
 def test_only_sources_reach_the_builder() -> None:
