@@ -10,7 +10,7 @@ TORCH := 2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit proofs bench chaos golden constraints clean
+.PHONY: help install demo test lint types unit proofs bench chaos golden chart images constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +63,12 @@ chaos: $(STAMP)  ## 20 random SIGKILLs for every ZeRO stage and precision; takes
 
 golden: $(STAMP)  ## write the compiled pipeline that the tests compare with anew
 	$(BIN)/darkroom compile --recipe demo --output tests/golden/demo.yaml
+
+chart: $(STAMP)  ## write the chart's documentation anew
+	$(BIN)/python charts/document.py
+
+images:  ## build and push both images: REGISTRY=… BASE=NAME@sha256:…
+	$(MAKE) -C images
 
 constraints:  ## pin anew what a fresh installation takes, in constraints.txt
 	rm -rf build/constraints
