@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from components import checkpoints
+from components.authors import read_authors
 from components.champion import Champion, read_champion, weights_sha256
 from components.checkpoints import Checkpoint
 from components.digests import digest_tree
@@ -85,7 +86,8 @@ def evaluate(
         verdict = compare(config, result["metrics"], champion.metrics if champion else None)
 
     told = {**verdict._asdict(), "step": checkpoint.step}
-    place.write_json(RESULT, {**result, **told, "champion": asdict(champion) if champion else None})
+    kept = {"captions_by": read_authors(workdir.child(f"datasets/{encoding_key}"))}
+    place.write_json(RESULT, {**result, **kept, **told, "champion": asdict(champion) if champion else None})
     return {**told, **result["metrics"], "weights_sha256": identity["weights_sha256"], "reused": reused}
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
+from components.authors import count_authors, write_authors
 from components.dataset import (
     Dataset,
     Shard,
@@ -56,7 +57,8 @@ def index(
         progress: Told what happens.
 
     Returns:
-        ``dataset_digest``, ``images``, ``held_out``, ``rejected``, ``shards`` and ``encoding_key``.
+        ``dataset_digest``, ``images``, ``held_out``, ``rejected``, ``shards``, ``encoding_key`` and ``captions_by``
+        (how many captions each author wrote).
 
     Raises:
         DataError: Where a group is not encoded, a live sample is in no shard, or nothing is left to train on.
@@ -68,6 +70,8 @@ def index(
     dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections))
     _check(dataset, live, rejections, config)
     storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
+    authors = count_authors(chain.from_iterable(read_captions(storage, group) for group in groups))
+    write_authors(storage, authors)
     write_dataset(storage, dataset)
     return {
         "dataset_digest": dataset.digest,
@@ -76,6 +80,7 @@ def index(
         "rejected": dataset.rejected,
         "shards": len(dataset.shards),
         "encoding_key": encoding_key,
+        "captions_by": authors,
     }
 
 

@@ -52,6 +52,7 @@ def render_card(
         _table(("prompt", "drawn", "read as asked"), _prompt_rows(evaluation["prompts"])),
         "## Made from",
         _table(("what", "value"), _origin_rows(evaluation)),
+        *_captions(evaluation.get("captions_by") or {}, settings),
         "## Settings",
         _settings(settings),
     ]
@@ -116,6 +117,25 @@ def _origin_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
         ["weights digest", evaluation["weights_sha256"]],
         ["picture size", f"{width} × {height} pixels"],
     ]
+
+
+def _captions(authors: Mapping[str, int], settings: Mapping[str, Any] | None) -> list[str]:
+    """Return who wrote the captions, and what was done to tags; nothing where it was not written down."""
+    if not authors:
+        return []
+    rows = [[escape(who), f"{count:,}"] for who, count in authors.items()]
+    return ["## Captions", _table(("written by", "captions"), rows), _tags(settings)]
+
+
+def _tags(settings: Mapping[str, Any] | None) -> str:
+    tags = ((settings or {}).get("caption") or {}).get("tags") or {}
+    if not tags.get("shuffled") and not tags.get("dropout"):
+        return ""
+    return (
+        f"Captions that are lists of tags: {max(tags['shuffled'], 1)} of each list, "
+        f"{'shuffled' if tags['shuffled'] else 'in their order'} behind the first {tags['keep']}, "
+        f"any other tag left out with chance {tags['dropout']:g}."
+    )
 
 
 def _settings(settings: Mapping[str, Any] | None) -> str:

@@ -135,9 +135,18 @@ def _data(records: Records) -> dict[str, Any]:
         "dataset_digest": dataset.digest if dataset else None,
         "rejected": max(rejected, len(records.rejected)),
         "rejected_by_reason": dict(reasons.most_common()),
+        "captions_by": _captions_by(records),
         "encoded": _told(records, "latents", "encoded"),
         "reused": _told(records, "latents", "reused"),
     }
+
+
+def _captions_by(records: Records) -> dict[str, int]:
+    """Return how many captions each author wrote, the busiest first."""
+    told = [(record.result or {}).get("captions_by") for record in records.steps if record.step == "index"]
+    counts = next((counts for counts in told if isinstance(counts, dict)), {})
+    plain = {name: count for name, count in counts.items() if isinstance(count, int) and 0 < count < 1e15}
+    return dict(sorted(plain.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.authors import read_authors
 from components.dataset import Dataset, is_held_out, read_dataset, write_encoding, write_group
 from components.digests import sha256
 from components.errors import DataError
@@ -107,7 +108,9 @@ def test_groups_join_into_one_dataset(bench: Workbench) -> None:
         "rejected": 0,
         "shards": 3,
         "encoding_key": KEY,
+        "captions_by": {"sidecar": 35},
     }
+    assert read_authors(bench.dataset) == {"sidecar": 35}
 
 
 def test_nothing_changed_gives_the_same_bytes(bench: Workbench) -> None:

@@ -99,6 +99,7 @@ def evaluated(workdir: LocalStorage, base: Path, weights: Weights, run: str = "f
         "metrics": {"prompt_accuracy": None, "judge_accuracy": None, "frechet_distance": 0.125, "generated": 4},
         "unknown": {"prompt_accuracy": "no judge"},
         "prompts": [{"prompt": HOSTILE, "images": 4, "correct": None}],
+        "captions_by": {"sidecar+shuffled": 1200, f"model:{HOSTILE}@1": 3},
         "better": True,
     }
     place.write_json("evaluation/evaluation.json", evaluation)
@@ -297,6 +298,23 @@ def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) 
     assert "| frechet distance | 0.125 |" in before
     assert r"| prompt accuracy | not measured: no judge |" in before
     assert "d" * 64 in before
+    assert r"| sidecar\+shuffled | 1,200 |" in before
+    assert "Captions that are lists of tags" not in before
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"separator": ",", "shuffled": 4, "keep": 2, "dropout": 0.1},
+         "4 of each list, shuffled behind the first 2, any other tag left out with chance 0.1."),
+        ({"separator": ",", "shuffled": 0, "keep": 0, "dropout": 0.25},
+         "1 of each list, in their order behind the first 0, any other tag left out with chance 0.25."),
+    ],
+)  # fmt: skip
+def test_the_card_says_what_was_done_to_tags(workdir: LocalStorage, base: Path, tags: Any, said: str) -> None:
+    workdir.write_json("runs/first/config.json", {"caption": {"tags": tags}})
+    card = workdir.read(f"{published(workdir, base)}/README.md").decode()
+    assert f"Captions that are lists of tags: {said}" in card
 
 
 def test_escaped_text_is_one_line_that_can_be_written() -> None:

@@ -87,7 +87,13 @@ def _steps(run: Storage) -> None:
         ("caption", "001", 56, 1, {"captioned": 897, "rejected": 0}),
         ("latents", "000", 57, 4, {"encoded": 900, "reused": 0, "shards": 1}),
         ("latents", "001", 61, 3.5, {"encoded": 890, "reused": 7, "shards": 1}),
-        ("index", None, 65, 0.4, {"images": 1797, "encoding_key": "key0"}),
+        (
+            "index",
+            None,
+            65,
+            0.4,
+            {"images": 1797, "encoding_key": "key0", "captions_by": {"<b>\u202ex": 3, "sidecar": 1794}},
+        ),
         ("train", None, 66, 75, {"step": 300}),
         ("evaluate", None, 141, 30, {"better": True, "prompt_accuracy": 118 / 120}),
         ("publish", None, 171, 0.7, {"published": "models/digits/3f9a1c", "version": "3f9a1c"}),
@@ -216,7 +222,7 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
         "rejected_by_reason": {"too-small": 2, "truncated": 1, "not-an-image": 1, "duplicate": 1}, "generated": 120,
         "correct": 118, "better": True, "encoded": 1790, "reused": 7, "steps": 300, "attempts": 2, "preemptions": 1,
         "steps_lost": 5, "published": "models/digits/3f9a1c", "judge_accuracy": 0.98, "frechet_distance": 3.214,
-        "frechet_reference": 1.9,
+        "frechet_reference": 1.9, "captions_by": {"sidecar": 1794, "<b>\\u202ex": 3},
     }  # fmt: skip
     assert {name: numbers[name] for name in expected} == expected
     assert numbers["prompt_accuracy"] == pytest.approx(118 / 120)
@@ -255,6 +261,8 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
         "the judge reads 98\xa0%",
         "1.6\xa0% waiting for data",
         "0.2 at best, after step 300",
+        "1,797\xa0captions",
+        "3 <b>\\u202ex",
     ):
         assert said in page.text, said
     alts = [image["alt"] for image in page.images()]
