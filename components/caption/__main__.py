@@ -1,9 +1,9 @@
-"""Give every image of one partition group a caption: from the file beside it, else from a model.
+"""Give every image of one partition group captions: from files beside it, folder names, label files or models.
 
     python -m components.caption --workdir work --source-id 0123456789abcdef --group 000 --encoding-key 89abcdef01234567
 
 ``--source-id`` is what ingest printed, ``--encoding-key`` names the dataset. Starting it again captions only images
-that are new, or whose caption file or settings have changed.
+that are new, or for which what their captions rest on has changed.
 """
 
 from __future__ import annotations

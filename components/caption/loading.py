@@ -97,7 +97,8 @@ def load_processor(place: str, kind: str, options: dict[str, Any]) -> Any:
     made = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "", None)
     if made is None or is_torchvision_available() or "video_processor" not in made.get_attributes():
         return AutoProcessor.from_pretrained(place, **options)
-    return without_videos(made).from_pretrained(place, video_processor=None, **options)
+    still_processor = without_videos(made)
+    return still_processor.from_pretrained(place, video_processor=None, **options)
 
 
 def without_videos(processor: Any) -> Any:
