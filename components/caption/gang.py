@@ -21,6 +21,7 @@ from components.caption.job import Job
 from components.caption.unfinished import read_outcomes
 from components.errors import ConfigError, DarkroomError
 from components.manifest import Outcome
+from components.models import select_device
 from components.storage import open_storage
 
 # Seconds that the processes have to end once they are asked to.
@@ -31,9 +32,9 @@ def processes(config: CaptionConfig) -> int:
     """Return how many processes are to caption.
 
     Raises:
-        ConfigError: Where there are fewer GPUs.
+        ConfigError: Where there are fewer GPUs, or none where one is asked for.
     """
-    gpus = torch.cuda.device_count() if config.device != "cpu" and torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if select_device(config.device).type == "cuda" else 0
     if gpus and config.processes > gpus:
         raise ConfigError(f"caption.processes is {config.processes}, and this machine has {gpus} GPUs; each needs one")
     return config.processes or max(gpus, 1)

@@ -19,7 +19,7 @@ from components.caption.config import CaptionConfig
 from components.caption.protocols import Protocol, protocol_for
 from components.caption.versions import identity
 from components.errors import ConfigError, StorageError
-from components.models import fetch, is_hub_name, quiet_libraries, torch_dtype
+from components.models import fetch, is_hub_name, torch_dtype
 from components.storage import Storage
 
 # Under which of these names a repository's own code may offer its model, the best first.
@@ -62,7 +62,7 @@ def load(name: str, config: CaptionConfig, workdir: Storage, device: torch.devic
         ConfigError: Where there is no such model, or it cannot be loaded from what is there.
         StorageError: Where it cannot be downloaded; a retry may help.
     """
-    quiet_libraries()
+    transformers.utils.logging.disable_progress_bar()  # Darkroom's own could not be read among them
     dtype = _dtype(config.dtype, device)
     hub = is_hub_name(name)
     # The library picks the files that it needs out of a hub repository; other places are fetched whole.

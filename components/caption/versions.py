@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from components.caption.config import CaptionConfig
+from components.caption.config import CaptionConfig, Origin
 from components.caption.written import Written
 from components.digests import digest_tree, short
 from components.images import ImageLimits
@@ -50,18 +50,18 @@ class Versions:
 
         Args:
             image: The image.
-            asked: How many sources were asked.
+            asked: How many sources were asked; one more where another one, if there were any, would have been.
         """
-        rests = [self._basis(number, image) for number in range(asked)]
+        order = self._config.order
+        rests = [self._basis(origin, image) for origin in order[:asked]] + ["end"] * (asked > len(order))
         return "" if None in rests else short([self._base, rests])
 
     def holds(self, image: ImageRecord, version: str) -> bool:
         """Tell whether an outcome of an earlier run is what this one would give."""
-        counts = range(1, len(self._config.order) + 1)
+        counts = range(1, len(self._config.order) + 2)
         return bool(version) and any(self.of(image, asked) == version for asked in counts)
 
-    def _basis(self, number: int, image: ImageRecord) -> Any:
-        origin = self._config.order[number]
+    def _basis(self, origin: Origin, image: ImageRecord) -> Any:
         basis = self._models if origin == "model" else self._written.basis(origin, image)
         return None if basis is None else [origin, basis]
 

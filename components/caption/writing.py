@@ -47,7 +47,7 @@ class Draft:
 
     Attributes:
         image: The image.
-        asked: How many sources were asked.
+        asked: How many sources were asked; one more once there is none left that could have been.
         words: What they wrote, and who it was.
         problem: Why the first of them that had something wrote nothing.
         banned: Why the image is left out whatever else is written.
@@ -117,8 +117,12 @@ class Captioning:
 
     def _next(self, draft: Draft) -> Origin | None:
         """Return the source that is to be asked next, or None where there is nothing left to ask."""
-        done = draft.banned or (draft.words and self._config.take == "first")
-        return None if done or draft.asked == len(self._config.order) else self._config.order[draft.asked]
+        done = self._settled(draft) or draft.asked >= len(self._config.order)
+        return None if done else self._config.order[draft.asked]
+
+    def _settled(self, draft: Draft) -> bool:
+        """Tell whether what further sources have to say does not matter."""
+        return draft.banned is not None or (bool(draft.words) and self._config.take == "first")
 
     def _finish(self, draft: Draft) -> Outcome | Draft:
         return draft if self._next(draft) == "model" else self._judge(draft, self._decode(draft.image))
@@ -130,6 +134,8 @@ class Captioning:
                 draft = draft.after(self._written.captions(origin, draft.image))
             except ImageRejected as problem:
                 draft = draft.after(problem)
+        if not self._settled(draft) and draft.asked == len(self._config.order):
+            return replace(draft, asked=draft.asked + 1)
         return draft
 
     def _decoded(

@@ -30,6 +30,7 @@ class Written:
         self._config = config
         self._source = source
         self._labels = labels
+        self._settings = {origin: config.model_dump(mode="json", include=names) for origin, names in _SETTINGS.items()}
 
     def captions(self, origin: Origin, image: ImageRecord) -> list[Caption]:
         """Return what one source has to say of an image, at least one caption.
@@ -48,7 +49,7 @@ class Written:
 
     def basis(self, origin: Origin, image: ImageRecord) -> Any:
         """Return what a source's captions of an image rest on, as JSON; None where nobody knows whether it changed."""
-        settings = self._config.model_dump(mode="json", include=_SETTINGS[origin])
+        settings = self._settings[origin]
         if origin == "sidecar":
             rests = _sidecar_basis(image.caption)
             return None if rests is None else [settings, rests]

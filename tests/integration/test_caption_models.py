@@ -31,11 +31,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from components.caption import captioning
 from components.caption.captioning import caption
 from components.caption.config import CaptionConfig
 from components.caption.loading import without_videos
 from components.caption.protocols import QUESTION
-from components.errors import ConfigError, DarkroomError, OutOfMemory
+from components.caption.unfinished import save_unfinished
+from components.errors import ConfigError, DarkroomError, OutOfMemory, StorageError
 from components.images import ImageLimits
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
@@ -246,6 +248,32 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     events = [json.loads(line) for line in told.getvalue().splitlines()]
     shrunk = [(line["batch"], line["next"]) for line in events if line["event"] == "caption-out-of-memory"]
     assert shrunk == [(9, 4), (4, 2)]
+
+
+def test_a_killed_step_asks_the_captioner_no_picture_twice(
+    captioners: dict[str, Path], full: Callable[[int], Full], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captioning, "SAVE_MODELS_EVERY", 2)
+    root = photos(tmp_path / "photos", 9)
+    settings: dict[str, Any] = {"model": str(captioners["smolvlm"]), "batch_size": 2}
+    whole, killed, memory = MemoryStorage("models-whole"), MemoryStorage("models-killed"), full(2)
+    run(root, whole, **settings)
+    memory.batches.clear()
+    deaths = iter([False, False, True])
+    monkeypatch.setattr(
+        captioning, "save_unfinished", lambda *saved: _raise() if next(deaths, False) else save_unfinished(*saved)
+    )
+    with pytest.raises(StorageError):
+        run(root, killed, **settings)
+    assert memory.batches == [2, 2, 2]
+    run(root, killed, **settings)
+    assert memory.batches == [2, 2, 2, 2, 2, 1]  # the third batch was done and not saved
+    key = "datasets/key/captions/000.jsonl"
+    assert killed.read(key) == whole.read(key)
+
+
+def _raise() -> None:
+    raise StorageError("no space left")
 
 
 def test_where_not_one_picture_fits_the_step_says_what_would_help(

@@ -106,6 +106,19 @@ def test_what_was_not_asked_does_not_matter(tmp_path: Path) -> None:
     assert write(source_id, work, **order, label_template="a {label}", lines="first", trigger="sks") == (2, 0, 1)
 
 
+def test_a_source_that_is_added_is_asked_where_it_could_matter(tmp_path: Path) -> None:
+    work = MemoryStorage("sources-added")
+    source_id = take(dogs(tmp_path / "dogs"), work)
+    assert write(source_id, work, sources=["model"]) == (0, 0, 3)
+    assert write(source_id, work, sources=["sidecar"]) == (1, 0, 2)
+    assert write(source_id, work, sources=["sidecar", "folder"]) == (1, 1, 1)
+    assert write(source_id, work, sources=["sidecar", "folder", "fixed"], fixed="a pet") == (1, 2, 0)
+    assert captions(work)["top.png"] == [("a pet", "fixed")]
+    assert write(source_id, work, sources=["sidecar"], take="all") == (1, 0, 2)
+    assert write(source_id, work, sources=["sidecar", "folder"], take="all") == (2, 0, 1)
+    assert len(captions(work)["told.png"]) == 2
+
+
 def test_a_caption_that_cannot_be_used_is_passed_over_and_told(tmp_path: Path) -> None:
     work = MemoryStorage("sources-short")
     source_id = take(dogs(tmp_path / "dogs"), work)
