@@ -175,11 +175,11 @@ def run(root: Path, work: Storage, stream: io.StringIO | None = None, **settings
     progress = Progress(stream or io.StringIO())
     source_id = ingest(IngestConfig(source=str(root)), work, progress)["source_id"]
     config = CaptionConfig.parse({"device": "cpu", "max_new_tokens": 8, **settings})
-    return caption(config, ImageLimits(), "000", source_id, "key", work, progress)
+    return caption(config, ImageLimits(), "g", source_id, "key", work, progress)
 
 
 def texts(work: Storage) -> dict[str, str]:
-    return {record.name: record.captions[0].text for record in read_captions(work.child("datasets/key"), "000")}
+    return {record.name: record.captions[0].text for record in read_captions(work.child("datasets/key"), "g")}
 
 
 def wrong(work: Storage) -> dict[str, str]:
@@ -195,7 +195,7 @@ def test_every_kind_is_asked_as_it_was_taught(captioners: dict[str, Path], kind:
         work = MemoryStorage(f"models-{kind}-{size}")
         assert run(root, work, model=str(captioners[kind]), batch_size=size)["captioned"] == 5
         assert wrong(work) == {}
-        written.append(work.read("datasets/key/captions/000.jsonl"))
+        written.append(work.read("datasets/key/captions/g.jsonl"))
     assert written[0] == written[1] == written[2]
 
 
@@ -203,12 +203,12 @@ def test_several_captioners_write_a_caption_each(captioners: dict[str, Path], tm
     work = MemoryStorage("models-several")
     names = [str(captioners[kind]) for kind in ("qwen", "florence")]
     run(photos(tmp_path / "photos"), work, model=names, prefix="photo of ")
-    for record in read_captions(work.child("datasets/key"), "000"):
+    for record in read_captions(work.child("datasets/key"), "g"):
         # They agree, and the same caption twice is one.
         assert record.captions == (Caption(f"photo of a {record.name[2:-4]} square", record.captions[0].by),)
         assert record.captions[0].by.startswith(f"model:{names[0]}@")
     run(tmp_path / "photos", work, model=names, prompt="<CAPTION>")
-    assert {len(record.captions) for record in read_captions(work.child("datasets/key"), "000")} <= {1, 2}
+    assert {len(record.captions) for record in read_captions(work.child("datasets/key"), "g")} <= {1, 2}
 
 
 class Full:
@@ -268,7 +268,7 @@ def test_a_killed_step_asks_the_captioner_no_picture_twice(
     assert memory.batches == [2, 2, 2]
     run(root, killed, **settings)
     assert memory.batches == [2, 2, 2, 2, 2, 1]  # the third batch was done and not saved
-    key = "datasets/key/captions/000.jsonl"
+    key = "datasets/key/captions/g.jsonl"
     assert killed.read(key) == whole.read(key)
 
 
@@ -289,7 +289,7 @@ def test_a_picture_that_crashes_the_preprocessor_is_left_out_alone(captioners: d
     Image.new("RGB", (16, 4000), "red").save(root / "5-red.png")  # Qwen takes no picture that is 200 times as long
     result = run(root, work, model=str(captioners["qwen"]), batch_size=6, max_side=4000)
     assert (result["captioned"], result["rejected"], wrong(work)) == (5, 1, {})
-    (poison,) = read_caption_rejections(work.child("datasets/key"), "000")
+    (poison,) = read_caption_rejections(work.child("datasets/key"), "g")
     assert (poison.name, poison.reason) == ("5-red.png", "caption-failed")
     assert "16×4000 px" in poison.detail
     assert "aspect ratio" in poison.detail
@@ -305,7 +305,7 @@ def test_a_poison_picture_is_not_tried_again(captioners: dict[str, Path], tmp_pa
     root.mkdir()  # were anything read, it would now be unreadable
     config = CaptionConfig.parse({"device": "cpu", "max_new_tokens": 8, **settings})
     quiet = Progress(io.StringIO())
-    again = caption(config, ImageLimits(), "000", source_id, "key", work, quiet)
+    again = caption(config, ImageLimits(), "g", source_id, "key", work, quiet)
     assert (again["captioned"], again["reused"], again["rejected"]) == (0, 1, 1)
 
 
@@ -341,7 +341,7 @@ def test_two_processes_make_what_one_makes(captioners: dict[str, Path], tmp_path
         assert wrong(work) == {}
         written.append({entry.key: work.read(entry.key) for entry in work.list("datasets")})
     assert written[0] == written[1]
-    assert sorted(written[1]) == ["datasets/key/captions/000.jsonl", "datasets/key/captions/000.rejected.jsonl"]
+    assert sorted(written[1]) == ["datasets/key/captions/g.jsonl", "datasets/key/captions/g.rejected.jsonl"]
 
 
 @pytest.mark.proof
@@ -381,7 +381,7 @@ def hub(captioners: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_captioner_of_the_hub_signs_with_the_revision_that_was_used(hub: Path, model: str, tmp_path: Path) -> None:
     work = MemoryStorage(f"models-hub-{len(model)}")
     run(photos(tmp_path / "photos"), work, model=model)
-    (author,) = {record.captions[0].by for record in read_captions(work.child("datasets/key"), "000")}
+    (author,) = {record.captions[0].by for record in read_captions(work.child("datasets/key"), "g")}
     assert author == f"model:owner/name@{COMMIT}"
     assert wrong(work) == {}
     assert not (tmp_path / "ran").exists()

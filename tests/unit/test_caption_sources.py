@@ -52,12 +52,12 @@ def take(root: Path, work: Storage) -> str:
 
 def write(source_id: str, work: Storage, **settings: Any) -> tuple[int, int, int]:
     config = CaptionConfig.parse({"model": None, **settings})
-    result = caption(config, ImageLimits(), "000", source_id, "key", work, QUIET)
+    result = caption(config, ImageLimits(), "g", source_id, "key", work, QUIET)
     return result["captioned"], result["reused"], result["rejected"]
 
 
 def records(work: Storage) -> dict[str, CaptionRecord]:
-    return {record.name.rpartition("/")[2]: record for record in read_captions(work.child("datasets/key"), "000")}
+    return {record.name.rpartition("/")[2]: record for record in read_captions(work.child("datasets/key"), "g")}
 
 
 def captions(work: Storage) -> dict[str, list[tuple[str, str]]]:
@@ -65,7 +65,7 @@ def captions(work: Storage) -> dict[str, list[tuple[str, str]]]:
 
 
 def reasons(work: Storage) -> dict[str, tuple[str, str]]:
-    found = read_caption_rejections(work.child("datasets/key"), "000")
+    found = read_caption_rejections(work.child("datasets/key"), "g")
     return {rejection.name.rpartition("/")[2]: (rejection.reason, rejection.detail) for rejection in found}
 
 
@@ -146,12 +146,12 @@ def test_a_banned_word_leaves_the_image_out_whoever_else_could_caption_it(tmp_pa
 def test_words_in_metadata_are_what_counts_and_not_the_file_that_holds_them(tmp_path: Path) -> None:
     work = MemoryStorage("sources-metadata")
     source_id = take(dogs(tmp_path / "dogs"), work)
-    images = read_images(work, source_id, "000")
+    images = read_images(work, source_id, "g")
 
     def told(text: str, tag: str) -> None:
         inline = Sidecar("metadata.jsonl", 9, tag, text=text)
         changed = [replace(image, caption=inline, license="CC0-1.0", source=f"web/{tag}") for image in images]
-        write_images(work, source_id, "000", changed)
+        write_images(work, source_id, "g", changed)
 
     told("a cat", "1")
     assert write(source_id, work) == (3, 0, 0)
@@ -168,9 +168,9 @@ def test_a_sidecar_without_a_tag_is_read_each_time(tmp_path: Path) -> None:
     source_id = take(dogs(tmp_path / "dogs"), work)
     untagged = [
         replace(image, caption=replace(image.caption, modified="")) if image.caption else image
-        for image in read_images(work, source_id, "000")
+        for image in read_images(work, source_id, "g")
     ]
-    write_images(work, source_id, "000", untagged)
+    write_images(work, source_id, "g", untagged)
     assert write(source_id, work, sources=["sidecar", "folder"]) == (2, 0, 1)
     assert write(source_id, work, sources=["sidecar", "folder"]) == (1, 1, 1)
 
@@ -183,7 +183,7 @@ def test_shuffled_tags_are_the_same_in_every_workdir(tmp_path: Path) -> None:
         work = MemoryStorage(name)
         tags = {"separator": ", ", "shuffled": 3, "keep": 1, "dropout": 0.3}
         write(take(root, work), work, tags=tags, trigger="sks")
-        made.append(work.read("datasets/key/captions/000.jsonl"))
+        made.append(work.read("datasets/key/captions/g.jsonl"))
         found = captions(work)["told.png"]
         assert len(found) == 3
         assert all(text.startswith("sks, dog") and by.endswith(".txt+shuffled+dropout+trigger") for text, by in found)
