@@ -286,7 +286,16 @@ def write_captions(
     """Write one group's captions and rejections; the captions last, since they say that the group is done."""
     write_rejections(dataset, caption_rejections_key(group), rejections)
     ordered = sorted(records, key=lambda record: (record.sha256, record.name))
-    dataset.write_lines(captions_key(group), (asdict(record) for record in ordered))
+    dataset.write_lines(captions_key(group), (caption_values(record) for record in ordered))
+
+
+def caption_values(record: CaptionRecord) -> dict[str, Any]:
+    """Return a record as JSON; ``asdict`` would do the same, and take most of the time of a run without news."""
+    return {
+        **vars(record),
+        "captions": [vars(caption) for caption in record.captions],
+        "verdicts": dict(record.verdicts),
+    }
 
 
 def latents_rejections_key(group: str) -> str:
