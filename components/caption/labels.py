@@ -37,6 +37,7 @@ _NUMBER = re.compile(r"(n\d{8}|\d+)[-._ ]+(?=.)")
 # What the column or the field with the file's name is called; where files are told otherwise, only the first ones are.
 _FILE = ("file_name", "filename", "file", "file_path", "image", "image_id", "id", "name", "path")
 _SURELY_FILE = _FILE[:4]
+_DEEPEST = 20  # levels of JSON
 
 
 def from_folder(name: str) -> str | None:
@@ -149,7 +150,7 @@ def _json(name: str, text: str, columns: Labels) -> Iterator[Row]:
     entries = value.items() if isinstance(value, dict) else (("", entry) for entry in value)
     fields = _SURELY_FILE if isinstance(value, dict) else _FILE
     for key, entry in entries:
-        flat = dict(_flat("", entry))
+        flat = dict(_flat(name, "", entry))
         file = _pop_file(flat, fields) or key
         if not file:
             raise DataError(
@@ -165,14 +166,16 @@ def _pop_file(flat: dict[str, Any], fields: Labels) -> str | None:
     return None if best is None else str(flat.pop(best))
 
 
-def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _flat(file: str, key: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Yield the plain values of nested JSON by their path, such as ``faceAttributes.gender``."""
+    if depth > _DEEPEST:
+        raise DataError(f"{file}: {key[:80]!a} is nested more than {_DEEPEST} levels deep; expected labels")
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _flat(f"{key}.{name}" if key else name, inner)
+            yield from _flat(file, f"{key}.{name}" if key else name, inner, depth + 1)
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _flat(f"{key}[{number}]", inner)
+            yield from _flat(file, f"{key}[{number}]", inner, depth + 1)
     else:
         yield key, value
 
@@ -189,7 +192,7 @@ def _phrase(name: str, value: Any) -> str:
         return _spaced(name) if value else ""
     if isinstance(value, str) or not name:
         return _spaced(str(value))
-    return f"{_spaced(name)} {value:g}"
+    return f"{_spaced(name)} {value if isinstance(value, int) else format(value, 'g')}"
 
 
 def _chosen(name: str, found: list[str], wanted: Labels) -> list[int]:

@@ -142,6 +142,7 @@ def test_a_table_that_does_not_parse_is_told_by_line(text: str, columns: tuple[s
          {"images1024x1024/00000/00000.png": ("training",)}),
         ({"00007": {"faceAttributes": {"gender": "female", "age": 31.0, "smile": True, "glasses": None}}}, (),
          {"00007": ("female", "age 31", "smile")}),
+        ({"a.png": {"count": 10**400, "share": 0.5}}, (), {"a.png": (f"count {10**400}", "share 0.5")}),
         ({"00007": {"faceAttributes": {"gender": "female", "age": 31.0}}}, ("faceAttributes.gender",),
          {"00007": ("female",)}),
     ],
@@ -152,7 +153,13 @@ def test_json_has_labels_by_file(value: Any, columns: tuple[str, ...], expected:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "is not JSON"), ('[{"breed": "pug"}]', "names no file"), ("7", "expected an object or a list")],
+    [
+        ('{"a.png": ' + "[" * 500 + "]" * 500 + "}", "nested more than 20 levels"),
+        ("[" * 100_000, "is not JSON"),
+        ("{", "is not JSON"),
+        ('[{"breed": "pug"}]', "names no file"),
+        ("7", "expected an object or a list"),
+    ],
 )
 def test_json_that_does_not_parse_is_told(text: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
