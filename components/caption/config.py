@@ -120,7 +120,7 @@ class CaptionConfig(Settings):
     prompt: str = Field(
         "", max_length=2000, description="what captioners are asked, or text that they continue; empty for their own"
     )
-    max_new_tokens: int = Field(64, ge=1, le=1024, description="longest caption that a captioner writes, in tokens")
+    max_new_tokens: int = Field(128, ge=1, le=1024, description="longest caption that a captioner writes, in tokens")
     batch_size: int = Field(8, ge=1, le=1024, description="images that a captioner reads at once, where they fit")
     max_side: int = Field(1024, ge=16, le=16384, description="longest side that a captioner is shown, in pixels")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
