@@ -124,7 +124,7 @@ class CaptionConfig(Settings):
     batch_size: int = Field(8, ge=1, le=1024, description="images that a captioner reads at once, where they fit")
     max_side: int = Field(1024, ge=16, le=16384, description="longest side that a captioner is shown, in pixels")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="numbers of the captioner; auto is bf16 on a GPU and fp32 elsewhere"
+        "auto", description="numbers of the captioner; auto is bf16 (fp16 on old ones) on a GPU and fp32 elsewhere"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where captioners run")
     processes: int = Field(0, ge=0, le=64, description="processes that caption at once; 0 for one per GPU")

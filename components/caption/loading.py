@@ -142,7 +142,12 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    return torch_dtype(("bf16" if device.type == "cuda" else "fp32") if name == "auto" else name)
+    if name != "auto":
+        return torch_dtype(name)
+    if device.type != "cuda":
+        return torch.float32
+    # GPUs before Ampere compute in bf16 only by detours.
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _refusal(name: str, error: Exception, hub: bool) -> Exception:
