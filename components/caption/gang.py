@@ -7,6 +7,7 @@ find it, so one that dies costs the others nothing.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def caption(job: Job, images: Sequence[str], count: int) -> Iterator[Outcome]:
         raise ConfigError("caption.processes must be 1 for a workdir in memory, which other processes do not see")
     with tempfile.TemporaryDirectory(prefix="darkroom-caption-") as folder:
         task = Path(folder) / "job.json"
-        task.write_text(json.dumps({**job.to_json(), "images": list(images)}))
+        task.write_text(json.dumps({**job.to_json(), "images": list(images), "parent": os.getpid()}))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         code = _run([*command, "-m", "components.caption.member", str(task)])
         if code != 0:

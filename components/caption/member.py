@@ -8,9 +8,13 @@ It reads RANK, WORLD_SIZE and their like as torchrun sets them.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,7 +26,7 @@ from components.caption.gang import made_key
 from components.caption.job import Job
 from components.caption.sharing import batches, share
 from components.caption.unfinished import write_outcomes
-from components.errors import EXIT_DONE, DarkroomError
+from components.errors import EXIT_DONE, DarkroomError, Preempted
 from components.manifest import Outcome, read_images
 from components.models import select_device
 from components.progress import Progress
@@ -33,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     """Caption this process's share; return its exit code."""
     place = Path(argv[0])
     values = json.loads(place.read_text())
+    end_with(int(values["parent"]))
     job, images = Job.from_json(values), list(values["images"])
     state = PartialState(cpu=select_device(job.config.device).type == "cpu")
     try:
@@ -46,6 +51,19 @@ def main(argv: Sequence[str]) -> int:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return EXIT_DONE
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after another one is gone, so that nobody goes on for a step that was killed."""
+
+    def watch() -> None:
+        with suppress(ProcessLookupError):
+            while True:
+                os.kill(parent, 0)  # sends nothing, and fails where there is no such process
+                time.sleep(1.0)
+        os._exit(Preempted.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _caption(job: Job, images: Sequence[str], state: PartialState) -> list[Outcome]:
