@@ -79,7 +79,7 @@ class Listing:
         for file in files:
             if self.own is not None and file.name.startswith(self.own):
                 continue
-            stem, ending = _split(file.name)
+            stem, ending = split_name(file.name)
             kind = _kind(file.name, ending, self.config.extensions)
             if file.refused is not None and (kind in (IMAGE, METADATA, ARCHIVE) or file.name.endswith("/")):
                 self.lasting = False
@@ -147,7 +147,7 @@ def _kind(name: str, ending: str, extensions: Collection[str]) -> str | None:
     return {".json": JSON, ".tar": ARCHIVE}.get(ending)
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Return a name without its ending, and the ending in lower case."""
     ending = PurePosixPath(name).suffix
     return name.removesuffix(ending), ending.lower()

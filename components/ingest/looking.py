@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 from components.digests import sha256
 from components.errors import ImageRejected
 from components.images import header
 from components.ingest.config import IngestConfig
 from components.ingest.known import Seen
-from components.ingest.listing import ARCHIVE, CAPTIONS, JSON, Listed
+from components.ingest.listing import ARCHIVE, CAPTIONS, JSON, Listed, split_name
 from components.ingest.tar_walk import Found, walk
 from components.ingest.words import BROKEN, LARGEST_FILE, Words, clean, parse_object, words_in
 from components.manifest import Rejection
@@ -87,7 +86,7 @@ def _archive(source: Source, config: IngestConfig, file: Listed) -> Iterator[See
 
 
 class _Members:
-    """The members of one archive, put together by their keys as WebDataset does: the name up to its first dot."""
+    """The members of one archive, put together by their names without the ending, as files in a folder are."""
 
     def __init__(self, source: Source, config: IngestConfig, file: Listed) -> None:
         self._source = source
@@ -111,8 +110,6 @@ class _Members:
 
     def take(self, found: Found) -> None:
         """Look at one member."""
-        folder, slash, name = found.name.rpartition("/")
-        key, dot, rest = name.partition(".")
         if found.refused is None and any(part.startswith(".") for part in found.name.split("/")):
             return  # hidden, such as the ._* that a Mac adds
         try:
@@ -121,13 +118,16 @@ class _Members:
             if found.name in self._names:
                 raise ImageRejected("member-repeated", "the archive has an earlier member of this name, which is taken")
             self._names.add(found.name)
-            self._sort(found, folder + slash + key, dot + rest.lower())
+            self._sort(found, *split_name(found.name))
         except ImageRejected as refused:
             self._refuse(found, refused)
 
     def rows(self) -> Iterator[Seen]:
         """Yield a row for each image with its words, and for each member that cannot be used."""
+        stems = {key for key, _ in self.images}
         for key, row in self.images:
+            if _sample(key) != key and _sample(key) in stems:
+                continue  # such as 000.mask.png beside 000.jpg: not the sample's image
             words, caption = self._words.get(key), self._captions.get(key)
             if words is not None:
                 row = row._replace(**{field: getattr(words, field) for field in _FROM_WORDS})
@@ -149,7 +149,7 @@ class _Members:
                 raise ImageRejected(BROKEN, f"{found.size} bytes, expected the words of one image")
             row, words = self._row(found), words_in(parse_object(self.at(found.start, found.size)))
             self._words[key] = _with_words(row, words, row.name)
-        elif PurePosixPath(ending).suffix in _PICKLES or ending in _PICKLES:
+        elif ending in _PICKLES:
             raise ImageRejected("member-pickle", "a pickle can run any program when it is opened; it was not")
 
     def _caption(self, found: Found) -> Seen:
@@ -172,6 +172,12 @@ class _Members:
 
 
 _FROM_WORDS = ("caption", "caption_bytes", "text", "license", "source")
+
+
+def _sample(key: str) -> str:
+    """Return the key that WebDataset gives a member: its name up to the first dot."""
+    folder, slash, name = key.rpartition("/")
+    return folder + slash + name.partition(".")[0]
 
 
 def _too_large(size: int, most: int) -> ImageRejected:

@@ -1,34 +1,34 @@
-"""Whatever lies in the folder: the good images beside it are kept, the bad one is left out, counted and explained."""
+"""Whatever is among the images: the good ones beside it are kept, the bad one is left out, counted and explained.
+
+In a folder, in a tar, and in an S3 store alike.
+"""
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import shutil
-import socket
+import re
 import struct
-import subprocess
-import sys
-import tempfile
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from components.caption.captioning import caption
 from components.caption.config import CaptionConfig
-from components.errors import DataError, ImageRejected
+from components.errors import StorageError
 from components.images import ImageLimits, decode
-from components.ingest.__main__ import main
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.manifest import (
+    Caption,
     CaptionRecord,
     read_caption_rejections,
     read_captions,
@@ -38,6 +38,7 @@ from components.manifest import (
 from components.progress import Progress
 from components.sources import open_source
 from components.storage import Storage, open_storage
+from components.storage_s3 import connect
 
 GOOD = ("good/first.png", "good/last.jpg")
 NOBODY = 65534
@@ -70,10 +71,11 @@ def folder(root: Path) -> Path:
 
 @dataclass(frozen=True)
 class Taken:
-    """What ingest and caption made of a folder: captions by name, and reasons by name."""
+    """What ingest and caption made of a place: captions by name, and reasons by name; a tar's members by their own."""
 
     kept: dict[str, CaptionRecord]
     rejected: dict[str, str]
+    read: Callable[[str], bytes]
 
     def others(self) -> list[str]:
         """The names kept besides the two good images, which must be there."""
@@ -81,23 +83,93 @@ class Taken:
         return sorted(set(self.kept) - set(GOOD))
 
 
-def take(root: Path, work: Storage, **settings: Any) -> Taken:
+def taken_from(url: str, work: Storage) -> Taken:
     progress = Progress(io.StringIO())
-    listed = ingest(IngestConfig(source=str(root), lanes=2), work, progress)
+    listed = ingest(IngestConfig(source=url, lanes=2), work, progress)
     dataset = work.child("datasets/key")
     kept: dict[str, CaptionRecord] = {}
     rejections = read_ingest_rejections(work, listed["source_id"])
     assert listed["rejected"] == len(rejections)
     for group in read_manifest(work, listed["source_id"]).groups:
-        config = CaptionConfig.parse({"model": None, **settings})
-        done = caption(config, ImageLimits(), group, listed["source_id"], "key", work, progress)
+        done = caption(CaptionConfig(model=None), ImageLimits(), group, listed["source_id"], "key", work, progress)
         records, left_out = read_captions(dataset, group), read_caption_rejections(dataset, group)
         assert (done["captioned"] + done["reused"], done["rejected"]) == (len(records), len(left_out))
         kept |= {record.name: record for record in records}
         rejections += left_out
     assert all(rejection.detail for rejection in rejections)
     assert len(kept) + len(rejections) == listed["images"] + listed["rejected"]
-    return Taken(kept, {rejection.name: rejection.reason for rejection in rejections})
+    source, names = open_source(url), {plain(name): name for name in kept}
+    return Taken(
+        {plain(name): replace(one, captions=plain_captions(one)) for name, one in kept.items()},
+        {plain(rejection.name): rejection.reason for rejection in rejections},
+        lambda name: source.read(names[name]),
+    )
+
+
+def plain(name: str) -> str:
+    """Return the name of a tar's member as it is in the tar."""
+    return re.sub(r"photos\.tar//(.*)@[0-9]+\+[0-9]+", r"\1", name, flags=re.DOTALL)
+
+
+def plain_captions(record: CaptionRecord) -> tuple[Caption, ...]:
+    return tuple(replace(caption, by=plain(caption.by)) for caption in record.captions)
+
+
+def packed(root: Path, folder: Path) -> str:
+    """Pack a folder's files into a tar, and return the address of the folder where the tar is."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for path in sorted(root.rglob("*.*")):
+            tar.add(path, str(path.relative_to(root)))
+    return str(folder)
+
+
+def sent(root: Path, url: str) -> str:
+    """Copy a folder's files to a store."""
+    store = open_storage(url)
+    for path in root.rglob("*.*"):
+        try:
+            store.write(str(path.relative_to(root)), path.read_bytes())
+        except StorageError as error:
+            pytest.skip(f"this store has no such name: {error}")
+    return url
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of an S3 store in this process."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        environment.setenv("AWS_REGION", "us-east-1")
+        environment.setenv("AWS_CONFIG_FILE", os.devnull)
+        connect().create_bucket(Bucket="photos")
+        yield "s3://photos"
+    server.stop()
+
+
+Take = Callable[..., Taken]
+# Each client of S3 takes its time: `make proofs` runs these.
+S3 = [pytest.param(place, marks=pytest.mark.proof) for place in ("s3", "tar-in-s3")]
+
+
+@pytest.fixture(params=["folder", "tar", "store", *S3])
+def take(request: pytest.FixtureRequest, tmp_path: Path) -> Take:
+    """Run ingest and caption on what lies in a folder: as it is, packed into a tar, or copied to a store."""
+
+    def move(root: Path, work: Storage) -> Taken:
+        url = packed(root, tmp_path / "tars") if "tar" in request.param else str(root)
+        if "s3" in request.param:
+            url = sent(Path(url), f"{request.getfixturevalue('s3')}/{tmp_path.name}")
+        if request.param == "store":
+            url = sent(root, f"memory://bad-input{tmp_path}")
+        return taken_from(url, work)
+
+    return move
 
 
 @pytest.fixture
@@ -142,7 +214,7 @@ def told(value: object) -> str:
     ],
     ids=told,
 )
-def test_a_bad_image_is_left_out(root: Path, work: Storage, name: str, data: bytes, reason: str) -> None:
+def test_a_bad_image_is_left_out(root: Path, work: Storage, take: Take, name: str, data: bytes, reason: str) -> None:
     put(root / name, data)
     taken = take(root, work)
     assert taken.others() == []
@@ -180,13 +252,19 @@ def palette_with_alpha() -> bytes:
     ids=told,
 )
 def test_an_unusual_image_is_kept_as_what_it_shows(
-    root: Path, work: Storage, name: str, data: bytes, size: tuple[int, int], pixel: tuple[int, int, int] | None
+    root: Path,
+    work: Storage,
+    take: Take,
+    name: str,
+    data: bytes,
+    size: tuple[int, int],
+    pixel: tuple[int, int, int] | None,
 ) -> None:
     put(root / name, data)
     taken = take(root, work)
     assert taken.others() == [name]
     assert (taken.kept[name].width, taken.kept[name].height) == size
-    image = decode(open_source(str(root)).read(name), ImageLimits())
+    image = decode(taken.read(name), ImageLimits())
     assert image.size == size
     if pixel is not None:
         assert np.abs(np.asarray(image, int)[5, 5] - pixel).max() <= 2
@@ -204,21 +282,23 @@ def test_an_unusual_image_is_kept_as_what_it_shows(
     ],
     ids=told,
 )
-def test_an_image_with_a_bad_caption_is_left_out(root: Path, work: Storage, words: bytes | None, reason: str) -> None:
+def test_an_image_with_a_bad_caption_is_left_out(
+    root: Path, work: Storage, take: Take, words: bytes | None, reason: str
+) -> None:
     put(root / "image.png", encoded(noise(3)), words)
     taken = take(root, work)
     assert taken.others() == []
     assert taken.rejected == {"image.png": reason}
 
 
-def test_a_caption_of_markup_is_kept_as_words(root: Path, work: Storage) -> None:
+def test_a_caption_of_markup_is_kept_as_words(root: Path, work: Storage, take: Take) -> None:
     put(root / "image.png", encoded(noise(3)), b"<script>alert('x')</script>\n<b>cat</b> & {{dog}} $(rm -rf /)")
     assert take(root, work).kept["image.png"].captions[0].text == (
         "<script>alert('x')</script> <b>cat</b> & {{dog}} $(rm -rf /)"
     )
 
 
-def test_of_one_image_under_two_names_the_first_is_kept(root: Path, work: Storage) -> None:
+def test_of_one_image_under_two_names_the_first_is_kept(root: Path, work: Storage, take: Take) -> None:
     for name in ("twin-b.png", "twin-a.png"):
         put(root / name, encoded(noise(3)))
     taken = take(root, work)
@@ -245,7 +325,7 @@ def test_of_one_image_under_two_names_the_first_is_kept(root: Path, work: Storag
         os.fsdecode(b"caf\xe9 \xff.png"),
     ],
 )
-def test_a_name_may_hold_anything(root: Path, work: Storage, name: str) -> None:
+def test_a_name_may_hold_anything(root: Path, work: Storage, take: Take, name: str) -> None:
     try:
         put(root / name, encoded(noise(3)))
     except OSError as error:
@@ -256,180 +336,20 @@ def test_a_name_may_hold_anything(root: Path, work: Storage, name: str) -> None:
     assert taken.rejected == {}
 
 
-def test_a_bad_image_with_a_hostile_name_is_told_of(root: Path, work: Storage) -> None:
+def test_a_bad_image_with_a_hostile_name_is_told_of(root: Path, work: Storage, take: Take) -> None:
     name = os.fsdecode(b"<b>\n\xff.png")
     put(root / name, b"words")
     assert take(root, work).rejected == {name: "not-an-image"}
 
 
-def test_links_are_not_followed_out_of_the_folder(root: Path, work: Storage, tmp_path: Path) -> None:
-    put(tmp_path / "private/secret.png", encoded(noise(5)))
-    (root / "link.png").symlink_to(tmp_path / "private/secret.png")
-    (root / "folder").symlink_to(tmp_path / "private")
-    taken = take(root, work)
-    assert taken.others() == []
-    assert taken.rejected == {"link.png": "symlink-outside", "folder/": "symlink-outside"}
-
-
-def test_a_caption_is_not_read_from_outside_the_folder(root: Path, work: Storage, tmp_path: Path) -> None:
-    (tmp_path / "password").write_text("secret")
-    put(root / "image.png", encoded(noise(3)), None)
-    (root / "image.txt").symlink_to(tmp_path / "password")
-    taken = take(root, work)
-    assert taken.rejected == {"image.png": "caption-unreadable"}
-
-
-def test_links_in_a_circle_or_to_nowhere_are_left_out(root: Path, work: Storage) -> None:
-    (root / "a.png").symlink_to("b.png")
-    (root / "b.png").symlink_to("a.png")
-    (root / "gone.png").symlink_to("nothing-here")
-    (root / "up").symlink_to("..")
-    (root / "self").symlink_to(".")
-    taken = take(root, work)
-    assert taken.others() == []
-    assert taken.rejected == {**dict.fromkeys(["a.png", "b.png", "gone.png"], "unreadable"), "up/": "symlink-outside"}
-
-
-@pytest.fixture
-def public_root() -> Iterator[Path]:
-    """A folder that every user may read, with two good images."""
-    place = Path(tempfile.mkdtemp(prefix="darkroom-test-", dir="/tmp"))
-    place.chmod(0o755)
-    yield folder(place / "photos")
-    subprocess.run(["chmod", "-R", "u+rwX", place], check=True)
-    shutil.rmtree(place)
-
-
-@pytest.fixture
-def as_nobody(public_root: Path) -> Iterator[Callable[[], None]]:
-    """A function that drops the rights of root, to whom no file is unreadable, until the test ends."""
-    user = os.geteuid()
-    # What is imported late could be unreadable to nobody: have it all in memory first.
-    take(public_root, open_storage("memory://bad-input-warm"))
-
-    def drop() -> None:
-        if user == 0:
-            try:
-                os.seteuid(NOBODY)
-            except OSError as error:
-                pytest.skip(f"root, and cannot become another user ({error}): nothing is unreadable here")
-
-    yield drop
-    os.seteuid(user)
-
-
-def test_what_may_not_be_read_is_left_out(public_root: Path, as_nobody: Callable[[], None]) -> None:
-    put(public_root / "locked.png", encoded(noise(3))).chmod(0)
-    put(public_root / "closed/image.png", encoded(noise(4)))
-    put(public_root / "silent.png", encoded(noise(5))).with_suffix(".txt").chmod(0)
-    put(public_root / "closed.txt/image.png", encoded(noise(6)))
-    (public_root / "closed").chmod(0)
-    (public_root / "closed.txt").chmod(0)
-    as_nobody()
-    taken = take(public_root, open_storage("memory://bad-input-locked"))
-    assert taken.others() == []
-    assert taken.rejected == {
-        "locked.png": "unreadable",
-        "closed/": "unreadable",
-        "closed.txt/": "unreadable",
-        "silent.png": "caption-unreadable",
-    }
-
-
-def test_a_folder_that_may_not_be_read_is_a_clear_error(public_root: Path, as_nobody: Callable[[], None]) -> None:
-    public_root.chmod(0)
-    as_nobody()
-    with pytest.raises(DataError, match=r"photos.*cannot be listed: Permission denied"):
-        take(public_root, open_storage("memory://bad-input-closed"))
-
-
-def test_pipes_sockets_and_devices_do_not_hang(public_root: Path, tmp_path: Path) -> None:
-    """In a process of its own, so that a hang is a failure and not the end of all tests."""
-    os.mkfifo(public_root / "pipe.jpg")
-    os.mkfifo(public_root / "good/first.caption")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(public_root / "socket.jpg"))
-    expected = {"pipe.jpg", "socket.jpg", "zero.jpg"}
-    try:
-        os.mknod(public_root / "zero.jpg", 0o600 | 0o020000, os.makedev(1, 5))
-    except PermissionError:
-        expected.discard("zero.jpg")  # only root may make a device
-    (public_root / "device.jpg").symlink_to("/dev/zero")
-    arguments = [
-        sys.executable,
-        "-m",
-        "components.ingest",
-        "--workdir",
-        str(tmp_path),
-        "--set",
-        f"source={public_root}",
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
-    rejections = read_ingest_rejections(open_storage(str(tmp_path)), result["source_id"])
-    reasons = {rejection.name: rejection.reason for rejection in rejections}
-    assert reasons == {**dict.fromkeys(expected, "unreadable"), "device.jpg": "symlink-outside"}
-    assert result["images"] == 2
-
-
-def test_a_pipe_is_not_read_even_by_name(public_root: Path) -> None:
-    os.mkfifo(public_root / "pipe.jpg")
-    with pytest.raises(ImageRejected, match="a named pipe, expected a file"):
-        open_source(str(public_root)).read("pipe.jpg")
-
-
-def test_a_file_too_large_to_read_is_not_read(root: Path, work: Storage) -> None:
-    with (root / "huge.png").open("wb") as file:
-        file.truncate(1 << 40)  # sparse: it takes no room, but reading it would
-    with put(root / "image.png", encoded(noise(3))).with_suffix(".txt").open("wb") as file:
-        file.truncate(1 << 40)
-    taken = take(root, work)
-    assert taken.others() == []
-    assert taken.rejected == {"huge.png": "too-large", "image.png": "caption-too-long"}
-
-
-@pytest.mark.parametrize(
-    ("prepare", "code", "said"),
-    [
-        (lambda path: None, 65, ["photos", "found nothing", "expected a folder of images"]),
-        (lambda path: path.write_bytes(b""), 65, ["photos", "found a file"]),
-        (lambda path: path.mkdir(), 65, ["photos", "holds no images", ".jpg"]),
-        (lambda path: put(path / "notes.md", b"words", None), 65, ["holds no images", "other kinds: 1"]),
-        (lambda path: put(path / "a.jpg", b"words"), 65, ["no image can be used", "1 × not-an-image", "a.jpg"]),
-    ],
-)
-def test_a_folder_without_images_is_a_clear_error(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    prepare: Callable[[Path], object],
-    code: int,
-    said: list[str],
-) -> None:
-    prepare(tmp_path / "photos")
-    assert main(["--workdir", str(tmp_path / "work"), "--set", f"source={tmp_path}/photos"]) == code
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert "Traceback" not in message
-    for part in said:
-        assert part in message
-
-
-def test_a_workdir_that_cannot_be_written_is_a_clear_error(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    assert main(["--workdir", str(tmp_path / "file/work"), "--set", f"source={root}"]) == 74
-    assert "Not a directory" in capsys.readouterr().err
-
-
-def test_all_of_it_at_once(root: Path, work: Storage) -> None:
+@pytest.mark.parametrize("take", ["folder", "tar", "store", "s3", "tar-in-s3"], indirect=True)
+def test_all_of_it_at_once(root: Path, work: Storage, take: Take) -> None:
     for name, data in {"a.jpg": b"", "b.jpg": b"words", "c.png": bomb(), "twin.png": encoded(noise(1))}.items():
         put(root / name, data)
     put(root / "silent.png", encoded(noise(6)), None)
     put(root / "odd.png", palette_with_alpha(), b"<b>odd</b>")
     first, second = take(root, work), take(root, work)
-    assert first == second
+    assert (first.kept, first.rejected) == (second.kept, second.rejected)
     assert first.others() == ["odd.png"]
     assert first.rejected == {
         "a.jpg": "empty-file",
