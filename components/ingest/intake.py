@@ -14,14 +14,7 @@ from components.errors import DataError, ImageRejected
 from components.images import ImageFacts, check
 from components.ingest.catalog import Candidate, Catalog, open_catalog
 from components.ingest.config import IngestConfig
-from components.ingest.known import (
-    Journal,
-    Seen,
-    read_journal,
-    read_known,
-    remove_others,
-    write_known,
-)
+from components.ingest.known import Journal, Seen, read_journal, read_known, remove_journal, write_known
 from components.ingest.licenses import check_license
 from components.ingest.listing import ARCHIVE, IMAGE, READ, Listed, Listing, below_source, choose_layout
 from components.ingest.looking import look
@@ -129,6 +122,7 @@ def _tidy(workdir: Storage, source_id: str, manifest: Manifest) -> None:
     for entry in workdir.list(ingest_prefix(source_id)):
         if entry.key.startswith(groups) and entry.key not in current:
             workdir.delete(entry.key)
+    remove_journal(workdir, source_id)
 
 
 def _layout(config: IngestConfig, source: Source, catalog: Catalog, listing: Listing, progress: Progress) -> str:
@@ -238,12 +232,11 @@ def _write(
         images, digests = _write_groups(workdir, source.id, groups, chain([first], taken))
     rejected = catalog.rejected()
     workdir.write_lines(ingest_rejections_key(source.id), (vars(one) for one in catalog.rejections()))
-    parts = write_known(workdir, source.id, catalog.seen())
+    write_known(workdir, source.id, catalog.seen())
     if first is None:
         raise DataError(f"source {source.url!a}: no image can be used; {_summary(catalog)}")
     manifest = Manifest(source.url, images, rejected, groups, digest(digests), listing.digest)
     write_manifest(workdir, source.id, manifest)
-    remove_others(workdir, source.id, parts)
     _tidy(workdir, source.id, manifest)
     return manifest
 

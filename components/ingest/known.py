@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import count, islice
+from itertools import islice
 from typing import NamedTuple
 
 from components.errors import DataError, NotFound
@@ -74,17 +74,17 @@ def read_journal(workdir: Storage, source_id: str) -> Iterator[Seen]:
     return _read(workdir, source_id, journal=True)
 
 
-def write_known(workdir: Storage, source_id: str, rows: Iterable[Seen]) -> set[str]:
-    """Write all that is known, sorted by name, and return the keys of it."""
+def write_known(workdir: Storage, source_id: str, rows: Iterable[Seen]) -> None:
+    """Write all that is known, sorted by name; the journal stays."""
     rows = iter(rows)
-    keys: set[str] = set()
-    for number in count():
-        part = list(islice(rows, ROWS))
-        if not part:
-            return keys
-        keys.add(f"{_folder(source_id)}/{number:05d}.jsonl")
-        _write(workdir, f"{_folder(source_id)}/{number:05d}.jsonl", part)
-    raise AssertionError("the loop has no end")
+    current: set[str] = set()
+    while part := list(islice(rows, ROWS)):
+        key = f"{_folder(source_id)}/{len(current):05d}.jsonl"
+        _write(workdir, key, part)
+        current.add(key)
+    for key in _keys(workdir, source_id):
+        if key not in current and not _in_journal(key):
+            workdir.delete(key)
 
 
 class Journal:
@@ -107,10 +107,10 @@ class Journal:
         self._next += 1
 
 
-def remove_others(workdir: Storage, source_id: str, current: set[str]) -> None:
-    """Remove the journal, and parts that are not current."""
+def remove_journal(workdir: Storage, source_id: str) -> None:
+    """Remove the journal."""
     for key in _keys(workdir, source_id):
-        if key not in current:
+        if _in_journal(key):
             workdir.delete(key)
 
 
