@@ -254,7 +254,7 @@ def group_bits(config: IngestConfig, images: int, before: Manifest | None) -> in
 
 def _choose(catalog: Catalog, config: IngestConfig) -> Iterator[ImageRecord]:
     """Hold the images against the settings and yield each content once, under the first name that passes."""
-    rejections = []
+    rejections: list[Rejection] = []
     for sha256, equal in groupby(catalog.candidates(), key=lambda one: one.sha256):
         taken = None
         for one in equal:
@@ -267,8 +267,10 @@ def _choose(catalog: Catalog, config: IngestConfig) -> Iterator[ImageRecord]:
                 continue
             taken = one.name
             yield ImageRecord(one.name, sha256, one.bytes, *facts, one.caption, one.license, one.source)
-        catalog.reject(rejections)
-        rejections.clear()
+        if len(rejections) >= JOURNAL_ROWS:
+            catalog.reject(rejections)
+            rejections.clear()
+    catalog.reject(rejections)
 
 
 def _fit(one: Candidate, config: IngestConfig) -> ImageFacts:

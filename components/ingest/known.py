@@ -23,8 +23,6 @@ from components.storage import Storage
 FORMAT = 2
 ROWS = 50_000  # of one part
 
-_REQUIRED = object()
-
 
 class Seen(NamedTuple):
     """What reading a file, or a member of an archive, told.
@@ -62,6 +60,9 @@ class Seen(NamedTuple):
     text: str | None = None
     license: str | None = None
     source: str | None = None
+
+
+_DEFAULTS = tuple(Seen._field_defaults.get(name, object()) for name in Seen._fields)
 
 
 def read_known(workdir: Storage, source_id: str) -> Iterator[Seen]:
@@ -134,9 +135,8 @@ def _write(workdir: Storage, key: str, rows: Iterable[Seen]) -> None:
 
 def _values(row: Seen) -> dict[str, object]:
     """Return what is not as it is by default."""
-    pairs = zip(Seen._fields, row, strict=True)
     values: dict[str, object] = {
-        name: value for name, value in pairs if value != Seen._field_defaults.get(name, _REQUIRED)
+        name: value for name, value, default in zip(Seen._fields, row, _DEFAULTS, strict=True) if value != default
     }
     if row.owner == row.name:
         del values["owner"]

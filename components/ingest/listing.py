@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from components.digests import canonical_json, short
@@ -149,5 +148,5 @@ def _kind(name: str, ending: str, extensions: Collection[str]) -> str | None:
 
 def split_name(name: str) -> tuple[str, str]:
     """Return a name without its ending, and the ending in lower case."""
-    ending = PurePosixPath(name).suffix
-    return name.removesuffix(ending), ending.lower()
+    stem, ending = os.path.splitext(name)  # noqa: PTH122 - names are strings here, and many
+    return stem, ending.lower()

@@ -1,0 +1,181 @@
+"""What it costs to list, to plan and to look again: seconds and memory per million images, and for two billion.
+
+    python tests/benchmarks/ingest_listing.py [--files 100000] [--images 100000 1000000]
+
+First real files in a temporary folder, then a listing that is made up: names, sizes and digests as of real images, and
+nothing behind them. What is written goes to a temporary folder on the same disk. Each measurement has a process of its
+own, whose largest resident memory is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from components.ingest.config import IngestConfig
+from components.ingest.intake import ingest
+from components.ingest.known import Seen
+from components.ingest.listing import Listed
+from components.manifest import Rejection
+from components.progress import Progress
+from components.sources import Source, SourceFile, open_source
+from components.storage import open_storage
+
+FOLDER = 1000  # files
+BILLIONS = 2 * 10**9
+
+
+class MadeUp(Source):
+    """A listing of so many images; every 500th came anew since the last time where ``changed`` says so."""
+
+    url = "simulated://images"
+
+    def __init__(self, images: int, changed: bool) -> None:
+        self._images = images
+        self._changed = changed
+
+    def list(self) -> Iterator[SourceFile]:
+        """Yield the files, sorted by name."""
+        for number in range(self._images):
+            tag = "2" if self._changed and number % 500 == 0 else "1"
+            yield SourceFile(f"{number // FOLDER:07d}/{number:010d}.jpg", 100_000 + number % 1000, tag)
+
+    def _read(self, name: str, start: int, length: int | None) -> bytes:
+        raise AssertionError("there is nothing to read")
+
+
+def made_up(_: Source, __: IngestConfig, file: Listed) -> list[Seen | Rejection]:
+    """Return what reading an image would tell."""
+    digest = hashlib.sha256((file.name + file.tag).encode()).hexdigest()
+    return [Seen(file.name, file.name, file.tag, file.bytes, digest, 512, 512, "JPEG")]
+
+
+def plan(images: int, workdir: str, *, changed: bool) -> dict[str, Any]:
+    """Plan a listing that is made up."""
+    config, quiet = IngestConfig(source="simulated"), Progress(io.StringIO())
+    return ingest(config, open_storage(workdir), quiet, MadeUp(images, changed), made_up)
+
+
+def list_files(folder: str) -> dict[str, Any]:
+    """List a folder, and add it up as ingest does to see whether anything changed."""
+    return {"files": sum(1 for _ in open_source(folder).list())}
+
+
+def take_files(folder: str, workdir: str) -> dict[str, Any]:
+    """Ingest a folder."""
+    return ingest(IngestConfig(source=folder), open_storage(workdir), Progress(io.StringIO()))
+
+
+ACTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "list": list_files,
+    "take": take_files,
+    "plan": lambda images, workdir: plan(int(images), workdir, changed=False),
+    "news": lambda images, workdir: plan(int(images), workdir, changed=True),
+}
+
+
+def measure(*act: str) -> tuple[float, float, dict[str, Any]]:
+    """Do something in a process of its own; returns seconds, largest memory in MiB, and what it returned."""
+    command = [sys.executable, __file__, "--act", *act]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return told["seconds"], told["mib"], told["result"]
+
+
+def act(name: str, *arguments: str) -> None:
+    """Do what `measure` asks for, and print what it took."""
+    began = time.perf_counter()
+    result = ACTS[name](*arguments)
+    mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": time.perf_counter() - began, "mib": mib, "result": result}))
+
+
+def make_files(folder: Path, files: int) -> None:
+    """Make so many tiny images, each of its own bytes, none compressed."""
+    from PIL import Image
+
+    for number in range(files):
+        path = folder / f"{number // FOLDER:05d}"
+        path.mkdir(parents=True, exist_ok=True)
+        picture = io.BytesIO()
+        Image.frombytes("L", (16, 16), hashlib.sha256(b"%d" % number).digest() * 8).save(picture, "BMP")
+        (path / f"{number:08d}.bmp").write_bytes(picture.getvalue())
+
+
+def real_files(files: int, temporary: Path) -> None:
+    """Measure with real files."""
+    make_files(temporary / "images", files)
+    workdir = str(temporary / "work")
+    for what, arguments in {
+        "listed": ("list", str(temporary / "images")),
+        "ingested for the first time": ("take", str(temporary / "images"), workdir),
+        "ingested again, unchanged": ("take", str(temporary / "images"), workdir),
+    }.items():
+        seconds, mib, result = measure(*arguments)
+        print(f"{files:>11,} files {what:30} {seconds:7.1f} s {mib:6.0f} MiB   {told(result)}", flush=True)
+
+
+def simulated(images: int, temporary: Path) -> tuple[float, float]:
+    """Measure with a listing that is made up; returns seconds and MiB of the first time."""
+    workdir = temporary / f"simulated-{images}"
+    first = (0.0, 0.0)
+    for what, name in {
+        "planned for the first time": "plan",
+        "planned again, unchanged": "plan",
+        "0.2 % new": "news",
+    }.items():
+        seconds, mib, result = measure(name, str(images), str(workdir))
+        first = first if first[0] else (seconds, mib)
+        each = f"{seconds * 1e6 / images:5.1f} s per million"
+        print(f"{images:>11,} images {what:29} {seconds:7.1f} s {mib:6.0f} MiB   {each}   {told(result)}", flush=True)
+    written = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
+    print(
+        f"{images:>11,} images: records of {written / images:.0f} bytes each, in groups of at most {largest(workdir):,}"
+    )
+    return first
+
+
+def largest(workdir: Path) -> int:
+    """Return how many images the largest group has."""
+    return max(path.read_bytes().count(b"\n") for path in workdir.rglob("group-*.jsonl"))
+
+
+def told(result: dict[str, Any]) -> str:
+    """Return what was found, in a few words."""
+    return "  ".join(f"{name} {result[name]:,}" for name in ("groups", "read", "new", "changed") if name in result)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=100_000, help="real files")
+    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000], help="images that are made up")
+    parser.add_argument("--act", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.act:
+        act(*arguments.act)
+        return
+    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
+        real_files(arguments.files, Path(folder))
+        found = {images: simulated(images, Path(folder)) for images in arguments.images}
+    few, many = min(found), max(found)
+    rate = found[many][0] / many
+    print(
+        f"\nFrom {few:,} to {many:,} images the time grows {found[many][0] / found[few][0]:.1f}-fold, "
+        f"memory {found[many][1] / found[few][1]:.2f}-fold.\n"
+        f"{BILLIONS:,} images at this rate: {BILLIONS * rate / 3600:.1f} hours in one process; "
+        f"as 50 sources of {BILLIONS // 50:,} side by side {BILLIONS * rate / 3600 / 50:.1f} hours."
+    )
+
+
+if __name__ == "__main__":
+    main()
