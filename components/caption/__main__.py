@@ -1,6 +1,6 @@
 """Give every image of one partition group captions: from files beside it, folder names, label files or models.
 
-    python -m components.caption --workdir work --source-id 0123456789abcdef --group 000 --encoding-key 89abcdef01234567
+    python -m components.caption --workdir work --source-id 0123456789abcdef --group g01 --encoding-key 89abcdef01234567
 
 ``--source-id`` is what ingest printed, ``--encoding-key`` names the dataset. Starting it again captions only images
 that are new, or for which what their captions rest on has changed.
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the caption step and return the process's exit code."""
     parser = step_parser("caption", __doc__)
     parser.add_argument("--source-id", required=True, help="name of the source, as ingest printed it")
-    parser.add_argument("--group", required=True, help="name of the partition group, such as 000")
+    parser.add_argument("--group", required=True, help="name of the partition group, such as g01")
     parser.add_argument("--encoding-key", required=True, help="name of the dataset below datasets/")
     parser.add_argument("--limit", action="append", default=[], metavar="KEY=VALUE", help="override one image limit")
     return run_step(parser, CaptionConfig, argv, _work)

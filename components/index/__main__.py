@@ -1,7 +1,7 @@
 r"""Join the encoded groups into one dataset and commit it: which samples are trained on, held out or gone.
 
     python -m components.index --workdir work --source-id 0123456789abcdef --encoding-key fedcba9876543210 \
-        --groups 000 001 --set held_out=0.05
+        --groups g0 g1 --set held_out=0.05
 
 The latents step must have run for each group. Where nothing changed, the same dataset comes out.
 """

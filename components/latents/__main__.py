@@ -1,6 +1,6 @@
 r"""Encode one group's images and captions into shards of latents and text embeddings.
 
-    python -m components.latents --workdir work --source-id 0123456789abcdef --group 000 \
+    python -m components.latents --workdir work --source-id 0123456789abcdef --group g01 \
         --base-model workdir:models/base/fedcba9876543210 --set resolution=512
 
 The caption step must have run for the group. What the dataset already holds is not encoded again.
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the step and return its exit code."""
     parser = step_parser("latents", __doc__)
     parser.add_argument("--source-id", required=True, help="the source of the images, as ingest named it")
-    parser.add_argument("--group", required=True, help="name of the partition group, such as 000")
+    parser.add_argument("--group", required=True, help="name of the partition group, such as g01")
     parser.add_argument("--base-model", required=True, help="the model whose encoders are used")
     return run_step(parser, LatentsConfig, argv, _work)
 
