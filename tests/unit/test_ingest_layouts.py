@@ -15,7 +15,8 @@ from PIL import Image
 from components.errors import ConfigError, DataError
 from components.ingest import metadata
 from components.ingest.config import IngestConfig
-from components.ingest.intake import group_bits, ingest
+from components.ingest.division import group_bits
+from components.ingest.intake import ingest
 from components.ingest.metadata import Told, read_metadata
 from components.manifest import (
     ImageRecord,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.digests import sha256
-from components.errors import ImageRejected, StorageError
+from components.errors import DataError, ImageRejected, StorageError
 from components.ingest import looking, tar_walk
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
@@ -260,6 +260,12 @@ def test_what_is_no_tar_is_refused_or_empty(place: Place, data: bytes) -> None:
     assert set(place.reasons().values()) <= {"archive-corrupt", "archive-truncated"}
 
 
+def test_a_place_whose_tars_hold_no_images_is_a_clear_error(place: Place) -> None:
+    place.files.write("a.tar", tar(member("words.md", b"words")))
+    with pytest.raises(DataError, match="no archive holds a member that is called like one"):
+        place.run()
+
+
 def test_a_tar_of_a_billion_tiny_members_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar_walk, "MOST_HEADERS", 1000)
     block = tarfile.TarInfo("t").tobuf()
@@ -336,7 +342,7 @@ def test_an_archive_is_read_once_from_front_to_back(tmp_path: Path, monkeypatch:
 def test_a_run_that_is_killed_reads_only_the_tars_that_are_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         place.files.write(f"{number}.tar", tar(*(member(f"{i}.png", picture(10 * number + i)) for i in range(4))))
-    monkeypatch.setattr("components.ingest.intake.JOURNAL_ROWS", 8)
+    monkeypatch.setattr("components.ingest.reading.JOURNAL_ROWS", 8)
     killed: list[str] = []
 
     def dies_at(last: str) -> Callable[..., Any]:
