@@ -4,7 +4,7 @@
 
 First real files in a temporary folder, then a listing that is made up: names, sizes and digests as of real images, and
 nothing behind them. What is written goes to a temporary folder on the same disk. Each measurement has a process of its
-own, whose largest resident memory is told.
+own, whose processor time and largest resident memory are told: on a busy machine the clock says little.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
@@ -33,6 +33,8 @@ from components.storage import open_storage
 
 FOLDER = 1000  # files
 BILLIONS = 2 * 10**9
+
+_RESULTS = ("groups", "read", "new", "changed")
 
 
 class MadeUp(Source):
@@ -84,19 +86,34 @@ ACTS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def measure(*act: str) -> tuple[float, float, dict[str, Any]]:
-    """Do something in a process of its own; returns seconds, largest memory in MiB, and what it returned."""
+class Taken(NamedTuple):
+    """What something took: seconds by the clock and of processor, largest memory in MiB; and what it returned."""
+
+    seconds: float
+    processor: float
+    mib: float
+    result: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        found = "  ".join(f"{name} {self.result[name]:,}" for name in _RESULTS if name in self.result)
+        return f"{self.seconds:7.1f} s (processor {self.processor:6.1f} s) {self.mib:5.0f} MiB   {found}"
+
+
+def measure(*act: str) -> Taken:
+    """Do something in a process of its own."""
     command = [sys.executable, __file__, "--act", *act]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return told["seconds"], told["mib"], told["result"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    return Taken(**json.loads(told))
 
 
 def act(name: str, *arguments: str) -> None:
     """Do what `measure` asks for, and print what it took."""
     began = time.perf_counter()
     result = ACTS[name](*arguments)
+    seconds = time.perf_counter() - began
     mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": time.perf_counter() - began, "mib": mib, "result": result}))
+    print(json.dumps({"seconds": seconds, "processor": time.process_time(), "mib": mib, "result": result}))
 
 
 def make_files(folder: Path, files: int) -> None:
@@ -120,38 +137,30 @@ def real_files(files: int, temporary: Path) -> None:
         "ingested for the first time": ("take", str(temporary / "images"), workdir),
         "ingested again, unchanged": ("take", str(temporary / "images"), workdir),
     }.items():
-        seconds, mib, result = measure(*arguments)
-        print(f"{files:>11,} files {what:30} {seconds:7.1f} s {mib:6.0f} MiB   {told(result)}", flush=True)
+        print(f"{files:>11,} files {what:30} {measure(*arguments)}", flush=True)
 
 
-def simulated(images: int, temporary: Path) -> tuple[float, float]:
-    """Measure with a listing that is made up; returns seconds and MiB of the first time."""
+def simulated(images: int, temporary: Path) -> Taken:
+    """Measure with a listing that is made up; returns what the first time took."""
     workdir = temporary / f"simulated-{images}"
-    first = (0.0, 0.0)
-    for what, name in {
-        "planned for the first time": "plan",
-        "planned again, unchanged": "plan",
-        "0.2 % new": "news",
-    }.items():
-        seconds, mib, result = measure(name, str(images), str(workdir))
-        first = first if first[0] else (seconds, mib)
-        each = f"{seconds * 1e6 / images:5.1f} s per million"
-        print(f"{images:>11,} images {what:29} {seconds:7.1f} s {mib:6.0f} MiB   {each}   {told(result)}", flush=True)
+    runs = []
+    for what, name in (
+        ("planned for the first time", "plan"),
+        ("planned again, unchanged", "plan"),
+        ("planned with 0.2 % changed", "news"),
+    ):
+        runs.append(measure(name, str(images), str(workdir)))
+        print(f"{images:>11,} images {what:29} {runs[-1]}", flush=True)
     written = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
     print(
         f"{images:>11,} images: records of {written / images:.0f} bytes each, in groups of at most {largest(workdir):,}"
     )
-    return first
+    return runs[0]
 
 
 def largest(workdir: Path) -> int:
     """Return how many images the largest group has."""
     return max(path.read_bytes().count(b"\n") for path in workdir.rglob("group-*.jsonl"))
-
-
-def told(result: dict[str, Any]) -> str:
-    """Return what was found, in a few words."""
-    return "  ".join(f"{name} {result[name]:,}" for name in ("groups", "read", "new", "changed") if name in result)
 
 
 def main() -> None:
@@ -168,12 +177,12 @@ def main() -> None:
         real_files(arguments.files, Path(folder))
         found = {images: simulated(images, Path(folder)) for images in arguments.images}
     few, many = min(found), max(found)
-    rate = found[many][0] / many
+    hours = BILLIONS * found[many].processor / many / 3600
     print(
-        f"\nFrom {few:,} to {many:,} images the time grows {found[many][0] / found[few][0]:.1f}-fold, "
-        f"memory {found[many][1] / found[few][1]:.2f}-fold.\n"
-        f"{BILLIONS:,} images at this rate: {BILLIONS * rate / 3600:.1f} hours in one process; "
-        f"as 50 sources of {BILLIONS // 50:,} side by side {BILLIONS * rate / 3600 / 50:.1f} hours."
+        f"\nFrom {few:,} to {many:,} images its time grows {found[many].processor / found[few].processor:.1f}-fold, "
+        f"memory {found[many].mib / found[few].mib:.2f}-fold.\n"
+        f"{BILLIONS:,} images at this rate: {hours:.0f} hours of one processor, "
+        f"or {hours / 50:.1f} hours as 50 sources of {BILLIONS // 50:,} images side by side."
     )
 
 
