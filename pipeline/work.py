@@ -207,13 +207,18 @@ def index(config: str, encoding_key: str) -> str:
 
 
 def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
-    """Train here, in processes of this machine; returns the last optimizer step."""
+    """Train, here or on the cluster; returns the last optimizer step."""
     job = open_job(config)
 
     def work(progress: Progress) -> dict[str, Any]:
-        from pipeline.launch.local import launch
+        from pipeline.launch import local
 
-        return launch(job.settings, job.workdir, base_model, encoding_key, dataset, progress)
+        what = (job.settings, job.workdir, base_model, encoding_key, dataset, progress)
+        if job.settings.launch.where == "local":
+            return local.launch(*what)
+        from pipeline.launch import trainjob
+
+        return trainjob.launch(*what)
 
     return int(recorded(job, "train", work)["step"])
 

@@ -110,6 +110,13 @@ def merge(run: Storage, journal: str) -> None:
     run.delete(journal)
 
 
+def told_end(run: Storage, since: float, unknown: int) -> int:
+    """Return the exit code that the trainer's own events speak for, or ``unknown``: nobody saw how it ended."""
+    told = [event["event"] for event in lines(run, EVENTS) if event["time"] >= since]
+    codes = {"preempted": Preempted.exit_code, "finished": EXIT_DONE}
+    return next((codes[name] for name in reversed(told) if name in codes), unknown)
+
+
 def next_attempt(run: Storage) -> int:
     """Return the number of the attempt that comes next."""
     told = [event.get("attempt", -1) for event in lines(run, EVENTS) if event["event"] == "attempt-started"]

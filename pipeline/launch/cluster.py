@@ -66,11 +66,12 @@ class Cluster:
     def create(self, job: Json) -> Json | None:
         """Create a job; None where there is one of that name."""
         try:
-            return self._call("create a TrainJob", self.jobs.create_namespaced_custom_object, *self._where, job)
+            made: Json = self._call("create a TrainJob", self.jobs.create_namespaced_custom_object, *self._where, job)
         except client.ApiException as error:
             if error.status == 409:
                 return None
             raise self._refused("create a TrainJob", error) from None
+        return made
 
     def find(self, name: str) -> Json | None:
         """Return a job; None where there is none of that name."""
@@ -85,6 +86,11 @@ class Cluster:
                 f"this cluster does not know {PLURAL}.{GROUP}/{VERSION}; install Kubeflow Trainer 2.3 or later"
             )
         return list(listed["items"])
+
+    def has_jobset(self, name: str) -> bool:
+        """Tell whether there is still the JobSet of a job, which may make pods."""
+        where = ("jobset.x-k8s.io", "v1alpha2", self.namespace, "jobsets", name)
+        return self._find(f"read JobSet {name}", self.jobs.get_namespaced_custom_object, *where) is not None
 
     def patch(self, name: str, change: Mapping[str, Any]) -> Json | None:
         """Merge a change into a job; None where it is gone."""

@@ -40,6 +40,9 @@ class LaunchConfig(Settings):
     shrink_wait_minutes: float = Field(
         30.0, gt=0, description="minutes to wait for all machines before fewer (placement.min_nodes) are asked for"
     )
+    stuck_minutes: float = Field(
+        10.0, gt=0, description="minutes that a container may fail to start, such as for want of its image or a secret"
+    )
     poll_seconds: float = Field(10.0, gt=0, le=60, description="seconds between two looks at what training did")
     api_away_minutes: float = Field(
         30.0, gt=0, description="minutes that the cluster's API may be away before the launcher gives up"

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
-from kubernetes import client, watch
+from kubernetes import client
+from kubernetes.watch.watch import iter_resp_lines
 
 from pipeline.launch.cluster import AWAY, Cluster, is_passing
 from pipeline.launch.render import GROUP, PLURAL, VERSION
@@ -29,14 +30,14 @@ class News(NamedTuple):
 
     Attributes:
         what: ``listed``: ``objects`` are all that exist; ``changed`` or ``deleted``: of ``objects``, the one;
-            ``away``: the API does not answer; ``refused``: it will not, ``problem`` says why; ``stop``: somebody asks
-            this process to end.
+            ``away``: the API does not answer; ``back``: it does again; ``refused``: it will not, ``problem`` says why;
+            ``stop``: somebody asks this process to end.
         kind: Of which objects.
         objects: As the API gives them.
         problem: What is wrong.
     """
 
-    what: Literal["listed", "changed", "deleted", "away", "refused", "stop"]
+    what: Literal["listed", "changed", "deleted", "away", "back", "refused", "stop"]
     kind: Kind | None = None
     objects: tuple[Json, ...] = ()
     problem: str = ""
@@ -80,8 +81,9 @@ class Feed:
         while not self._ended:
             try:
                 version = self._list() if version is None else version
-                for version in self._watch(version):
-                    self._pause = _FIRST_PAUSE
+                for newer in self._watch(version):
+                    version, self._pause = newer, _FIRST_PAUSE
+                self._sleep(_FIRST_PAUSE)
             except client.ApiException as error:
                 if error.status == GONE:
                     version = None  # too much has happened meanwhile: look at all of it anew
@@ -100,22 +102,37 @@ class Feed:
         return str(listed["metadata"]["resourceVersion"])
 
     def _watch(self, version: str) -> Iterator[str]:
-        """Yield the version of each thing that happened after ``version``."""
+        """Yield the version of each thing that happened after ``version``.
+
+        Raises:
+            ApiException: Where the API says so, in its answer or in the stream.
+        """
         call, arguments = self._call()
-        stream = watch.Watch(return_type="object").stream(
-            call,
+        stream = call(
             *arguments,
             label_selector=self._label,
             resource_version=version,
             allow_watch_bookmarks=True,
             timeout_seconds=_WATCH_SECONDS,
+            watch=True,
             _request_timeout=(10, _READ_SECONDS),
+            _preload_content=False,
         )
-        for event in stream:
-            found = event["raw_object"]
-            if event["type"] != "BOOKMARK":
-                self._tell(News("deleted" if event["type"] == "DELETED" else "changed", self._kind, (found,)))
-            yield str(found["metadata"]["resourceVersion"])
+        try:
+            self._tell(News("back", self._kind))
+            for line in iter_resp_lines(stream):
+                yield self._hear(json.loads(line))
+        finally:
+            stream.close()
+            stream.release_conn()
+
+    def _hear(self, event: Json) -> str:
+        found = event["object"]
+        if event["type"] == "ERROR":
+            raise client.ApiException(status=found.get("code"), reason=found.get("message"))
+        if event["type"] != "BOOKMARK":
+            self._tell(News("deleted" if event["type"] == "DELETED" else "changed", self._kind, (found,)))
+        return str(found["metadata"]["resourceVersion"])
 
     def _call(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
         namespace = self._cluster.namespace

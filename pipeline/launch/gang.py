@@ -35,6 +35,7 @@ class Pod:
 
     Attributes:
         name: The pod's name.
+        job: The name of its job.
         uid: Its identity.
         restart: JobSet's number of the gang's start.
         index: The machine's number in the gang.
@@ -49,6 +50,7 @@ class Pod:
     """
 
     name: str
+    job: str
     uid: str
     restart: int
     index: int
@@ -76,6 +78,7 @@ class Pod:
         reason = waiting.get("reason")
         return cls(
             name=meta["name"],
+            job=str(labels.get(JOBSET_LABEL)),
             uid=meta["uid"],
             restart=_number(labels.get(RESTART_LABEL)),
             index=_number(labels.get(INDEX_LABEL)),
@@ -115,8 +118,8 @@ class Gang:
         """Return the gang with a pod as it is now; what was known before and is not told any more stays known."""
         known = self.pods.get(pod.uid)
         if known is not None:
-            kept = {name: value for name, value in asdict(known).items() if getattr(pod, name) in (None, "", False)}
-            pod = replace(pod, **{**kept, "stuck": pod.stuck})
+            unsaid = {name: value for name, value in asdict(known).items() if _is_unsaid(getattr(pod, name))}
+            pod = replace(pod, **{**unsaid, "stuck": pod.stuck})
         return Gang({**self.pods, pod.uid: pod})
 
     def gone(self, uid: str, now: float) -> Gang:
@@ -126,10 +129,24 @@ class Gang:
             return self
         return Gang({**self.pods, uid: replace(pod, ended=now, stuck=None)})
 
+    def ended_before(self, successor: float) -> Gang:
+        """Return the gang without ends that were only noticed once the next gang had been made."""
+        late = {
+            uid: replace(pod, ended=min(pod.ended, successor))
+            for uid, pod in self.pods.items()
+            if pod.ended is not None and pod.code is None
+        }
+        return Gang({**self.pods, **late})
+
     @property
     def is_over(self) -> bool:
         """Whether there were pods and all of them have ended."""
         return bool(self.pods) and all(pod.ended is not None for pod in self.pods.values())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any pod has not ended."""
+        return any(pod.ended is None for pod in self.pods.values())
 
     @property
     def scheduled(self) -> int:
@@ -208,6 +225,10 @@ def gang_seconds(gang: Gang, asked: float) -> dict[str, float]:
     return {"pending": costs - asked, "pulling": runs - costs}
 
 
+def _is_unsaid(value: object) -> bool:
+    return value is None or value is False or value == ""
+
+
 def _between(low: float, value: float | None, high: float) -> float:
     return high if value is None else min(max(value, low), high)
 
@@ -231,8 +252,13 @@ def _latest(conditions: Mapping[str, Mapping[str, Any]]) -> str | None:
     )
 
 
+def read_time(text: str) -> float:
+    """Return a time that the API tells, in seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
+
+
 def _time(text: str | None) -> float | None:
-    return datetime.fromisoformat(text).timestamp() if text else None
+    return read_time(text) if text else None
 
 
 def _number(text: str | None) -> int:

@@ -30,15 +30,19 @@ class Open:
 
     Attributes:
         number: Its number, from 0.
+        job: The job that its pods belong to.
         asked: Since when its machines are asked for, in seconds since 1970.
         first: Step of the checkpoint that it goes on from.
         gang: Its pods.
+        old: Uids of pods of the attempts before that may still be seen.
     """
 
     number: int
+    job: Job
     asked: float
     first: int
     gang: Gang = field(default_factory=lambda: Gang({}))
+    old: tuple[str, ...] = ()
 
 
 class Ending(NamedTuple):
@@ -58,8 +62,9 @@ class Memory:
         attempts: How many attempts have been closed since training was asked for.
         standing: Where the run stands; None before it was ever launched.
         job: The job that is followed.
+        judged: How many attempts of that job have been closed.
+        left: Name of the job before, of which something may still run.
         attempt: The attempt that is followed.
-        withdrawn: Why the job that is leaving was withdrawn, if it was.
         ending: Why nothing is started any more.
         finished: Whether the last launch has come to its end; the next begins with a fresh standing.
     """
@@ -68,8 +73,9 @@ class Memory:
     attempts: int = 0
     standing: Standing | None = None
     job: Job | None = None
+    judged: int = 0
+    left: str | None = None
     attempt: Open | None = None
-    withdrawn: str | None = None
     ending: Ending | None = None
     finished: bool = False
 
@@ -82,27 +88,26 @@ class Memory:
             return cls()
         attempt = kept["attempt"]
         if attempt is not None:
-            attempt = Open(**{**attempt, "gang": Gang.load(attempt["gang"])})
+            known = {"job": Job(**attempt["job"]), "gang": Gang.load(attempt["gang"]), "old": tuple(attempt["old"])}
+            attempt = Open(**{**attempt, **known})
         return cls(
             number=kept["number"],
             attempts=kept["attempts"],
             standing=None if kept["standing"] is None else Standing(**kept["standing"]),
             job=None if kept["job"] is None else Job(**kept["job"]),
+            judged=kept["judged"],
+            left=kept["left"],
             attempt=attempt,
-            withdrawn=kept["withdrawn"],
             ending=None if kept["ending"] is None else Ending(**kept["ending"]),
             finished=kept["finished"],
         )
-
-    def write(self, run: Storage) -> None:
-        """Keep it in the run's folder."""
-        run.write_json(KEY, self.dump())
 
     def dump(self) -> dict[str, Any]:
         """Return it as JSON values."""
         attempt = None
         if self.attempt is not None:
-            attempt = {**_shallow(self.attempt), "gang": self.attempt.gang.dump()}
+            opened = self.attempt
+            attempt = {**_shallow(opened), "job": opened.job._asdict(), "gang": opened.gang.dump()}
         return {
             **_shallow(self),
             "standing": None if self.standing is None else asdict(self.standing),
@@ -111,9 +116,26 @@ class Memory:
             "ending": None if self.ending is None else self.ending._asdict(),
         }
 
-    def fresh(self) -> Memory:
-        """Return what a launch that begins anew still needs to know: names that are taken, and when all began."""
-        return replace(Memory(), number=self.number)
+
+class Notebook:
+    """The memory, and where it is kept: what changes is written at once, so that nobody has to do it again."""
+
+    def __init__(self, run: Storage) -> None:
+        self._run = run
+        self.memory = Memory.read(run)
+
+    def note(self, **changes: Any) -> None:
+        """Remember something."""
+        memory = replace(self.memory, **changes)
+        if memory != self.memory:
+            self.memory = memory
+            self._run.write_json(KEY, memory.dump())
+
+    @property
+    def standing(self) -> Standing:
+        """Where the run stands, which is known from the start of a launch on."""
+        assert self.memory.standing is not None
+        return self.memory.standing
 
 
 def _shallow(record: Memory | Open) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A training as a TrainJob of Kubeflow Trainer (pure).
 
 https://www.kubeflow.org/docs/components/trainer and the CRD of v2.3. The API is alpha, so this module alone knows it.
-Secrets are only referred to. The TrainJob has no ``envFrom``; what whole secrets bring belongs into the chart's runtime.
+Secrets are only referred to. A TrainJob has no ``envFrom``: what whole secrets bring belongs into the chart's runtime.
 """
 
 from __future__ import annotations

@@ -47,9 +47,12 @@ class Tail:
         if size < begin:  # a resumed training takes off what it will do again
             self._ends[key] = size
             return []
-        data = self._run.read(key, max(begin, size - _MOST_BYTES), None) if size > begin else b""
-        whole = data.rpartition(b"\n")[0]
-        self._ends[key] = size - (len(data) - len(whole) - 1) if whole else begin
+        if size == begin:
+            return []
+        start = max(begin, size - _MOST_BYTES)
+        data = self._run.read(key, start)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._ends[key] = start + len(whole)
         return [found for line in whole.split(b"\n") if (found := _parsed(line)) is not None]
 
     def _size(self, key: str) -> int:

@@ -1,0 +1,370 @@
+"""The launcher on a cluster: a real client against an API server, and operators that play what a cluster does."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+from kubernetes import client
+
+from components.errors import ConfigError, DarkroomError, DataError, Preempted
+from components.ledger import by_state, read_ledger, spent
+from components.progress import Progress
+from components.storage import Storage, open_storage
+from pipeline.config import RunConfig
+from pipeline.launch import render
+from pipeline.launch.cluster import Cluster
+from pipeline.launch.trainjob import launch
+from tests.integration.api_server import NAMESPACE, ApiServer, Refusal
+from tests.integration.operators import Life, Operators
+
+STEPS = 40
+QUICK = {"poll_seconds": 0.02, "usd_per_hour": 3.6, "where": "trainjob"}
+
+
+class Ears(Progress):
+    """Keeps what the launcher tells."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.events: list[dict[str, Any]] = []
+
+    def event(self, event: str, **fields: Any) -> None:
+        self.events.append({"event": event, **fields})
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        return [found for found in self.events if found["event"] == event]
+
+
+@dataclass
+class Lab:
+    """A cluster and a workdir."""
+
+    server: ApiServer
+    workdir: Storage
+    ears: Ears
+    outage: threading.Lock = field(default_factory=threading.Lock)
+
+    def settings(self, **changes: Any) -> RunConfig:
+        launch_settings = {**QUICK, **changes.pop("launch", {})}
+        placement = {"cloud": "gke", "nodes": 2, "gpus": 1, "queue": "gpus", **changes.pop("placement", {})}
+        values = {"name": "lab", "ingest": {"source": "unused"}, "train": {"steps": STEPS, **changes.pop("train", {})}}
+        return RunConfig.parse({**values, "launch": launch_settings, "placement": placement, **changes})
+
+    def run(self, config: RunConfig) -> Storage:
+        return self.workdir.child(f"runs/{config.run}")
+
+    def operators(self, config: RunConfig, *script: Life) -> Operators:
+        return Operators(self.server, self.run(config), STEPS, list(script))
+
+    def cluster(self, patience: float = 20.0) -> Cluster:
+        settings = client.Configuration(host=self.server.url)
+        settings.retries = urllib3.Retry(0)
+        return Cluster(client.ApiClient(settings), NAMESPACE, patience, sleep=lambda seconds: time.sleep(seconds / 20))
+
+    def launch(self, config: RunConfig, dataset: str = "digest", patience: float = 20.0) -> dict[str, Any]:
+        where = (self.workdir, "workdir:models/base", "key", dataset)
+        return launch(config, *where, self.ears, self.cluster(patience))
+
+    def events(self, config: RunConfig, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.run(config).read_lines("events.jsonl") if event["event"] == name]
+
+    def codes(self, config: RunConfig) -> list[int]:
+        return [event["exit_code"] for event in self.events(config, "attempt-ended")]
+
+    @property
+    def left(self) -> list[str]:
+        """What is still in the cluster."""
+        return [found["metadata"]["name"] for kind in ("trainjobs", "pods") for found in self.server.store.list(kind)]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    server = ApiServer()
+    yield Lab(server, open_storage(str(tmp_path)), Ears())
+    server.stop()
+
+
+def assert_books_are_right(lab: Lab, config: RunConfig) -> None:
+    """Each state of each attempt is in the ledger once, and all of it adds up to the time since the first job."""
+    ledger = read_ledger(lab.run(config))
+    keys = [(line.attempt, line.state) for line in ledger]
+    assert len(keys) == len(set(keys))
+    assert sorted({line.attempt for line in ledger}) == list(range(1 + max(line.attempt for line in ledger)))
+    ended = lab.events(config, "attempt-ended")
+    assert [event["attempt"] for event in ended] == sorted({event["attempt"] for event in ended})
+    assert [event["time"] for event in lab.run(config).read_lines("events.jsonl")] == sorted(
+        event["time"] for event in lab.run(config).read_lines("events.jsonl")
+    )
+
+
+def test_from_the_first_machine_to_the_last_step(lab: Lab) -> None:
+    config = lab.settings()
+    with lab.operators(config) as operators:
+        assert lab.launch(config) == {"step": STEPS, "attempts": 1, "stopped": None}
+    (job,) = operators.jobs
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert job["spec"]["trainer"]["numNodes"] == 2
+    assert not lab.left, "nothing is left behind"
+    assert lab.ears.told("training")
+    assert lab.ears.told("step")[-1]["step"] == STEPS
+    assert_books_are_right(lab, config)
+    states = {state: total.seconds for state, total in by_state(read_ledger(lab.run(config))).items()}
+    assert states["useful"] > 0
+    assert states["pending"] > 0
+    assert states["pulling"] > 0
+    began = render_time(job)
+    (ended,) = lab.events(config, "attempt-ended")
+    assert sum(states.values()) == pytest.approx(ended["time"] - began, abs=0.1)
+    (started,) = lab.events(config, "attempt-started")
+    assert started == {**started, "nodes": 2, "pool": "spot", "ranks": 2}
+
+
+def render_time(job: dict[str, Any]) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(job["metadata"]["creationTimestamp"]).timestamp()
+
+
+def test_three_preemptions_cost_no_crash_and_no_second_job(lab: Lab) -> None:
+    config = lab.settings(launch={"max_crashes": 0})
+    script = [Life(codes=(75,)), Life(codes=(75,)), Life(codes=(137, 1), taken=True)]
+    with lab.operators(config, *script) as operators:
+        assert lab.launch(config) == {"step": STEPS, "attempts": 4, "stopped": None}
+    assert lab.codes(config) == [75, 75, 137, 0]
+    assert len(operators.jobs) == 1
+    assert operators.most == 1
+    assert [event["steps_lost"] for event in lab.events(config, "attempt-ended")] == [0, 0, 0, 0]
+    assert_books_are_right(lab, config)
+
+
+def test_when_spot_machines_do_not_come_on_demand_ones_are_asked_for(lab: Lab) -> None:
+    config = lab.settings(launch={"fallback_wait_minutes": 0.3 / 60})
+    with lab.operators(config, Life(scheduled=0)) as operators:
+        assert lab.launch(config)["step"] == STEPS
+    pools = [job["metadata"]["annotations"][render.POOL] for job in operators.jobs]
+    assert pools == ["spot", "on-demand"]
+    assert lab.ears.told("job-withdrawn")[0]["why"] == "fallback"
+    ledger = read_ledger(lab.run(config))
+    assert {line.pool for line in ledger if line.attempt == 0 and line.seconds} == {"spot"}
+    assert [line.usd_per_hour for line in ledger if line.state == "pending"] == [0.0, 0.0]
+    assert_books_are_right(lab, config)
+
+
+def test_fewer_machines_train_where_no_more_come(lab: Lab) -> None:
+    config = lab.settings(placement={"nodes": 4, "min_nodes": 2}, launch={"shrink_wait_minutes": 0.2 / 60})
+    with lab.operators(config, Life(scheduled=3)) as operators:
+        assert lab.launch(config)["step"] == STEPS
+    assert [job["spec"]["trainer"]["numNodes"] for job in operators.jobs] == [4, 3]
+    assert operators.most == 1
+
+
+def test_at_the_budget_it_saves_and_is_evaluated_as_it_is(lab: Lab) -> None:
+    # A dollar per second and machine: with what saving takes put aside, half a second's worth is left.
+    config = lab.settings(launch={"usd_per_hour": 3600.0, "budget_usd": 31.0}, placement={"grace_seconds": 15})
+    with lab.operators(config, Life(steps=7, codes=None)) as operators:
+        assert lab.launch(config) == {"step": 7, "attempts": 1, "stopped": "budget"}
+        assert lab.codes(config) == [75]
+        assert spent(read_ledger(lab.run(config))) < 31
+        assert not lab.left
+        assert lab.launch(config) == {"step": 7, "attempts": 0, "stopped": "budget"}, "nothing is started without money"
+        assert len(operators.jobs) == 1
+        richer = lab.settings(launch={"budget_usd": 60.0}, placement={"grace_seconds": 15})
+        assert lab.launch(richer) == {"step": STEPS, "attempts": 1, "stopped": None}
+
+
+def test_a_run_that_is_terminated_saves_and_leaves_nothing_behind(lab: Lab) -> None:
+    config = lab.settings()
+    with lab.operators(config, Life(steps=9, codes=None)) as operators:
+        operators.on("holding", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted, match="start again to continue"):
+            lab.launch(config)
+        assert not lab.left
+        assert lab.codes(config) == [75]
+        assert lab.launch(config) == {"step": STEPS, "attempts": 2, "stopped": None}
+    assert_books_are_right(lab, config)
+
+
+@pytest.mark.parametrize(("code", "error"), [(78, ConfigError), (65, DataError)])
+def test_what_the_trainer_refuses_is_not_tried_again(lab: Lab, code: int, error: type[DarkroomError]) -> None:
+    config = lab.settings()
+    said = '{"event": "loading"}\nrank 0: shard 7 is missing\n'
+    with lab.operators(config, Life(codes=(code, 75), said=said)) as operators, pytest.raises(error) as refused:
+        lab.launch(config)
+    assert str(refused.value) == "rank 0: shard 7 is missing"
+    assert len(operators.jobs) == operators.lives == 1
+    assert not lab.left
+
+
+def test_too_many_crashes_end_it_with_the_last_lines_of_the_log(lab: Lab) -> None:
+    config = lab.settings(launch={"max_crashes": 1})
+    with lab.operators(config, Life(codes=(1,)), Life(codes=(9,), said="the disk is full")) as operators:
+        with pytest.raises(DarkroomError, match=r"exit code 9 after 0 preemptions and 2 crashes.*\nthe disk is full"):
+            lab.launch(config)
+        assert operators.lives == 2
+        assert not lab.left
+
+
+def test_a_jobset_that_gives_up_sooner_than_the_settings_is_submitted_anew(lab: Lab) -> None:
+    config = lab.settings(launch={"max_crashes": 2})
+    with lab.operators(config, Life(codes=(1,)), Life(codes=(1,))) as operators:
+        operators.max_restarts = 0
+        assert lab.launch(config)["attempts"] == 3
+    assert len(operators.jobs) == 3
+    assert operators.most == 1
+
+
+def test_restarts_without_a_newer_checkpoint_come_to_an_end(lab: Lab) -> None:
+    config = lab.settings(launch={"max_fruitless": 2})
+    lives = [Life(steps=3, codes=(75,), saves=False)] * 5
+    with (
+        lab.operators(config, *lives) as operators,
+        pytest.raises(DarkroomError, match="3th time without a checkpoint"),
+    ):
+        lab.launch(config)
+    assert operators.lives in (3, 4), "the fourth may have begun"
+
+
+def test_a_container_that_cannot_start_ends_it_with_the_reason(lab: Lab) -> None:
+    config = lab.settings(launch={"stuck_minutes": 0.2 / 60})
+    with (
+        lab.operators(config, Life(stuck="ImagePullBackOff")),
+        pytest.raises(ConfigError, match="ImagePullBackOff: no"),
+    ):
+        lab.launch(config)
+    assert not lab.left
+
+
+def test_a_job_that_somebody_deletes_is_made_again(lab: Lab) -> None:
+    config = lab.settings()
+    with lab.operators(config, Life(steps=6, codes=None)) as operators:
+        operators.on("holding", lambda: delete_all(lab))
+        assert lab.launch(config) == {"step": STEPS, "attempts": 2, "stopped": None}
+    assert len(operators.jobs) == 2
+    assert operators.most == 1
+    assert lab.ears.told("job-lost")
+
+
+def delete_all(lab: Lab) -> None:
+    for job in lab.server.store.list("trainjobs"):
+        lab.server.store.delete("trainjobs", job["metadata"]["name"])
+
+
+def test_somebody_elses_job_of_that_name_stays(lab: Lab) -> None:
+    config = lab.settings()
+    training = render.Training(config.run, lab.workdir.url, "", "", "", 0, config.train)
+    name = f"{render.job_label(training)}-1"
+    lab.server.store.create("trainjobs", {"metadata": {"name": name}})
+    with pytest.raises(ConfigError, match=f"TrainJob {name} in namespace lab has the name of this run's job"):
+        lab.launch(config)
+    assert lab.left == [name]
+
+
+def test_another_dataset_begins_anew_once_the_old_training_is_gone(lab: Lab) -> None:
+    config = lab.settings()
+    with lab.operators(config, Life(steps=9, codes=None)) as operators:
+        operators.on("holding", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted):
+            lab.launch(config)
+        lab.launch(config, dataset="another")
+    assert lab.codes(config) == [0], "the records are those of the new training"
+    assert operators.most == 1
+
+
+def test_what_the_cluster_refuses_is_told_in_its_own_words(lab: Lab) -> None:
+    def refuse(method: str, _path: str) -> None:
+        if method == "POST":
+            raise Refusal(400, "Invalid", "admission webhook denied the request: no such trainingRuntime")
+
+    lab.server.before = refuse
+    with pytest.raises(ConfigError, match="denied the request: no such trainingRuntime; see placement"):
+        lab.launch(lab.settings())
+
+    def forbid(_method: str, _path: str) -> None:
+        raise Refusal(403, "Forbidden", "pods is forbidden")
+
+    lab.server.before = forbid
+    with pytest.raises(ConfigError, match=r"403 .*pods is forbidden; the chart's role"):
+        lab.launch(lab.settings())
+
+
+def test_the_api_may_be_away_and_forget_and_break_off_in_the_middle_of_a_line(lab: Lab) -> None:
+    config = lab.settings()
+    days: list[Callable[[], None]] = [
+        lambda: away_for(lab, 0.5),
+        lambda: forgets(lab, seconds=0),
+        lambda: errors_for(lab, 5),
+        lambda: forgets(lab, seconds=0.3),
+    ]
+    lives = [Life(codes=(75,)), Life(codes=(1,)), Life(codes=(75,))]
+    with lab.operators(config, *lives) as operators:
+        for state, day in zip(("pending", "pulling", "running", "ended"), days, strict=True):
+            operators.on(state, lambda day=day: threading.Thread(target=day).start())  # type: ignore[misc]
+        assert lab.launch(config)["step"] == STEPS
+    assert len(operators.jobs) == 1
+    assert operators.most == 1
+    assert_books_are_right(lab, config)
+
+
+def away_for(lab: Lab, seconds: float) -> None:
+    with lab.outage:
+        lab.server.stop()
+        time.sleep(seconds)
+        lab.server.start()
+
+
+def forgets(lab: Lab, seconds: float) -> None:
+    lab.server.store.forget()
+    lab.server.break_streams(torn=True)
+    away_for(lab, seconds)
+
+
+def errors_for(lab: Lab, times: int) -> None:
+    left = [times]
+
+    def overloaded(_method: str, _path: str) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise Refusal(503 if left[0] % 2 else 429, "TooManyRequests", "come back later")
+
+    lab.server.before = overloaded
+    lab.server.break_streams()
+
+
+def test_an_api_that_stays_away_ends_the_launcher_and_not_the_training(lab: Lab) -> None:
+    config = lab.settings()
+    with lab.operators(config, Life(steps=5, codes=None)) as operators:
+        operators.on("holding", lambda: threading.Thread(target=lab.server.stop).start())
+        with pytest.raises(DarkroomError, match=r"has been away for .* what runs there goes on"):
+            lab.launch(config, patience=0.5)
+        lab.server.start()
+        (gang,) = operators.gangs
+        gang.life = Life(steps=STEPS)
+        gang.until = STEPS
+        assert lab.launch(config) == {"step": STEPS, "attempts": 1, "stopped": None}
+    assert len(operators.jobs) == operators.lives == 1
+    assert_books_are_right(lab, config)
+
+
+def test_the_newest_launcher_is_the_one_that_counts(lab: Lab) -> None:
+    config = lab.settings()
+
+    def take_over() -> None:
+        (job,) = lab.server.store.list("trainjobs")
+        change = {"metadata": {"annotations": {render.LAUNCHER: "another"}}}
+        lab.cluster().patch(job["metadata"]["name"], change)
+
+    with lab.operators(config, Life(steps=5, codes=None)) as operators:
+        operators.on("holding", lambda: threading.Thread(target=take_over).start())
+        with pytest.raises(DarkroomError, match=r"another follows .* now, so this launcher ends"):
+            lab.launch(config)
+    assert len(lab.server.store.list("trainjobs")) == 1, "the job is the other's now"
