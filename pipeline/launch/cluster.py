@@ -88,9 +88,18 @@ class Cluster:
         return list(listed["items"])
 
     def has_jobset(self, name: str) -> bool:
-        """Tell whether there is still the JobSet of a job, which may make pods."""
+        """Tell whether there is still the JobSet of a job, which may make pods.
+
+        Where it may not be read, the pods alone must tell.
+        """
         where = ("jobset.x-k8s.io", "v1alpha2", self.namespace, "jobsets", name)
-        return self._find(f"read JobSet {name}", self.jobs.get_namespaced_custom_object, *where) is not None
+        try:
+            self._call(f"read JobSet {name}", self.jobs.get_namespaced_custom_object, *where)
+        except client.ApiException as error:
+            if error.status in (403, 404):
+                return False
+            raise self._refused(f"read JobSet {name}", error) from None
+        return True
 
     def patch(self, name: str, change: Mapping[str, Any]) -> Json | None:
         """Merge a change into a job; None where it is gone."""

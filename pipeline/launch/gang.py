@@ -109,10 +109,13 @@ class Gang:
         return [asdict(pod) for pod in self.pods.values()]
 
     def owns(self, pod: Pod) -> bool:
-        """Tell whether a pod belongs to this gang: a new one does while none of the gang has ended."""
+        """Tell whether a pod belongs to this gang: a new one does if it was made for it before any of it had ended."""
         if not self.pods or pod.uid in self.pods:
             return True
-        return not any(one.ended or one.restart != pod.restart for one in self.pods.values())
+        known = self.pods.values()
+        if any(one.restart != pod.restart or one.index == pod.index for one in known):
+            return False
+        return all(one.ended is None or pod.created <= one.ended for one in known)
 
     def seen(self, pod: Pod) -> Gang:
         """Return the gang with a pod as it is now; what was known before and is not told any more stays known."""

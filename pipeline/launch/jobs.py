@@ -163,8 +163,8 @@ class Jobs:
     def _recall(self) -> None:
         """Go on with what is remembered; a launch that had come to its end, and settings that changed, begin anew."""
         memory, now = self._notebook.memory, time.time()
-        if memory.ending is not None and memory.ending.why != "failed":
-            self._notebook.note(ending=None)  # whatever it was, it is decided anew
+        if memory.ending is not None and memory.ending.why not in ("done", "failed"):
+            self._notebook.note(ending=None)  # it is decided anew
         fresh = first(Terms(self._settings.launch, self._settings.placement), now, account.committed_step(self._run))
         if memory.standing is None:
             self._notebook.note(standing=fresh)

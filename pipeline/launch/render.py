@@ -187,18 +187,19 @@ def _patch(training: Training, placement: PlacementConfig, pool: Pool, grace: in
         pod["tolerations"] = tolerated
     if kept_off := places.affinity(placement, pool):
         pod["affinity"] = kept_off
-    template = {"metadata": {"labels": _labels(training)}, "spec": pod}
+    template = {"metadata": {"labels": _own_labels(training)}, "spec": pod}
     job = {"name": CONTAINER, "template": {"spec": {"template": template}}}
     return {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
 
 
 def _labels(training: Training) -> dict[str, str]:
-    return {
-        "app.kubernetes.io/name": "darkroom",
-        "app.kubernetes.io/component": "train",
-        JOB_LABEL: job_label(training),
-        RUN_LABEL: training.run,
-    }
+    known = {"app.kubernetes.io/name": "darkroom", "app.kubernetes.io/component": "train"}
+    return {**known, **_own_labels(training)}
+
+
+def _own_labels(training: Training) -> dict[str, str]:
+    """Return the labels that find what belongs to a run; pods have the chart's besides."""
+    return {JOB_LABEL: job_label(training), RUN_LABEL: training.run}
 
 
 def _shared(placement: PlacementConfig, environment: Mapping[str, str]) -> list[dict[str, str]]:

@@ -261,7 +261,7 @@ def _is_over(job: Json) -> bool:
 
 def commit(run: Storage, step: int) -> None:
     """Commit a checkpoint without weights."""
-    manifest = {"format": checkpoints.FORMAT, "updates": step, "training": "played", "shapes": {}, "parts": []}
+    manifest = {"format": checkpoints.FORMAT, "counters": {}, "training": "played", "shapes": {}, "parts": []}
     data = canonical_json(manifest)
     run.write(f"{checkpoints.folder(step)}/manifest.json", data)
     run.write(f"{checkpoints.folder(step)}/COMMIT", sha256(data).encode())

@@ -2,89 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-import urllib3
-from kubernetes import client
 
 from components.errors import ConfigError, DarkroomError, DataError, Preempted
 from components.ledger import by_state, read_ledger, spent
-from components.progress import Progress
-from components.storage import Storage, open_storage
-from pipeline.config import RunConfig
+from components.storage import open_storage
 from pipeline.launch import render
-from pipeline.launch.cluster import Cluster
-from pipeline.launch.trainjob import launch
-from tests.integration.api_server import NAMESPACE, ApiServer, Refusal
-from tests.integration.operators import Life, Operators
-
-STEPS = 40
-QUICK = {"poll_seconds": 0.02, "usd_per_hour": 3.6, "where": "trainjob"}
-
-
-class Ears(Progress):
-    """Keeps what the launcher tells."""
-
-    def __init__(self) -> None:
-        super().__init__(io.StringIO())
-        self.events: list[dict[str, Any]] = []
-
-    def event(self, event: str, **fields: Any) -> None:
-        self.events.append({"event": event, **fields})
-
-    def told(self, event: str) -> list[dict[str, Any]]:
-        return [found for found in self.events if found["event"] == event]
-
-
-@dataclass
-class Lab:
-    """A cluster and a workdir."""
-
-    server: ApiServer
-    workdir: Storage
-    ears: Ears
-    outage: threading.Lock = field(default_factory=threading.Lock)
-
-    def settings(self, **changes: Any) -> RunConfig:
-        launch_settings = {**QUICK, **changes.pop("launch", {})}
-        placement = {"cloud": "gke", "nodes": 2, "gpus": 1, "queue": "gpus", **changes.pop("placement", {})}
-        values = {"name": "lab", "ingest": {"source": "unused"}, "train": {"steps": STEPS, **changes.pop("train", {})}}
-        return RunConfig.parse({**values, "launch": launch_settings, "placement": placement, **changes})
-
-    def run(self, config: RunConfig) -> Storage:
-        return self.workdir.child(f"runs/{config.run}")
-
-    def operators(self, config: RunConfig, *script: Life) -> Operators:
-        return Operators(self.server, self.run(config), STEPS, list(script))
-
-    def cluster(self, patience: float = 20.0) -> Cluster:
-        settings = client.Configuration(host=self.server.url)
-        settings.retries = urllib3.Retry(0)
-        return Cluster(client.ApiClient(settings), NAMESPACE, patience, sleep=lambda seconds: time.sleep(seconds / 20))
-
-    def launch(self, config: RunConfig, dataset: str = "digest", patience: float = 20.0) -> dict[str, Any]:
-        where = (self.workdir, "workdir:models/base", "key", dataset)
-        return launch(config, *where, self.ears, self.cluster(patience))
-
-    def events(self, config: RunConfig, name: str) -> list[dict[str, Any]]:
-        return [event for event in self.run(config).read_lines("events.jsonl") if event["event"] == name]
-
-    def codes(self, config: RunConfig) -> list[int]:
-        return [event["exit_code"] for event in self.events(config, "attempt-ended")]
-
-    @property
-    def left(self) -> list[str]:
-        """What is still in the cluster."""
-        return [found["metadata"]["name"] for kind in ("trainjobs", "pods") for found in self.server.store.list(kind)]
+from pipeline.launch.gang import read_time
+from tests.integration.api_server import ApiServer, Refusal
+from tests.integration.lab import STEPS, Ears, Lab, assert_books_are_right
+from tests.integration.operators import Life
 
 
 @pytest.fixture
@@ -92,19 +26,6 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     server = ApiServer()
     yield Lab(server, open_storage(str(tmp_path)), Ears())
     server.stop()
-
-
-def assert_books_are_right(lab: Lab, config: RunConfig) -> None:
-    """Each state of each attempt is in the ledger once, and all of it adds up to the time since the first job."""
-    ledger = read_ledger(lab.run(config))
-    keys = [(line.attempt, line.state) for line in ledger]
-    assert len(keys) == len(set(keys))
-    assert sorted({line.attempt for line in ledger}) == list(range(1 + max(line.attempt for line in ledger)))
-    ended = lab.events(config, "attempt-ended")
-    assert [event["attempt"] for event in ended] == sorted({event["attempt"] for event in ended})
-    assert [event["time"] for event in lab.run(config).read_lines("events.jsonl")] == sorted(
-        event["time"] for event in lab.run(config).read_lines("events.jsonl")
-    )
 
 
 def test_from_the_first_machine_to_the_last_step(lab: Lab) -> None:
@@ -122,17 +43,11 @@ def test_from_the_first_machine_to_the_last_step(lab: Lab) -> None:
     assert states["useful"] > 0
     assert states["pending"] > 0
     assert states["pulling"] > 0
-    began = render_time(job)
+    began = read_time(job["metadata"]["creationTimestamp"])
     (ended,) = lab.events(config, "attempt-ended")
     assert sum(states.values()) == pytest.approx(ended["time"] - began, abs=0.1)
     (started,) = lab.events(config, "attempt-started")
     assert started == {**started, "nodes": 2, "pool": "spot", "ranks": 2}
-
-
-def render_time(job: dict[str, Any]) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(job["metadata"]["creationTimestamp"]).timestamp()
 
 
 def test_three_preemptions_cost_no_crash_and_no_second_job(lab: Lab) -> None:
