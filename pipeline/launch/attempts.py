@@ -84,10 +84,9 @@ class Attempts:
         attempt = self._notebook.memory.attempt
         return attempt.gang if attempt is not None else Gang({})
 
-    def open(self, job: Job, asked: float) -> None:
-        """Begin an attempt: machines are asked for from now on."""
-        number = account.next_attempt(self._run)
-        self._notebook.note(attempt=Open(number, job, asked, account.committed_step(self._run)))
+    def begin(self, job: Job, asked: float) -> Open:
+        """Return a job's first attempt, to be noted; its machines are asked for since ``asked``."""
+        return Open(account.next_attempt(self._run), job, asked, account.committed_step(self._run))
 
     def follow(self, is_over: bool) -> Closed | None:
         """Take in what is seen of the pods, and close the books of the attempt once its gang has ended.

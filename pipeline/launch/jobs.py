@@ -187,8 +187,9 @@ class Jobs:
         return found
 
     def _follow(self, job: Job, made: Mapping[str, Any]) -> None:
-        self._notebook.note(job=job, judged=0)
-        self._attempts.open(job, asked=min(time.time(), read_time(made["metadata"]["creationTimestamp"])))
+        # Noted at once: who is killed after a job is known, but not its attempt, would never account for it.
+        asked = min(time.time(), read_time(made["metadata"]["creationTimestamp"]))
+        self._notebook.note(job=job, judged=0, attempt=self._attempts.begin(job, asked))
 
     def _take_over(self, name: str) -> None:
         """Put this launcher's name on a job, and hand it to the workflow that this launcher belongs to."""

@@ -31,7 +31,8 @@ def jobset() -> dict[str, Any]:
 
     chart = pytest.importorskip("helm_python.chart", reason="helm-python-sdk renders the chart")
     with chart.Chart.load(CHART) as found:
-        texts = found.render({}, name="dr", namespace="kubeflow").values()
+        files = found.render({}, name="dr", namespace="kubeflow")
+        texts = [text for file, text in files.items() if file.endswith(".yaml")]
         manifests = [one for text in texts for one in yaml.safe_load_all(text) if isinstance(one, dict)]
     (runtime,) = [one for one in manifests if one["kind"] == "TrainingRuntime"]
     spec: dict[str, Any] = runtime["spec"]["template"]["spec"]
