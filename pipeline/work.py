@@ -217,8 +217,10 @@ def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
         if job.settings.launch.where == "local":
             return local.launch(*what)
         from pipeline.launch import trainjob
+        from pipeline.prices import known_prices
 
-        return trainjob.launch(*what)
+        placement = job.settings.placement
+        return trainjob.launch(*what, prices=known_prices(placement.prices, placement.instance))
 
     return int(recorded(job, "train", work)["step"])
 

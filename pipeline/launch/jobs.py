@@ -48,7 +48,7 @@ class Jobs:
         cluster: Cluster,
         attempts: Attempts,
         progress: Progress,
-        prices: Mapping[str, float],
+        prices: Mapping[Pool, float],
         me: str,
     ) -> None:
         self._settings = settings
@@ -148,16 +148,23 @@ class Jobs:
             )
 
     def price(self, pool: Pool) -> float:
-        """Return what a machine of a pool costs, in $ per hour: as the settings say, or else the price list."""
+        """Return what a machine of a pool costs, in $ per hour; 0 where that is not known."""
+        return self._known_price(pool) or 0.0
+
+    def _known_price(self, pool: Pool) -> float | None:
+        """Return a price as the settings say it, or else the price list."""
         given = self._settings.launch.usd_per_hour
-        return given if given is not None else self._prices.get(pool, 0.0)
+        return given if given is not None else self._prices.get(pool)
 
     def _check_price(self) -> None:
-        pools: tuple[Pool, ...] = ("spot", "on-demand")
-        if self._settings.launch.budget_usd is not None and not any(self.price(pool) for pool in pools):
+        launch, placement = self._settings.launch, self._settings.placement
+        unknown = sorted({p for p in (placement.first_pool, "on-demand") if self._known_price(p) is None})
+        if launch.budget_usd is not None and unknown:
+            machine = placement.instance or "any type"
             raise ConfigError(
-                f"launch.budget_usd is {self._settings.launch.budget_usd:g} but no price of a machine is known; set "
-                "placement.instance to one of the price list, or launch.usd_per_hour"
+                f"launch.budget_usd is {launch.budget_usd:g} $, but what a machine of {machine} costs "
+                f"({', '.join(unknown)}) is not known; set placement.instance to one of the price list "
+                "(placement.prices), or launch.usd_per_hour"
             )
 
     def _recall(self) -> None:

@@ -27,6 +27,7 @@ from pipeline.launch.policy import Action, End, Phase, Sight, Terms, after, deci
 from pipeline.launch.render import Training
 from pipeline.launch.tail import Tail
 from pipeline.launch.view import View
+from pipeline.placement import Pool
 
 _WARNINGS_EVERY_SECONDS = 30.0
 
@@ -39,7 +40,7 @@ def launch(
     dataset: str,
     progress: Progress,
     cluster: Cluster | None = None,
-    prices: Mapping[str, float] | None = None,
+    prices: Mapping[Pool, float] | None = None,
 ) -> dict[str, Any]:
     """Train on the cluster to the last step, however often its machines are taken away.
 
@@ -94,7 +95,7 @@ class Launcher:
         cluster: Cluster,
         view: View,
         progress: Progress,
-        prices: Mapping[str, float],
+        prices: Mapping[Pool, float],
     ) -> None:
         self._settings = settings
         self._terms = Terms(settings.launch, settings.placement)

@@ -121,6 +121,7 @@ def rights(manifests: list[Manifest], role: str) -> set[tuple[str, str]]:
 def test_the_launcher_may_do_this_and_no_more(everything: Manifest, render: Render) -> None:
     assert rights(render(everything), "dr-darkroom-launcher") == {
         *(("trainer.kubeflow.org/trainjobs", verb) for verb in ("create", "get", "list", "watch", "patch", "delete")),
+        ("jobset.x-k8s.io/jobsets", "get"),
         *(("pods", verb) for verb in ("get", "list", "watch")),
         ("pods/log", "get"),
         ("events", "list"),

@@ -14,6 +14,7 @@ from typing import Any
 # What the launcher asks of the Kubernetes API: group, resource, subresource, verbs.
 RIGHTS = (
     ("trainer.kubeflow.org", "trainjobs", "", ("create", "get", "list", "watch", "patch", "delete")),
+    ("jobset.x-k8s.io", "jobsets", "", ("get",)),
     ("", "pods", "", ("get", "list", "watch")),
     ("", "pods", "log", ("get",)),
     ("", "events", "", ("list",)),
