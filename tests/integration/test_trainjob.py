@@ -283,3 +283,50 @@ def test_the_newest_launcher_is_the_one_that_counts(lab: Lab) -> None:
         with pytest.raises(DarkroomError, match=r"another follows .* now, so this launcher ends"):
             lab.launch(config)
     assert len(lab.server.store.list("trainjobs")) == 1, "the job is the other's now"
+
+
+def test_the_workflow_owns_the_job_and_a_later_one_takes_it_over(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": f"flow-{name}", "uid": name}
+        lab.server.store.create("pods", {"metadata": {"name": name, "ownerReferences": [owner]}})
+    config = lab.settings()
+    monkeypatch.setenv("KFP_POD_NAME", "first")
+    with lab.operators(config, Life(steps=5, codes=None)) as operators:
+        operators.on("holding", lambda: threading.Thread(target=lab.server.stop).start())
+        with pytest.raises(DarkroomError, match="has been away"):
+            lab.launch(config, patience=0.3)
+        lab.server.start()
+        (job,) = lab.server.store.list("trainjobs")
+        assert [owner["uid"] for owner in job["metadata"]["ownerReferences"]] == ["first"]
+        monkeypatch.setenv("KFP_POD_NAME", "second")
+        owners: list[str] = []
+
+        def look(method: str, path: str) -> None:
+            if method == "DELETE":
+                (job,) = lab.server.store.list("trainjobs")
+                owners.extend(owner["uid"] for owner in job["metadata"]["ownerReferences"])
+
+        lab.server.before = look
+        (gang,) = operators.gangs
+        gang.life, gang.until = Life(steps=STEPS), STEPS
+        lab.launch(config)
+    assert owners == ["second"]
+
+
+def test_what_the_cluster_warns_of_while_machines_are_waited_for_is_told(lab: Lab) -> None:
+    config = lab.settings(launch={"fallback_wait_minutes": 0.3 / 60})
+    job = f"{render.job_label(render.Training(config.run, lab.workdir.url, '', '', '', 0, config.train))}-1"
+    about = {"kind": "Pod", "name": f"{job}-node-0-0-abcde"}
+    warning = {"metadata": {"name": "w"}, "involvedObject": about, "reason": "FailedScheduling", "count": 3}
+    lab.server.store.create("events", {**warning, "type": "Warning", "message": "0/9 nodes are available"})
+    with lab.operators(config, Life(scheduled=0)):
+        lab.launch(config)
+    assert lab.ears.told("cluster-warning") == [
+        {"event": "cluster-warning", "job": job, "warning": "FailedScheduling: 0/9 nodes are available"}
+    ]
+
+
+def test_a_budget_without_a_price_is_refused_before_anything_is_asked_for(lab: Lab) -> None:
+    with pytest.raises(ConfigError, match=r"budget_usd is 5 \$, but what a machine of any type costs .on-demand, spot"):
+        lab.launch(lab.settings(launch={"usd_per_hour": None, "budget_usd": 5.0}))
+    assert not lab.server.seen or {method for method, _path in lab.server.seen} == {"GET"}
