@@ -54,13 +54,17 @@ class Life:
     told: Iterable[Mapping[str, Any]] = ()
 
 
+def is_same(run: Storage, dataset: str) -> bool:
+    """Tell whether a run's records are of the training on this dataset."""
+    try:
+        return bool(run.read_json("training.json")["dataset"] == dataset)
+    except NotFound:
+        return False
+
+
 def begin(run: Storage, dataset: str) -> None:
     """Start the records anew where this training is not the one that they tell of."""
-    try:
-        same = run.read_json("training.json")["dataset"] == dataset
-    except NotFound:
-        same = False
-    if not same:
+    if not is_same(run, dataset):
         for name in _RECORDS:
             run.delete(name)
         run.delete_tree("samples")
@@ -89,7 +93,11 @@ def close(run: Storage, life: Life, machines: Machines, journal: str = EVENTS) -
     if not any(line.attempt == life.number for line in read_ledger(run)):
         priced = (machines.nodes, machines.pool, machines.instance, machines.usd_per_hour)
         append_ledger(run, ledger_lines(life.number, seconds, *priced))
+    told = {"event": "attempt-ended", "attempt": life.number}
     ended = {"exit_code": life.code, "step": last, "steps_lost": max(0, last - saved)}
+    for event in lines(run, journal):
+        if told.items() <= event.items():  # it is in the books: whoever wrote it was killed right after
+            return {name: event[name] for name in ended}
     record(run, [*life.told, {"time": life.ended, "event": "attempt-ended", **ended}], life.number, journal)
     return ended
 

@@ -173,8 +173,8 @@ class Jobs:
         if memory.ending is not None and memory.ending.why not in ("done", "failed"):
             self._notebook.note(ending=None)  # it is decided anew
         fresh = first(Terms(self._settings.launch, self._settings.placement), now, account.committed_step(self._run))
-        if memory.standing is None:
-            self._notebook.note(standing=fresh)
+        if memory.standing is None or not account.is_same(self._run, self._training.dataset):
+            self._notebook.note(standing=fresh, attempt=None, ending=None, finished=False)
         elif memory.finished:
             kept = Memory(number=memory.number, job=memory.job, left=memory.left, attempt=memory.attempt)
             self._notebook.note(**{**vars(kept), "standing": replace(fresh, began=memory.standing.began)})

@@ -67,6 +67,7 @@ class Memory:
         attempt: The attempt that is followed.
         ending: Why nothing is started any more.
         finished: Whether the last launch has come to its end; the next begins with a fresh standing.
+        done: Digest of the dataset that was trained on to the last step, if any was.
     """
 
     number: int = 0
@@ -78,6 +79,7 @@ class Memory:
     attempt: Open | None = None
     ending: Ending | None = None
     finished: bool = False
+    done: str | None = None
 
     @classmethod
     def read(cls, run: Storage) -> Self:
@@ -100,6 +102,7 @@ class Memory:
             attempt=attempt,
             ending=None if kept["ending"] is None else Ending(**kept["ending"]),
             finished=kept["finished"],
+            done=kept["done"],
         )
 
     def dump(self) -> dict[str, Any]:

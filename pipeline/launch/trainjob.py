@@ -99,6 +99,7 @@ class Launcher:
     ) -> None:
         self._settings = settings
         self._terms = Terms(settings.launch, settings.placement)
+        self._training = training
         self._run = run
         self._cluster = cluster
         self._view = view
@@ -112,6 +113,8 @@ class Launcher:
 
     def run(self) -> dict[str, Any]:
         """Follow the run to its end; see `launch`."""
+        if self._is_done():
+            return {"step": self._settings.train.steps, "attempts": 0, "stopped": None}
         self._jobs.begin()
         tail = Tail(self._run, self._settings.train.steps, self._progress)
         result = None
@@ -122,6 +125,11 @@ class Launcher:
                 self._judge()
                 result = self._go_on()
         return result
+
+    def _is_done(self) -> bool:
+        """Tell whether this very training has come to its last step before, so that no machine is needed."""
+        known = self._notebook.memory.done == self._training.dataset
+        return known and account.committed_step(self._run) >= self._settings.train.steps
 
     def _judge(self) -> None:
         """Look at the job and its pods: note what has ended, and what follows from that."""
@@ -225,6 +233,7 @@ class Launcher:
         stopped = None if ending.why == "done" else ending.why
         if stopped is None:
             self._check_result()
+            self._notebook.note(done=self._training.dataset)
             return {"step": self._settings.train.steps, "attempts": attempts, "stopped": None}
         step = account.stopped_at(self._run, stopped, self._settings.launch)
         return {"step": step, "attempts": attempts, "stopped": stopped}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -20,6 +21,8 @@ from tests.integration.api_server import ApiServer, Refusal
 from tests.integration.lab import STEPS, Ears, Lab, assert_books_are_right
 from tests.integration.operators import Life
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
@@ -32,6 +35,7 @@ def test_from_the_first_machine_to_the_last_step(lab: Lab) -> None:
     config = lab.settings()
     with lab.operators(config) as operators:
         assert lab.launch(config) == {"step": STEPS, "attempts": 1, "stopped": None}
+        assert lab.launch(config) == {"step": STEPS, "attempts": 0, "stopped": None}, "it is done already"
     (job,) = operators.jobs
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert job["spec"]["trainer"]["numNodes"] == 2
@@ -191,6 +195,7 @@ def test_another_dataset_begins_anew_once_the_old_training_is_gone(lab: Lab) -> 
         with pytest.raises(Preempted):
             lab.launch(config)
         lab.launch(config, dataset="another")
+        assert json.loads(lab.run(config).read("launch.json"))["standing"]["preemptions"] == 0
     assert lab.codes(config) == [0], "the records are those of the new training"
     assert operators.most == 1
 
