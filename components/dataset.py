@@ -21,6 +21,7 @@ from components.storage import Storage
 FORMAT = 1
 KEY = "dataset.json"
 EMPTY_CAPTION = "empty.npy"
+EMPTY_POOLED = "empty.pooled.npy"
 _ENCODING = "encoding.json"
 
 
@@ -85,6 +86,21 @@ class Dataset:
         )
 
 
+@dataclass(frozen=True)
+class EncodedGroup:
+    """What the latents step made of a partition group.
+
+    Attributes:
+        shards: Names of the shards that hold its samples.
+        variants: How many variants there are of each image.
+        refused: Digests of the images that are in no shard because they cannot be encoded.
+    """
+
+    shards: tuple[str, ...]
+    variants: int = 1
+    refused: frozenset[str] = frozenset()
+
+
 def make_dataset(encoding_key: str, encoding: dict[str, Any], shards: Sequence[Shard], rejected: int) -> Dataset:
     """Return the dataset that some shards make: sorted and counted."""
     return Dataset(
@@ -147,7 +163,9 @@ def read_encoding(storage: Storage) -> dict[str, Any]:
         raise DataError(f"{storage.url} has no {_ENCODING}; run the latents step first") from None
 
 
-def write_group(storage: Storage, group: str, shards: Sequence[str], variants: int = 1) -> None:
+def write_group(
+    storage: Storage, group: str, shards: Sequence[str], variants: int = 1, refused: Sequence[str] = ()
+) -> None:
     """Write down which shards hold a group's samples; written last, it says that the group is encoded.
 
     Args:
@@ -155,30 +173,24 @@ def write_group(storage: Storage, group: str, shards: Sequence[str], variants: i
         group: The group's name.
         shards: The shards' names.
         variants: How many variants there are of each image.
+        refused: Digests of the images that are in no shard because they cannot be encoded.
     """
-    storage.write_json(_group_key(group), {"format": FORMAT, "shards": list(shards), "variants": variants})
+    values = {"format": FORMAT, "shards": list(shards), "variants": variants, "refused": list(refused)}
+    storage.write_json(_group_key(group), values)
 
 
-def read_group(storage: Storage, group: str) -> tuple[str, ...] | None:
-    """Return the names of the shards that hold a group's samples, or None where the group is not encoded yet."""
+def read_group(storage: Storage, group: str) -> EncodedGroup | None:
+    """Return what the latents step made of a group, or None where the group is not encoded yet."""
     try:
         value = storage.read_json(_group_key(group))
-        return tuple(map(str, value["shards"]))
+        return EncodedGroup(
+            shards=tuple(map(str, value["shards"])),
+            variants=int(value.get("variants", 1)),
+            refused=frozenset(map(str, value.get("refused", []))),
+        )
     except NotFound:
         return None
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{_group_key(group)} in {storage.url} is damaged ({error!r}); delete it and run the latents step again"
-        ) from None
-
-
-def read_variants(storage: Storage, group: str) -> int:
-    """Return how many variants of each image a group was encoded with; 1 where it is not encoded yet."""
-    try:
-        return int(storage.read_json(_group_key(group)).get("variants", 1))
-    except NotFound:
-        return 1
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{_group_key(group)} in {storage.url} is damaged ({error!r}); delete it and run the latents step again"
         ) from None

@@ -43,6 +43,7 @@ _PARTS = {
     "scheduler": None,
 }
 _WITH_WEIGHTS = ("vae", "unet", "text_encoder")
+_SECOND_TEXT = ("text_encoder_2", "tokenizer_2")  # of SDXL
 
 
 def fetch(uri: str, workdir: Storage) -> Path:
@@ -123,12 +124,28 @@ def load_autoencoder(folder: Path, dtype: str, device: torch.device) -> Any:
 
 def load_text_encoder(folder: Path, dtype: str, device: torch.device) -> tuple[Any, Any]:
     """Load the ``CLIPTokenizer`` and the ``CLIPTextModel`` of a model, ready to encode."""
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
+
+    return _load_text_encoder(folder, "", CLIPTextModel, dtype, device)
+
+
+def load_text_encoders(folder: Path, dtype: str, device: torch.device) -> list[tuple[Any, Any]]:
+    """Load tokenizer and text encoder of a model, and SDXL's second pair (``CLIPTextModelWithProjection``)."""
+    from transformers import CLIPTextModelWithProjection
+
+    encoders = [load_text_encoder(folder, dtype, device)]
+    if (folder / "text_encoder_2").is_dir():
+        encoders.append(_load_text_encoder(folder, "_2", CLIPTextModelWithProjection, dtype, device))
+    return encoders
+
+
+def _load_text_encoder(folder: Path, number: str, kind: Any, dtype: str, device: torch.device) -> tuple[Any, Any]:
+    from transformers import CLIPTokenizer
 
     quiet_libraries()
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True
+    tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{number}", local_files_only=True)
+    encoder = kind.from_pretrained(
+        folder / f"text_encoder{number}", dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True
     )
     return tokenizer, encoder.to(device).eval().requires_grad_(False)
 
@@ -233,7 +250,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    patterns = ["model_index.json", *(f"{part}/*" for part in _PARTS)]
+    patterns = ["model_index.json", *(f"{part}/*" for part in (*_PARTS, *_SECOND_TEXT))]
     try:
         folder = huggingface_hub.snapshot_download(
             repository,

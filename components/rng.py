@@ -49,6 +49,7 @@ class Stream(IntEnum):
     SAMPLING = 5
     AUTOENCODER_BATCH = 6
     AUTOENCODER_NOISE = 7
+    VARIANT = 8
 
 
 def generator(seed: int, epoch: int, position: int, stream: Stream) -> np.random.Generator:

@@ -4,7 +4,9 @@ A shard called ``shards/512x512/0123456789abcdef`` is two objects: ``….tar``, 
 ``….idx``, JSON that says where each member's bytes lie. A sample ``<key>`` has these members, in this order::
 
     <key>.moments.npy   fp16 [2C, h, w]   the autoencoder's mean, then its log-variance; not scaled
-    <key>.text.npy      fp16 [L, D]       the text encoder's last hidden states
+    <key>.text.npy      fp16 [L, D]       what the UNet looks at of the text encoder's hidden states
+    <key>.pooled.npy    fp16 [P]          SDXL only: the second text encoder's pooled embedding
+    <key>.time_ids.npy  int32 [6]         SDXL only: original height and width, the crop's top and left, target size
     <key>.json          caption, who wrote it, licence, source, original size and crop
 
 An image gives as many samples as it has variants or captions, whichever are more: sample *i* shows variant *i mod V*
@@ -34,6 +36,8 @@ from components.storage import Storage
 FORMAT = 1
 MOMENTS = "moments.npy"
 TEXT = "text.npy"
+POOLED = "pooled.npy"
+TIME_IDS = "time_ids.npy"
 META = "json"
 BLOCK = tarfile.BLOCKSIZE
 
@@ -52,6 +56,19 @@ class SampleId(NamedTuple):
     variant: int = 0
 
 
+class Added(NamedTuple):
+    """SDXL's additional conditioning, ``added_cond_kwargs`` in diffusers (Podell et al., arXiv:2307.01952, §2.2).
+
+    Attributes:
+        pooled: fp16 ``[P]``, the second text encoder's pooled embedding.
+        time_ids: int32 ``[6]``: height and width of the original, top and left of the crop, height and width of the
+            target.
+    """
+
+    pooled: NDArray[np.float16]
+    time_ids: NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One encoded image with its caption.
@@ -63,6 +80,7 @@ class Sample:
         meta: JSON; holds at least ``sha256``, ``caption``, ``caption_by``, ``caption_digest``, ``license``,
             ``source``, ``original_size`` ``[w, h]``, ``crop`` ``[left, top, w, h]`` and ``bucket`` ``[H, W]``.
         variant: Which variant of the image it shows; 0 is the plain one.
+        added: What SDXL's UNet is told besides; None for other models.
     """
 
     key: str
@@ -70,6 +88,7 @@ class Sample:
     text: NDArray[np.float16]
     meta: dict[str, Any]
     variant: int = 0
+    added: Added | None = None
 
 
 @dataclass(frozen=True)
@@ -167,11 +186,12 @@ def pack(samples: Sequence[Sample]) -> tuple[bytes, bytes]:
     return data, canonical_json(index)
 
 
-def npy(array: NDArray[np.float16]) -> bytes:
-    """Return an fp16 array as the bytes of an ``.npy`` file."""
-    assert array.dtype == np.float16, array.dtype
+def npy(array: NDArray[np.float16] | NDArray[np.int32]) -> bytes:
+    """Return an array of fp16 or int32 as the bytes of an ``.npy`` file."""
+    assert array.dtype in (np.float16, np.int32), array.dtype
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array, dtype="<f2"), version=(1, 0), allow_pickle=False)
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    np.lib.format.write_array(buffer, little, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -231,7 +251,10 @@ def find_whole(storage: Storage, name: str) -> ShardIndex | None:
 
 def _members(sample: Sample) -> dict[str, bytes]:
     """Return the sample's members by suffix, in the order in which the tar has them."""
-    return {MOMENTS: npy(sample.moments), TEXT: npy(sample.text), META: canonical_json(sample.meta)}
+    arrays = {MOMENTS: npy(sample.moments), TEXT: npy(sample.text)}
+    if sample.added is not None:
+        arrays |= {POOLED: npy(sample.added.pooled), TIME_IDS: npy(sample.added.time_ids)}
+    return {**arrays, META: canonical_json(sample.meta)}
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -16,7 +16,6 @@ from components.dataset import (
     read_dataset,
     read_encoding,
     read_group,
-    read_variants,
     write_dataset,
 )
 from components.errors import DataError
@@ -123,7 +122,8 @@ def _live(storage: Storage, groups: Sequence[str]) -> set[SampleId]:
     for group in groups:
         records = read_captions(storage, group)
         refused = {rejection.sha256 for rejection in read_latents_rejections(storage, group)}
-        variants = read_variants(storage, group)
+        encoded = read_group(storage, group)
+        variants = encoded.variants if encoded else 1
         for record in records:
             if record.sha256 not in refused:
                 live.update(sample_ids(record.sha256, [caption.text for caption in record.captions], variants))
@@ -138,7 +138,7 @@ def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -
         encoded = read_group(storage, group)
         if encoded is None:
             raise DataError(f"group {group} is not encoded in {storage.url}; run the latents step for it first")
-        names.update(encoded)
+        names.update(encoded.shards)
     whole = []
     for name in progress.track(sorted(names), "shards indexed", len(names)):
         if found := find_whole(storage, name):

@@ -11,11 +11,13 @@ from typing import Any
 
 from components import shards
 from components.digests import digest_tree, short
+from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
 
 # Counts up when the code below components/latents makes other numbers of the same images and captions.
-VERSION = 1
+VERSION = 2
 _ENCODERS = ("vae", "text_encoder", "tokenizer")
+_SDXL = ("text_encoder_2", "tokenizer_2")
 
 
 def encoding(base: Path, config: LatentsConfig) -> dict[str, Any]:
@@ -25,15 +27,18 @@ def encoding(base: Path, config: LatentsConfig) -> dict[str, Any]:
         base: A diffusers folder.
         config: Settings.
     """
+    parts = [*_ENCODERS, *(part for part in _SDXL if (base / part).is_dir())]
     return {
         "version": VERSION,
         "shard_format": shards.FORMAT,
-        "models": {part: digest_tree(base, [part]) for part in _ENCODERS},
-        "buckets": [list(config.bucket)],
-        "framing": "centre crop, Lanczos",
-        "variants": ["plain"],
+        "models": {part: digest_tree(base, [part]) for part in parts},
+        "buckets": [list(shape) for shape in make_buckets(config).shapes],
+        "framing": f"{config.framing}, Lanczos",
+        # Not how many there are: one more leaves the others as they were.
+        "variants": config.variants.model_dump(exclude={"count"}),
         "vae_dtype": config.vae_dtype,
         "text_dtype": config.text_dtype,
+        "clip_skip": config.clip_skip,
         "stored_dtype": "fp16",
     }
 

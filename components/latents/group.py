@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-import numpy as np
-
-from components.dataset import EMPTY_CAPTION, read_dataset, read_group, write_encoding, write_group
-from components.digests import sha256, short
-from components.errors import ConfigError, DataError, ImageRejected
-from components.framing import Frame, frame
+from components.dataset import (
+    EMPTY_CAPTION,
+    EMPTY_POOLED,
+    EncodedGroup,
+    read_dataset,
+    read_group,
+    write_encoding,
+    write_group,
+)
+from components.digests import short
+from components.errors import ConfigError
+from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding
-from components.latents.plan import NewShard, pair_of, plan
-from components.manifest import CaptionRecord, ancestors, read_captions, read_manifest
+from components.latents.plan import NewShard, Plan, plan
+from components.latents.refusals import Refusals
+from components.manifest import CaptionRecord, read_captions, read_manifest
 from components.models import fetch, reproducible
 from components.progress import Progress
-from components.shards import Sample, SampleId, find_whole, index_key, npy, pack, tar_key
+from components.shards import SampleId, find_whole, npy
 from components.sources import Source, open_source
 from components.storage import Storage
-
-if TYPE_CHECKING:
-    from components.latents.encoders import Encoders
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def encode(
@@ -57,42 +55,71 @@ def encode(
         progress: Told each image.
 
     Returns:
-        ``group``, ``encoded`` (images encoded now), ``reused`` (encoded before) and ``shards`` (that hold the group).
+        ``group``, ``encoded`` (images encoded now), ``reused`` (encoded before), ``rejected`` (that cannot be encoded)
+        and ``shards`` (that hold the group).
 
     Raises:
         ConfigError: Where the key is of another model or of other settings.
-        DataError: Where an image has changed since it was accepted, or its latents do not fit fp16.
+        DataError: Where the encoders give numbers that do not fit fp16 in the precision that is set.
     """
-    base = fetch(base_model, workdir)
     dataset = workdir.child(f"datasets/{encoding_key}")
-    made_from = encoding(base, config)
-    if short(made_from) != encoding_key:
-        raise ConfigError(f"encoding key {encoding_key} is not that of {base_model} with these settings")
-    records = read_captions(dataset, group)
-    todo = plan(records, _known(dataset, group), config.bucket, config.shard_samples)
-    pending = [shard for shard in todo.new if find_whole(dataset, shard.name) is None]
-    encoded = sum(len(shard.records) for shard in pending)
+    accepted = read_captions(dataset, group)
+    refusals = Refusals(config, dataset, group, accepted)
+    todo = _plan(config, dataset, accepted, read_group(dataset, group), refusals)
+    pending = [shard for shard in todo.new if not _is_made(dataset, shard.without(refusals))]
     if pending or not dataset.exists(EMPTY_CAPTION):
+        base = fetch(base_model, workdir)
+        made_from = encoding(base, config)
+        if short(made_from) != encoding_key:
+            raise ConfigError(f"encoding key {encoding_key} is not that of {base_model} with these settings")
+        if not dataset.exists(EMPTY_CAPTION):
+            write_encoding(dataset, made_from)
         source = open_source(read_manifest(workdir, source_id).source)
-        _encode(config, base, pending, source, dataset, progress)
-    write_encoding(dataset, made_from)
-    names = sorted({*todo.reused, *(shard.name for shard in todo.new)})
-    write_group(dataset, group, names)
-    return {"group": group, "encoded": encoded, "reused": len(records) - encoded, "shards": len(names)}
+        _encode(config, base, pending, source, dataset, refusals, progress)
+    made = [shard.without(refusals) for shard in todo.new]
+    names = sorted({*todo.reused, *(shard.name for shard in made if shard.images)})
+    refusals.write()
+    write_group(dataset, group, names, config.variants.count, refusals.digests)
+    encoded = sum(len(shard.without(refusals).images) for shard in pending)
+    reused = len(accepted) - len(refusals) - encoded
+    return {"group": group, "encoded": encoded, "reused": reused, "rejected": len(refusals), "shards": len(names)}
 
 
-def _known(dataset: Storage, group: str) -> dict[SampleId, str]:
-    """Return the shard of each sample that the committed dataset, this group's last encoding or a parent's holds."""
-    committed = read_dataset(dataset)
-    names = {shard.name for shard in committed.shards} if committed else set()
-    for one in (group, *ancestors(group)):
-        names.update(read_group(dataset, one) or ())
+def _plan(
+    config: LatentsConfig,
+    dataset: Storage,
+    accepted: Sequence[CaptionRecord],
+    before: EncodedGroup | None,
+    refusals: Refusals,
+) -> Plan:
+    """Return what is to be done: only what neither this group's shards nor, if need be, the committed dataset's hold.
+
+    An image that is refused keeps its place in the plan until the group is done: the places of the others are the
+    same, however often the step is killed and started again.
+    """
+    settled = before.refused if before else frozenset()
+    records = [record for record in accepted if not (record.sha256 in settled and record.sha256 in refusals)]
+    plan_for = partial(plan, records, buckets=make_buckets(config), variants=config.variants.count)
     known: dict[SampleId, str] = {}
-    for name in sorted(names):
+    own = before.shards if before else ()
+    _add(known, dataset, own)
+    todo = plan_for(known=known, shard_samples=config.shard_samples)
+    if todo.new and (committed := read_dataset(dataset)):
+        _add(known, dataset, sorted({shard.name for shard in committed.shards} - set(own)))
+        todo = plan_for(known=known, shard_samples=config.shard_samples)
+    return todo
+
+
+def _add(known: dict[SampleId, str], dataset: Storage, names: Iterable[str]) -> None:
+    """Add which samples some shards hold."""
+    for name in names:
         index = find_whole(dataset, name)
         for entry in index.samples if index else ():
             known.setdefault(entry.id, name)
-    return known
+
+
+def _is_made(dataset: Storage, shard: NewShard) -> bool:
+    return not shard.images or find_whole(dataset, shard.name) is not None
 
 
 def _encode(
@@ -101,97 +128,21 @@ def _encode(
     pending: Sequence[NewShard],
     source: Source,
     dataset: Storage,
+    refusals: Refusals,
     progress: Progress,
 ) -> None:
-    from components.latents.encoders import Encoders  # torch takes seconds to import; a run without news needs none
+    # torch takes seconds to import; a run without news needs none.
+    from components.latents.encoders import Encoders
+    from components.latents.making import ShardMaker
 
-    encoders = Encoders(base, config)
+    encoders = Encoders(base, config, make_buckets(config).shapes)
     with reproducible(config.threads):
         if not dataset.exists(EMPTY_CAPTION):
-            dataset.write(EMPTY_CAPTION, npy(encoders.text("")))
-        total = sum(len(shard.records) for shard in pending)
-        for _ in progress.track(_shards(config, pending, source, dataset, encoders), "images encoded", total):
+            empty = encoders.text.encode([""])[""]
+            if empty.pooled is not None:
+                dataset.write(EMPTY_POOLED, npy(empty.pooled))
+            dataset.write(EMPTY_CAPTION, npy(empty.states))
+        total = sum(len(shard.images) for shard in pending)
+        made = ShardMaker(config, source, dataset, encoders, refusals).make(pending)
+        for _ in progress.track(made, "images encoded", total):
             pass
-
-
-def _shards(
-    config: LatentsConfig, pending: Sequence[NewShard], source: Source, dataset: Storage, encoders: Encoders
-) -> Iterator[CaptionRecord]:
-    """Make the pending shards one after the other, and yield each image once it is encoded.
-
-    The batches begin anew with each shard, so that a shard's bytes do not depend on those made before it.
-    """
-
-    def read(wanted: tuple[CaptionRecord, tuple[int, int]]) -> Frame:
-        record, (height, width) = wanted
-        return _frame(source, record, height, width)
-
-    wanted = ((record, shard.bucket) for shard in pending for record in shard.records)
-    with closing(read_ahead(read, wanted, config.decode_threads, ahead=2 * config.batch_size)) as frames:
-        for shard in pending:
-            samples: list[Sample] = []
-            for first in range(0, len(shard.records), config.batch_size):
-                records = shard.records[first : first + config.batch_size]
-                samples += _batch(records, list(islice(frames, len(records))), encoders)
-                yield from records
-            data, index = pack(samples)
-            dataset.write(tar_key(shard.name), data)
-            dataset.write(index_key(shard.name), index)
-
-
-def _batch(records: Sequence[CaptionRecord], frames: Sequence[Frame], encoders: Encoders) -> Iterator[Sample]:
-    moments = encoders.moments(np.stack([framed.pixels for framed in frames]))
-    for record, framed, moment in zip(records, frames, moments, strict=True):
-        text = encoders.text(record.captions[0].text)
-        for what, array in (("latents", moment), ("caption's embedding", text)):
-            if not np.isfinite(array).all():
-                raise DataError(
-                    f"image {record.name!a} ({record.sha256[:16]}…): its {what} overflows fp16 or is not a number; "
-                    "set latents.vae_dtype and latents.text_dtype to fp32, or remove the image"
-                )
-        yield Sample(record.sha256, moment, text, _meta(record, framed))
-
-
-def _meta(record: CaptionRecord, framed: Frame) -> dict[str, Any]:
-    height, width, _ = framed.pixels.shape
-    return {
-        "sha256": record.sha256,
-        "caption": record.captions[0].text,
-        "caption_by": record.captions[0].by,
-        "caption_digest": pair_of(record)[1],
-        "license": record.license,
-        "source": record.source,
-        "original_size": list(framed.original_size),
-        "crop": list(framed.crop),
-        "bucket": [height, width],
-    }
-
-
-def _frame(source: Source, record: CaptionRecord, height: int, width: int) -> Frame:
-    """Read one image, cut to size, once it is proven to be the one that was accepted."""
-    try:
-        data = source.read(record.name)
-        if sha256(data) == record.sha256:
-            return frame(data, height, width)
-        found = f"its digest is {sha256(data)[:16]}…"
-    except ImageRejected as error:
-        found = str(error)
-    raise DataError(
-        f"image {record.name!a}: {found}; expected the image that was accepted, with digest {record.sha256[:16]}…. "
-        "It has changed since; run the pipeline again"
-    )
-
-
-def read_ahead(read: Callable[[T], R], wanted: Iterable[T], threads: int, ahead: int) -> Generator[R, None, None]:
-    """Yield ``read`` of each wanted thing in order, while threads work on at most ``ahead`` of those that follow."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[Future[R]] = deque()
-    try:
-        for thing in wanted:
-            waiting.append(pool.submit(read, thing))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

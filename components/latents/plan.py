@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from components.manifest import CaptionRecord
-from components.shards import SampleId, sample_id, shard_name
+from components.latents.buckets import Bucket, Buckets
+from components.manifest import Caption, CaptionRecord
+from components.shards import SampleId, sample_ids, sample_key, shard_name
+
+
+class PlannedSample(NamedTuple):
+    """One sample that is to be made.
+
+    Attributes:
+        key: Its key in the shard.
+        id: What it is known by.
+        caption: What it says.
+    """
+
+    key: str
+    id: SampleId
+    caption: Caption
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """An image that is to be decoded, and the samples that are made of it."""
+
+    record: CaptionRecord
+    samples: tuple[PlannedSample, ...]
+
+    @property
+    def variants(self) -> tuple[int, ...]:
+        """The variants that its samples show, ascending."""
+        return tuple(sorted({sample.id.variant for sample in self.samples}))
 
 
 @dataclass(frozen=True)
 class NewShard:
-    """A shard that is to be made: its name and its samples in order."""
+    """A shard that is to be made: its images in order, each with all its samples."""
 
-    name: str
-    bucket: tuple[int, int]
-    records: tuple[CaptionRecord, ...]
+    bucket: Bucket
+    images: tuple[PlannedImage, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called: a digest of its samples."""
+        return shard_name(self.bucket, ((sample.key, sample.id) for image in self.images for sample in image.samples))
+
+    def without(self, refused: Container[str]) -> NewShard:
+        """Return the shard without the images that have some digests."""
+        return NewShard(self.bucket, tuple(image for image in self.images if image.record.sha256 not in refused))
 
 
 @dataclass(frozen=True)
@@ -24,38 +62,59 @@ class Plan:
 
     Attributes:
         reused: Names of the finished shards that hold live samples of the group, sorted.
-        known: How many live samples they hold.
         new: Shards to be made.
     """
 
     reused: tuple[str, ...]
-    known: int
     new: tuple[NewShard, ...]
 
 
 def plan(
-    records: Iterable[CaptionRecord], known: Mapping[SampleId, str], bucket: tuple[int, int], shard_samples: int
+    records: Iterable[CaptionRecord],
+    known: Mapping[SampleId, str],
+    buckets: Buckets,
+    variants: int,
+    shard_samples: int,
 ) -> Plan:
     """Plan a group's shards; records and settings decide, never their order or an earlier attempt.
 
     Args:
         records: The group's accepted images.
         known: The shard that holds each sample which is encoded already.
-        bucket: Height and width in pixels.
-        shard_samples: Most samples per shard.
+        buckets: What images are cut to.
+        variants: How many variants there are of each image.
+        shard_samples: Most samples per shard; an image's samples stay together in any case.
     """
-    ordered = sorted(records, key=lambda record: record.sha256)
-    reused = [known[pair] for record in ordered if (pair := pair_of(record)) in known]
-    missing = [record for record in ordered if pair_of(record) not in known]
-    return Plan(tuple(sorted(set(reused))), len(reused), tuple(_chunks(missing, bucket, shard_samples)))
+    reused: set[str] = set()
+    missing: defaultdict[Bucket, list[PlannedImage]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.sha256):
+        wanted = planned_samples(record, variants)
+        reused.update(known[sample.id] for sample in wanted if sample.id in known)
+        if new := tuple(sample for sample in wanted if sample.id not in known):
+            missing[buckets.choose(record.width, record.height)].append(PlannedImage(record, new))
+    shards = (
+        NewShard(bucket, images) for bucket in sorted(missing) for images in _chunks(missing[bucket], shard_samples)
+    )
+    return Plan(tuple(sorted(reused)), tuple(shards))
 
 
-def pair_of(record: CaptionRecord) -> SampleId:
-    """Return what a sample is made from."""
-    return sample_id(record.sha256, record.captions[0].text)
+def planned_samples(record: CaptionRecord, variants: int) -> list[PlannedSample]:
+    """Return all samples that an image gives."""
+    ids = sample_ids(record.sha256, [caption.text for caption in record.captions], variants)
+    return [
+        PlannedSample(sample_key(record.sha256, number), made, record.captions[number % len(record.captions)])
+        for number, made in enumerate(ids)
+    ]
 
 
-def _chunks(records: Sequence[CaptionRecord], bucket: tuple[int, int], size: int) -> Iterator[NewShard]:
-    for first in range(0, len(records), size):
-        chunk = tuple(records[first : first + size])
-        yield NewShard(shard_name(bucket, [(record.sha256, pair_of(record)) for record in chunk]), bucket, chunk)
+def _chunks(images: Sequence[PlannedImage], size: int) -> Iterator[tuple[PlannedImage, ...]]:
+    chunk: list[PlannedImage] = []
+    samples = 0
+    for image in images:
+        if chunk and samples + len(image.samples) > size:
+            yield tuple(chunk)
+            chunk, samples = [], 0
+        chunk.append(image)
+        samples += len(image.samples)
+    if chunk:
+        yield tuple(chunk)

@@ -9,6 +9,7 @@ import pytest
 
 from components.dataset import (
     Dataset,
+    EncodedGroup,
     Shard,
     is_held_out,
     make_dataset,
@@ -107,7 +108,7 @@ def test_edges_of_the_held_out_share() -> None:
 def test_group_and_encoding_come_back(storage: Storage) -> None:
     assert read_group(storage, "000") is None
     write_group(storage, "000", [A.name, B.name])
-    assert read_group(storage, "000") == (A.name, B.name)
+    assert read_group(storage, "000") == EncodedGroup((A.name, B.name))
     with pytest.raises(DataError, match="latents"):
         read_encoding(storage)
     write_encoding(storage, {"version": 1})

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from components.errors import ImageRejected
-from components.framing import centre_crop, cut, frame
+from components.framing import crop_box, cut, frame
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from components.framing import centre_crop, cut, frame
 def test_crop_is_the_largest_centred_part(
     image: tuple[int, int], size: tuple[int, int], crop: tuple[int, int, int, int]
 ) -> None:
-    assert centre_crop(*image, *size) == crop
+    assert crop_box(*image, *size) == crop
 
 
 def test_picture_of_the_wanted_size_is_left_as_it_is() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,126 +15,27 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from components.architecture import Architecture
-from components.dataset import Dataset, read_dataset
-from components.digests import sha256
+from components.digests import sha256, short
 from components.errors import ConfigError, DataError, StorageError
 from components.framing import frame
-from components.index.config import IndexConfig
-from components.index.versions import index
 from components.latents.__main__ import main
 from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding_key
-from components.latents.group import encode, read_ahead
-from components.latents.plan import pair_of, plan
-from components.manifest import Caption, CaptionRecord, Manifest, write_captions, write_manifest
-from components.progress import Progress
+from components.latents.making import read_ahead
 from components.scratch import build_scratch
-from components.shard_reader import ShardReader
-from components.shards import Sample, find_whole, index_key, tar_key
-from components.storage import Storage, open_storage
+from components.shards import find_whole, index_key, tar_key
 from components.storage_local import LocalStorage
 
+Pile = Any
 SOURCE = "0123456789abcdef"
-TINY = Architecture.parse(
-    {
-        "resolution": 16,
-        "autoencoder": {"channels": [4, 4], "norm_groups": 2, "layers_per_block": 0},
-        "text": {"hidden": 8, "layers": 1, "heads": 2, "max_tokens": 6, "vocabulary": 600},
-        "unet": {"channels": [4], "cross_attention": [True], "norm_groups": 2, "attention_heads": 2},
-    }
-)
-SMALL = {"resolution": 16, "batch_size": 3, "shard_samples": 8, "decode_threads": 2, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_scratch(TINY, ["a red square", "a blue square"], seed=1).save_pretrained(folder)
-    return folder
-
-
-def picture(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-class Pile:
-    """Pictures in a folder, ingested and captioned by hand, and the steps that follow."""
-
-    def __init__(self, root: Path, base: Path, **settings: Any) -> None:
-        self.source = root / "images"
-        self.source.mkdir(parents=True)
-        self.root = root / "work"
-        self.workdir: Storage = open_storage(str(self.root))
-        self.base = base
-        self.config = LatentsConfig.parse({**SMALL, **settings})
-        self.key = encoding_key(base, self.config)
-        self.records: dict[str, CaptionRecord] = {}
-
-    @property
-    def dataset(self) -> Storage:
-        return self.workdir.child(f"datasets/{self.key}")
-
-    def add(self, *numbers: int, caption: str | None = None) -> None:
-        for number in numbers:
-            name, data = f"{number}.png", picture(number)
-            (self.source / name).write_bytes(data)
-            text = caption if caption is not None else f"picture {number}"
-            self.records[name] = CaptionRecord(
-                sha256(data), name, len(data), (Caption(text, "sidecar:a.txt"),), "v", 24, 16, license="CC0-1.0"
-            )
-
-    def recaption(self, number: int, caption: str) -> None:
-        captions = (Caption(caption, "sidecar:a.txt"),)
-        self.records[f"{number}.png"] = replace(self.records[f"{number}.png"], captions=captions)
-
-    def remove(self, number: int) -> None:
-        (self.source / f"{number}.png").unlink()
-        del self.records[f"{number}.png"]
-
-    def caption(self) -> None:
-        write_manifest(self.workdir, SOURCE, Manifest(str(self.source), len(self.records), 0, ("000",), "d"))
-        write_captions(self.dataset, "000", self.records.values(), [])
-
-    def encode(self) -> dict[str, Any]:
-        self.caption()
-        return encode(self.config, "000", SOURCE, self.key, str(self.base), self.workdir, Progress(io.StringIO()))
-
-    def index(self) -> Dataset:
-        quiet = Progress(io.StringIO())
-        index(IndexConfig(held_out=0.0), SOURCE, ["000"], self.key, self.workdir, quiet)
-        dataset = read_dataset(self.dataset)
-        assert dataset is not None
-        return dataset
-
-    def run(self) -> tuple[dict[str, Any], Dataset]:
-        return self.encode(), self.index()
-
-    def samples(self) -> Iterator[Sample]:
-        for shard in self.index().shards:
-            reader = ShardReader(self.dataset, shard.name, shard.sha256)
-            yield from (reader.sample(i) for i in shard.train)
-
-    def files(self) -> dict[str, bytes]:
-        return {entry.key: self.dataset.read(entry.key) for entry in self.dataset.list()}
-
-
-@pytest.fixture
-def pile(tmp_path: Path, base: Path) -> Pile:
-    pile = Pile(tmp_path, base)
-    pile.add(*range(20))
-    return pile
 
 
 def test_samples_hold_the_moments_and_embeddings_of_the_base_model(pile: Pile, base: Path) -> None:
     pile.recaption(3, "a red square that goes on and on for ever")
-    assert pile.encode() == {"group": "000", "encoded": 20, "reused": 0, "shards": 3}
+    assert pile.encode() == {"group": "000", "encoded": 20, "reused": 0, "rejected": 0, "shards": 3}
     vae = AutoencoderKL.from_pretrained(base / "vae")
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(base / "text_encoder")
@@ -157,12 +58,19 @@ def test_samples_hold_the_moments_and_embeddings_of_the_base_model(pile: Pile, b
             "sha256": record.sha256,
             "caption": record.captions[0].text,
             "caption_by": "sidecar:a.txt",
-            "caption_digest": pair_of(record)[1],
+            "caption_digest": short(record.captions[0].text),
             "license": "CC0-1.0",
             "source": None,
+            "variant": 0,
             "original_size": [24, 16],
             "crop": [4, 0, 16, 16],
             "bucket": [16, 16],
+            "flipped": False,
+            "rotation": 0.0,
+            "brightness": 1.0,
+            "contrast": 1.0,
+            "saturation": 1.0,
+            "time_ids": [16, 24, 0, 4, 16, 16],
         }
 
 
@@ -189,14 +97,14 @@ def test_nothing_new_encodes_nothing_and_keeps_the_bytes(pile: Pile) -> None:
     _, first = pile.run()
     before = pile.files()
     result, second = pile.run()
-    assert result == {"group": "000", "encoded": 0, "reused": 20, "shards": 3}
+    assert result == {"group": "000", "encoded": 0, "reused": 20, "rejected": 0, "shards": 3}
     assert second == first
     assert pile.files() == before
 
 
-def test_two_workdirs_get_the_same_bytes(pile: Pile, tmp_path: Path, base: Path) -> None:
+def test_two_workdirs_get_the_same_bytes(pile: Pile, make_pile: Callable[..., Pile]) -> None:
     pile.run()
-    other = Pile(tmp_path / "other", base, decode_threads=1)
+    other = make_pile("other", decode_threads=1, decode_workers=2, caption_cache=2)
     other.add(*reversed(range(20)))
     other.run()
     assert other.files() == pile.files()
@@ -287,7 +195,7 @@ def test_killed_before_any_write_ends_with_the_same_bytes(pile: Pile) -> None:
     for _ in range(len(expected) + 1):
         Mortal.left = 1  # each life brings one write more
         try:
-            encode(pile.config, "000", SOURCE, pile.key, str(pile.base), mortal, Progress(io.StringIO()))
+            pile.encode_in(mortal)
             break
         except StorageError:
             kills += 1
@@ -295,7 +203,7 @@ def test_killed_before_any_write_ends_with_the_same_bytes(pile: Pile) -> None:
         assert all(find_whole(pile.dataset, key.removesuffix(".idx")) for key in indexes)  # the tar comes first
     assert kills >= 7  # the empty caption, three tars and their indexes
     Mortal.left = 100
-    encode(pile.config, "000", SOURCE, pile.key, str(pile.base), mortal, Progress(io.StringIO()))
+    pile.encode_in(mortal)
     pile.index()
     assert pile.files() == expected
 
@@ -303,7 +211,7 @@ def test_killed_before_any_write_ends_with_the_same_bytes(pile: Pile) -> None:
 def test_uncommitted_group_is_reused_too(pile: Pile) -> None:
     pile.encode()  # and killed before the index step
     pile.add(50)
-    assert pile.encode() == {"group": "000", "encoded": 1, "reused": 20, "shards": 4}
+    assert pile.encode() == {"group": "000", "encoded": 1, "reused": 20, "rejected": 0, "shards": 4}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
@@ -322,17 +230,29 @@ def test_lost_shard_is_encoded_again(pile: Pile, damage: str) -> None:
 
 def test_settings_that_do_not_change_the_numbers_keep_what_is_encoded(pile: Pile) -> None:
     pile.run()
-    pile.config = LatentsConfig.parse({**SMALL, "batch_size": 7, "shard_samples": 3, "decode_threads": 1})
+    pile.configure(batch_size=7, shard_samples=3, decode_threads=1, text_batch_size=3)
     assert encoding_key(pile.base, pile.config) == pile.key
     assert pile.run()[0]["encoded"] == 0
 
 
 def test_encoding_key_covers_encoders_and_settings_but_no_other_part(base: Path, tmp_path: Path) -> None:
-    config = LatentsConfig.parse(SMALL)
+    config = LatentsConfig(resolution=32)
     key = encoding_key(base, config)
     assert len(key) == 16
-    for change in ({"resolution": 24}, {"vae_dtype": "bf16"}, {"text_dtype": "fp16"}):
-        assert encoding_key(base, LatentsConfig.parse({**SMALL, **change})) != key
+    changes: list[dict[str, Any]] = [
+        {"resolution": 24},
+        {"vae_dtype": "bf16"},
+        {"text_dtype": "fp16"},
+        {"clip_skip": 1},
+        {"framing": "random-crop"},
+        {"buckets": "aspect", "bucket_step": 8},
+        {"variants": {"flip": True}},
+    ]
+    for change in changes:
+        assert encoding_key(base, LatentsConfig.parse({"resolution": 32, **change})) != key, change
+    assert encoding_key(base, LatentsConfig(resolution=32, decode_workers=0, batch_size=1)) == key
+    few, many = ({"resolution": 32, "variants": {"crop": 0.5, "count": count}} for count in (1, 3))
+    assert encoding_key(base, LatentsConfig.parse(few)) == encoding_key(base, LatentsConfig.parse(many))
     for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
         copy = tmp_path / part
         shutil.copytree(base, copy)
@@ -342,88 +262,29 @@ def test_encoding_key_covers_encoders_and_settings_but_no_other_part(base: Path,
 
 
 def test_key_of_another_model_is_refused(pile: Pile) -> None:
-    pile.config = LatentsConfig.parse({**SMALL, "resolution": 24})
+    pile.configure(resolution=24)
     with pytest.raises(ConfigError, match="encoding key"):
         pile.encode()
 
 
-@pytest.mark.parametrize("change", ["replaced", "deleted", "cut off"])
-def test_image_that_changed_since_it_was_accepted_is_named(pile: Pile, change: str) -> None:
-    path = pile.source / "7.png"
-    match change:
-        case "replaced":
-            path.write_bytes(picture(99))
-        case "deleted":
-            path.unlink()
-        case "cut off":
-            path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"'7\.png'"):
-        pile.encode()
-    assert not pile.dataset.exists("groups/000.json")
-
-
-def test_accepted_image_that_does_not_decode_is_named(pile: Pile) -> None:
-    (pile.source / "7.png").write_bytes(b"no image")
-    pile.records["7.png"] = replace(pile.records["7.png"], sha256=sha256(b"no image"))
-    with pytest.raises(DataError, match=r"'7\.png': not-an-image"):
-        pile.encode()
-
-
-def spoil(base: Path, target: Path, part: str, weight: str, value: float) -> Path:
-    shutil.copytree(base, target)
-    file = next((target / part).glob("*.safetensors"))
-    weights = load_file(file)
-    weights[weight] = torch.full_like(weights[weight], value)
-    save_file(weights, file, metadata={"format": "pt"})
-    return target
-
-
-@pytest.mark.parametrize(
-    ("part", "weight", "value", "what"),
-    [
-        ("vae", "quant_conv.bias", 1e6, "latents"),
-        ("vae", "quant_conv.bias", float("nan"), "latents"),
-        ("text_encoder", "final_layer_norm.bias", 1e6, "embedding"),
-    ],
-)
-def test_overflow_of_fp16_is_named(tmp_path: Path, base: Path, part: str, weight: str, value: float, what: str) -> None:
-    pile = Pile(tmp_path / "pile", spoil(base, tmp_path / "spoilt", part, weight, value))
-    pile.add(1)
-    with pytest.raises(DataError, match=rf"'1\.png'.*{what}.*fp16"):
-        pile.encode()
-
-
-def test_group_without_images_is_encoded(tmp_path: Path, base: Path) -> None:
-    pile = Pile(tmp_path, base)
-    assert pile.encode() == {"group": "000", "encoded": 0, "reused": 0, "shards": 0}
+def test_group_without_images_is_encoded(make_pile: Callable[..., Pile]) -> None:
+    pile = make_pile()
+    assert pile.encode() == {"group": "000", "encoded": 0, "reused": 0, "rejected": 0, "shards": 0}
     assert pile.dataset.exists("groups/000.json")
 
 
 def test_captions_must_be_there(pile: Pile) -> None:
     with pytest.raises(DataError, match="caption step"):
-        encode(pile.config, "000", SOURCE, pile.key, str(pile.base), pile.workdir, Progress(io.StringIO()))
+        pile.encode_in(pile.workdir)
 
 
-def test_size_that_the_autoencoder_cannot_halve_is_refused(tmp_path: Path) -> None:
+def test_size_that_the_autoencoder_cannot_halve_is_refused(make_pile: Callable[..., Pile], tmp_path: Path) -> None:
     sizes = {"resolution": 64, "autoencoder": {"channels": [4] * 5, "norm_groups": 2, "layers_per_block": 0}}
-    deep = Architecture.parse({**TINY.model_dump(), **sizes})
-    build_scratch(deep, [], seed=1).save_pretrained(tmp_path / "deep")
-    pile = Pile(tmp_path / "pile", tmp_path / "deep", resolution=24)
+    build_scratch(Architecture.parse(sizes), [], seed=1).save_pretrained(tmp_path / "deep")
+    pile = make_pile(model=tmp_path / "deep", resolution=24)
     pile.add(1)
-    with pytest.raises(ConfigError, match="multiple of 16"):
+    with pytest.raises(ConfigError, match="24x24 pixels, expected multiples of 16"):
         pile.encode()
-
-
-def test_plan_depends_on_the_set_of_records_alone() -> None:
-    words = (Caption("a", "x"),)
-    records = [CaptionRecord(sha256(bytes([i])), f"{i}.png", 1, words, "v", 8, 8) for i in range(10)]
-    known = {pair_of(records[2]): "shards/8x8/old", pair_of(records[5]): "shards/8x8/old"}
-    planned = plan(records, known, (8, 8), 3)
-    assert plan(records[::-1], known, (8, 8), 3) == planned
-    assert (planned.reused, planned.known) == (("shards/8x8/old",), 2)
-    assert [len(shard.records) for shard in planned.new] == [3, 3, 2]
-    ordered = [record.sha256 for shard in planned.new for record in shard.records]
-    assert ordered == sorted(record.sha256 for i, record in enumerate(records) if i not in (2, 5))
 
 
 def test_read_ahead_keeps_order_and_stays_near() -> None:
@@ -443,7 +304,8 @@ def test_read_ahead_keeps_order_and_stays_near() -> None:
 
 def test_command_encodes_and_says_the_key(pile: Pile, capsys: pytest.CaptureFixture[str]) -> None:
     pile.caption()
-    settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    values = pile.config.model_dump(exclude_defaults=True).items()
+    settings = [part for name, value in values for part in ("--set", f"{name}={value}")]
     arguments = ["--workdir", str(pile.root), "--source-id", SOURCE, "--group", "000", "--base-model", str(pile.base)]
     assert main([*arguments, *settings]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
