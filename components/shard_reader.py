@@ -1,7 +1,7 @@
 """Reads the samples of a shard by number: checked once when it is opened, then only copied.
 
-All samples of a shard have arrays of one shape, and lie in its tar alike: the moments' member, and at a fixed distance
-the text's. So a sample is found by one number, and two copies read it.
+All samples of a shard have arrays of one shape, and lie in its tar alike: the moments' member, and at fixed distances
+the text's and what SDXL is told besides. So a sample is found by one number, and two copies read it, or four.
 """
 
 from __future__ import annotations
@@ -20,13 +20,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import DataError, NotFound
-from components.shards import BLOCK, META, MOMENTS, TEXT, Sample, index_json, tar_key, understood
+from components.shards import (
+    BLOCK,
+    META,
+    MOMENTS,
+    POOLED,
+    TEXT,
+    TIME_IDS,
+    TIME_IDS_COUNT,
+    Added,
+    Sample,
+    index_json,
+    tar_key,
+    understood,
+)
 from components.storage import Storage
 from components.tars import WHAT_TO_DO, OpenTar, open_whole
 
 # NumPy parses the header as Python; CPython 3.11 counts its parser's depth across threads and can stumble over itself
 # (SystemError: AST constructor recursion depth mismatch).
 _PARSING = threading.Lock()
+_SUFFIXES = (MOMENTS, TEXT, POOLED, TIME_IDS)
 
 
 class ShardReader:
@@ -46,6 +60,7 @@ class ShardReader:
         keys: The samples' keys, in order.
         moments_shape: ``[2C, h, w]`` of every sample.
         text_shape: ``[L, D]`` of every sample.
+        pooled_shape: ``[P]`` of every sample, where it is one of SDXL's.
 
     Raises:
         DataError: Where tar or index is missing, or the tar is not the one that was written, or not as the index says.
@@ -74,6 +89,7 @@ class ShardReader:
             raise DataError(f"shard {name} is missing ({error}); run latents and index again") from None
         self._layout = self._read_layout(offsets)
         self.moments_shape, self.text_shape = self._layout.moments.shape, self._layout.text.shape
+        self.pooled_shape = self._layout.pooled.shape if self._layout.pooled is not None else None
         self._values: NDArray[np.float16] | None = None
         if (whole := self._tar.whole) is not None:
             self._values = np.frombuffer(whole, dtype="<f2", count=len(whole) // 2)
@@ -83,13 +99,20 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def copy(self, numbers: Sequence[int], moments: NDArray[np.float16], text: NDArray[np.float16]) -> None:
+    def copy(
+        self,
+        numbers: Sequence[int],
+        moments: NDArray[np.float16],
+        text: NDArray[np.float16],
+        added: Added | None = None,
+    ) -> None:
         """Copy samples into the rows of two arrays.
 
         Args:
             numbers: Which samples.
             moments: ``[len(numbers), 2C·h·w]``.
             text: ``[len(numbers), L·D]``.
+            added: Two more arrays, ``[len(numbers), P]`` and ``[len(numbers), 6]``, for samples of SDXL.
 
         Raises:
             DataError: Where the tar is read in parts, and one of them is damaged.
@@ -102,6 +125,8 @@ class ShardReader:
             moments[row] = values[body : body + moments_size]
             body = start + layout.text_at
             text[row] = values[body : body + text_size]
+            if added is not None:
+                added.pooled[row], added.time_ids[row] = self._added(values, start)
 
     def sample(self, i: int) -> Sample:
         """Return sample ``i`` of the shard; the arrays of an open tar are read-only views of its bytes.
@@ -114,13 +139,22 @@ class ShardReader:
         moments = values[body : body + prod(self.moments_shape)].reshape(self.moments_shape)
         body = start + self._layout.text_at
         text = values[body : body + prod(self.text_shape)].reshape(self.text_shape)
+        added = self._added(values, start) if self.pooled_shape is not None else None
         try:
             first, size = self._metas[2 * i : 2 * i + 2]
             _parse_header(bytes(self._tar.part(max(first - BLOCK, 0), BLOCK)), f"{self.keys[i]}.{META}", size)
             meta = json.loads(bytes(self._tar.part(first, size)))
         except (ValueError, KeyError, TypeError, tarfile.TarError) as error:
             self._refuse(i, str(error))
-        return Sample(self.keys[i], moments, text, meta)
+        return Sample(self.keys[i], moments, text, meta, int(meta.get("variant", 0)), added)
+
+    def _added(self, values: NDArray[np.float16], start: int) -> Added:
+        """Return what SDXL is told of a sample besides, given where it begins among some values."""
+        layout = self._layout
+        assert layout.pooled is not None
+        pooled, time_ids = start + layout.pooled_at, start + layout.time_ids_at
+        words = values[time_ids : time_ids + 2 * TIME_IDS_COUNT]  # an int32 takes the place of two fp16
+        return Added(values[pooled : pooled + prod(layout.pooled.shape)], words.view("<i4"))
 
     def _sample_values(self, i: int) -> tuple[NDArray[np.float16], int]:
         """Return fp16 values that hold a sample, and at which of them its moments' member begins."""
@@ -136,20 +170,25 @@ class ShardReader:
             raise DataError(f"shard {self.name} holds no sample; {WHAT_TO_DO}")
         members = []
         try:
-            for suffix in (MOMENTS, TEXT):
+            for suffix in _SUFFIXES if POOLED in offsets[0] else _SUFFIXES[:2]:
                 start, size = map(int, offsets[0][suffix])
                 part = bytes(self._tar.part(max(start - BLOCK, 0), BLOCK + size))
                 _parse_header(part[:BLOCK], f"{self.keys[0]}.{suffix}", size)
-                members.append(_parse_array(part, size))
+                members.append(_parse_array(part, size, "<i4" if suffix == TIME_IDS else "<f2"))
+            if len(members) > 2 and members[3].shape != (TIME_IDS_COUNT,):
+                raise ValueError(f"time ids of shape {members[3].shape}")
         except (ValueError, KeyError, TypeError, tarfile.TarError) as error:
             self._refuse(0, str(error))
         layout = _Layout(*members)
         moments_size, text_size = layout.moments.size, layout.text.size
+        others = layout.members[2:]
         for i, (start, places) in enumerate(zip(self._starts, offsets, strict=True)):
             text_start = start + layout.text_member
-            if start < BLOCK or places[MOMENTS] != [start, moments_size] or places.get(TEXT) != [text_start, text_size]:
-                expected = f"{[start, moments_size]} and {[text_start, text_size]}, as in the first sample"
-                self._refuse(i, f"the index has its members at {places}, expected {expected}")
+            alike = places[MOMENTS] == [start, moments_size] and places.get(TEXT) == [text_start, text_size]
+            alike &= all(places.get(suffix) == [start + far, member.size] for suffix, member, far in others)
+            if start < BLOCK or not alike:
+                expected = {suffix: [start + far, member.size] for suffix, member, far in layout.members}
+                self._refuse(i, f"the index has its members at {places}, expected {expected}, as in the first sample")
         return layout
 
     def _check(self, i: int, data: memoryview, at: int) -> None:
@@ -189,13 +228,21 @@ class _Member:
 class _Layout:
     """How a sample's members lie, counted from where its moments' member begins: in bytes, or in fp16 values."""
 
-    def __init__(self, moments: _Member, text: _Member) -> None:
-        self.moments, self.text = moments, text
-        self.text_member = -(-moments.size // BLOCK) * BLOCK + BLOCK  # bytes
-        self.span = self.text_member + text.size  # bytes
-        self.moments_at = len(moments.preamble) // 2  # values
-        self.text_at = (self.text_member + len(text.preamble)) // 2  # values
-        self.members = ((MOMENTS, moments, 0), (TEXT, text, self.text_member))
+    def __init__(
+        self, moments: _Member, text: _Member, pooled: _Member | None = None, time_ids: _Member | None = None
+    ) -> None:
+        self.moments, self.text, self.pooled = moments, text, pooled
+        members, distance = [], 0
+        for suffix, member in zip(_SUFFIXES, (moments, text, pooled, time_ids), strict=True):
+            if member is not None:
+                members.append((suffix, member, distance))
+                self.span = distance + member.size  # bytes
+                distance = -(-self.span // BLOCK) * BLOCK + BLOCK
+        self.members = tuple(members)
+        self.text_member = members[1][2]  # bytes
+        # In values, to where the numbers of each member begin.
+        self.moments_at, self.text_at, *added = (far + len(member.preamble) >> 1 for _, member, far in members)
+        self.pooled_at, self.time_ids_at = added or (0, 0)
 
 
 def _parse_header(header: bytes, name: str, size: int) -> None:
@@ -210,20 +257,20 @@ def _parse_header(header: bytes, name: str, size: int) -> None:
         raise ValueError(f"the tar has {member.name!r} of {member.size} bytes where the index has {name!r} of {size}")
 
 
-def _parse_array(part: bytes, size: int) -> _Member:
+def _parse_array(part: bytes, size: int, wanted: str) -> _Member:
     """Return what a member's header and bytes say that all members like it share.
 
     Raises:
-        ValueError: Where it is not a row-major array of fp16 that fills the member.
+        ValueError: Where it is not a row-major array of the wanted dtype that fills the member.
     """
     stream = io.BytesIO(part[BLOCK:])
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("not an .npy array of format version 1.0")
     with _PARSING:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran or dtype != np.dtype("<f2"):
-        raise ValueError(f"an array of {dtype}, expected row-major <f2")
+    if fortran or dtype != np.dtype(wanted):
+        raise ValueError(f"an array of {dtype}, expected row-major {wanted}")
     body = stream.tell()
-    if body + 2 * prod(shape) != size or len(part) != BLOCK + size or body % 2:
+    if body + dtype.itemsize * prod(shape) != size or len(part) != BLOCK + size or body % 2:
         raise ValueError(f"an array of shape {shape} in {size} bytes")
     return _Member(part[100:148], part[BLOCK : BLOCK + body], tuple(shape), size)

@@ -40,6 +40,7 @@ POOLED = "pooled.npy"
 TIME_IDS = "time_ids.npy"
 META = "json"
 BLOCK = tarfile.BLOCKSIZE
+TIME_IDS_COUNT = 6
 
 
 class SampleId(NamedTuple):

@@ -80,7 +80,7 @@ class TextEncoder:
         found = {caption: self._cache[caption] for caption in wanted if caption in self._cache}
         for first in range(0, len(missing), self._batch):
             batch = missing[first : first + self._batch]
-            found.update(zip(batch, self._forward(batch + [""] * (self._batch - len(batch))), strict=False))
+            found.update(zip(batch, self.forward(batch + [""] * (self._batch - len(batch))), strict=False))
         for caption in wanted:
             self._cache[caption] = found[caption]
             self._cache.move_to_end(caption)
@@ -91,11 +91,12 @@ class TextEncoder:
     def _keeps_apart(self, caption: str) -> bool:
         """Tell whether a caption's bytes depend on nothing but itself, by encoding a batch forwards and backwards."""
         captions = [f"{caption} {number}" for number in range(self._batch)]
-        there, back = self._forward(captions), self._forward(captions[::-1])[::-1]
+        there, back = self.forward(captions), self.forward(captions[::-1])[::-1]
         return all(_bytes(one) == _bytes(other) for one, other in zip(there, back, strict=True))
 
     @torch.inference_mode()
-    def _forward(self, captions: Sequence[str]) -> list[TextEmbedding]:
+    def forward(self, captions: Sequence[str]) -> list[TextEmbedding]:
+        """Put one batch of captions through the encoders."""
         texts = [encodable(caption) for caption in captions]
         states, pooled = [], None
         for tokenizer, encoder in self._encoders:

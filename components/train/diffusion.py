@@ -24,7 +24,7 @@ def denoising_loss(
     ``v = α ε − σ x`` (Salimans & Ho 2022, arXiv:2202.00512, appendix D) or the sample itself.
 
     Args:
-        model: The UNet; called with noisy latents, timesteps and text.
+        model: The UNet; called with noisy latents, timesteps and text, and with what SDXL's is told besides.
         scheduler: A diffusers scheduler that adds noise; its configuration says what is predicted.
         batch: The micro-batch, on the model's device.
         layout: How images lie in memory; convolutions hand it on from layer to layer.
@@ -34,7 +34,9 @@ def denoising_loss(
     """
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
     noisy = noisy.contiguous(memory_format=layout)
-    predicted = model(noisy, batch.timesteps, encoder_hidden_states=batch.text).sample
+    told = {} if batch.pooled is None else {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+    besides = {"added_cond_kwargs": told} if told else {}
+    predicted = model(noisy, batch.timesteps, encoder_hidden_states=batch.text, **besides).sample
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         target = batch.noise

@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.peaks import peak_flops
+from components.shards import TIME_IDS_COUNT
 from components.train.reader import MicroBatch
 from components.unet_shape import TRAINING_OVER_FORWARD
 
@@ -62,5 +63,15 @@ def forward_flops(unet: Any, latent: Sequence[int], text: Sequence[int]) -> int:
             torch.empty(1, *latent),
             torch.empty(1, dtype=torch.int64),
             encoder_hidden_states=torch.empty(1, *text),
+            added_cond_kwargs=_added(model.config),
         )
     return int(counter.get_total_flops())
+
+
+def _added(config: Any) -> dict[str, torch.Tensor] | None:
+    """Return what SDXL's UNet is told besides, of the shapes that its configuration gives."""
+    if config.addition_embed_type != "text_time":
+        return None
+    ids = TIME_IDS_COUNT * config.addition_time_embed_dim
+    pooled = config.projection_class_embeddings_input_dim - ids
+    return {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, TIME_IDS_COUNT)}

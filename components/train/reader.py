@@ -20,6 +20,7 @@ from torch import Tensor
 
 from components.dataset import Dataset
 from components.rng import Stream, fill_normals, uniforms
+from components.shards import TIME_IDS_COUNT, Added
 from components.storage import Storage
 from components.train.buffers import Buffers
 from components.train.config import TrainConfig
@@ -39,7 +40,10 @@ class MicroBatch:
             them in fp16, as they are stored.
         weights: ``[B]``: 1, or 0 for a row that only keeps this rank in step with the others, or whose shard is bad
             and left out.
-        keys: SHA-256 of each row's image; empty for a row of weight 0.
+        keys: Each row's key in its shard, the SHA-256 of its image and, if not 0, the sample's number; empty for a row
+            of weight 0.
+        pooled: Pooled text embeddings, ``[B, P]``; None unless the model is SDXL's.
+        time_ids: Original size, crop corner and target size, ``[B, 6]``; None unless the model is SDXL's.
     """
 
     latents: Tensor
@@ -48,9 +52,11 @@ class MicroBatch:
     text: Tensor
     weights: Tensor
     keys: tuple[str, ...] = ()
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> MicroBatch:
-        """Return a copy on a device; all but the timesteps and the weights in ``dtype``."""
+        """Return a copy on a device; all but the timesteps, the weights and the time ids in ``dtype``."""
 
         def move(tensor: Tensor) -> Tensor:
             # Pinned memory is copied without waiting, and converted there: half the bytes travel.
@@ -63,6 +69,10 @@ class MicroBatch:
             timesteps=move(self.timesteps),
             text=move(self.text).to(dtype),
             weights=move(self.weights),
+            pooled=None if self.pooled is None else move(self.pooled).to(dtype),
+            time_ids=None
+            if self.time_ids is None
+            else move(self.time_ids).float(),  # bf16 could not tell 1024 from 1021
         )
 
     def rows(self) -> Iterator[MicroBatch]:
@@ -77,6 +87,8 @@ class MicroBatch:
                     text=self.text[here],
                     weights=self.weights[here],
                     keys=self.keys[here],
+                    pooled=None if self.pooled is None else self.pooled[here],
+                    time_ids=None if self.time_ids is None else self.time_ids[here],
                 )
 
 
@@ -161,11 +173,14 @@ class Reader:
         channels, height, width = self._samples.moments_shape(places)
         moments = self._buffers.empty((rows, channels, height, width), torch.float16)
         text = self._buffers.empty((rows, *self._samples.empty.shape), torch.float16)
-        copied = self._samples.copy(places, moments.numpy(), text.numpy())
+        added = self._added(rows)
+        copied = self._samples.copy(places, moments.numpy(), text.numpy(), added)
 
         seed, epochs, positions = self._drawing.seed, places.epochs, places.positions
         dropped = uniforms(seed, epochs, positions, Stream.CAPTION_DROPOUT) < self._drawing.caption_dropout
         text.numpy()[dropped] = self._samples.empty
+        if added is not None:
+            added.pooled[dropped] = self._samples.empty_pooled
         timesteps = uniforms(seed, epochs, positions, Stream.TIMESTEP) * self._drawing.timesteps
         latents = self._normals(places, Stream.LATENT, (channels // 2, height, width))
         sample_posterior(moments, latents, self._drawing.scaling_factor)
@@ -176,7 +191,17 @@ class Reader:
             text=text,
             weights=torch.from_numpy((copied.found & counts).astype(np.float32)),
             keys=tuple(copied.keys) if counts else ("",) * rows,
+            pooled=None if added is None else torch.from_numpy(added.pooled),
+            time_ids=None if added is None else torch.from_numpy(added.time_ids),
         )
+
+    def _added(self, rows: int) -> Added | None:
+        """Return memory for what SDXL is told of each row besides."""
+        empty = self._samples.empty_pooled
+        if empty is None:
+            return None
+        pooled = self._buffers.empty((rows, *empty.shape), torch.float16)
+        return Added(pooled.numpy(), self._buffers.empty((rows, TIME_IDS_COUNT), torch.int32).numpy())
 
     def _normals(self, places: Places, stream: Stream, shape: tuple[int, ...]) -> Tensor:
         drawn = self._buffers.empty((len(places.positions), *shape), torch.float32)

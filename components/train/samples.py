@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.dataset import EMPTY_CAPTION, Dataset
+from components.dataset import EMPTY_CAPTION, EMPTY_POOLED, Dataset
 from components.errors import DataError, NotFound
 from components.shard_cache import ShardCache
+from components.shards import Added
 from components.storage import Storage
 from components.tars import OpenTar, open_ranged, open_whole
 from components.train.batches import micro_batches
@@ -70,6 +71,7 @@ class Samples:
     Attributes:
         order: Which samples stand where.
         empty: The text embedding of the empty prompt, ``[L, D]``, fp16.
+        empty_pooled: Its pooled embedding, ``[P]``, fp16; None unless the samples are of SDXL.
 
     Raises:
         DataError: Where the dataset has no sample to train on, or no embedding of the empty prompt.
@@ -78,7 +80,9 @@ class Samples:
     def __init__(
         self, dataset: Dataset, storage: Storage, config: TrainConfig, seed: int, rank: int, world: int
     ) -> None:
-        self.empty = _read_empty(storage)
+        self.empty = _read_empty(storage, EMPTY_CAPTION)
+        sdxl = storage.exists(EMPTY_POOLED)
+        self.empty_pooled = _read_empty(storage, EMPTY_POOLED) if sdxl else None
         self.order = _order(dataset, config.window, seed)
         self._buckets = [shard.bucket for shard in dataset.shards]
         self._global_batch = config.global_batch
@@ -136,26 +140,29 @@ class Samples:
             self._shapes[bucket] = shape
         return self._shapes[bucket]
 
-    def copy(self, places: Places, moments: Half, text: Half) -> Copied:
-        """Copy samples into the rows of two arrays.
+    def copy(self, places: Places, moments: Half, text: Half, added: Added | None = None) -> Copied:
+        """Copy samples into the rows of two arrays, or four.
 
         Args:
             places: Where the samples lie, in the order of their shards.
             moments: ``[len(places), 2C, h, w]``, contiguous.
             text: ``[len(places), L, D]``, contiguous.
+            added: ``[len(places), P]`` and ``[len(places), 6]``, where the samples are of SDXL.
 
         Raises:
             DataError: Where a shard is corrupt or missing and none may be left out.
             StorageError: Where a shard cannot be reached.
         """
         moments_rows, text_rows = moments.reshape(len(moments), -1), text.reshape(len(text), -1)
-        shapes = moments.shape[1:], text.shape[1:]
+        shapes = moments.shape[1:], text.shape[1:], None if added is None else added.pooled.shape[1:]
 
         def copy_shard(rows: slice) -> list[str]:
             shard, numbers = int(places.shards[rows.start]), places.samples[rows]
-            keys = self._copy(shard, numbers, shapes, moments_rows[rows], text_rows[rows])
+            besides = None if added is None else Added(added.pooled[rows], added.time_ids[rows])
+            keys = self._copy(shard, numbers, shapes, moments_rows[rows], text_rows[rows], besides)
             if keys is None:
-                moments_rows[rows], text_rows[rows] = 0, 0
+                for array in (moments_rows, text_rows, *(added or ())):
+                    array[rows] = 0
             return keys or [""] * len(numbers)
 
         copied = self._each(copy_shard, _stretches(places.shards))
@@ -163,7 +170,13 @@ class Samples:
         return Copied(keys, np.array(keys, dtype=bool))
 
     def _copy(
-        self, shard: int, numbers: NDArray[np.int64], shapes: tuple[Any, Any], moments: Half, text: Half
+        self,
+        shard: int,
+        numbers: NDArray[np.int64],
+        shapes: tuple[Any, Any, Any],
+        moments: Half,
+        text: Half,
+        added: Added | None,
     ) -> list[str] | None:
         """Copy samples of one shard and return their keys; None where the shard is left out."""
         opened = self._open.get(shard)
@@ -171,12 +184,12 @@ class Samples:
             return None
         reader = opened.reader
         try:
-            if (found := (reader.moments_shape, reader.text_shape)) != shapes:
+            if (found := (reader.moments_shape, reader.text_shape, reader.pooled_shape)) != shapes:
                 raise DataError(
                     f"shard {reader.name} has arrays of shapes {found}, expected {shapes}; run latents again"
                 )
             local = opened.local(numbers)
-            reader.copy(local, moments, text)
+            reader.copy(local, moments, text, added)
         except DataError as error:
             self._open.leave_out(reader.name, error)
             return None
@@ -218,9 +231,9 @@ def _open_tar(config: TrainConfig, local: bool) -> OpenTar:
     return ShardCache(folder, int(config.cache_gib * 2**30)).open
 
 
-def _read_empty(storage: Storage) -> Half:
+def _read_empty(storage: Storage, key: str) -> Half:
     try:
-        empty: Half = np.load(io.BytesIO(storage.read(EMPTY_CAPTION)), allow_pickle=False)
+        empty: Half = np.load(io.BytesIO(storage.read(key)), allow_pickle=False)
     except (NotFound, ValueError) as error:
         raise DataError(f"no embedding of the empty prompt ({error}); run the latents step again") from None
     return empty

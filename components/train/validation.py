@@ -187,6 +187,7 @@ def make_batch(
     noise = normals(seed, _EPOCH, positions, Stream.NOISE, shape)
     within = uniforms(seed, _EPOCH, positions, Stream.TIMESTEP)
     timesteps = stratified(np.array([one.stratum for one in chosen]), strata, within, drawing.timesteps)
+    added = [sample.added for sample in samples if sample.added is not None]
     return MicroBatch(
         latents=latents,
         noise=torch.from_numpy(noise),
@@ -194,6 +195,8 @@ def make_batch(
         text=torch.from_numpy(np.stack([sample.text for sample in samples])),
         weights=torch.ones(len(samples)),
         keys=tuple(sample.key for sample in samples),
+        pooled=torch.from_numpy(np.stack([one.pooled for one in added])) if added else None,
+        time_ids=torch.from_numpy(np.stack([one.time_ids for one in added])) if added else None,
     )
 
 

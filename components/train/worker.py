@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from components import checkpoints, models, sampling
-from components.dataset import Dataset, read_dataset
+from components.dataset import EMPTY_POOLED, Dataset, read_dataset
 from components.errors import DataError
 from components.progress import Progress
 from components.storage import Storage
@@ -77,6 +77,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     scaling = float(AutoencoderKL.load_config(base / "vae", local_files_only=True)["scaling_factor"])
 
     checkpoint, skipped = _find_checkpoint(run, training, rank, world)
+    _check_conditioning(unet, request.dataset)
     if checkpoint is not None:
         load_weights(unet, checkpoint.read_all("master"))
     engine = Engine(_tuned(unet, config), _loss(scheduler, config), config)
@@ -136,6 +137,14 @@ def _dataset(storage: Storage) -> Dataset:
     if dataset is None:
         raise DataError(f"there is no dataset at {storage.url}; run the latents and index steps first")
     return dataset
+
+
+def _check_conditioning(unet: Any, dataset: Storage) -> None:
+    """Check that the dataset tells the UNet all that it wants to know."""
+    if unet.config.addition_embed_type == "text_time" and not dataset.exists(EMPTY_POOLED):
+        raise DataError(
+            f"the UNet is SDXL's, but {dataset.url} holds no pooled text embeddings; encode with the model's own encoders"
+        )
 
 
 def _find_checkpoint(

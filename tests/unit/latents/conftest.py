@@ -110,9 +110,9 @@ class Pile:
     def encode_in(self, workdir: Storage) -> dict[str, Any]:
         return encode(self.config, "000", SOURCE, self.key, str(self.base), workdir, Progress(io.StringIO()))
 
-    def index(self) -> Dataset:
+    def index(self, held_out: float = 0.0) -> Dataset:
         quiet = Progress(io.StringIO())
-        index(IndexConfig(held_out=0.0), SOURCE, ["000"], self.key, self.workdir, quiet)
+        index(IndexConfig(held_out=held_out), SOURCE, ["000"], self.key, self.workdir, quiet)
         dataset = read_dataset(self.dataset)
         assert dataset is not None
         return dataset
