@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 import sys
+from contextlib import suppress
 from typing import IO, Any
 
 import numpy as np
@@ -37,15 +38,16 @@ def main() -> None:
     # Ctrl-C reaches the whole process group; when to end is for the other process to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints is no answer
     memory = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8)
-    _answer(answers, READY)
-    while request := _receive(sys.stdin.buffer):
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process, whatever that is stuck in
-        answer = _decode(*request, memory)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _answer(answers, answer)
+    with suppress(BrokenPipeError):  # nobody is left to hear it
+        _answer(answers, READY)
+        while request := _receive(sys.stdin.buffer):
+            signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process, whatever that is stuck in
+            answer = _decode(*request, memory)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _answer(answers, answer)
 
 
 def _receive(requests: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
@@ -58,7 +60,6 @@ def _receive(requests: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
 
 def _answer(answers: IO[bytes], answer: dict[str, Any]) -> None:
     answers.write(json.dumps(answer).encode() + b"\n")
-    answers.flush()
 
 
 def _decode(request: dict[str, Any], data: bytes, memory: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:

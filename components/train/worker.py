@@ -143,7 +143,7 @@ def _check_conditioning(unet: Any, dataset: Storage) -> None:
     """Check that the dataset tells the UNet all that it wants to know."""
     if unet.config.addition_embed_type == "text_time" and not dataset.exists(EMPTY_POOLED):
         raise DataError(
-            f"the UNet is SDXL's, but {dataset.url} holds no pooled text embeddings; encode with the model's own encoders"
+            f"the UNet is SDXL's, but {dataset.url} has no pooled text embeddings; encode with the model's encoders"
         )
 
 

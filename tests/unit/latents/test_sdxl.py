@@ -106,8 +106,10 @@ def test_text_is_what_the_pipeline_makes_of_it(sdxl: Path, skip: int) -> None:
                 caption, do_classifier_free_guidance=False, clip_skip=skip or None
             )
         np.testing.assert_allclose(found[caption].states, states[0], atol=2e-3, rtol=2e-3)
-        np.testing.assert_allclose(found[caption].pooled, pooled[0], atol=2e-3, rtol=2e-3)
-        assert found[caption].finite
+        embedding = found[caption]
+        assert embedding.pooled is not None
+        np.testing.assert_allclose(embedding.pooled, pooled[0], atol=2e-3, rtol=2e-3)
+        assert embedding.finite
 
 
 def test_too_many_layers_cannot_be_skipped(sdxl: Path) -> None:
