@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.dataset import (
     EMPTY_CAPTION,
@@ -23,12 +23,15 @@ from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding
 from components.latents.plan import NewShard, Plan, plan
 from components.latents.refusals import Refusals
-from components.manifest import CaptionRecord, read_captions, read_manifest
+from components.manifest import CaptionRecord, ancestors, read_captions, read_manifest
 from components.models import fetch, reproducible
 from components.progress import Progress
 from components.shards import SampleId, find_whole, npy
 from components.sources import Source, open_source
 from components.storage import Storage
+
+if TYPE_CHECKING:
+    from components.latents.encoders import Encoders
 
 
 def encode(
@@ -65,11 +68,12 @@ def encode(
     dataset = workdir.child(f"datasets/{encoding_key}")
     accepted = read_captions(dataset, group)
     refusals = Refusals(config, dataset, group, accepted)
-    todo = _plan(config, dataset, accepted, read_group(dataset, group), refusals)
+    before = read_group(dataset, group)
+    todo = _plan(config, dataset, group, accepted, before, refusals)
     pending = [shard for shard in todo.new if not _is_made(dataset, shard.without(refusals))]
     if pending or not dataset.exists(EMPTY_CAPTION):
         base = fetch(base_model, workdir)
-        made_from = encoding(base, config)
+        made_from = _encoding(base, config)
         if short(made_from) != encoding_key:
             raise ConfigError(f"encoding key {encoding_key} is not that of {base_model} with these settings")
         if not dataset.exists(EMPTY_CAPTION):
@@ -77,7 +81,8 @@ def encode(
         source = open_source(read_manifest(workdir, source_id).source)
         _encode(config, base, pending, source, dataset, refusals, progress)
     made = [shard.without(refusals) for shard in todo.new]
-    names = sorted({*todo.reused, *(shard.name for shard in made if shard.images)})
+    # Those of images that are gone, too: they may come back.
+    names = sorted({*(before.shards if before else ()), *todo.reused, *(shard.name for shard in made if shard.images)})
     refusals.write()
     write_group(dataset, group, names, config.variants.count, refusals.digests)
     encoded = sum(len(shard.without(refusals).images) for shard in pending)
@@ -88,11 +93,12 @@ def encode(
 def _plan(
     config: LatentsConfig,
     dataset: Storage,
+    group: str,
     accepted: Sequence[CaptionRecord],
     before: EncodedGroup | None,
     refusals: Refusals,
 ) -> Plan:
-    """Return what is to be done: only what neither this group's shards nor, if need be, the committed dataset's hold.
+    """Return what is to be done: what no shard of this group, or of those that it was a part of, holds yet.
 
     An image that is refused keeps its place in the plan until the group is done: the places of the others are the
     same, however often the step is killed and started again.
@@ -101,21 +107,40 @@ def _plan(
     records = [record for record in accepted if not (record.sha256 in settled and record.sha256 in refusals)]
     plan_for = partial(plan, records, buckets=make_buckets(config), variants=config.variants.count)
     known: dict[SampleId, str] = {}
-    own = before.shards if before else ()
-    _add(known, dataset, own)
-    todo = plan_for(known=known, shard_samples=config.shard_samples)
-    if todo.new and (committed := read_dataset(dataset)):
-        _add(known, dataset, sorted({shard.name for shard in committed.shards} - set(own)))
+    todo = Plan((), ())
+    for names in _shard_lists(dataset, group, before):
+        for name in names:
+            index = find_whole(dataset, name)
+            for entry in index.samples if index else ():
+                known.setdefault(entry.id, name)
         todo = plan_for(known=known, shard_samples=config.shard_samples)
+        if not todo.new:
+            break
     return todo
 
 
-def _add(known: dict[SampleId, str], dataset: Storage, names: Iterable[str]) -> None:
-    """Add which samples some shards hold."""
-    for name in names:
-        index = find_whole(dataset, name)
-        for entry in index.samples if index else ():
-            known.setdefault(entry.id, name)
+def _shard_lists(dataset: Storage, group: str, before: EncodedGroup | None) -> Iterator[Iterable[str]]:
+    """Yield the shards to be looked through, the most likely first: so little is read where little is new."""
+    yield before.shards if before else ()
+    parents = [parent for name in ancestors(group) if (parent := read_group(dataset, name))]
+    for parent in parents:
+        yield parent.shards
+    if before is None and not parents and (committed := read_dataset(dataset)):
+        yield [shard.name for shard in committed.shards]  # the group's own list is lost
+
+
+@lru_cache(maxsize=1)
+def _encoding(base: Path, config: LatentsConfig) -> dict[str, Any]:
+    """Return what the encoding is made from; the weights are read once for all groups that a process works on."""
+    return encoding(base, config)
+
+
+@lru_cache(maxsize=1)
+def _load(base: Path, config: LatentsConfig) -> Encoders:
+    """Load the encoders, once for all groups that a process works on."""
+    from components.latents.encoders import Encoders
+
+    return Encoders(base, config, make_buckets(config).shapes)
 
 
 def _is_made(dataset: Storage, shard: NewShard) -> bool:
@@ -132,10 +157,9 @@ def _encode(
     progress: Progress,
 ) -> None:
     # torch takes seconds to import; a run without news needs none.
-    from components.latents.encoders import Encoders
     from components.latents.making import ShardMaker
 
-    encoders = Encoders(base, config, make_buckets(config).shapes)
+    encoders = _load(base, config)
     with reproducible(config.threads):
         if not dataset.exists(EMPTY_CAPTION):
             empty = encoders.text.encode([""])[""]
