@@ -33,6 +33,7 @@ from components.latents.config import LatentsConfig
 from components.latents.encoders import Encoders
 from components.latents.encoding import encoding_key
 from components.latents.group import encode
+from components.manifest import read_manifest
 from components.models import reproducible
 from components.progress import Progress
 from components.scratch import build_scratch
@@ -75,11 +76,14 @@ class Bench:
         return workdir, source
 
     def caption(self, workdir: Storage, source: str) -> None:
-        caption(CaptionConfig(), ImageLimits(min_side=1), "000", source, self.key, workdir, QUIET)
+        for group in groups(workdir, source):
+            caption(CaptionConfig(), ImageLimits(min_side=1), group, source, self.key, workdir, QUIET)
 
     def encode(self, workdir: Storage, source: str) -> int:
         """Run the step and return how many images it encoded."""
-        return int(encode(self.config, "000", source, self.key, str(self.base), workdir, QUIET)["encoded"])
+        where = str(self.base), workdir, QUIET
+        done = (encode(self.config, group, source, self.key, *where) for group in groups(workdir, source))
+        return sum(int(result["encoded"]) for result in done)
 
     def bare(self, count: int) -> float:
         """Return the seconds that the forward passes of some images and captions take."""
@@ -93,6 +97,11 @@ class Bench:
             for first in range(0, count, self.config.text_batch_size):
                 encoders.text.forward([f"picture {first + i} of something" for i in range(self.config.text_batch_size)])
             return time.perf_counter() - began
+
+
+def groups(workdir: Storage, source: str) -> tuple[str, ...]:
+    """Return the partition groups."""
+    return read_manifest(workdir, source).groups
 
 
 def throughput(images: int, rounds: int) -> None:
@@ -143,7 +152,7 @@ def second_run(known: int) -> None:
             bench.encode(workdir, source)
 
         def index_step() -> None:
-            index(IndexConfig(), source, ["000"], bench.key, workdir, QUIET)
+            index(IndexConfig(), source, groups(workdir, source), bench.key, workdir, QUIET)
 
         steps = {"caption": caption_step, "latents": latents_step, "index": index_step}
         for step in steps.values():

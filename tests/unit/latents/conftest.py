@@ -72,6 +72,7 @@ class Pile:
         self.configure(**settings)
         self.key = encoding_key(base, self.config)
         self.records: dict[str, CaptionRecord] = {}
+        self.group = "000"
 
     @property
     def dataset(self) -> Storage:
@@ -100,19 +101,19 @@ class Pile:
         del self.records[f"{number}.png"]
 
     def caption(self) -> None:
-        write_manifest(self.workdir, SOURCE, Manifest(str(self.source), len(self.records), 0, ("000",), "d"))
-        write_captions(self.dataset, "000", self.records.values(), [])
+        write_manifest(self.workdir, SOURCE, Manifest(str(self.source), len(self.records), 0, (self.group,), "d"))
+        write_captions(self.dataset, self.group, self.records.values(), [])
 
     def encode(self) -> dict[str, Any]:
         self.caption()
         return self.encode_in(self.workdir)
 
     def encode_in(self, workdir: Storage) -> dict[str, Any]:
-        return encode(self.config, "000", SOURCE, self.key, str(self.base), workdir, Progress(io.StringIO()))
+        return encode(self.config, self.group, SOURCE, self.key, str(self.base), workdir, Progress(io.StringIO()))
 
     def index(self, held_out: float = 0.0) -> Dataset:
         quiet = Progress(io.StringIO())
-        index(IndexConfig(held_out=held_out), SOURCE, ["000"], self.key, self.workdir, quiet)
+        index(IndexConfig(held_out=held_out), SOURCE, [self.group], self.key, self.workdir, quiet)
         dataset = read_dataset(self.dataset)
         assert dataset is not None
         return dataset

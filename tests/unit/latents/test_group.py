@@ -21,6 +21,7 @@ from components.architecture import Architecture
 from components.digests import sha256, short
 from components.errors import ConfigError, DataError, StorageError
 from components.framing import frame
+from components.latents import group
 from components.latents.__main__ import main
 from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding_key
@@ -93,9 +94,11 @@ def test_any_caption_can_be_encoded(pile: Pile) -> None:
     assert all(np.isfinite(text).all() for text in found.values())
 
 
-def test_nothing_new_encodes_nothing_and_keeps_the_bytes(pile: Pile) -> None:
+def test_nothing_new_encodes_nothing_and_keeps_the_bytes(pile: Pile, monkeypatch: pytest.MonkeyPatch) -> None:
     _, first = pile.run()
     before = pile.files()
+    monkeypatch.setattr(group, "_load", lambda *given: pytest.fail("no model is needed"))
+    monkeypatch.setattr(group, "open_source", lambda *given: pytest.fail("no image is looked at"))
     result, second = pile.run()
     assert result == {"group": "000", "encoded": 0, "reused": 20, "rejected": 0, "shards": 3}
     assert second == first
@@ -118,6 +121,18 @@ def test_ten_new_images_encode_exactly_ten(pile: Pile) -> None:
     assert set(before.shards) < set(after.shards)
     assert after.images == 30
     assert pile.encode()["encoded"] == 0
+
+
+def test_what_a_group_has_encoded_its_parts_have(pile: Pile, make_pile: Callable[..., Pile]) -> None:
+    pile.group = "g"
+    pile.encode()
+    everything = dict(pile.records)
+    halves = [dict(list(everything.items())[half::2]) for half in range(2)]
+    for number, half in enumerate(halves):
+        pile.group, pile.records = f"g{number}", half
+        assert (pile.encode()["encoded"], pile.encode()["reused"]) == (0, 10)
+    pile.add(50)
+    assert pile.encode()["encoded"] == 1, "and what is new is all that is new"
 
 
 def test_changed_caption_encodes_one_and_leaves_a_tombstone(pile: Pile) -> None:
