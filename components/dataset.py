@@ -10,6 +10,7 @@ and, for each partition group, ``groups/<group>.json``.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -73,6 +74,14 @@ class Dataset:
     images: int
     held_out: int
     rejected: int
+
+    @property
+    def main_bucket(self) -> tuple[int, int]:
+        """Height and width in pixels of the bucket with the most live samples."""
+        live: Counter[tuple[int, int]] = Counter()
+        for shard in self.shards:
+            live[shard.bucket] += shard.samples - len(shard.tombstones)
+        return max(live, key=lambda bucket: (live[bucket], bucket))
 
     @property
     def digest(self) -> str:
@@ -194,6 +203,12 @@ def read_group(storage: Storage, group: str) -> EncodedGroup | None:
         raise DataError(
             f"{_group_key(group)} in {storage.url} is damaged ({error!r}); delete it and run the latents step again"
         ) from None
+
+
+def read_variants(storage: Storage, group: str) -> int:
+    """Return how many variants of each image a group was encoded with; 1 where it is not encoded yet."""
+    encoded = read_group(storage, group)
+    return encoded.variants if encoded else 1
 
 
 def is_held_out(sha256: str, fraction: float) -> bool:

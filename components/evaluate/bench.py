@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
@@ -53,7 +52,7 @@ class Bench:
         self._workdir = workdir
         self._progress = progress
         self.dataset = _dataset(workdir, encoding_key)
-        self.size = _most_common_bucket(self.dataset)
+        self.size = self.dataset.main_bucket
 
     @property
     def measurement(self) -> str:
@@ -101,11 +100,3 @@ def _dataset(workdir: Storage, encoding_key: str) -> Dataset:
         found = "no dataset" if dataset is None else "no image in the dataset"
         raise DataError(f"{workdir.url}: {found} datasets/{encoding_key}; run the latents and index steps first")
     return dataset
-
-
-def _most_common_bucket(dataset: Dataset) -> tuple[int, int]:
-    """Return height and width in pixels of the bucket with the most live images."""
-    images: Counter[tuple[int, int]] = Counter()
-    for shard in dataset.shards:
-        images[shard.bucket] += shard.samples - len(shard.tombstones)
-    return max(images, key=lambda bucket: (images[bucket], bucket))

@@ -16,6 +16,7 @@ from components.dataset import (
     read_dataset,
     read_encoding,
     read_group,
+    read_variants,
     write_dataset,
 )
 from components.errors import DataError
@@ -122,8 +123,7 @@ def _live(storage: Storage, groups: Sequence[str]) -> set[SampleId]:
     for group in groups:
         records = read_captions(storage, group)
         refused = {rejection.sha256 for rejection in read_latents_rejections(storage, group)}
-        encoded = read_group(storage, group)
-        variants = encoded.variants if encoded else 1
+        variants = read_variants(storage, group)
         for record in records:
             if record.sha256 not in refused:
                 live.update(sample_ids(record.sha256, [caption.text for caption in record.captions], variants))

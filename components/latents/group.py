@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,8 +82,7 @@ def encode(
         source = open_source(read_manifest(workdir, source_id).source)
         _encode(config, base, pending, source, dataset, refusals, progress)
     made = [shard.without(refusals) for shard in todo.new]
-    # Those of images that are gone, too: they may come back.
-    names = sorted({*(before.shards if before else ()), *todo.reused, *(shard.name for shard in made if shard.images)})
+    names = sorted({*todo.reused, *(shard.name for shard in made if shard.images)})
     refusals.write()
     write_group(dataset, group, names, config.variants.count, refusals.digests)
     encoded = sum(len(shard.without(refusals).images) for shard in pending)
@@ -116,7 +116,9 @@ def _plan(
         todo = plan_for(known=known, shard_samples=config.shard_samples)
         if not todo.new:
             break
-    return todo
+    # The group's own shards stay on its list when their images are gone, since those may come back.
+    own = set(before.shards if before else ()) & set(known.values())
+    return replace(todo, reused=tuple(sorted({*todo.reused, *own})))
 
 
 def _shard_lists(dataset: Storage, group: str, before: EncodedGroup | None) -> Iterator[Iterable[str]]:

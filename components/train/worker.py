@@ -170,7 +170,7 @@ def _find_checkpoint(
 def _draw_samples(
     base: Path, dataset: Dataset, config: TrainConfig, seed: int, device: torch.device, weights: dict[str, Tensor]
 ) -> Image.Image:
-    height, width = dataset.shards[0].bucket
+    height, width = dataset.main_bucket
     # Whatever drawing does to the global generators, training is not to notice.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model = sampling.load_model(base, device)

@@ -119,3 +119,9 @@ def test_damaged_group_is_refused(storage: Storage) -> None:
     storage.write("groups/000.json", b"{}")
     with pytest.raises(DataError, match=r"groups/000\.json"):
         read_group(storage, "000")
+
+
+def test_main_bucket_is_the_one_with_the_most_live_samples() -> None:
+    wide, tall = Shard("shards/8x16/a", (8, 16), 9, 1, "0" * 64, (), (0, 1, 2)), Shard("b", (16, 8), 7, 1, "0" * 64)
+    assert make_dataset("key", {}, [wide, tall], 0).main_bucket == (16, 8)
+    assert make_dataset("key", {}, [wide, wide, tall], 0).main_bucket == (8, 16)
