@@ -90,7 +90,7 @@ class TextEncoder:
 
     def _keeps_apart(self, caption: str) -> bool:
         """Tell whether a caption's bytes depend on nothing but itself, by encoding a batch forwards and backwards."""
-        captions = [f"{caption} {number}" for number in range(self._batch)]
+        captions = [f"{number} {caption}" for number in range(self._batch)]
         there, back = self.forward(captions), self.forward(captions[::-1])[::-1]
         return all(_bytes(one) == _bytes(other) for one, other in zip(there, back, strict=True))
 
