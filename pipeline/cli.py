@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
-from components.report.wording import printable
+from components.wording import printable
 from pipeline.config import recipes, resolve, to_yaml
 
 _ASSUMED = "what to take for granted, such as mfu=0.3 or reclaims_per_node_day=4 (plan.Assumptions has all)"

@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from components import wording
 from components.bill import HOUR
-from components.report import wording
 from components.report.costs import compared, paid
 from pipeline.cost import Forecast
 from pipeline.plan import Plan, PoolPlan

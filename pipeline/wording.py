@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from components import wording
 from components.errors import Preempted
-from components.report import wording
 
 Values = Mapping[str, Any]
 

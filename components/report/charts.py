@@ -1,4 +1,4 @@
-"""The drawings of the report: points and spans in, SVG out. Pure; colours and fonts come from ``report.css``."""
+"""The drawings of the report: points and spans in, SVG out. Pure; colours and fonts come from ``page.css``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from components.axes import Axis, time_ticks
 from components.report.attempts import Attempt
-from components.report.axes import Axis, time_ticks
 from components.report.curves import Point, thin
-from components.report.svg import drawing, element
-from components.report.wording import duration, number, plural
+from components.svg import drawing, element
+from components.wording import duration, number, plural
 
 POINTS = 500  # more cannot be told apart at the width of a page
 LOG_FROM = 12.0  # highest over lowest smoothed loss from which a logarithmic axis shows more

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from components.bill import HOUR
-from components.report.wording import DASH, count, duration, number, percent, usd
+from components.wording import DASH, count, duration, number, percent, usd
 
 
 class Compared(NamedTuple):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from components.errors import DarkroomError, NotFound
 from components.report.config import ReportConfig
 from components.report.curves import spread
-from components.report.pictures import EXACT, Tile, tiles
+from components.report.pictures import tiles
 from components.report.records import ABSENT, Evaluation, Samples
-from components.report.wording import distinct, printable
 from components.storage import Storage
+from components.tiles import EXACT, Tile
+from components.wording import distinct, printable
 
 
 @dataclass(frozen=True)

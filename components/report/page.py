@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from components.report import wording
+from components.pages import environment
 from components.report.attempts import Attempt, attempts
 from components.report.charts import ledger_bar, loss_chart, small_chart, timeline
 from components.report.config import ReportConfig
@@ -19,9 +18,9 @@ from components.report.costs import compared, paid, pool_rows
 from components.report.curves import Point, smooth
 from components.report.gallery import Gallery
 from components.report.records import Metric, Records
-from components.report.svg import responsive
 from components.report.tables import STATE_MEANING, measures, step_rows
 from components.report.verdict import badge, figures, headline, origin, publication, title
+from components.svg import responsive
 
 
 def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config: ReportConfig) -> str:
@@ -37,7 +36,7 @@ def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config:
     shown = tries[-config.attempts :]
     rejections = records.rejected[: config.rejections]
     left_out = {f"runs/{numbers['run']}/{key}": why for key, why in gallery.missing.items()}
-    template = _environment().get_template("report.html")
+    template = environment(Path(__file__).parent).get_template("report.html")
     return template.render(
         n=numbers,
         title=title(numbers),
@@ -102,22 +101,3 @@ def _smooth(points: Sequence[Point], smoothing: float) -> list[Point]:
 
 def _points(metrics: Sequence[Metric], name: str) -> list[Point]:
     return [Point(metric.step, value) for metric in metrics if (value := getattr(metric, name)) is not None]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("count", "duration", "number", "percent", "plural", "one_line", "moment", "usd"):
-        environment.filters[name] = getattr(wording, name)
-    return environment
-
-
-def _shown(value: Any) -> Any:
-    """Return what a template puts on the page: text without the controls that could hide or reorder it."""
-    return wording.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from PIL import Image
 
-# Up to this many pixels a side a tile stays as it was drawn, and the page shows its pixels; above, it is a photograph.
-EXACT = 64
-
-
-class Tile(NamedTuple):
-    """One image of a contact sheet as a ``data:`` URI."""
-
-    uri: str
-    width: int
-    height: int
+from components.tiles import Tile, tile
 
 
 def tiles(sheet: bytes, size: tuple[int, int], limit: int, longest: int) -> list[Tile]:
@@ -41,7 +30,7 @@ def tiles(sheet: bytes, size: tuple[int, int], limit: int, longest: int) -> list
     if min(size) < 1 or picture.width % width or picture.height % height:
         found = f"{picture.width}×{picture.height}"
         raise ValueError(f"the contact sheet is {found} pixels, expected rows of images of {width}×{height}")
-    return [_tile(picture.crop(box), longest) for box in _boxes(picture, width, height, limit)]
+    return [tile(picture.crop(box), longest) for box in _boxes(picture, width, height, limit)]
 
 
 def _boxes(picture: Image.Image, width: int, height: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
@@ -49,15 +38,3 @@ def _boxes(picture: Image.Image, width: int, height: int, limit: int) -> Iterato
     for index in range(min(limit, columns * rows)):
         left, top = index % columns * width, index // columns * height
         yield left, top, left + width, top + height
-
-
-def _tile(image: Image.Image, longest: int) -> Tile:
-    buffer = io.BytesIO()
-    if max(image.size) <= EXACT:
-        kind = "png"
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        kind = "jpeg"
-        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-        image.save(buffer, "JPEG", quality=90, subsampling=0)
-    return Tile(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size)

@@ -18,8 +18,8 @@ from components.champion import Champion, read_champion
 from components.dataset import Dataset, read_dataset
 from components.errors import DarkroomError, NotFound
 from components.ledger import LEDGER, LedgerLine
-from components.report.wording import printable
 from components.storage import Storage
+from components.wording import printable
 
 R = TypeVar("R", bound=BaseModel)
 ABSENT = "does not exist"

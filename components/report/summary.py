@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from components.bill import HOUR
 from components.report.costs import compared, paid, pool_rows
 from components.report.verdict import badge, figures, headline, origin, publication, title
-from components.report.wording import duration, number, one_line, usd
+from components.wording import duration, in_markdown, number, usd
 
 # The numbers of ``report.json`` that dashboards plot over runs.
 METRICS = (
@@ -29,14 +28,16 @@ def metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
 
 def markdown(numbers: Mapping[str, Any]) -> str:
     """Return the verdict, the numbers that matter and the time of each step as Markdown; all text is escaped."""
-    lines = [f"# {_plain(title(numbers))}", "", f"**{_plain(badge(numbers).text)}.** {_plain(headline(numbers))}", ""]
-    lines += [_plain(origin(numbers)), ""]
+    lines = [f"# {in_markdown(title(numbers))}", ""]
+    lines += [f"**{in_markdown(badge(numbers).text)}.** {in_markdown(headline(numbers))}", ""]
+    lines += [in_markdown(origin(numbers)), ""]
     if numbers["error"]:
-        lines += [f"> {_plain(numbers['error']['message'])}", ""]
-    lines += [_plain(publication(numbers) or f"Published as {numbers['published']}"), "", "| | | |", "|---|---:|---|"]
-    lines += [f"| {label} | {value} | {_plain(', '.join(notes))} |" for label, value, notes in figures(numbers)]
+        lines += [f"> {in_markdown(numbers['error']['message'])}", ""]
+    lines += [in_markdown(publication(numbers) or f"Published as {numbers['published']}"), ""]
+    lines += ["| | | |", "|---|---:|---|"]
+    lines += [f"| {label} | {value} | {in_markdown(', '.join(notes))} |" for label, value, notes in figures(numbers)]
     lines += ["", "| step | time |", "|---|---:|"]
-    lines += [f"| {_plain(step)} | {duration(seconds)} |" for step, seconds in numbers["seconds"].items()]
+    lines += [f"| {in_markdown(step)} | {duration(seconds)} |" for step, seconds in numbers["seconds"].items()]
     lines += _cost(numbers)
     return "\n".join(lines) + "\n"
 
@@ -48,11 +49,11 @@ def _cost(numbers: Mapping[str, Any]) -> list[str]:
         return []
     lines = []
     if numbers["usd"] is not None:
-        lines += ["", _plain(paid(cost)), "", "| pool | hours | node-hours | cost |", "|---|---:|---:|---:|"]
-        lines += [f"| {_plain(pool)} | {rest} |" for pool, *told in pool_rows(cost) for rest in [" | ".join(told)]]
+        lines += ["", in_markdown(paid(cost)), "", "| pool | hours | node-hours | cost |", "|---|---:|---:|---:|"]
+        lines += [f"| {in_markdown(pool)} | {rest} |" for pool, *told in pool_rows(cost) for rest in [" | ".join(told)]]
         lines += ["", "| state | node-hours | cost |", "|---|---:|---:|"]
         lines += [
-            f"| {_plain(state)} | {number(part['node_seconds'] / HOUR)} | {usd(part['usd'])} |"
+            f"| {in_markdown(state)} | {number(part['node_seconds'] / HOUR)} | {usd(part['usd'])} |"
             for state, part in cost["states"].items()
             if part["seconds"]
         ]
@@ -60,9 +61,3 @@ def _cost(numbers: Mapping[str, Any]) -> list[str]:
         lines += ["", "| | planned | actual |", "|---|---:|---:|"]
         lines += [f"| {label} | {planned} | {actual} |" for label, planned, actual in rows]
     return lines
-
-
-def _plain(text: str) -> str:
-    """Return text on one line that Markdown and HTML read as nothing but text."""
-    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#!|~])", r"\\\1", escaped)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from components.report.account import FAILED, step_seconds
 from components.report.records import Evaluation, StepRecord
-from components.report.wording import DASH, count, facts, number, percent
+from components.wording import DASH, count, facts, number, percent
 
 STATE_MEANING = {
     "pending": "no machine had been given yet; nothing was paid",

@@ -83,7 +83,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == files_of(ROOT)
     assert "pipeline/recipes/demo.yaml" in names
-    assert {"components/report/report.html", "components/report/report.css"} <= names
+    assert {"components/report/report.html", "components/page.css"} <= names
     assert {f"components/{step}/README.md" for step in STEPS} <= names
     assert any(name.endswith("/licenses/LICENSE") for name in about)
 
@@ -127,6 +127,6 @@ def test_the_pipeline_compiles_from_the_wheel(installed: Installation) -> None:
 def test_the_report_finds_its_page_and_its_styles_in_the_wheel(installed: Installation) -> None:
     installed.run("python", "-m", "components.report", "--workdir", "work", "--run", "nothing", "--status", "FAILED")
     page = (installed.elsewhere / "work" / "runs" / "nothing" / "report.html").read_text("utf-8")
-    styles = (ROOT / "components" / "report" / "report.css").read_text("utf-8")
+    styles = (ROOT / "components" / "page.css").read_text("utf-8")
     first_rule = next(line for line in styles.splitlines() if line.endswith("{"))
     assert first_rule in page

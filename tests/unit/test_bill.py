@@ -18,8 +18,8 @@ from components.report.costs import compared, paid, pool_rows
 from components.report.records import Metric, Records
 from components.report.reporting import report
 from components.report.summary import markdown, metrics
-from components.report.wording import usd
 from components.storage import open_storage
+from components.wording import usd
 
 SPOT = ledger_lines(
     0, {"pending": 600, "pulling": 60, "loading": 240, "useful": 2700, "lost": 600}, 2, "spot", "p4d", 9.0

@@ -13,7 +13,7 @@ from components.report.records import Evaluation, Event, Metric, Records, StepRe
 from components.report.summary import markdown
 from components.report.tables import measures, step_rows
 from components.report.verdict import badge, headline, publication
-from components.report.wording import distinct, duration, facts, number, one_line, percent
+from components.wording import distinct, duration, facts, number, one_line, percent
 
 
 def step(name: str, started: float = 0.0, seconds: float = 1.0, **more: Any) -> StepRecord:

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from components.axes import Axis, linear_ticks, log_ticks, tick_labels, time_ticks
 from components.report.attempts import Attempt
-from components.report.axes import Axis, linear_ticks, log_ticks, tick_labels, time_ticks
 from components.report.charts import ledger_bar, loss_chart, small_chart, timeline
 from components.report.curves import Point, smooth, spread, thin
 from components.report.pictures import tiles
-from components.report.svg import element
+from components.svg import element
 
 values = st.floats(-1e30, 1e30)
 

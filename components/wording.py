@@ -1,7 +1,8 @@
-"""How the report says numbers, times and names to a person."""
+"""How reports say numbers, times and names to a person."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise, takewhile
@@ -96,6 +97,12 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Return printable text on one line, its line breaks and tabs shown as escapes."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def in_markdown(text: str) -> str:
+    """Return text on one line that Markdown and HTML read as nothing but text."""
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#!|~])", r"\\\1", escaped)
 
 
 def _shown(character: str) -> str:
