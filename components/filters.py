@@ -212,7 +212,7 @@ def judge(scores: Mapping[str, str], config: FilterConfig) -> Misfit | None:
     """
     for check in CHECKS:
         threshold = check.threshold(config)
-        if threshold is None or check.score not in scores or not _is_on(check.score, config):
+        if threshold is None or check.score not in scores or not is_on(check.score, config):
             continue
         value, _ = read(scores[check.score])
         if value < threshold if check.lowest else value > threshold:
@@ -222,7 +222,8 @@ def judge(scores: Mapping[str, str], config: FilterConfig) -> Misfit | None:
     return None
 
 
-def _is_on(score: str, config: FilterConfig) -> bool:
+def is_on(score: str, config: FilterConfig) -> bool:
+    """Tell whether a score is measured: pixels always are, the others where they have a model."""
     section = getattr(config, score, None)
     return section is None or section.model is not None
 

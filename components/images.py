@@ -10,6 +10,7 @@ truncated           begins like an image and cannot be read to its end
 corrupt             the pixels cannot be decoded
 unsupported-pixels  decodes, but to numbers with no known black and white (floats, 32-bit integers, L*a*b*)
 too-small           a side below ``min_side``
+extreme-aspect      one side more than ``max_aspect`` times as long as the other
 too-large           more than ``max_pixels`` or ``max_bytes``: a mistake, or a decompression bomb
 ==================  ====================================================================================
 """
@@ -53,6 +54,9 @@ class ImageLimits(Settings):
     max_pixels: int = Field(
         67_108_864, ge=1, le=89_478_485, description="most pixels an image may have, width times height"
     )
+    max_aspect: float | None = Field(
+        10.0, ge=1, le=10_000, description="longest an image may be, as longer side over shorter side; null takes all"
+    )
     max_bytes: int = Field(268_435_456, ge=1, description="largest image file that is read, in bytes")
 
 
@@ -77,11 +81,15 @@ def check(facts: ImageFacts, limits: ImageLimits) -> None:
     """Hold an image's size against the limits.
 
     Raises:
-        ImageRejected: ``too-small`` or ``too-large``.
+        ImageRejected: ``too-small``, ``extreme-aspect`` or ``too-large``.
     """
     size = f"{facts.width}×{facts.height} px"
     if min(facts.width, facts.height) < limits.min_side:
         raise ImageRejected("too-small", f"{size}; each side must have at least {limits.min_side} px (min_side)")
+    aspect = max(facts.width, facts.height) / min(facts.width, facts.height)
+    if limits.max_aspect is not None and aspect > limits.max_aspect:
+        said = f"{size}, {aspect:.3g}:1; at most {limits.max_aspect:g}:1 is taken (max_aspect)"
+        raise ImageRejected("extreme-aspect", said)
     if facts.width * facts.height > limits.max_pixels:
         raise ImageRejected("too-large", f"{size}; at most {limits.max_pixels} pixels are decoded (max_pixels)")
 

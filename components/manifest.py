@@ -90,9 +90,11 @@ class CaptionRecord:
         caption_version: Digest of what the captions rest on besides the image; while it stands, so does the record.
         width: Pixels, upright.
         height: Pixels, upright.
-        verdicts: What the checks that did not reject the image had to say, by check.
+        verdicts: What the checks that did not reject the image had to say, by check; what the filters measured is
+            among it, as ``components.filters`` writes it.
         license: The image's licence, where the source tells it.
         source: Where the image came from, where the source tells it.
+        phash: What the image looks like, as ``components.fingerprints`` says it; None where nobody has looked.
     """
 
     sha256: str
@@ -105,6 +107,7 @@ class CaptionRecord:
     verdicts: Mapping[str, str] = field(default_factory=dict)
     license: str | None = None
     source: str | None = None
+    phash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ class Rejection:
         sha256: Digest of the file, where it was read.
         version: What the rejection rests on besides the image, as ``CaptionRecord.caption_version``; empty where it
             may pass by itself.
+        value: What a filter measured, where one left the image out.
+        threshold: What the value was held against.
+        scores: All that was measured of the image, as in ``CaptionRecord.verdicts``: another threshold needs no second
+            look.
     """
 
     name: str
@@ -127,6 +134,9 @@ class Rejection:
     detail: str
     sha256: str | None = None
     version: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    scores: Mapping[str, str] = field(default_factory=dict)
 
 
 # What becomes of an image in the caption step.
@@ -206,6 +216,11 @@ def captions_key(group: str) -> str:
 def caption_rejections_key(group: str) -> str:
     """Return the key of what the caption step left out of a group, below ``datasets/<encoding-key>``."""
     return f"captions/{group}.rejected.jsonl"
+
+
+def clean_rejections_key(group: str) -> str:
+    """Return the key of what the clean step left out of a group, below ``datasets/<encoding-key>``."""
+    return f"captions/{group}.clean.jsonl"
 
 
 def read_manifest(workdir: Storage, source_id: str) -> Manifest:
@@ -303,6 +318,16 @@ def latents_rejections_key(group: str) -> str:
     return f"groups/{group}.rejected.jsonl"
 
 
+def read_accepted(dataset: Storage, group: str) -> list[CaptionRecord]:
+    """Read the captions of those of a group's images that the clean step left in: what there is to train on.
+
+    Raises:
+        DataError: As ``read_captions`` does.
+    """
+    left_out = {rejection.sha256 for rejection in read_clean_rejections(dataset, group)}
+    return [record for record in read_captions(dataset, group) if record.sha256 not in left_out]
+
+
 def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
     """Read what ingest left out of a source."""
     return read_rejections(workdir, ingest_rejections_key(source_id))
@@ -316,6 +341,11 @@ def read_caption_rejections(dataset: Storage, group: str) -> list[Rejection]:
 def read_latents_rejections(dataset: Storage, group: str) -> list[Rejection]:
     """Read what the latents step left out of a group."""
     return read_rejections(dataset, latents_rejections_key(group))
+
+
+def read_clean_rejections(dataset: Storage, group: str) -> list[Rejection]:
+    """Read what the clean step left out of a group."""
+    return read_rejections(dataset, clean_rejections_key(group))
 
 
 def read_rejections(storage: Storage, key: str) -> list[Rejection]:

@@ -70,6 +70,24 @@ def fetch(uri: str, workdir: Storage) -> Path:
     raise ConfigError(f"model {uri!r}: no such folder; expected a folder, s3://bucket/prefix or owner/name of the hub")
 
 
+def read_file(name: str, workdir: Storage) -> bytes:
+    """Read one file that belongs to a model: a path, ``workdir:…`` or ``s3://…``.
+
+    Raises:
+        ConfigError: Where there is no such file.
+        StorageError: Where it cannot be downloaded.
+    """
+    try:
+        if name.startswith(_WORKDIR):
+            return workdir.read(name.removeprefix(_WORKDIR))
+        if "://" in name:
+            folder, _, file = name.rpartition("/")
+            return open_storage(folder).read(file)
+        return Path(name).expanduser().read_bytes()
+    except (OSError, NotFound) as error:
+        raise ConfigError(f"file {name!r} cannot be read ({error}); expected a path, workdir:… or s3://…") from None
+
+
 def is_hub_name(uri: str) -> bool:
     """Tell whether a model's name is one of the hub's: neither an address nor a folder on this machine."""
     return _HUB_NAME.fullmatch(uri) is not None and not Path(uri).expanduser().is_dir()

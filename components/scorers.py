@@ -6,9 +6,9 @@ Only safetensors are loaded, and never code that comes with a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -19,12 +19,10 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, CLIPModel
 
-from components.errors import ConfigError, NotFound, StorageError
+from components.errors import ConfigError, StorageError
 from components.filters import ClassifierFilter, FilterConfig
-from components.models import encodable, fetch, is_hub_name, quiet_libraries, select_device
-from components.storage import Storage, open_storage
-
-_WORKDIR = "workdir:"
+from components.models import encodable, fetch, is_hub_name, quiet_libraries, read_file, select_device
+from components.storage import Storage
 
 
 class Scorers:
@@ -90,8 +88,9 @@ class Classifier:
     def __init__(self, asked: ClassifierFilter, device: str, workdir: Storage) -> None:
         assert asked.model is not None
         self._device = select_device(device)
-        self._processor = _load(AutoImageProcessor, asked.model, workdir)
-        model = _load(AutoModelForImageClassification, asked.model, workdir, use_safetensors=True)
+        with _loading(asked.model, workdir, "image classifier") as (place, options):
+            self._processor = AutoImageProcessor.from_pretrained(place, **options)
+            model = AutoModelForImageClassification.from_pretrained(place, use_safetensors=True, **options)
         labels = {str(label): int(number) for number, label in model.config.id2label.items()}
         if asked.label not in labels:
             known = ", ".join(repr(label) for label in list(labels)[:20])
@@ -115,9 +114,11 @@ class Clip:
 
     def __init__(self, model: str, device: str, workdir: Storage) -> None:
         self._device = select_device(device)
-        self._processor = _load(AutoImageProcessor, model, workdir)
-        self._tokenizer = _load(AutoTokenizer, model, workdir)
-        self._model = _load(CLIPModel, model, workdir, use_safetensors=True).to(self._device).eval()
+        with _loading(model, workdir, "CLIP model") as (place, options):
+            self._processor = AutoImageProcessor.from_pretrained(place, **options)
+            self._tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            loaded = CLIPModel.from_pretrained(place, use_safetensors=True, **options)
+        self._model = loaded.to(self._device).eval()
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return the embeddings of pictures, [B, D]."""
@@ -174,36 +175,31 @@ class Head:
 
 
 def read_head(name: str, workdir: Storage) -> dict[str, Tensor]:
-    """Read a safetensors file: a path, ``workdir:…`` or ``s3://…``.
+    """Read the tensors of a head; ``read_file`` says what its name may be.
 
     Raises:
-        ConfigError: Where there is no such file, or it is none.
+        ConfigError: Where there is no such file, or it is none of safetensors.
     """
     try:
-        if name.startswith(_WORKDIR):
-            data = workdir.read(name.removeprefix(_WORKDIR))
-        elif "://" in name:
-            folder, _, file = name.rpartition("/")
-            data = open_storage(folder).read(file)
-        else:
-            data = Path(name).expanduser().read_bytes()
-        return safetensors.torch.load(data)
-    except (OSError, NotFound, SafetensorError) as error:
+        return safetensors.torch.load(read_file(name, workdir))
+    except SafetensorError as error:
         raise ConfigError(f"aesthetic head {name!r} cannot be read ({error}); expected a safetensors file") from None
 
 
-def _load(loader: Any, model: str, workdir: Storage, **options: Any) -> Any:
+@contextmanager
+def _loading(model: str, workdir: Storage, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the place of a model and the options to load it with, and say what it means where that fails."""
     quiet_libraries()
     hub = is_hub_name(model)
     # The library picks the files that it needs out of a hub repository; other places are fetched whole.
     place, _, revision = model.partition("@") if hub else (str(fetch(model, workdir)), "", "")
     try:
-        return loader.from_pretrained(place, revision=revision or None, trust_remote_code=False, **options)
+        yield place, {"revision": revision or None, "trust_remote_code": False}
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        said = f"model {model!r} of the filters cannot be loaded: {str(error).strip() or type(error).__name__}"
+        said = f"{kind} {model!r} of the filters cannot be loaded: {str(error).strip() or type(error).__name__}"
         if hub and isinstance(error, OSError):
             raise StorageError(f"{said}; check the name and the way to the hub") from None
-        raise ConfigError(f"{said}; expected a {loader.__name__} of transformers with safetensors") from None
+        raise ConfigError(f"{said}; expected one of transformers with safetensors") from None
 
 
 def _numbered(name: str) -> list[tuple[int, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -68,7 +68,7 @@ def caption(
     kept = _kept(images, captioning, job.dataset, group)
     new = [image for image in images if image.sha256 not in kept]
     outcomes = list(progress.track(_outcomes(job, captioning, new, progress), "images captioned", len(new)))
-    everything = [*kept.values(), *outcomes]
+    everything = [*_measured(job, captioning, images, kept, progress), *outcomes]
     records = [outcome for outcome in everything if isinstance(outcome, CaptionRecord)]
     rejections = [outcome for outcome in everything if isinstance(outcome, Rejection)]
     write_captions(job.dataset, group, records, rejections)
@@ -92,6 +92,27 @@ def _outcomes(job: Job, captioning: Captioning, new: Sequence[ImageRecord], prog
         yield from saved(written(), job, SAVE_EVERY)
         if waiting:
             yield from _by_models(job, captioning, waiting, pool, progress)
+
+
+def _measured(
+    job: Job,
+    captioning: Captioning,
+    images: Iterable[ImageRecord],
+    kept: Mapping[str, Outcome],
+    progress: Progress,
+) -> list[Outcome]:
+    """Return the outcomes that are kept, records with what the filters want to know now."""
+    wanting = [
+        (known, image)
+        for image in images
+        if isinstance(known := kept.get(image.sha256), CaptionRecord) and captioning.wants_another_look(known)
+    ]
+    if not wanting:
+        return list(kept.values())
+    with ThreadPoolExecutor(job.config.readers) as pool:
+        again = progress.track(captioning.measured_again(wanting, pool), "images measured", len(wanting))
+        measured = {outcome.sha256: outcome for outcome in again}
+    return [measured.get(sha256, known) for sha256, known in kept.items()]
 
 
 def _by_models(
@@ -135,11 +156,12 @@ def saved(parts: Iterable[list[Outcome]], job: Job, every: int) -> Iterator[Outc
 def _kept(images: Iterable[ImageRecord], captioning: Captioning, dataset: Storage, group: str) -> dict[str, Outcome]:
     """Return the outcomes of earlier runs that still hold, as of the images that there are now."""
     known = _known(dataset, group)
-    return {
-        image.sha256: _renewed(known[image.sha256], image)
+    kept = {
+        image.sha256: captioning.screening.renewed(_renewed(known[image.sha256], image))
         for image in images
         if image.sha256 in known and captioning.holds(image, _version(known[image.sha256]))
     }
+    return {sha256: outcome for sha256, outcome in kept.items() if outcome is not None}
 
 
 def _known(dataset: Storage, group: str) -> dict[str, Outcome]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from components.filters import FilterConfig
 from components.settings import Settings
 
 # Captioners that have a name of their own here.
@@ -131,6 +132,7 @@ class CaptionConfig(Settings):
     trust_remote_code: str | None = Field(
         None, description="owner/name@revision of the one captioner whose own code may run; null for none"
     )
+    filters: FilterConfig = FilterConfig()
     readers: int = Field(8, ge=1, le=256, description="files read and decoded at the same time")
 
     @field_validator("sources")

@@ -8,6 +8,7 @@ from typing import Any
 
 from components.caption.config import CaptionConfig
 from components.caption.label_files import read_labels
+from components.caption.screening import Screening
 from components.caption.versions import Versions
 from components.caption.writing import Captioning
 from components.caption.written import Written
@@ -57,8 +58,9 @@ class Job:
         asked = "labels" in self.config.order
         labels = read_labels(self.config.labels, source, [image.name for image in images]) if asked else {}
         written = Written(self.config, source, labels)
-        versions = Versions(self.config, self.limits, written, self.workdir)
-        return Captioning(self.config, self.limits, source, written, versions)
+        versions = Versions(self.config, written, self.workdir)
+        screening = Screening(self.config.filters, self.workdir)
+        return Captioning(self.config, self.limits, source, written, versions, screening)
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON."""

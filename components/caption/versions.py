@@ -12,7 +12,6 @@ from typing import Any
 from components.caption.config import CaptionConfig, Origin
 from components.caption.written import Written
 from components.digests import digest_tree, short
-from components.images import ImageLimits
 from components.manifest import ImageRecord
 from components.models import fetch, is_hub_name
 from components.storage import Storage
@@ -30,18 +29,17 @@ class Versions:
 
     Args:
         config: The settings.
-        limits: Which sizes of image are taken.
         written: The sources that need no model.
         workdir: Where ``workdir:`` models lie.
     """
 
-    def __init__(self, config: CaptionConfig, limits: ImageLimits, written: Written, workdir: Storage) -> None:
+    def __init__(self, config: CaptionConfig, written: Written, workdir: Storage) -> None:
         self._config = config
         self._written = written
         self._workdir = workdir
-        self._base = short(
-            {"format": FORMAT, "limits": limits.model_dump(), "settings": config.model_dump(mode="json", include=_ALL)}
-        )
+        # Neither the limits, which ingest holds every image against, nor the filters: another threshold is no reason to
+        # caption anything anew.
+        self._base = short({"format": FORMAT, "settings": config.model_dump(mode="json", include=_ALL)})
 
     def of(self, image: ImageRecord, asked: int) -> str:
         """Return the version of an image for which the first sources were asked.

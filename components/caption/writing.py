@@ -12,6 +12,7 @@ from PIL import Image
 
 from components.caption.composing import compose
 from components.caption.config import CaptionConfig, Origin
+from components.caption.screening import Screening, Unfit, View
 from components.caption.text import BANNED
 from components.caption.versions import Versions
 from components.caption.written import Written
@@ -31,6 +32,8 @@ AHEAD = 2
 
 # Rejections by the place rather than by the image: they may pass, and are tried again each time.
 PASSING = ("unreadable", "symlink-outside", "changed", "caption-unreadable", "caption-out-of-memory")
+# Rejections by limits that may be others next time.
+LIMITS = ("too-small", "too-large", "extreme-aspect")
 
 _MISSING = ImageRejected(
     "caption-missing",
@@ -39,6 +42,7 @@ _MISSING = ImageRejected(
 )
 
 Picture = Image.Image | ImageRejected
+Seen = View | Unfit | ImageRejected
 
 
 @dataclass(frozen=True)
@@ -77,26 +81,38 @@ class Captioning:
         source: Where the images are.
         written: The sources of captions that need no look at the picture.
         versions: What captions rest on.
+        screening: What the filters measure.
     """
 
     def __init__(
-        self, config: CaptionConfig, limits: ImageLimits, source: Source, written: Written, versions: Versions
+        self,
+        config: CaptionConfig,
+        limits: ImageLimits,
+        source: Source,
+        written: Written,
+        versions: Versions,
+        screening: Screening,
     ) -> None:
         self._config = config
         self._limits = limits
         self._source = source
         self._written = written
         self._versions = versions
+        self.screening = screening
 
     def holds(self, image: ImageRecord, version: str) -> bool:
         """Tell whether an outcome of an earlier run, of this version, is what this one would give."""
         return self._versions.holds(image, version)
 
+    def wants_another_look(self, record: CaptionRecord) -> bool:
+        """Tell whether the filters want to know of an image what nobody has measured."""
+        return record.phash is None or bool(self.screening.wanting(record.verdicts))
+
     def from_words(self, images: Sequence[ImageRecord], pool: Executor) -> Iterator[Outcome | Draft]:
         """Yield, for each image in order, its outcome, or a draft where a model is to caption it."""
         for start in range(0, len(images), PART):
             drafts = list(pool.map(self.draft, images[start : start + PART]))
-            yield from pool.map(self._finish, drafts)
+            yield from self._measured(pool.map(self._finish, drafts))
 
     def draft(self, image: ImageRecord) -> Draft:
         """Ask the sources that need no look at the picture, until one has a caption or a model's turn has come."""
@@ -107,13 +123,28 @@ class Captioning:
     ) -> Iterator[list[Outcome]]:
         """Yield the outcomes of each batch of drafts, for which the model's turn has come."""
         for drafts, pictures in self._decoded(batches, pool):
-            whole = [picture for picture in pictures if isinstance(picture, Image.Image)]
-            written = iter(captioner.write(whole) if whole else [])
+            seen = self._screened(pictures, pool)
+            pairs = zip(pictures, seen, strict=True)
+            fit = [one for one, view in pairs if isinstance(one, Image.Image) and isinstance(view, View)]
+            written = iter(captioner.write(fit) if fit else [])
             captioned = [
-                self._asked(draft.after(next(written) if isinstance(picture, Image.Image) else ()))
-                for draft, picture in zip(drafts, pictures, strict=True)
+                self._asked(draft.after(next(written) if isinstance(one, View) else ()))
+                for draft, one in zip(drafts, seen, strict=True)
             ]
-            yield [self._judge(draft, picture) for draft, picture in zip(captioned, pictures, strict=True)]
+            judged = [(self._judge(draft, one), one) for draft, one in zip(captioned, seen, strict=True)]
+            yield self._with_captions(judged)
+
+    def measured_again(self, records: Iterable[tuple[CaptionRecord, ImageRecord]], pool: Executor) -> Iterator[Outcome]:
+        """Yield records with what the filters want to know now; their captions stay as they are."""
+
+        def look(pair: tuple[CaptionRecord, ImageRecord]) -> tuple[Outcome, Seen]:
+            record, image = pair
+            seen = self._look(self._decode(image))
+            return (record if isinstance(seen, View) else self._judge(Draft(image, asked=1), seen)), seen
+
+        for outcome in self._measured(pool.map(look, records)):
+            assert not isinstance(outcome, Draft)
+            yield outcome
 
     def _next(self, draft: Draft) -> Origin | None:
         """Return the source that is to be asked next, or None where there is nothing left to ask."""
@@ -124,8 +155,36 @@ class Captioning:
         """Tell whether what further sources have to say does not matter."""
         return draft.banned is not None or (bool(draft.words) and self._config.take == "first")
 
-    def _finish(self, draft: Draft) -> Outcome | Draft:
-        return draft if self._next(draft) == "model" else self._judge(draft, self._decode(draft.image))
+    def _finish(self, draft: Draft) -> tuple[Outcome | Draft, Seen | None]:
+        if self._next(draft) == "model":
+            return draft, None
+        seen = self._look(self._decode(draft.image))
+        return self._judge(draft, seen), seen
+
+    def _look(self, picture: Picture) -> Seen:
+        return self.screening.view(picture) if isinstance(picture, Image.Image) else picture
+
+    def _screened(self, pictures: Sequence[Picture], pool: Executor) -> list[Seen]:
+        """Return what is seen of each picture, with all that can be measured before there is a caption."""
+        seen = list(pool.map(self._look, pictures))
+        views = iter(self.screening.with_models([one for one in seen if isinstance(one, View)]))
+        known = [next(views) if isinstance(one, View) else one for one in seen]
+        return [self.screening.screened(one) if isinstance(one, View) else one for one in known]
+
+    def _measured(self, judged: Iterable[tuple[Outcome | Draft, Seen | None]]) -> Iterator[Outcome | Draft]:
+        """Yield what was judged, records with what the filters' models say."""
+        for batch in self.screening.in_batches(judged):
+            views = iter(self.screening.with_models([seen for _, seen in batch if isinstance(seen, View)]))
+            known = [(one, next(views) if isinstance(seen, View) else seen) for one, seen in batch]
+            drafts = [one for one, _ in known if isinstance(one, Draft)]
+            yield from drafts
+            yield from self._with_captions([(one, seen) for one, seen in known if not isinstance(one, Draft)])
+
+    def _with_captions(self, judged: Sequence[tuple[Outcome, Seen | None]]) -> list[Outcome]:
+        """Return what was judged in its order, records with what was measured of them."""
+        pairs = [(one, seen) for one, seen in judged if isinstance(one, CaptionRecord) and isinstance(seen, View)]
+        records = iter(self.screening.with_captions([one for one, _ in pairs], [seen for _, seen in pairs]))
+        return [next(records) if isinstance(one, CaptionRecord) else one for one, _ in judged]
 
     def _asked(self, draft: Draft) -> Draft:
         while (origin := self._next(draft)) not in (None, "model"):
@@ -160,23 +219,25 @@ class Captioning:
         except ImageRejected as refused:
             return refused
 
-    def _judge(self, draft: Draft, picture: Picture) -> Outcome:
+    def _judge(self, draft: Draft, seen: Seen) -> Outcome:
         image, version = draft.image, self._versions.of(draft.image, draft.asked)
-        refused = picture if isinstance(picture, ImageRejected) else draft.banned
+        if isinstance(seen, Unfit):
+            return seen.rejection(Rejection(image.name, "caption", "", "", image.sha256, version))
+        refused = seen if isinstance(seen, ImageRejected) else draft.banned
         if refused is None and not draft.words and self._config.missing == "reject":
             refused = draft.problem if _tells(draft.problem) else _MISSING
         if refused is not None:
-            holds = "" if refused.reason in PASSING else version
+            holds = "" if refused.reason in (*PASSING, *LIMITS) else version
             return Rejection(image.name, "caption", refused.reason, refused.detail, image.sha256, holds)
-        assert isinstance(picture, Image.Image)
+        assert isinstance(seen, View)
         return CaptionRecord(
             image.sha256,
             image.name,
             image.bytes,
             captions=compose(draft.words or (Caption("", "none"),), image.sha256, self._config),
             caption_version=version,
-            width=picture.width,
-            height=picture.height,
+            width=seen.width,
+            height=seen.height,
             # That a source has no caption is no verdict; that it has one which could not be used is.
             verdicts={"caption": str(draft.problem)} if _tells(draft.problem) else {},
             license=image.license,
