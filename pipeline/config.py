@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from components.autoencoder.config import ModelConfig
 from components.caption.config import CaptionConfig
+from components.clean.config import CleanConfig
 from components.digests import short
 from components.errors import ConfigError
 from components.evaluate.config import EvaluateConfig
@@ -44,6 +45,7 @@ class RunConfig(Settings):
     ingest: IngestConfig = Field(description="where the images are: at least ingest.source")
     model: ModelConfig = ModelConfig()
     caption: CaptionConfig = CaptionConfig()
+    clean: CleanConfig = CleanConfig()
     latents: LatentsConfig = LatentsConfig()
     index: IndexConfig = IndexConfig()
     train: TrainConfig = TrainConfig()

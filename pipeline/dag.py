@@ -24,8 +24,10 @@ def build(image: str, retries: int) -> Any:
         # A pipeline of its own: kfp.local fills what a loop takes from other steps with the loop's item.
         with dsl.ParallelFor(lanes) as lane:
             captioned = run(steps.caption(config=config, encoding_key=encoding_key, lane=lane)).output
+        cleaned = run(steps.clean(config=config, encoding_key=encoding_key, lanes=dsl.Collected(captioned)))
+        with dsl.ParallelFor(cleaned.outputs["Output"]) as lane:
             latents = run(
-                steps.latents(config=config, encoding_key=encoding_key, base_model=base_model, lane=captioned)
+                steps.latents(config=config, encoding_key=encoding_key, base_model=base_model, lane=lane)
             ).output
         dataset: str = run(steps.index(config=config, encoding_key=encoding_key, lanes=dsl.Collected(latents))).output
         return dataset

@@ -62,6 +62,14 @@ def caption(config: str, encoding_key: str, lane: str) -> str:
 
 
 @step
+def clean(config: str, encoding_key: str, lanes: list, page: Output[HTML], summary: Output[Markdown]) -> list:
+    """Leave out what the filters and near duplicates tell to, and write the data report; returns the lanes."""
+    from pipeline import work
+
+    return work.clean(config, encoding_key, lanes, page.path, summary.path)
+
+
+@step
 def latents(config: str, encoding_key: str, base_model: str, lane: str) -> str:
     """Encode the images and captions of a lane's groups into shards; returns the lane's name."""
     from pipeline import work

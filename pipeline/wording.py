@@ -191,6 +191,12 @@ def _caption(result: Values, _: Values) -> str:
     return f"{count(result['captioned'])} captioned{reused}, {count(result['rejected'])} rejected"
 
 
+def _clean(result: Values, _: Values) -> str:
+    if result["reused"]:
+        return f"{count(result['kept'])} kept, nothing has changed"
+    return f"{count(result['kept'])} kept, {count(result['left_out'])} left out"
+
+
 def _latents(result: Values, _: Values) -> str:
     reused = f", {count(result['reused'])} known" if result["reused"] else ""
     return f"{count(result['encoded'])} encoded{reused}, {plural(result['shards'], 'shard')}"
@@ -228,6 +234,7 @@ _OUTCOMES: Mapping[str, Callable[[Values, Values], str]] = {
     "ingest": _ingest,
     "autoencoder": _autoencoder,
     "caption": _caption,
+    "clean": _clean,
     "latents": _latents,
     "index": _index,
     "train": _train,

@@ -168,6 +168,24 @@ def caption(config: str, encoding_key: str, lane: str) -> str:
     return lane
 
 
+def clean(config: str, encoding_key: str, lanes: list[str], page: str, summary: str) -> list[str]:
+    """Leave images out once all are known, and write what the dashboard shows of the data; returns the lanes."""
+    job = open_job(config)
+    settings = job.settings
+
+    def work(progress: Progress) -> dict[str, Any]:
+        from components.clean.cleaning import clean
+
+        groups = read_manifest(job.workdir, job.source_id).groups
+        filters = settings.caption.filters
+        return clean(settings.clean, filters, job.source_id, groups, encoding_key, job.workdir, progress)
+
+    result = recorded(job, "clean", work)
+    Path(page).write_bytes(job.workdir.read(result["report"]))
+    Path(summary).write_bytes(job.workdir.read(result["summary"]))
+    return lanes
+
+
 def latents(config: str, encoding_key: str, base_model: str, lane: str) -> str:
     """Encode one lane's groups; returns its name."""
     job = open_job(config)

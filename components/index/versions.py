@@ -23,8 +23,9 @@ from components.errors import DataError
 from components.index.config import IndexConfig
 from components.manifest import (
     Rejection,
+    read_accepted,
     read_caption_rejections,
-    read_captions,
+    read_clean_rejections,
     read_ingest_rejections,
     read_latents_rejections,
 )
@@ -121,7 +122,7 @@ def _bucket(name: str) -> tuple[int, int]:
 def _live(storage: Storage, groups: Sequence[str]) -> set[SampleId]:
     live: set[SampleId] = set()
     for group in groups:
-        records = read_captions(storage, group)
+        records = read_accepted(storage, group)
         refused = {rejection.sha256 for rejection in read_latents_rejections(storage, group)}
         variants = read_variants(storage, group)
         for record in records:
@@ -149,9 +150,9 @@ def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -
 
 
 def _rejections(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str]) -> list[Rejection]:
-    captions = chain.from_iterable(read_caption_rejections(storage, group) for group in groups)
-    latents = chain.from_iterable(read_latents_rejections(storage, group) for group in groups)
-    found = [*read_ingest_rejections(workdir, source_id), *captions, *latents]
+    steps = (read_caption_rejections, read_clean_rejections, read_latents_rejections)
+    later = chain.from_iterable(read(storage, group) for read in steps for group in groups)
+    found = [*read_ingest_rejections(workdir, source_id), *later]
     return sorted(found, key=lambda rejection: (rejection.name, rejection.step, rejection.reason))
 
 

@@ -24,7 +24,7 @@ from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding
 from components.latents.plan import NewShard, Plan, plan
 from components.latents.refusals import Refusals
-from components.manifest import CaptionRecord, ancestors, read_captions, read_manifest
+from components.manifest import CaptionRecord, ancestors, read_accepted, read_manifest
 from components.models import fetch, reproducible
 from components.progress import Progress
 from components.shards import SampleId, find_whole, npy
@@ -67,7 +67,7 @@ def encode(
         DataError: Where the encoders give numbers that do not fit fp16 in the precision that is set.
     """
     dataset = workdir.child(f"datasets/{encoding_key}")
-    accepted = read_captions(dataset, group)
+    accepted = read_accepted(dataset, group)
     refusals = Refusals(config, dataset, group, accepted)
     before = read_group(dataset, group)
     todo = _plan(config, dataset, group, accepted, before, refusals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -136,6 +137,7 @@ def _data(records: Records) -> dict[str, Any]:
         "rejected": max(rejected, len(records.rejected)),
         "rejected_by_reason": dict(reasons.most_common()),
         "captions_by": _captions_by(records),
+        "data_report": _data_report(records),
         "encoded": _told(records, "latents", "encoded"),
         "reused": _told(records, "latents", "reused"),
     }
@@ -147,6 +149,12 @@ def _captions_by(records: Records) -> dict[str, int]:
     counts = next((counts for counts in told if isinstance(counts, dict)), {})
     plain = {name: count for name, count in counts.items() if isinstance(count, int) and 0 < count < 1e15}
     return dict(sorted(plain.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _data_report(records: Records) -> str | None:
+    """Return where the clean step's report is, below the workdir; a link leads nowhere else."""
+    told = [str((record.result or {}).get("report")) for record in records.steps if record.step == "clean"]
+    return next((key for key in told if re.fullmatch(r"datasets/[\w-]+/report\.html", key)), None)
 
 
 def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]) -> dict[str, Any]:

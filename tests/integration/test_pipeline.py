@@ -177,7 +177,7 @@ def test_a_person_sees_a_line_for_each_step_and_nothing_else(first: Any) -> None
         "preempted at step 5, 0 steps lost",
         "resumed at step 5",
     ]
-    steps = ["ingest", "autoencoder", "caption", "latents", "index", "train", "evaluate", "publish"]
+    steps = ["ingest", "autoencoder", "caption", "clean", "latents", "index", "train", "evaluate", "publish"]
     closing = ["images", "rejected", "training", "speed", "prompt", "Fréchet", "published", "time", "report"]
     known = [RUN, *steps, *closing]
     assert [line for line in lines if line and line.split()[0] not in known] == []
@@ -215,7 +215,7 @@ def test_the_report_tells_of_the_training(first: Any) -> None:
     assert 0 <= numbers["prompt_accuracy"] <= 1
     assert numbers["frechet_distance"] > 0
     assert list(numbers["seconds"]) == [
-        "ingest", "autoencoder", "caption", "latents", "index", "train", "evaluate", "publish"
+        "ingest", "autoencoder", "caption", "clean", "latents", "index", "train", "evaluate", "publish"
     ]  # fmt: skip
     assert all(seconds > 0 for seconds in numbers["seconds"].values())
     assert numbers["seconds"]["train"] < numbers["wall_seconds"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,17 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTFor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from components.caption.captioning import caption
+from components.caption.config import CaptionConfig
+from components.clean.cleaning import clean
+from components.clean.config import CleanConfig
 from components.errors import ConfigError, StorageError
 from components.filters import FilterConfig
+from components.images import ImageLimits
+from components.ingest.config import IngestConfig
+from components.ingest.intake import ingest
+from components.manifest import read_accepted, read_captions
+from components.progress import Progress
 from components.scorers import Clip, Scorers
 from components.storage_memory import MemoryStorage
 
@@ -164,3 +174,31 @@ def test_what_a_model_lacks_is_said(classifier: Path, clip: Path, tmp_path: Path
 def test_filters_without_models_load_nothing() -> None:
     assert scorers().of_pictures(pictures()) == [{}] * 4
     assert scorers().of_pairs(pictures(), ["x"] * 4) == [{}] * 4
+
+
+def test_models_measure_in_the_caption_step_and_the_clean_step_judges(classifier: Path, tmp_path: Path) -> None:
+    work, quiet = MemoryStorage("scorers-steps"), Progress(io.StringIO())
+    (tmp_path / "photos").mkdir()
+    for picture, colour in zip(pictures(), COLOURS, strict=True):
+        picture.save(tmp_path / "photos" / f"{colour}.png")
+        (tmp_path / "photos" / f"{colour}.txt").write_text(colour)
+    source_id = str(ingest(IngestConfig.parse({"source": str(tmp_path / "photos")}), work, quiet)["source_id"])
+    dataset = work.child("datasets/key")
+
+    def steps(**watermark: object) -> tuple[set[str], list[str]]:
+        asked = {"model": str(classifier), **watermark}
+        filters = {"device": "cpu", "min_spread": None, "batch_size": 3, "watermark": asked}
+        config = CaptionConfig.parse({"model": None, "filters": filters})
+        counts = caption(config, ImageLimits(), "g", source_id, "key", work, quiet)
+        assert (counts["captioned"] + counts["reused"], counts["rejected"]) == (4, 0)
+        clean(CleanConfig(), config.filters, source_id, ["g"], "key", work, quiet)
+        scores = [record.verdicts["watermark"] for record in read_captions(dataset, "g")]
+        return {record.name for record in read_accepted(dataset, "g")}, scores
+
+    kept, first = steps(max_probability=0.5)
+    assert kept == {"blue.png", "lime.png", "black.png"}
+    kept, again = steps(max_probability=None)
+    assert (len(kept), again) == (4, first)
+    kept, relabelled = steps(max_probability=0.5, label="clean")
+    assert kept == {"red.png"}
+    assert not set(relabelled) & set(first)

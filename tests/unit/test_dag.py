@@ -15,7 +15,8 @@ from pipeline.runs import compile_to
 GOLDEN = Path(__file__).parents[1] / "golden/demo.yaml"
 IMAGE = "registry.example/darkroom@sha256:" + 64 * "a"
 STEPS = {
-    "configure", "ingest", "autoencoder", "caption", "latents", "index", "train", "evaluate", "publish", "report"
+    "configure", "ingest", "autoencoder", "caption", "clean", "latents", "index", "train", "evaluate", "publish",
+    "report",
 }  # fmt: skip
 DAY = 24 * 3600
 
@@ -81,7 +82,7 @@ def test_the_report_is_written_however_the_rest_ends(compiled: dict[str, Any]) -
     assert root["report"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert root["report"]["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": body}}
     inside = compiled["components"][root[body]["componentRef"]["name"]]["dag"]["tasks"]
-    assert STEPS - set(inside) == {"caption", "latents", "index", "publish", "report"}
+    assert STEPS - set(inside) == {"caption", "clean", "latents", "index", "publish", "report"}
 
 
 def test_a_model_is_published_only_where_it_is_better(compiled: dict[str, Any]) -> None:

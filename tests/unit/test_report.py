@@ -193,11 +193,12 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == "img"]
 
     def check_self_contained(self) -> None:
-        assert not {tag for tag, _ in self.tags} & {"script", "iframe", "object", "embed", "form", "base", "a", "image"}
+        assert not {tag for tag, _ in self.tags} & {"script", "iframe", "object", "embed", "form", "base", "image"}
         for tag, attributes in self.tags:
             assert not [name for name in attributes if name.startswith("on")], tag
             for name in ("src", "href", "srcset", "data", "action", "xlink:href", "poster"):
-                assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+                shown = re.sub(r"^\.\./\.\./datasets/[\w-]+/report\.html$", "data:", attributes.get(name) or "data:")
+                assert shown.startswith("data:"), (tag, attributes)
         assert all(image["alt"] is not None for image in self.images())
         (policy,) = [a["content"] for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"]
         assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -1,0 +1,47 @@
+r"""Leave out near duplicates and what the filters do not take, and write the data report.
+
+    python -m components.clean --workdir work --source-id 0123456789abcdef --encoding-key fedcba9876543210 \
+        --groups g0 g1 --set max_distance=4 --filter min_sharpness=30
+
+The caption step must have run for each group. Where nothing changed since the last time, nothing is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.clean.config import CleanConfig
+from components.command import run_step, step_parser
+from components.filters import FilterConfig
+from components.progress import Progress
+from components.settings import override
+from components.storage import Storage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("clean", __doc__)
+    parser.add_argument("--source-id", required=True, help="the source, as ingest named it")
+    parser.add_argument("--encoding-key", required=True, help="the dataset's folder below datasets/")
+    parser.add_argument("--groups", required=True, nargs="+", help="all partition groups of the source")
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="KEY=VALUE", help="override one threshold of the filters"
+    )
+    return run_step(parser, CleanConfig, argv, _work)
+
+
+def _work(
+    config: CleanConfig, arguments: argparse.Namespace, workdir: Storage, progress: Progress
+) -> Mapping[str, Any]:
+    from components.clean.cleaning import clean
+
+    filters = FilterConfig.parse(override({}, arguments.filter))
+    where = (arguments.source_id, arguments.groups, arguments.encoding_key, workdir)
+    return clean(config, filters, *where, progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

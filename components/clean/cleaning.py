@@ -1,0 +1,207 @@
+"""What is left out once all images are known: by the filters' thresholds, and as near duplicates of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.clean.config import CleanConfig
+from components.clean.near_duplicates import BITS, near_duplicates
+from components.clean.reporting import REPORT_KEYS, write_report
+from components.clean.tally import Tally
+from components.digests import digest, sha256
+from components.errors import DataError, NotFound
+from components.filters import FilterConfig, Misfit, judge
+from components.fingerprints import as_numbers
+from components.manifest import (
+    CaptionRecord,
+    Rejection,
+    caption_rejections_key,
+    captions_key,
+    clean_rejections_key,
+    ingest_rejections_key,
+    read_caption_rejections,
+    read_captions,
+    read_ingest_rejections,
+    read_manifest,
+    write_rejections,
+)
+from components.progress import Progress
+from components.storage import Storage
+
+FORMAT = 1
+STATE = "clean.json"
+NEAR_DUPLICATE = "near-duplicate"
+
+
+class Original(NamedTuple):
+    """What a near duplicate looks like: the picture that stays in its place, and the bits in which they differ."""
+
+    sha256: str
+    distance: int
+
+
+def clean(
+    config: CleanConfig,
+    filters: FilterConfig,
+    source_id: str,
+    groups: Sequence[str],
+    encoding_key: str,
+    workdir: Storage,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write down which captioned images are left out, and the data report.
+
+    Where nothing changed since the last time, nothing is done.
+
+    Args:
+        config: Which pictures are near duplicates, and what the report shows.
+        filters: The thresholds that the caption step's measurements are held against.
+        source_id: The source, as ingest named it.
+        groups: All partition groups of the source.
+        encoding_key: The dataset's folder.
+        workdir: Where everything is kept.
+        progress: Told what happens.
+
+    Returns:
+        ``kept``, ``left_out`` (by this step), ``rejected`` (by any step), ``reused`` (whether nothing had changed), and
+        where the report is: ``report``, ``summary`` and ``numbers`` (keys below the workdir).
+
+    Raises:
+        DataError: Where the caption step has not run for a group.
+    """
+    dataset = workdir.child(f"datasets/{encoding_key}")
+    made_from = _made_from(config, filters, source_id, groups, workdir, dataset)
+    done = _done(dataset, made_from, groups)
+    if done is not None:
+        return {**done, "reused": True}
+    tally = Tally(config.kept_pictures, config.rejected_pictures)
+    originals = _originals(config, filters, groups, dataset)
+    names = _names({original.sha256 for original in originals.values()}, groups, dataset)
+    left_out = 0
+    for group in progress.track(groups, "groups cleaned", len(groups)):
+        kept, rejections = _divide(read_captions(dataset, group), config, filters, originals, names)
+        write_rejections(dataset, clean_rejections_key(group), rejections)
+        left_out += len(rejections)
+        for record in kept:
+            tally.keep(record)
+        for rejection in [*rejections, *read_caption_rejections(dataset, group)]:
+            tally.leave_out(rejection)
+    for rejection in read_ingest_rejections(workdir, source_id):
+        tally.leave_out(rejection)
+    source = read_manifest(workdir, source_id).source
+    write_report(config, filters, tally, source, encoding_key, dataset)
+    keys = dict(zip(("report", "summary", "numbers"), REPORT_KEYS, strict=True))
+    places = {name: f"datasets/{encoding_key}/{key}" for name, key in keys.items()}
+    result = {"kept": tally.kept, "left_out": left_out, "rejected": tally.rejected, **places}
+    dataset.write_json(STATE, {"format": FORMAT, "made_from": made_from, "result": result})
+    return {**result, "reused": False}
+
+
+def _made_from(
+    config: CleanConfig,
+    filters: FilterConfig,
+    source_id: str,
+    groups: Sequence[str],
+    workdir: Storage,
+    dataset: Storage,
+) -> str:
+    """Return one digest of everything that the outcome rests on; nothing is parsed."""
+    keys = [key for group in groups for key in (captions_key(group), caption_rejections_key(group))]
+    records = {key: _digest(dataset, key) for key in keys}
+    ingested = _digest(workdir, ingest_rejections_key(source_id))
+    settings = [config.model_dump(mode="json"), filters.model_dump(mode="json")]
+    return digest([FORMAT, settings, read_manifest(workdir, source_id).source, ingested, records])
+
+
+def _digest(storage: Storage, key: str) -> str | None:
+    try:
+        return sha256(storage.read(key))
+    except NotFound:
+        return None
+
+
+def _done(dataset: Storage, made_from: str, groups: Sequence[str]) -> dict[str, Any] | None:
+    """Return what the last time gave, where it was made from the same and what it wrote is still there."""
+    try:
+        state = dataset.read_json(STATE)
+    except (NotFound, DataError):
+        return None
+    if not isinstance(state, dict) or (state.get("format"), state.get("made_from")) != (FORMAT, made_from):
+        return None
+    there = {entry.key for entry in dataset.list("captions")}
+    whole = there.issuperset(map(clean_rejections_key, groups)) and all(map(dataset.exists, REPORT_KEYS))
+    return dict(state["result"]) if whole else None
+
+
+def _divide(
+    records: Iterable[CaptionRecord],
+    config: CleanConfig,
+    filters: FilterConfig,
+    originals: Mapping[str, Original],
+    names: Mapping[str, str],
+) -> tuple[list[CaptionRecord], list[Rejection]]:
+    """Return the images of a group that are kept, and why the others are not."""
+    kept, rejections = [], []
+    for record in records:
+        misfit = judge(record.verdicts, filters)
+        if misfit is None and record.sha256 in originals:
+            misfit = _near_duplicate(originals[record.sha256], names, config.max_distance or 0)
+        if misfit is None:
+            kept.append(record)
+        else:
+            told = (misfit.reason, misfit.detail, record.sha256, record.caption_version)
+            rejections.append(Rejection(record.name, "clean", *told, misfit.value, misfit.threshold, record.verdicts))
+    return kept, rejections
+
+
+def _near_duplicate(original: Original, names: Mapping[str, str], threshold: int) -> Misfit:
+    detail = (
+        f"looks like {names[original.sha256]!a}, which is kept: {original.distance} of {BITS} bits differ; "
+        f"more than {threshold} must (clean.max_distance)"
+    )
+    return Misfit(NEAR_DUPLICATE, original.distance, threshold, detail)
+
+
+def _originals(
+    config: CleanConfig, filters: FilterConfig, groups: Sequence[str], dataset: Storage
+) -> dict[str, Original]:
+    """Return for each near duplicate, by its digest, the picture that stays: the largest, then that of least digest."""
+    if config.max_distance is None:
+        return {}
+    parts = [_columns(read_captions(dataset, group), filters) for group in groups]
+    hashes, pixels, digests = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((*digests.T[::-1], -pixels))
+    found = near_duplicates(hashes[order], config.max_distance)
+    duplicates = np.flatnonzero(found.keeper != np.arange(len(order)))
+    return {
+        _hex(digests[order[i]]): Original(_hex(digests[order[found.keeper[i]]]), int(found.distance[i]))
+        for i in duplicates
+    }
+
+
+def _columns(
+    records: Iterable[CaptionRecord], filters: FilterConfig
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
+    """Return hashes [N], pixels [N] and digests [N, 4] of the records that the filters take."""
+    taken = [record for record in records if record.phash is not None and judge(record.verdicts, filters) is None]
+    digests = np.frombuffer(bytes.fromhex("".join(record.sha256 for record in taken)), ">u8").astype(np.uint64)
+    return (
+        as_numbers([record.phash or "" for record in taken]),
+        np.array([record.width * record.height for record in taken], np.int64),
+        digests.reshape(-1, 4),
+    )
+
+
+def _names(wanted: Set[str], groups: Sequence[str], dataset: Storage) -> dict[str, str]:
+    if not wanted:
+        return {}
+    records = (record for group in groups for record in read_captions(dataset, group))
+    return {record.sha256: record.name for record in records if record.sha256 in wanted}
+
+
+def _hex(digest: NDArray[np.uint64]) -> str:
+    return digest.astype(">u8").tobytes().hex()

@@ -1,0 +1,26 @@
+"""Settings of the clean step."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from components.settings import Settings
+
+
+class CleanConfig(Settings):
+    """What is left out once all images are known, and how much the data report shows."""
+
+    max_distance: int | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description=(
+            "near duplicates: most bits, of 64, in which the perceptual hashes of pictures that look alike differ; 4 "
+            "finds photographs that were saved anew or scaled; colours are not looked at; null leaves none out"
+        ),
+    )
+    kept_pictures: int = Field(40, ge=0, le=1000, description="kept images shown in the data report, at most")
+    rejected_pictures: int = Field(12, ge=0, le=1000, description="images shown for each reason of rejection, at most")
+    reasons: int = Field(20, ge=0, le=1000, description="reasons of rejection shown with images, at most")
+    words: int = Field(40, ge=0, le=1000, description="most frequent words shown, at most")
+    tile_side: int = Field(160, ge=16, le=2048, description="longest side of an image in the report, in pixels")

@@ -1,0 +1,145 @@
+"""The data report: what was counted and chosen becomes one page, its summary and its numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.clean.config import CleanConfig
+from components.clean.histograms import aspects, histogram
+from components.clean.sheets import Sheet, read_sheets
+from components.clean.tally import LENGTHS, SIDES, Tally
+from components.filters import CHECKS, FilterConfig, is_on
+from components.pages import environment
+from components.storage import Storage
+from components.wording import count, in_markdown, number, percent, plural
+
+PAGE, SUMMARY, NUMBERS = "report.html", "report.md", "report.json"
+REPORT_KEYS = (PAGE, SUMMARY, NUMBERS)
+
+
+def write_report(
+    config: CleanConfig, filters: FilterConfig, tally: Tally, source: str, encoding_key: str, dataset: Storage
+) -> None:
+    """Write ``report.html``, ``report.md`` and ``report.json`` into the dataset's folder.
+
+    Args:
+        config: How much to show.
+        filters: The thresholds that were in force.
+        tally: What was counted.
+        source: URL of the source, from which the pictures on the contact sheets are read.
+        encoding_key: The dataset's folder.
+        dataset: The storage at that folder.
+    """
+    numbers = {"source": source, "encoding_key": encoding_key, **tally.numbers(config.words)}
+    numbers["filters"] = _thresholds(config, filters)
+    reasons = [tally.reasons[told["step"], told["reason"]].shown for told in numbers["rejected"][: config.reasons]]
+    kept, *rejected = read_sheets(source, [tally.shown, *reasons], config.tile_side)
+    dataset.write(NUMBERS, json.dumps(numbers, indent=1, allow_nan=False).encode())
+    dataset.write(SUMMARY, summary(numbers).encode())
+    dataset.write(PAGE, page(numbers, kept, rejected).encode())
+
+
+def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet]) -> str:
+    """Return the whole page as HTML; all text is escaped.
+
+    Args:
+        numbers: The numbers of ``report.json``.
+        kept: Pictures that are kept.
+        rejected: Pictures that are left out, one sheet per reason, in the order of the reasons.
+    """
+    template = environment(Path(__file__).parent).get_template("report.html")
+    columns, firsts = _print(kept)
+    return template.render(
+        n=numbers,
+        headline=headline(numbers),
+        figures=figures(numbers),
+        columns=columns,
+        firsts=firsts,
+        kept=kept,
+        sheets=list(zip(numbers["rejected"], rejected, strict=False)),
+        charts=_charts(numbers) if numbers["kept"] else [],
+    )
+
+
+def summary(numbers: Mapping[str, Any]) -> str:
+    """Return the numbers that matter as Markdown, for places that show no page; all text is escaped."""
+    lines = ["# Data", "", headline(numbers), "", "| | | |", "|---|---:|---|"]
+    lines += [f"| {label} | {value} | {note} |" for label, value, note in figures(numbers)]
+    if numbers["rejected"]:
+        lines += ["", "| left out because | images | threshold |", "|---|---:|---:|"]
+    for told in numbers["rejected"]:
+        bound = "" if told["threshold"] is None else number(told["threshold"])
+        lines.append(f"| {in_markdown(told['reason'])} | {count(told['images'])} | {bound} |")
+    words = ", ".join(in_markdown(word) for word, _ in numbers["words"][:20])
+    return "\n".join([*lines, "", f"Most frequent words: {words or 'none'}", ""])
+
+
+def headline(numbers: Mapping[str, Any]) -> str:
+    """Return what became of the images, in one sentence."""
+    if not numbers["images"]:
+        return "No images were found."
+    left_out = numbers["images"] - numbers["kept"]
+    if not left_out:
+        return f"All of {plural(numbers['images'], 'image')} can be trained on."
+    kept = f"{count(numbers['kept'])} of {plural(numbers['images'], 'image')} can be trained on"
+    return f"{kept}, {count(left_out)} {'is' if left_out == 1 else 'are'} left out."
+
+
+def figures(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the numbers that matter most: name, value, and what to read it against."""
+    kept, images = numbers["kept"], numbers["images"]
+    reasons = len(numbers["rejected"])
+    licensed = kept - sum(times for name, times in numbers["licenses"] if not name)
+    return [
+        ("Images found", count(images), "exact duplicates among them"),
+        ("Kept", count(kept), percent(kept / images) if images else ""),
+        ("Left out", count(images - kept), f"for {plural(reasons, 'reason')}" if reasons else ""),
+        ("Captions", count(numbers["captions"]), f"{number(numbers['captions'] / kept)} per image" if kept else ""),
+        ("Median caption", _median(numbers["caption_words"]), "words"),
+        ("Licence known", percent(licensed / kept) if kept else count(None), "of the images kept"),
+    ]
+
+
+def _median(columns: list[list[Any]]) -> str:
+    half = sum(times for _, times in columns) / 2
+    for name, times in columns:
+        half -= times
+        if half <= 0 < times:
+            return str(name)
+    return count(None)
+
+
+def _print(kept: Sheet) -> tuple[int, Sheet]:
+    """Return the first pictures in full rows, and how many stand in a row; none where they are too few."""
+    shown = [one for one in kept if one.tile is not None][:15]
+    columns = 5 if len(shown) >= 10 else 3
+    return columns, shown[: len(shown) // columns * columns]
+
+
+def _charts(numbers: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    sides, words = numbers["shorter_sides"], numbers["caption_words"]
+    return [
+        ("Shorter side in pixels", histogram(sides, SIDES, "Images by their shorter side, in pixels")),
+        ("Width to height", aspects(numbers["aspects"])),
+        ("Words per caption", histogram(words, LENGTHS, "Captions by their number of words")),
+    ]
+
+
+def _thresholds(config: CleanConfig, filters: FilterConfig) -> list[dict[str, Any]]:
+    """Return what each filter was set to; None where it is off."""
+    told: list[dict[str, Any]] = [
+        {
+            "reason": check.reason,
+            "measure": check.score,
+            "setting": f"caption.filters.{check.setting}",
+            "takes": "at least" if check.lowest else "at most",
+            "threshold": check.threshold(filters) if is_on(check.score, filters) else None,
+        }
+        for check in CHECKS
+    ]
+    distance = None if config.max_distance is None else config.max_distance + 1
+    duplicate = {"reason": "near-duplicate", "measure": "bits that differ", "setting": "clean.max_distance"}
+    return [*told, {**duplicate, "takes": "at least", "threshold": distance}]
