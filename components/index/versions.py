@@ -71,7 +71,7 @@ def index(
     dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections))
     _check(dataset, live, rejections, config)
     storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
-    authors = count_authors(chain.from_iterable(read_captions(storage, group) for group in groups))
+    authors = count_authors(chain.from_iterable(read_accepted(storage, group) for group in groups))
     write_authors(storage, authors)
     write_dataset(storage, dataset)
     return {
