@@ -233,4 +233,4 @@ def _scaled(picture: Image.Image) -> Image.Image:
     if share >= 1:
         return picture
     width, height = (max(1, round(side * share)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
+    return picture.resize((width, height), Image.Resampling.BOX, reducing_gap=1.0)

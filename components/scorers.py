@@ -6,10 +6,10 @@ Only safetensors are loaded, and never code that comes with a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -19,10 +19,13 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, CLIPModel
 
-from components.errors import ConfigError, StorageError
+from components.errors import ConfigError, OutOfMemory, StorageError
 from components.filters import ClassifierFilter, FilterConfig
 from components.models import encodable, fetch, is_hub_name, quiet_libraries, read_file, select_device
 from components.storage import Storage
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Scorers:
@@ -44,6 +47,13 @@ class Scorers:
 
     def of_pictures(self, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
         """Return what the models say of each RGB picture, by the name of the score; ``similarity`` is not among it."""
+        return in_parts(self._of_pictures, pictures)
+
+    def of_pairs(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[dict[str, float]]:
+        """Return the cosine of each picture and its caption, as ``similarity``."""
+        return in_parts(self._of_pairs, list(zip(pictures, captions, strict=True)))
+
+    def _of_pictures(self, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
         columns: dict[str, list[float]] = {}
         for name, classifier in self._classifiers.items():
             columns[name] = classifier.probabilities(pictures)
@@ -53,13 +63,13 @@ class Scorers:
             columns["aesthetic"] = self._head(embeddings)
         return [{name: column[i] for name, column in columns.items()} for i in range(len(pictures))]
 
-    def of_pairs(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[dict[str, float]]:
-        """Return the cosine of each picture and its caption, as ``similarity``."""
+    def _of_pairs(self, pairs: Sequence[tuple[Image.Image, str]]) -> list[dict[str, float]]:
         model = self._config.similarity.model
         if model is None:
-            return [{} for _ in pictures]
+            return [{} for _ in pairs]
         clip = self._clip(model)
-        cosines = (clip.pictures(pictures) * clip.texts(captions)).sum(dim=1)  # [B]
+        pictures, captions = clip.pictures([picture for picture, _ in pairs]), clip.texts([text for _, text in pairs])
+        cosines = (pictures * captions).sum(dim=1)  # [B]
         return [{"similarity": cosine} for cosine in cosines.tolist()]
 
     @cached_property
@@ -172,6 +182,26 @@ class Head:
             values = linear(values, weight, bias)
         column: list[float] = values[:, 0].tolist()
         return column
+
+
+def in_parts(measure: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
+    """Measure items all at once, or in halves for as long as they do not fit into the GPU's memory.
+
+    Raises:
+        OutOfMemory: Where not even one fits.
+    """
+    if not items:
+        return []
+    try:
+        return measure(items)
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise OutOfMemory(
+                "the GPU has no room for the filters' models beside what is there; give them one (filters.device=cpu)"
+            ) from None
+    torch.cuda.empty_cache()  # outside of the handler, whose traceback holds on to what did not fit
+    half = len(items) // 2
+    return in_parts(measure, items[:half]) + in_parts(measure, items[half:])
 
 
 def read_head(name: str, workdir: Storage) -> dict[str, Tensor]:

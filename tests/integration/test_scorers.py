@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,14 +19,14 @@ from components.caption.captioning import caption
 from components.caption.config import CaptionConfig
 from components.clean.cleaning import clean
 from components.clean.config import CleanConfig
-from components.errors import ConfigError, StorageError
+from components.errors import ConfigError, OutOfMemory, StorageError
 from components.filters import FilterConfig
 from components.images import ImageLimits
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.manifest import read_accepted, read_captions
 from components.progress import Progress
-from components.scorers import Clip, Scorers
+from components.scorers import Clip, Scorers, in_parts
 from components.storage_memory import MemoryStorage
 
 COLOURS = ("red", "blue", "lime", "black")
@@ -169,6 +171,22 @@ def test_what_a_model_lacks_is_said(classifier: Path, clip: Path, tmp_path: Path
         asked = scorers(aesthetic={"model": str(clip), "head": str(tmp_path / f"{name}.safetensors")})
         with pytest.raises(ConfigError, match=said):
             asked.of_pictures(pictures())
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_one_that_never_fits_is_said() -> None:
+    tried: list[int] = []
+
+    def measure(room: int, items: Sequence[int]) -> list[int]:
+        tried.append(len(items))
+        if len(items) > room:
+            raise torch.OutOfMemoryError("no room")
+        return [2 * item for item in items]
+
+    assert in_parts(partial(measure, 2), range(7)) == [2 * item for item in range(7)]
+    assert tried == [7, 3, 1, 2, 4, 2, 2]
+    with pytest.raises(OutOfMemory, match="no room for the filters"):
+        in_parts(partial(measure, 0), range(7))
+    assert in_parts(partial(measure, 0), []) == []
 
 
 def test_filters_without_models_load_nothing() -> None:

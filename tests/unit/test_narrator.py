@@ -59,6 +59,8 @@ STEPS = [
     ("autoencoder", {"trained": False}, "there already"),
     ("caption", {"captioned": 905, "reused": 0, "rejected": 1}, "905 captioned, 1 rejected"),
     ("caption", {"captioned": 3, "reused": 905, "rejected": 0}, "3 captioned, 905 known, 0 rejected"),
+    ("clean", {"kept": 1797, "left_out": 12, "reused": False}, "1,797 kept, 12 left out"),
+    ("clean", {"kept": 1797, "left_out": 12, "reused": True}, "1,797 kept, nothing has changed"),
     ("latents", {"encoded": 905, "reused": 0, "shards": 2}, "905 encoded, 2 shards"),
     ("latents", {"encoded": 0, "reused": 905, "shards": 1}, "0 encoded, 905 known, 1 shard"),
     ("index", {"images": 1797, "held_out": 297}, "1,797 images, 297 of them held out"),
