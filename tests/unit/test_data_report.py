@@ -124,6 +124,7 @@ def test_columns_are_where_they_say() -> None:
     ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.permutations(range(30)))
 def test_which_pictures_are_shown_does_not_depend_on_the_order(order: Sequence[int]) -> None:
     shown = Shown(5)

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance
@@ -57,6 +57,7 @@ def test_what_is_found_is_what_comparing_each_with_all_finds(distance: int) -> N
         assert found.distance.max(initial=0) <= distance
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 40), max_size=120), st.integers(0, 8))
 def test_any_hashes_at_all(numbers: list[int], distance: int) -> None:
     hashes = np.array(numbers, np.uint64)
