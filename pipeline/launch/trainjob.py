@@ -225,7 +225,9 @@ class Launcher:
         self._attempts.drop()
         account.merge(self._run, JOURNAL)
         attempts = self._notebook.memory.attempts
-        self._notebook.note(ending=None, finished=ending.why != "asked")
+        is_whole = ending.why == "done" and account.committed_step(self._run) >= self._settings.train.steps
+        done = self._training.dataset if is_whole else self._notebook.memory.done
+        self._notebook.note(ending=None, finished=ending.why != "asked", done=done)
         if ending.why == "asked":
             raise Preempted("asked to stop while training; so was the training, start again to continue")
         if ending.why == "failed":
@@ -233,7 +235,6 @@ class Launcher:
         stopped = None if ending.why == "done" else ending.why
         if stopped is None:
             self._check_result()
-            self._notebook.note(done=self._training.dataset)
             return {"step": self._settings.train.steps, "attempts": attempts, "stopped": None}
         step = account.stopped_at(self._run, stopped, self._settings.launch)
         return {"step": step, "attempts": attempts, "stopped": stopped}
