@@ -1,7 +1,8 @@
 """The dataset: which shards there are, and which of their samples are trained on, held out or gone.
 
 ``dataset.json`` is written last, so a dataset exists when it does. Its digest covers all that training sees: the
-encoding, the shards with their digests, the held-out samples and the tombstones.
+encoding, the shards with their digests, the held-out samples and the tombstones. ``versions/<digest>.json`` keeps
+each one that was ever committed, until ``darkroom dataset gc`` finds that nothing refers to it.
 
 The folder ``datasets/<encoding-key>`` also holds what the latents step leaves for the index step: ``encoding.json``
 and, for each partition group, ``groups/<group>.json``.
@@ -21,6 +22,7 @@ from components.storage import Storage
 
 FORMAT = 1
 KEY = "dataset.json"
+VERSIONS = "versions"
 EMPTY_CAPTION = "empty.npy"
 EMPTY_POOLED = "empty.pooled.npy"
 _ENCODING = "encoding.json"
@@ -129,9 +131,53 @@ def read_dataset(storage: Storage) -> Dataset | None:
         DataError: Where ``dataset.json`` is damaged or of another format.
     """
     try:
-        value = json.loads(storage.read(KEY))
+        return _read(storage, KEY, "run index again")
+    except NotFound:
+        return None
+
+
+def read_version(storage: Storage, digest: str) -> Dataset:
+    """Read one version of a dataset, the newest or an earlier one.
+
+    Raises:
+        DataError: Where there is no such version any more, or it is damaged.
+    """
+    try:
+        dataset = _read(storage, version_key(digest), "the other versions can still be used")
+    except NotFound:
+        newest = read_dataset(storage)
+        if newest is None or newest.digest != digest:
+            raise DataError(
+                f"{storage.url} has no version {digest[:12]}…: it was never committed, or gc has removed it; "
+                "run index again, and train with the version that it commits"
+            ) from None
+        return newest
+    if dataset.digest != digest:
+        raise DataError(f"{version_key(digest)} is damaged: it holds version {dataset.digest[:12]}…; delete it")
+    return dataset
+
+
+def write_dataset(storage: Storage, dataset: Dataset) -> None:
+    """Commit a dataset; the same dataset gives the same bytes.
+
+    It is kept under its digest, too, so that a run can go on with the version that it began with.
+    """
+    value = {"format": FORMAT, **asdict(dataset), "digest": dataset.digest}
+    data = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    storage.write(version_key(dataset.digest), data)
+    storage.write(KEY, data)
+
+
+def version_key(digest: str) -> str:
+    """Return the key of one version of a dataset, below the dataset's folder."""
+    return f"{VERSIONS}/{digest}.json"
+
+
+def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
+    try:
+        value = json.loads(storage.read(key))
         if value["format"] != FORMAT:
-            raise DataError(f"{KEY} has format {value['format']!r}, expected {FORMAT}; use another workdir")
+            raise DataError(f"{key} has format {value['format']!r}, expected {FORMAT}; use another workdir")
         dataset = Dataset(
             encoding_key=str(value["encoding_key"]),
             encoding=dict(value["encoding"]),
@@ -140,19 +186,11 @@ def read_dataset(storage: Storage) -> Dataset | None:
             held_out=int(value["held_out"]),
             rejected=int(value["rejected"]),
         )
-    except NotFound:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{KEY} is damaged ({error!r}); delete it and run index again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(f"{key} is damaged ({error!r}); delete it, {what_to_do}") from None
     if dataset.digest != value.get("digest"):
-        raise DataError(f"{KEY} is damaged: its shards do not give its digest; delete it and run index again")
+        raise DataError(f"{key} is damaged: its shards do not give its digest; delete it, {what_to_do}")
     return dataset
-
-
-def write_dataset(storage: Storage, dataset: Dataset) -> None:
-    """Commit a dataset; the same dataset gives the same bytes."""
-    value = {"format": FORMAT, **asdict(dataset), "digest": dataset.digest}
-    storage.write(KEY, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def write_encoding(storage: Storage, encoding: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
 from components.wording import printable
 from pipeline.config import recipes, resolve, to_yaml
+from pipeline.datasets import add_verbs
 
 _ASSUMED = "what to take for granted, such as mfu=0.3 or reclaims_per_node_day=4 (plan.Assumptions has all)"
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--retries", type=int, default=5, help="how often a failed step is started again")
     compile_.set_defaults(verb=_compile)
     _money(verbs)
+    add_verbs(verbs.add_parser("dataset", help="list, show and verify encoded datasets; delete what nobody needs"))
     return parser
 
 
