@@ -6,10 +6,9 @@ the text's and what SDXL is told besides. So a sample is found by one number, an
 
 from __future__ import annotations
 
-import io
 import json
+import re
 import tarfile
-import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +36,16 @@ from components.shards import (
 from components.storage import Storage
 from components.tars import WHAT_TO_DO, OpenTar, open_whole
 
-# NumPy parses the header as Python; CPython 3.11 counts its parser's depth across threads and can stumble over itself
-# (SystemError: AST constructor recursion depth mismatch).
-_PARSING = threading.Lock()
 _SUFFIXES = (MOMENTS, TEXT, POOLED, TIME_IDS)
+# What NumPy writes before a row-major array of fp16 or int32 (numpy.lib.format, version 1.0). NumPy itself reads it as
+# Python source, which strangers' bytes are not to be.
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)"
+    rb"(?P<header>\{'descr': '(?P<dtype><f2|<i4)', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[0-9]{1,9}(, [0-9]{1,9})*,?)\), \} *\n)",
+    re.DOTALL,
+)
+_BAD = (ValueError, KeyError, TypeError, ArithmeticError, RecursionError, tarfile.TarError)
 
 
 class ShardReader:
@@ -87,7 +92,8 @@ class ShardReader:
             self._tar = open_tar(storage, tar_key(name), size, digest, verify)
         except NotFound as error:
             raise DataError(f"shard {name} is missing ({error}); run latents and index again") from None
-        self._layout = self._read_layout(offsets)
+        self._check_places(size)
+        self._layout = self._read_layout(offsets, size)
         self.moments_shape, self.text_shape = self._layout.moments.shape, self._layout.text.shape
         self.pooled_shape = self._layout.pooled.shape if self._layout.pooled is not None else None
         self._values: NDArray[np.float16] | None = None
@@ -144,7 +150,9 @@ class ShardReader:
             first, size = self._metas[2 * i : 2 * i + 2]
             _parse_header(bytes(self._tar.part(max(first - BLOCK, 0), BLOCK)), f"{self.keys[i]}.{META}", size)
             meta = json.loads(bytes(self._tar.part(first, size)))
-        except (ValueError, KeyError, TypeError, tarfile.TarError) as error:
+            if not isinstance(meta, dict):
+                raise ValueError(f"its JSON is a {type(meta).__name__}")
+        except _BAD as error:
             self._refuse(i, str(error))
         return Sample(self.keys[i], moments, text, meta, int(meta.get("variant", 0)), added)
 
@@ -164,7 +172,16 @@ class ShardReader:
         self._check(i, part, BLOCK)
         return np.frombuffer(part, dtype="<f2", count=len(part) // 2), BLOCK // 2
 
-    def _read_layout(self, offsets: Sequence[dict[str, list[int]]]) -> _Layout:
+    def _check_places(self, end: int) -> None:
+        """Check that no sample comes twice and that none lies outside the tar, before anything is read there."""
+        if len({*self.keys}) != len(self.keys) or len(self._metas) != 2 * len(self.keys):
+            raise DataError(f"shard {self.name}: its index has a sample twice, or not where it lies; {WHAT_TO_DO}")
+        for i, first in enumerate(self._starts):
+            start, size = self._metas[2 * i : 2 * i + 2]
+            if min(first, start) < BLOCK or size < 0 or start + size > end:
+                self._refuse(i, f"the index has it at bytes {first} to {start + size} of {end}")
+
+    def _read_layout(self, offsets: Sequence[dict[str, list[int]]], end: int) -> _Layout:
         """Return how the first sample's members lie, once the index has every other sample's alike."""
         if not self.keys:
             raise DataError(f"shard {self.name} holds no sample; {WHAT_TO_DO}")
@@ -172,12 +189,14 @@ class ShardReader:
         try:
             for suffix in _SUFFIXES if POOLED in offsets[0] else _SUFFIXES[:2]:
                 start, size = map(int, offsets[0][suffix])
+                if size < 0 or start + size > end:
+                    raise ValueError(f"the index has its {suffix} at bytes {start} to {start + size} of {end}")
                 part = bytes(self._tar.part(max(start - BLOCK, 0), BLOCK + size))
                 _parse_header(part[:BLOCK], f"{self.keys[0]}.{suffix}", size)
                 members.append(_parse_array(part, size, "<i4" if suffix == TIME_IDS else "<f2"))
             if len(members) > 2 and members[3].shape != (TIME_IDS_COUNT,):
                 raise ValueError(f"time ids of shape {members[3].shape}")
-        except (ValueError, KeyError, TypeError, tarfile.TarError) as error:
+        except _BAD as error:
             self._refuse(0, str(error))
         layout = _Layout(*members)
         moments_size, text_size = layout.moments.size, layout.text.size
@@ -263,14 +282,13 @@ def _parse_array(part: bytes, size: int, wanted: str) -> _Member:
     Raises:
         ValueError: Where it is not a row-major array of the wanted dtype that fills the member.
     """
-    stream = io.BytesIO(part[BLOCK:])
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("not an .npy array of format version 1.0")
-    with _PARSING:
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran or dtype != np.dtype(wanted):
-        raise ValueError(f"an array of {dtype}, expected row-major {wanted}")
-    body = stream.tell()
-    if body + dtype.itemsize * prod(shape) != size or len(part) != BLOCK + size or body % 2:
+    found = _NPY.match(part, BLOCK)
+    if found is None or int.from_bytes(found["length"], "little") != len(found["header"]):
+        raise ValueError("not an .npy array of format version 1.0, row-major, of fp16 or int32")
+    if found["dtype"] != wanted.encode():
+        raise ValueError(f"an array of {found['dtype'].decode()}, expected {wanted}")
+    shape = tuple(int(number) for number in found["shape"].split(b",") if number.strip())
+    body, width = found.end() - BLOCK, np.dtype(wanted).itemsize
+    if min(shape) < 1 or body + width * prod(shape) != size or len(part) != BLOCK + size or body % 2:
         raise ValueError(f"an array of shape {shape} in {size} bytes")
-    return _Member(part[100:148], part[BLOCK : BLOCK + body], tuple(shape), size)
+    return _Member(part[100:148], part[BLOCK : BLOCK + body], shape, size)

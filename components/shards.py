@@ -235,7 +235,7 @@ def understood(name: str) -> Iterator[None]:
     """Turn what goes wrong when an index is used into a DataError that names the shard."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise DataError(
             f"shard {name}: its index is damaged ({error!r}); delete {index_key(name)} and run latents again"
         ) from None
