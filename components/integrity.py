@@ -75,7 +75,8 @@ def check_shard(storage: Storage, shard: Shard) -> None:
     check_members(shard.name, whole, index)
     for i, entry in enumerate(index.samples):
         sample = reader.sample(i)
-        if (sample.meta.get("sha256"), sample.meta.get("caption_digest")) != (entry.image, entry.caption_digest):
+        told = (sample.meta.get("sha256"), sample.meta.get("caption_digest"), sample.meta.get("variant", 0))
+        if told != entry.id:
             raise DataError(f"shard {shard.name}: sample {i} ({entry.key}) tells of another image; {WHAT_TO_DO}")
         if not (np.isfinite(sample.moments).all() and np.isfinite(sample.text).all()):
             raise DataError(

@@ -33,7 +33,7 @@ Members = list[tuple[tarfile.TarInfo, bytes]]
 
 def make_sample(number: int) -> Sample:
     numbers, key = np.random.default_rng(number), sha256(str(number).encode())
-    meta = {"sha256": key, "caption": "a digit", "caption_digest": sample_id(key, "a digit").caption}
+    meta = {"sha256": key, "caption": "a digit", "caption_digest": sample_id(key, "a digit").caption, "variant": 0}
     moments = numbers.normal(size=(8, 2, 3)).astype(np.float16)
     return Sample(key, moments, numbers.normal(size=(5, 6)).astype(np.float16), meta)
 
