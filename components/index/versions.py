@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,6 +23,7 @@ from components.dataset import (
 )
 from components.errors import DataError
 from components.index.config import IndexConfig
+from components.index.inputs import fingerprint, known_result, note_result
 from components.manifest import (
     Rejection,
     read_accepted,
@@ -34,6 +37,7 @@ from components.shards import SampleId, ShardIndex, find_whole, sample_ids
 from components.storage import Storage
 
 REJECTED = "rejected.jsonl"
+READERS = 16  # indexes of shards that are asked for side by side
 
 
 def index(
@@ -65,8 +69,12 @@ def index(
         DataError: Where a group is not encoded, a live sample is in no shard, or nothing is left to train on.
     """
     storage = workdir.child(f"datasets/{encoding_key}")
+    inputs = fingerprint(workdir, storage, source_id, groups, config.held_out)
+    if known := known_result(storage, inputs):
+        return known
     live = _live(storage, groups)
-    shards = join(_whole_shards(storage, groups, progress), live, config.held_out)
+    whole = _whole_shards(storage, groups, progress)
+    shards = join(whole, live, config.held_out)
     rejections = _rejections(workdir, storage, source_id, groups)
     dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections))
     _check(dataset, live, rejections, config)
@@ -74,7 +82,7 @@ def index(
     authors = count_authors(chain.from_iterable(read_accepted(storage, group) for group in groups))
     write_authors(storage, authors)
     write_dataset(storage, dataset)
-    return {
+    result = {
         "dataset_digest": dataset.digest,
         "images": dataset.images,
         "held_out": dataset.held_out,
@@ -83,6 +91,8 @@ def index(
         "encoding_key": encoding_key,
         "captions_by": authors,
     }
+    note_result(storage, inputs, result)
+    return result
 
 
 def join(shards: Iterable[tuple[str, ShardIndex]], live: set[SampleId], held_out: float) -> list[Shard]:
@@ -141,11 +151,14 @@ def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -
             raise DataError(f"group {group} is not encoded in {storage.url}; run the latents step for it first")
         names.update(encoded.shards)
     whole = []
-    for name in progress.track(sorted(names), "shards indexed", len(names)):
-        if found := find_whole(storage, name):
-            whole.append((name, found))
-        else:
-            progress.event("shard-lost", shard=name, storage=storage.url)
+    # Elsewhere than in a local folder an index is a request away, and several are not much further.
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(partial(find_whole, storage), sorted(names))
+        for name, index in progress.track(zip(sorted(names), found, strict=True), "shards indexed", len(names)):
+            if index is not None:
+                whole.append((name, index))
+            else:
+                progress.event("shard-lost", shard=name, storage=storage.url)
     return whole
 
 

@@ -1,0 +1,65 @@
+"""What a version was made from, so that the next start tells from listings alone that nothing has changed.
+
+Reading every shard's index takes a request each. A listing tells a thousand objects at once, with tags that change when
+they do: where all of them are as they were, the same dataset would come out. In S3 a tag is a digest, so that a caption
+step which writes the same records again changes nothing; in a folder it is a time, and reading is cheap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from components.dataset import read_dataset
+from components.digests import canonical_json
+from components.errors import DataError, NotFound
+from components.manifest import ingest_rejections_key
+from components.storage import Entry, Storage
+
+KEY = "index.json"
+FORMAT = 1
+_FOLDERS = ("captions", "groups", "shards")
+
+
+def fingerprint(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str], held_out: float) -> str:
+    """Return a digest of all that the index step goes by, as far as listings tell.
+
+    Args:
+        workdir: Where ingest's rejections are.
+        storage: The dataset's folder.
+        source_id: The source, as ingest named it.
+        groups: The partition groups that make the dataset.
+        held_out: Share of the images that are kept from training.
+    """
+    found = hashlib.sha256(canonical_json([FORMAT, source_id, list(groups), held_out]))
+    for entry in _entries(workdir, storage, source_id):
+        found.update(canonical_json(entry) + b"\n")
+    return found.hexdigest()
+
+
+def known_result(storage: Storage, inputs: str) -> dict[str, Any] | None:
+    """Return what the step returned when the dataset was made from the same; None where it must be made anew."""
+    try:
+        note = storage.read_json(KEY)
+        committed = read_dataset(storage)
+        if committed is not None and note["inputs"] == inputs and note["result"]["dataset_digest"] == committed.digest:
+            return dict(note["result"])
+    except (NotFound, DataError, KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
+def note_result(storage: Storage, inputs: str, result: Mapping[str, Any]) -> None:
+    """Remember what the dataset was made from, once it is committed."""
+    storage.write_json(KEY, {"inputs": inputs, "result": dict(result)})
+
+
+def _entries(workdir: Storage, storage: Storage, source_id: str) -> Iterator[Entry]:
+    for place, key in ((workdir, ingest_rejections_key(source_id)), (storage, "encoding.json")):
+        try:
+            yield place.entry(key)
+        except NotFound:
+            continue
+    for folder in _FOLDERS:
+        yield from storage.list(folder)
