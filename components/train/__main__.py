@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_finished(request: Request) -> bool:
     """Tell whether a whole checkpoint of this very training's last step is there."""
     from components import checkpoints, models
-    from components.dataset import read_dataset
+    from components.dataset import read_dataset, read_version
     from components.train.identity import training_identity
 
     newest = checkpoints.newest(request.run)
-    dataset = read_dataset(request.dataset)
+    dataset = read_version(request.dataset, request.version) if request.version else read_dataset(request.dataset)
     if newest is None or dataset is None or newest.step != request.config.steps:
         return False
     base = models.fetch(request.base_model, request.workdir)

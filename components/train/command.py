@@ -34,6 +34,7 @@ class Request:
         workdir: Holds everything.
         run: The run's folder.
         dataset: The dataset's folder.
+        version: Digest of the version to train on; None for the newest when it begins.
         place: Flags about this machine's place among others, by the ``PET_*`` variables that they override.
         restarts: How often to start the ranks again after a crash.
         parent: The process that this one shall not outlive, if any.
@@ -45,6 +46,7 @@ class Request:
     workdir: Storage
     run: Storage
     dataset: Storage
+    version: str | None
     place: Mapping[str, str]
     restarts: int
     parent: int | None
@@ -55,6 +57,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     parser = step_parser("train", doc)
     parser.add_argument("--run", required=True, help="name of the run; its folder is runs/RUN below the workdir")
     parser.add_argument("--encoding-key", required=True, help="name of the dataset's folder below datasets/")
+    parser.add_argument("--dataset", metavar="DIGEST", help="version of the dataset to train on (default: the newest)")
     parser.add_argument("--base-model", required=True, help="diffusers folder, workdir:KEY or hub id to start from")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order of the data and of all noise")
     for flag, says in _TORCHRUN_FLAGS.items():
@@ -87,6 +90,7 @@ def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
         workdir=workdir,
         run=workdir.child(f"runs/{arguments.run}"),
         dataset=workdir.child(f"datasets/{arguments.encoding_key}"),
+        version=arguments.dataset,
         place={name: value for name, value in given.items() if value is not None},
         restarts=arguments.restarts,
         parent=arguments.parent_pid,

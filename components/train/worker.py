@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from components import checkpoints, models, sampling
-from components.dataset import EMPTY_POOLED, Dataset, read_dataset
+from components.dataset import EMPTY_POOLED, Dataset, read_dataset, read_version
 from components.errors import DataError
 from components.progress import Progress
 from components.storage import Storage
@@ -67,7 +67,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     monitor = Monitor(run, config, Progress(), speaks=rank == 0, peak=None if peak is None else peak * world)
     monitor.loading(world)
     base = models.fetch(request.base_model, request.workdir)
-    dataset = _dataset(request.dataset)
+    dataset = _dataset(request.dataset, request.version)
     training = training_identity(config, request.seed, dataset, base)
 
     unet = UNet2DConditionModel.from_pretrained(
@@ -132,8 +132,9 @@ def _loss(scheduler: Any, config: TrainConfig) -> Loss:
     return loss
 
 
-def _dataset(storage: Storage) -> Dataset:
-    dataset = read_dataset(storage)
+def _dataset(storage: Storage, version: str | None) -> Dataset:
+    # Another run may commit a newer one at any time; a training goes on with the one that it began with.
+    dataset = read_version(storage, version) if version else read_dataset(storage)
     if dataset is None:
         raise DataError(f"there is no dataset at {storage.url}; run the latents and index steps first")
     return dataset

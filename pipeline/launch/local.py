@@ -68,8 +68,8 @@ def launch(
         config = Path(folder) / "train.json"
         config.write_text(settings.train.model_dump_json())
         command = [sys.executable, "-m", "components.train", "--workdir", workdir.url, "--run", settings.run]
-        command += ["--config", str(config), "--encoding-key", encoding_key, "--base-model", base_model]
-        command += ["--seed", str(settings.seed), "--parent-pid", str(os.getpid())]
+        command += ["--config", str(config), "--encoding-key", encoding_key, "--dataset", dataset]
+        command += ["--base-model", base_model, "--seed", str(settings.seed), "--parent-pid", str(os.getpid())]
         return _attempts(command, settings, run, stop, progress, clock)
 
 

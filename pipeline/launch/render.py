@@ -211,7 +211,7 @@ def _shared(placement: PlacementConfig, environment: Mapping[str, str]) -> list[
 def _arguments(training: Training, grace: int) -> list[str]:
     config = training.config.model_copy(update={"stop_grace_seconds": stop_seconds(training.config, grace)})
     arguments = ["--workdir", training.workdir, "--run", training.run, "--encoding-key", training.encoding_key]
-    arguments += ["--base-model", training.base_model, "--seed", str(training.seed)]
+    arguments += ["--dataset", training.dataset, "--base-model", training.base_model, "--seed", str(training.seed)]
     changed = config.model_dump(mode="json", exclude_defaults=True)
     arguments += [f"--set={name}={_yaml(value)}" for name, value in changed.items()]
     if len(arguments) > _MAX_ARGUMENTS:

@@ -17,7 +17,7 @@ import pytest
 
 from components import checkpoints
 from components.architecture import Architecture, AutoencoderArchitecture, TextArchitecture, UnetArchitecture
-from components.dataset import Shard, make_dataset, write_dataset
+from components.dataset import Shard, make_dataset, read_dataset, write_dataset
 from components.digests import sha256
 from components.shards import Sample, npy, pack
 from components.storage import Storage, open_storage
@@ -52,6 +52,11 @@ class Workshop:
 
     def run(self, name: str) -> Storage:
         return self.workdir.child(f"runs/{name}")
+
+    def digest(self, dataset: str = "key") -> str:
+        committed = read_dataset(self.workdir.child(f"datasets/{dataset}"))
+        assert committed is not None
+        return committed.digest
 
     def start(self, name: str, *overrides: str, dataset: str = "key") -> subprocess.Popen[str]:
         arguments = ["--workdir", self.workdir.url, "--run", name, "--encoding-key", dataset, "--seed", "5"]

@@ -7,12 +7,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from components import checkpoints
-from components.dataset import read_dataset
+from components.dataset import make_dataset, read_dataset, write_dataset
 from components.errors import DarkroomError, DataError, Preempted
 from components.ledger import read_ledger, spent
 from components.progress import Progress
@@ -47,7 +48,8 @@ def settings(workshop: Any, name: str, **launch_settings: Any) -> RunConfig:
 
 
 def start(workshop: Any, config: RunConfig, progress: Progress, encoding_key: str = "key") -> dict[str, Any]:
-    return launch(config, workshop.workdir, "workdir:models/base/tiny", encoding_key, "digest", progress)
+    where = (workshop.workdir, "workdir:models/base/tiny", encoding_key, workshop.digest(encoding_key))
+    return launch(config, *where, progress)
 
 
 def nothing(ranks: dict[int, int]) -> None:
@@ -100,6 +102,26 @@ def test_bad_data_are_not_tried_again(workshop: Any) -> None:
         start(workshop, settings(workshop, "holes"), Saboteur(99, nothing), encoding_key="holes")
 
 
+def test_a_training_goes_on_with_the_version_that_it_began_with(workshop: Any) -> None:
+    source, target = (workshop.workdir.child(f"datasets/{key}") for key in ("key", "moving"))
+    for entry in source.list():
+        target.write(entry.key, source.read(entry.key))
+    before = read_dataset(target)
+    assert before is not None
+
+    def commit_another(ranks: dict[int, int]) -> None:
+        gone = replace(before.shards[0], tombstones=(0, 1))
+        write_dataset(target, make_dataset("key", {}, [gone, *before.shards[1:]], rejected=0))
+        os.kill(ranks[0], signal.SIGKILL)
+
+    config = settings(workshop, "moving")
+    assert start(workshop, config, Saboteur(9, commit_another), encoding_key="moving")["attempts"] == 2
+    assert workshop.digest("moving") != before.digest
+    run = workshop.run(config.run)
+    assert [event["step"] for event in run.read_lines("events.jsonl") if event["event"] == "resumed"] == [7]
+    assert [line["step"] for line in run.read_lines("metrics.jsonl")] == list(range(1, 21))
+
+
 def test_the_launcher_itself_can_be_told_to_stop(workshop: Any) -> None:
     config = settings(workshop, "stopped")
     with pytest.raises(Preempted, match="the state is saved"):
@@ -119,7 +141,7 @@ def test_at_the_budget_it_saves_and_is_evaluated_as_it_is(workshop: Any) -> None
         hours[0] += 1
 
     def result() -> dict[str, Any]:
-        where = (workshop.workdir, "workdir:models/base/tiny", "key", "digest")
+        where = (workshop.workdir, "workdir:models/base/tiny", "key", workshop.digest())
         return launch(config, *where, Saboteur(9, work_on), clock=lambda: time.monotonic() + 3600 * hours[0])
 
     first = result()

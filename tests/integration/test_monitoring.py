@@ -172,7 +172,7 @@ def test_the_ledger_accounts_for_every_second(workshop: Any, held: str) -> None:
     )
     saboteur = Saboteur(12, lambda ranks: os.kill(ranks[0], signal.SIGKILL))
     began = time.monotonic()
-    result = launch(config, workshop.workdir, "workdir:models/base/tiny", held, "digest", saboteur)
+    result = launch(config, workshop.workdir, "workdir:models/base/tiny", held, workshop.digest(held), saboteur)
     whole = time.monotonic() - began
     assert result["attempts"] == 3
 

@@ -16,6 +16,8 @@ from components.dataset import (
     read_dataset,
     read_encoding,
     read_group,
+    read_version,
+    version_key,
     write_dataset,
     write_encoding,
     write_group,
@@ -125,3 +127,30 @@ def test_main_bucket_is_the_one_with_the_most_live_samples() -> None:
     wide, tall = Shard("shards/8x16/a", (8, 16), 9, 1, "0" * 64, (), (0, 1, 2)), Shard("b", (16, 8), 7, 1, "0" * 64)
     assert make_dataset("key", {}, [wide, tall], 0).main_bucket == (16, 8)
     assert make_dataset("key", {}, [wide, wide, tall], 0).main_bucket == (8, 16)
+
+
+def test_every_version_stays_under_its_digest(storage: Storage, dataset: Dataset) -> None:
+    write_dataset(storage, dataset)
+    later = replace(dataset, shards=(A,))
+    write_dataset(storage, later)
+    assert read_dataset(storage) == later
+    assert read_version(storage, dataset.digest) == dataset
+    assert read_version(storage, later.digest) == later
+    storage.delete_tree("versions")
+    assert read_version(storage, later.digest) == later, "the newest is also dataset.json"
+    with pytest.raises(DataError, match=f"no version {dataset.digest[:12]}"):
+        read_version(storage, dataset.digest)
+
+
+def test_a_version_under_another_ones_digest_is_refused(storage: Storage, dataset: Dataset) -> None:
+    write_dataset(storage, dataset)
+    storage.write(version_key("0" * 64), storage.read("dataset.json"))
+    with pytest.raises(DataError, match=rf"versions/{'0' * 64}\.json is damaged"):
+        read_version(storage, "0" * 64)
+
+
+@pytest.mark.parametrize("damage", [b'{"format": 1, "shards": 1e999}', b"[" * 100_000, b'{"format": 1}'])
+def test_a_damaged_version_is_refused(storage: Storage, damage: bytes) -> None:
+    storage.write(version_key("0" * 64), damage)
+    with pytest.raises(DataError, match="versions/0000"):
+        read_version(storage, "0" * 64)
