@@ -98,11 +98,13 @@ def verify_datasets(arguments: argparse.Namespace) -> int:
             broken += 1
             _say(console, line(f"{key}: {problem}"))
         dataset = _readable(storage)
-        for shard, problem in verify(storage, dataset, arguments.workers) if dataset else ():
-            shards, samples, room = shards + 1, samples + shard.samples, room + shard.bytes
-            if problem:
-                broken += 1
-                _say(console, line(f"{key}: {problem}"))
+        with console.status("") as status:
+            for shard, problem in verify(storage, dataset, arguments.workers) if dataset else ():
+                shards, samples, room = shards + 1, samples + shard.samples, room + shard.bytes
+                status.update(f"{key}: {plural(shards, 'shard')}, {size(room)}")
+                if problem:
+                    broken += 1
+                    _say(console, line(f"{key}: {problem}"))
     _say(console, f"{plural(shards, 'shard')}, {plural(samples, 'sample')}, {size(room)} looked at")
     if broken:
         raise DataError(f"{plural(broken, 'thing')} broken, named above; delete them and run the pipeline again")
@@ -114,10 +116,11 @@ def collect(arguments: argparse.Namespace, clock: Callable[[], float] = time.tim
     console, workdir = _console(), open_storage(arguments.workdir)
     since = clock() - _age(arguments.older_than)
     found: dict[tuple[str, str], tuple[int, int]] = {}
-    for garbage in find_garbage(workdir, lambda: keep(read_references(workdir), since), since):
-        if arguments.yes:
-            remove(workdir, garbage)
-        tally(garbage, found)
+    with console.status("looking for what nobody refers to"):
+        for garbage in find_garbage(workdir, lambda: keep(read_references(workdir), since), since):
+            if arguments.yes:
+                remove(workdir, garbage)
+            tally(garbage, found)
     _say(console, *garbage_rows(found, deleted=arguments.yes))
     return EXIT_DONE
 

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from components.dataset import Dataset, Shard, make_dataset
 from components.digests import sha256
 from components.errors import DataError
 from components.shards import Sample, index_key, npy, pack, tar_key
 from components.storage import Storage, open_storage
+from components.storage_s3 import S3Storage
 from components.train.config import TrainConfig
 from components.train.reader import Drawing, Reader
 
-# moto's server leaves a socket to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 DRAWING = Drawing(seed=1, timesteps=1000, scaling_factor=1.0, caption_dropout=0.1)
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="data")
-    yield "s3://data/datasets/key"
-    server.stop()
 
 
 def fill(storage: Storage) -> Dataset:
@@ -70,8 +49,8 @@ def numbers(dataset: Dataset, storage: Storage, config: TrainConfig) -> list[byt
     return [tensor.numpy().tobytes() for batch in read for tensor in (batch.latents, batch.text, batch.timesteps)]
 
 
-def test_s3_gives_what_a_folder_gives(bucket: str, tmp_path: Path) -> None:
-    local, remote = open_storage(str(tmp_path / "dataset")), open_storage(bucket)
+def test_s3_gives_what_a_folder_gives(s3: S3Storage, tmp_path: Path) -> None:
+    local, remote = open_storage(str(tmp_path / "dataset")), open_storage(s3.url)
     dataset = fill(local)
     assert fill(remote) == dataset
     config = TrainConfig(global_batch=10, micro_batch=3, window=2, cache=str(tmp_path / "cache"))
