@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from components.architecture import Architecture
@@ -26,7 +27,8 @@ from components.latents.encoding import encoding_key
 from components.latents.group import encode
 from components.manifest import read_manifest
 from components.progress import Progress
-from components.shards import SampleId, read_index
+from components.shard_reader import ShardReader
+from components.shards import SampleId, read_index, tar_key
 from components.sources import open_source
 from components.storage import Storage, open_storage
 from components.storage_s3 import S3Storage
@@ -148,6 +150,27 @@ def test_what_vanished_is_a_tombstone_and_is_not_encoded_again_when_it_comes_bac
     assert pile.done["encoded"] == 0
     versions = pile.workdir.list(f"datasets/{first.encoding_key}/versions")
     assert {entry.key.split("/")[-1] for entry in versions} == {f"{first.digest}.json", f"{without.digest}.json"}
+
+
+# webdataset leaves the tars open until its iterator is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_the_shards_open_in_plain_webdataset_with_safe_decoders_only(
+    pile: Pile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = pile.run()
+    storage = pile.workdir.child(f"datasets/{dataset.encoding_key}")
+    monkeypatch.setattr(webdataset.utils, "enforce_security", True)  # WebDataset's own switch against pickles
+    for name in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("something was unpickled"))
+    paths = [str(storage.local_path(tar_key(shard.name))) for shard in dataset.shards]
+    found = {one["__key__"]: one for one in webdataset.WebDataset(paths, shardshuffle=False).decode()}
+    assert len(found) == IMAGES
+    for shard in dataset.shards:
+        reader = ShardReader(storage, shard.name, shard.sha256)
+        for sample in map(reader.sample, range(len(reader))):
+            np.testing.assert_array_equal(found[sample.key]["moments.npy"], sample.moments)
+            np.testing.assert_array_equal(found[sample.key]["text.npy"], sample.text)
+            assert found[sample.key]["json"] == sample.meta
 
 
 def test_another_resolution_is_another_dataset_beside_the_first(pile: Pile) -> None:
