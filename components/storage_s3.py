@@ -44,7 +44,10 @@ PART_BYTES = 64 << 20
 Page = list[dict[str, Any]]
 
 _BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError)
-_RIGHTS = "s3:GetObject, s3:PutObject, s3:DeleteObject and, on the bucket, s3:ListBucket"
+_RIGHTS = (
+    "s3:GetObject, s3:PutObject, s3:DeleteObject and, on the bucket, s3:ListBucket (for dataset gc also "
+    "s3:ListBucketMultipartUploads, s3:ListMultipartUploadParts and s3:AbortMultipartUpload)"
+)
 
 
 class S3Storage(Storage):

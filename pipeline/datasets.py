@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 
 from components.dataset import KEY, VERSIONS, Dataset, read_dataset, read_version
-from components.errors import EXIT_DONE, ConfigError, DataError
+from components.errors import EXIT_DONE, ConfigError, DarkroomError, DataError
 from components.garbage import DATASETS, find_garbage, remove
 from components.integrity import verify
 from components.manifest import read_captions
@@ -74,11 +74,11 @@ def show(arguments: argparse.Namespace) -> int:
     """Tell what datasets hold."""
     console, workdir = _console(), open_storage(arguments.workdir)
     references = read_references(workdir)
-    for key in _chosen(workdir, arguments.dataset):
+    for number, key in enumerate(_chosen(workdir, arguments.dataset)):
         versions = _versions(workdir, key, references)
         version = _pick(versions, arguments.version, key)
         contents = _contents(workdir.child(f"{DATASETS}/{key}")) if version.newest else None
-        _say(console, *version_lines(key, version, len(versions), contents))
+        _say(console, *[""] * (number > 0), *version_lines(key, version, len(versions), contents))
     return EXIT_DONE
 
 
@@ -116,11 +116,16 @@ def collect(arguments: argparse.Namespace, clock: Callable[[], float] = time.tim
     console, workdir = _console(), open_storage(arguments.workdir)
     since = clock() - _age(arguments.older_than)
     found: dict[tuple[str, str], tuple[int, int]] = {}
-    with console.status("looking for what nobody refers to"):
-        for garbage in find_garbage(workdir, lambda: keep(read_references(workdir), since), since):
-            if arguments.yes:
-                remove(workdir, garbage)
-            tally(garbage, found)
+    try:
+        with console.status("looking for what nobody refers to"):
+            for garbage in find_garbage(workdir, lambda: keep(read_references(workdir), since), since):
+                if arguments.yes:
+                    remove(workdir, garbage)
+                tally(garbage, found)
+    except DarkroomError:
+        if found:  # what is gone is to be told, whatever came then
+            _say(console, *garbage_rows(found, deleted=arguments.yes))
+        raise
     _say(console, *garbage_rows(found, deleted=arguments.yes))
     return EXIT_DONE
 
