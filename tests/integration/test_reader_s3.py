@@ -41,9 +41,9 @@ def fill(storage: Storage) -> Dataset:
 
 
 def numbers(dataset: Dataset, storage: Storage, config: TrainConfig) -> list[bytes]:
-    """Return what ten steps of two ranks are trained with."""
+    """Return what five steps of two ranks are trained with."""
     readers = [Reader(dataset, storage, DRAWING, config, rank, world=2) for rank in range(2)]
-    read = [batch for reader in readers for batches in reader.steps(0, 10) for batch in batches]
+    read = [batch for reader in readers for batches in reader.steps(0, 5) for batch in batches]
     for reader in readers:
         reader.close()
     return [tensor.numpy().tobytes() for batch in read for tensor in (batch.latents, batch.text, batch.timesteps)]
