@@ -1,8 +1,9 @@
 """What a version was made from, so that the next start tells from listings alone that nothing has changed.
 
 Reading every shard's index takes a request each. A listing tells a thousand objects at once, with tags that change when
-they do: where all of them are as they were, the same dataset would come out. In S3 a tag is a digest, so that a caption
-step which writes the same records again changes nothing; in a folder it is a time, and reading is cheap.
+they do: where all of them are as they were, the same dataset would come out. In S3 a tag is a digest of the bytes, so
+that a caption step which writes the same records again changes nothing. In a local folder a tag is a time, which would
+make the folder's bytes depend on when it was written, and reading is cheap: nothing is noted there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _FOLDERS = ("captions", "groups", "shards")
 
 
 def fingerprint(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str], held_out: float) -> str:
-    """Return a digest of all that the index step goes by, as far as listings tell.
+    """Return a digest of all that the index step goes by, as far as listings tell; empty in a local folder.
 
     Args:
         workdir: Where ingest's rejections are.
@@ -32,6 +33,8 @@ def fingerprint(workdir: Storage, storage: Storage, source_id: str, groups: Sequ
         groups: The partition groups that make the dataset.
         held_out: Share of the images that are kept from training.
     """
+    if storage.local_path() is not None:
+        return ""
     found = hashlib.sha256(canonical_json([FORMAT, source_id, list(groups), held_out]))
     for entry in _entries(workdir, storage, source_id):
         found.update(canonical_json(entry) + b"\n")
@@ -40,6 +43,8 @@ def fingerprint(workdir: Storage, storage: Storage, source_id: str, groups: Sequ
 
 def known_result(storage: Storage, inputs: str) -> dict[str, Any] | None:
     """Return what the step returned when the dataset was made from the same; None where it must be made anew."""
+    if not inputs:
+        return None
     try:
         note = storage.read_json(KEY)
         committed = read_dataset(storage)
@@ -52,7 +57,8 @@ def known_result(storage: Storage, inputs: str) -> dict[str, Any] | None:
 
 def note_result(storage: Storage, inputs: str, result: Mapping[str, Any]) -> None:
     """Remember what the dataset was made from, once it is committed."""
-    storage.write_json(KEY, {"inputs": inputs, "result": dict(result)})
+    if inputs:
+        storage.write_json(KEY, {"inputs": inputs, "result": dict(result)})
 
 
 def _entries(workdir: Storage, storage: Storage, source_id: str) -> Iterator[Entry]:

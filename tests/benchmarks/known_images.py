@@ -44,10 +44,6 @@ def main() -> None:
         def again() -> None:
             index(IndexConfig(held_out=0.05), SOURCE, GROUPS, KEY, workdir, Progress(io.StringIO()))
 
-        def anew() -> None:
-            dataset.delete("index.json")
-            again()
-
         def verified() -> None:
             committed = read_dataset(dataset)
             assert committed is not None
@@ -62,7 +58,6 @@ def main() -> None:
         workdir.write_json("runs/one/steps/index.json", {"result": used})
         print(f"{arguments.images:,} known images in shards of {arguments.shard_samples}, best of three")
         _tell("index, where nothing changed", again)
-        _tell("index, where captions were written again", anew)
         _tell("verify, all samples decoded", verified)
         _tell("gc, nothing to find", looked)
 
