@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
+from components.authors import author
 from components.dataset import KEY, VERSIONS, Dataset, read_dataset, read_version
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, DataError
 from components.garbage import DATASETS, find_garbage, remove
@@ -194,16 +195,10 @@ def _contents(storage: Storage) -> Contents:
         if entry.key.endswith(".jsonl") and "." not in group:
             for record in read_captions(storage, group):
                 contents.licences[record.license or "unknown"] += 1
-                for caption in record.captions:
-                    contents.captions_by[caption.by.partition(":")[0] if _is_own(caption.by) else caption.by] += 1
+                contents.captions_by.update(author(caption.by) for caption in record.captions)
     if storage.exists(_REJECTED):
         contents.rejected.update(str(record.get("reason")) for record in storage.read_lines(_REJECTED))
     return contents
-
-
-def _is_own(by: str) -> bool:
-    """Tell whether a caption came with its image, so that its name says nothing about who wrote the others."""
-    return not by.startswith("model:")
 
 
 def _broken_records(storage: Storage) -> Iterator[str]:

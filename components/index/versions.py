@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -72,14 +73,13 @@ def index(
     inputs = fingerprint(workdir, storage, source_id, groups, config.held_out)
     if known := known_result(storage, inputs):
         return known
-    live = _live(storage, groups)
+    live, authors = _accepted(storage, groups)
     whole = _whole_shards(storage, groups, progress)
     shards = join(whole, live, config.held_out)
     rejections = _rejections(workdir, storage, source_id, groups)
     dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections))
     _check(dataset, live, rejections, config)
     storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
-    authors = count_authors(chain.from_iterable(read_accepted(storage, group) for group in groups))
     write_authors(storage, authors)
     write_dataset(storage, dataset)
     result = {
@@ -129,16 +129,19 @@ def _bucket(name: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _live(storage: Storage, groups: Sequence[str]) -> set[SampleId]:
+def _accepted(storage: Storage, groups: Sequence[str]) -> tuple[set[SampleId], dict[str, int]]:
+    """Return the samples that there should be, and how many captions each author wrote."""
     live: set[SampleId] = set()
+    authors: Counter[str] = Counter()
     for group in groups:
         records = read_accepted(storage, group)
+        authors.update(count_authors(records))
         refused = {rejection.sha256 for rejection in read_latents_rejections(storage, group)}
         variants = read_variants(storage, group)
         for record in records:
             if record.sha256 not in refused:
                 live.update(sample_ids(record.sha256, [caption.text for caption in record.captions], variants))
-    return live
+    return live, dict(sorted(authors.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:
