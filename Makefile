@@ -50,6 +50,9 @@ bench: $(STAMP) $(STREAMING)  ## what training and reading cost over bare loops 
 	$(BIN)/python tests/benchmarks/data_random.py
 	$(BIN)/python tests/benchmarks/data_reader.py --streaming-python $(STREAMING)/bin/python
 	$(BIN)/python -m tests.benchmarks.processes
+	$(BIN)/python tests/benchmarks/latents.py
+	$(BIN)/python tests/benchmarks/ingest_listing.py
+	$(BIN)/python tests/benchmarks/near_duplicates.py
 
 # mosaicml-streaming requires older releases than ours and far more than it uses, so it comes beside them, alone.
 $(STREAMING): $(STAMP) tests/benchmarks/streaming.txt
