@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,25 +17,9 @@ from components.ledger import read_ledger, spent
 from components.progress import Progress
 from pipeline.config import RunConfig
 from pipeline.launch.local import launch
+from tests.integration.saboteur import Saboteur
 
 pytestmark = pytest.mark.slow
-
-
-class Saboteur(Progress):
-    """Hears what the launcher tells, and strikes once when a step is reached."""
-
-    def __init__(self, step: int, strike: Callable[[dict[int, int]], None]) -> None:
-        super().__init__(io.StringIO())
-        self._step = step
-        self._strike: Callable[[dict[int, int]], None] | None = strike
-        self._ranks: dict[int, int] = {}
-
-    def event(self, event: str, **fields: Any) -> None:
-        if event == "rank-started":
-            self._ranks[fields["rank"]] = fields["pid"]
-        elif event == "step" and fields["step"] >= self._step and self._strike is not None:
-            strike, self._strike = self._strike, None
-            strike(self._ranks)
 
 
 def settings(workshop: Any, name: str, **launch_settings: Any) -> RunConfig:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -16,10 +14,10 @@ import pytest
 from components.dataset import Shard, make_dataset, read_dataset, write_dataset
 from components.errors import Preempted
 from components.ledger import STATES
-from components.progress import Progress
 from components.storage import Storage
 from pipeline.config import RunConfig
 from pipeline.launch.local import launch
+from tests.integration.saboteur import Saboteur
 
 pytestmark = pytest.mark.slow
 
@@ -144,23 +142,6 @@ def test_what_cannot_be_measured_or_drawn_does_not_end_training(workshop: Any) -
     assert "shards/12x12/00000000000000ff is missing" in problems["validation"][0]
     assert len(problems["samples"]) == 2
     assert "both sides must be multiples of 8" in problems["samples"][0]
-
-
-class Saboteur(Progress):
-    """Hears what the launcher tells, and strikes once when a step is reached."""
-
-    def __init__(self, step: int, strike: Callable[[dict[int, int]], None]) -> None:
-        super().__init__(io.StringIO())
-        self._step = step
-        self._strike: Callable[[dict[int, int]], None] | None = strike
-        self._ranks: dict[int, int] = {}
-
-    def event(self, event: str, **fields: Any) -> None:
-        if event == "rank-started":
-            self._ranks[fields["rank"]] = fields["pid"]
-        elif event == "step" and fields["step"] >= self._step and self._strike is not None:
-            strike, self._strike = self._strike, None
-            strike(self._ranks)
 
 
 def test_the_ledger_accounts_for_every_second(workshop: Any, held: str) -> None:
