@@ -152,9 +152,10 @@ class ShardReader:
             meta = json.loads(bytes(self._tar.part(first, size)))
             if not isinstance(meta, dict):
                 raise ValueError(f"its JSON is a {type(meta).__name__}")
+            variant = int(meta.get("variant", 0))
         except _BAD as error:
             self._refuse(i, str(error))
-        return Sample(self.keys[i], moments, text, meta, int(meta.get("variant", 0)), added)
+        return Sample(self.keys[i], moments, text, meta, variant, added)
 
     def _added(self, values: NDArray[np.float16], start: int) -> Added:
         """Return what SDXL is told of a sample besides, given where it begins among some values."""

@@ -22,7 +22,7 @@ from components.digests import canonical_json, sha256
 from components.errors import DataError
 from components.integrity import check_shard, verify
 from components.shard_reader import ShardReader
-from components.shards import BLOCK, Sample, index_key, pack, sample_id, tar_key
+from components.shards import BLOCK, Sample, index_key, pack, read_index, sample_id, tar_key
 from components.storage import Storage, open_storage
 from components.storage_memory import MemoryStorage
 from components.tars import OpenTar, open_ranged, open_whole
@@ -281,7 +281,9 @@ def test_whatever_an_index_says_it_is_followed_or_refused(way: tuple[Any, ...], 
             np.testing.assert_array_equal(reader.sample(i).text, make_sample(i).text)
     with suppress(DataError):
         check_shard(storage, shard)
-        assert index == json.loads(INDEX)
+        said = read_index(storage, NAME)
+        storage.write(index_key(NAME), INDEX)
+        assert said == read_index(storage, NAME), "as it is understood, it is the index that was written"
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
