@@ -15,7 +15,7 @@ from components.dataset import KEY, VERSIONS, Dataset, read_dataset, read_versio
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, DataError
 from components.garbage import DATASETS, find_garbage, remove
 from components.integrity import verify
-from components.manifest import read_captions
+from components.manifest import read_accepted
 from components.references import Reference, keep, read_references
 from components.storage import Storage, open_storage
 from pipeline.dataset_tables import (
@@ -193,7 +193,7 @@ def _contents(storage: Storage) -> Contents:
     for entry in storage.list("captions"):
         group = entry.key.removeprefix("captions/").removesuffix(".jsonl")
         if entry.key.endswith(".jsonl") and "." not in group:
-            for record in read_captions(storage, group):
+            for record in read_accepted(storage, group):
                 contents.licences[record.license or "unknown"] += 1
                 contents.captions_by.update(author(caption.by) for caption in record.captions)
     if storage.exists(_REJECTED):

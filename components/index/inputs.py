@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from components.dataset import read_dataset
+from components import authors, dataset
 from components.digests import canonical_json
 from components.errors import DataError, NotFound
 from components.manifest import ingest_rejections_key
@@ -20,7 +21,8 @@ from components.storage import Entry, Storage
 
 KEY = "index.json"
 FORMAT = 1
-_FOLDERS = ("captions", "groups", "shards")
+# What the step itself writes; all else in the dataset's folder may be what it goes by.
+_OUTPUTS = ("rejected.jsonl", authors.KEY, dataset.KEY, KEY, f"{dataset.VERSIONS}/")
 
 
 def fingerprint(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str], held_out: float) -> str:
@@ -47,7 +49,7 @@ def known_result(storage: Storage, inputs: str) -> dict[str, Any] | None:
         return None
     try:
         note = storage.read_json(KEY)
-        committed = read_dataset(storage)
+        committed = dataset.read_dataset(storage)
         if committed is not None and note["inputs"] == inputs and note["result"]["dataset_digest"] == committed.digest:
             return dict(note["result"])
     except (NotFound, DataError, KeyError, TypeError, ValueError):
@@ -62,10 +64,6 @@ def note_result(storage: Storage, inputs: str, result: Mapping[str, Any]) -> Non
 
 
 def _entries(workdir: Storage, storage: Storage, source_id: str) -> Iterator[Entry]:
-    for place, key in ((workdir, ingest_rejections_key(source_id)), (storage, "encoding.json")):
-        try:
-            yield place.entry(key)
-        except NotFound:
-            continue
-    for folder in _FOLDERS:
-        yield from storage.list(folder)
+    with suppress(NotFound):
+        yield workdir.entry(ingest_rejections_key(source_id))
+    yield from (entry for entry in storage.list() if not entry.key.startswith(_OUTPUTS))

@@ -12,7 +12,14 @@ from components.dataset import Dataset, read_dataset, read_version, write_encodi
 from components.digests import sha256
 from components.index.config import IndexConfig
 from components.index.versions import index
-from components.manifest import Caption, CaptionRecord, Rejection, write_captions, write_rejections
+from components.manifest import (
+    Caption,
+    CaptionRecord,
+    Rejection,
+    clean_rejections_key,
+    write_captions,
+    write_rejections,
+)
 from components.progress import Progress
 from components.shards import Sample, index_key, pack, sample_id, tar_key
 from components.storage import open_storage
@@ -98,6 +105,9 @@ def test_where_nothing_changed_no_index_of_a_shard_is_read(bench: Bench, monkeyp
 CHANGES: dict[str, Callable[[Bench], object]] = {
     "an image is gone": lambda bench: bench.put("001", range(10, 20), captioned=range(10, 19)),
     "an image is new": lambda bench: bench.put("002", [99]),
+    "clean left an image out": lambda bench: write_rejections(
+        bench.dataset, clean_rejections_key("000"), [Rejection("a.png", "clean", "near", "", sha256(b"3"))]
+    ),
     "the dataset is gone": lambda bench: bench.dataset.delete("dataset.json"),
     "the dataset is of another time": lambda bench: bench.index(held_out=0.5),
     "the note is damaged": lambda bench: bench.dataset.write("index.json", b'{"inputs": 1}'),
@@ -115,7 +125,7 @@ def test_whatever_changed_it_comes_out_as_in_a_workdir_without_a_past(bench: Ben
     again = bench.index(groups=groups)
     bench.dataset.delete("index.json")
     assert bench.index(groups=groups) == again
-    assert again.images == {"an image is gone": 19, "an image is new": 21}.get(what, 20)
+    assert again.images == {"an image is gone": 19, "an image is new": 21, "clean left an image out": 19}.get(what, 20)
 
 
 def test_a_shard_that_was_cut_off_is_not_taken_for_known(bench: Bench) -> None:
