@@ -53,6 +53,7 @@ bench: $(STAMP) $(STREAMING)  ## what training and reading cost over bare loops 
 	$(BIN)/python tests/benchmarks/latents.py
 	$(BIN)/python tests/benchmarks/ingest_listing.py
 	$(BIN)/python tests/benchmarks/near_duplicates.py
+	$(BIN)/python tests/benchmarks/known_images.py
 
 # mosaicml-streaming requires older releases than ours and far more than it uses, so it comes beside them, alone.
 $(STREAMING): $(STAMP) tests/benchmarks/streaming.txt
