@@ -65,8 +65,8 @@ class Dataset:
         encoding_key: Name of the encoding; also of the dataset's folder.
         encoding: What the key was made from.
         shards: All shards, sorted by name.
-        images: Live samples, held-out ones included.
-        held_out: Live samples that are never trained on.
+        images: Live images, held-out ones included; each gives one sample or several.
+        held_out: Live images that are never trained on.
         rejected: Images left out, as ``rejected.jsonl`` lists them.
     """
 
@@ -76,6 +76,11 @@ class Dataset:
     images: int
     held_out: int
     rejected: int
+
+    @property
+    def samples(self) -> int:
+        """Live samples, held-out ones included."""
+        return sum(shard.samples - len(shard.tombstones) for shard in self.shards)
 
     @property
     def main_bucket(self) -> tuple[int, int]:
@@ -112,14 +117,30 @@ class EncodedGroup:
     refused: frozenset[str] = frozenset()
 
 
-def make_dataset(encoding_key: str, encoding: dict[str, Any], shards: Sequence[Shard], rejected: int) -> Dataset:
-    """Return the dataset that some shards make: sorted and counted."""
+def make_dataset(
+    encoding_key: str,
+    encoding: dict[str, Any],
+    shards: Sequence[Shard],
+    rejected: int,
+    images: int | None = None,
+    held_out: int | None = None,
+) -> Dataset:
+    """Return the dataset that some shards make.
+
+    Args:
+        encoding_key: Name of the encoding.
+        encoding: What the key was made from.
+        shards: The shards, in any order.
+        rejected: How many images were left out.
+        images: How many live images there are; None where each gives one sample.
+        held_out: How many of them are held out; None where each gives one sample.
+    """
     return Dataset(
         encoding_key=encoding_key,
         encoding=encoding,
         shards=tuple(sorted(shards, key=lambda shard: shard.name)),
-        images=sum(shard.samples - len(shard.tombstones) for shard in shards),
-        held_out=sum(len(shard.held_out) for shard in shards),
+        images=sum(shard.samples - len(shard.tombstones) for shard in shards) if images is None else images,
+        held_out=sum(len(shard.held_out) for shard in shards) if held_out is None else held_out,
         rejected=rejected,
     )
 

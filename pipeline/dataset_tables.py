@@ -64,7 +64,7 @@ def size(number: float) -> str:
 def version_rows(key: str, versions: Sequence[Version]) -> Iterator[str]:
     """Yield what ``ls`` says of a dataset: a line of its own, and one per version, the newest first."""
     yield f"{key}  {_pictures(versions[0].dataset)}"
-    yield f"  {'version':<{_DIGEST}}  {'samples':>13}  {'shards':>9}  {'size':>8}  committed (UTC)"
+    yield f"  {'version':<{_DIGEST}}  {'images':>13}  {'shards':>9}  {'size':>8}  committed (UTC)"
     for version in versions:
         found = version.dataset
         room = sum(shard.bytes for shard in found.shards)
@@ -91,9 +91,8 @@ def version_lines(key: str, version: Version, of: int, contents: Contents | None
     yield _row("version", f"{found.digest[:_DIGEST]}, {newest} of {plural(of, 'version')}")
     yield _row("committed", f"{_moment(version.written)} UTC")
     yield _row("used by", _clipped(_users(version.used_by), _WIDTH - _NAME) or "no run and no model")
-    yield _row(
-        "samples", f"{count(found.images)}, of which {count(found.held_out)} held out; {count(gone)} more are gone"
-    )
+    yield _row("images", f"{count(found.images)}, of which {count(found.held_out)} held out")
+    yield _row("samples", f"{count(found.samples)}; {count(gone)} more are gone")
     room = sum(shard.bytes for shard in found.shards)
     yield _row("shards", f"{count(len(found.shards))}, {size(room)}")
     for shape, samples in sorted(_buckets(found).items(), key=lambda item: (-item[1], item[0])):

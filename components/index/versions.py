@@ -63,8 +63,8 @@ def index(
         progress: Told what happens.
 
     Returns:
-        ``dataset_digest``, ``images``, ``held_out``, ``rejected``, ``shards``, ``encoding_key`` and ``captions_by``
-        (how many captions each author wrote).
+        ``dataset_digest``, ``images``, ``samples``, ``held_out`` (images), ``rejected``, ``shards``, ``encoding_key`` and
+        ``captions_by`` (how many captions each author wrote).
 
     Raises:
         DataError: Where a group is not encoded, a live sample is in no shard, or nothing is left to train on.
@@ -77,7 +77,9 @@ def index(
     whole = _whole_shards(storage, groups, progress)
     shards = join(whole, live, config.held_out)
     rejections = _rejections(workdir, storage, source_id, groups)
-    dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections))
+    images = {sample.image for sample in live}
+    held_out = sum(is_held_out(image, config.held_out) for image in images)
+    dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections), len(images), held_out)
     _check(dataset, live, rejections, config)
     storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
     write_authors(storage, authors)
@@ -85,6 +87,7 @@ def index(
     result = {
         "dataset_digest": dataset.digest,
         "images": dataset.images,
+        "samples": dataset.samples,
         "held_out": dataset.held_out,
         "rejected": dataset.rejected,
         "shards": len(dataset.shards),
@@ -173,9 +176,9 @@ def _rejections(workdir: Storage, storage: Storage, source_id: str, groups: Sequ
 
 
 def _check(dataset: Dataset, live: set[SampleId], rejections: Sequence[Rejection], config: IndexConfig) -> None:
-    if dataset.images < len(live):
+    if dataset.samples < len(live):
         raise DataError(
-            f"{len(live) - dataset.images} of {len(live)} accepted images are in no whole shard of "
+            f"{len(live) - dataset.samples} of {len(live)} accepted samples are in no whole shard of "
             f"{dataset.encoding_key}; run the latents step for all groups again"
         )
     if dataset.images == dataset.held_out:

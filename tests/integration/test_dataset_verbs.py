@@ -135,7 +135,8 @@ def test_show_counts_what_the_images_tell(tmp_path: Path, capsys: pytest.Capture
     told = {name: text for name, text in rows if name != "encoding"}
     assert code == 0
     assert told["version"] == f"{new[:12]}, the newest of 2 versions"
-    assert told["samples"] == "4, of which 1 held out; 0 more are gone"
+    assert told["images"] == "4, of which 1 held out"
+    assert told["samples"] == "4; 0 more are gone"
     assert "captions by  sidecar 2, model:blip 1" in out
     assert "licences     unknown 1, CC-BY-4.0 1" in out
     assert "\\u202e\\n\\x1b[31mreason" in told["rejected"]

@@ -104,6 +104,7 @@ def test_groups_join_into_one_dataset(bench: Workbench) -> None:
     assert bench.result == {
         "dataset_digest": dataset.digest,
         "images": 35,
+        "samples": 35,
         "held_out": held_out,
         "rejected": 0,
         "shards": 3,
@@ -212,7 +213,8 @@ def test_every_variant_of_a_live_image_is_live_and_shares_its_fate(bench: Workbe
     dataset = bench.index()
     expected = {sample_id(*item, v) for item in items(40) for v in range(3) if not is_held_out(item[0], HELD_OUT)}
     assert bench.trained(dataset) == expected
-    assert (dataset.images, dataset.held_out) == (120, 120 - len(expected))
+    held_out = sum(is_held_out(image, HELD_OUT) for image, _ in items(40))
+    assert (dataset.images, dataset.samples, dataset.held_out) == (40, 120, held_out)
     bench.group("000", bench.shard(items(40), variants=3), variants=2)
     fewer = bench.index()
     assert bench.trained(fewer) == {found for found in expected if found.variant < 2}
@@ -249,7 +251,7 @@ def test_group_that_is_not_encoded_stops_the_step(bench: Workbench) -> None:
 def test_live_image_in_no_shard_stops_the_step(bench: Workbench) -> None:
     bench.caption("000", items(5))
     bench.group("000", bench.shard(items(4)))
-    with pytest.raises(DataError, match="1 of 5 accepted images are in no whole shard"):
+    with pytest.raises(DataError, match="1 of 5 accepted samples are in no whole shard"):
         bench.index()
 
 
