@@ -63,8 +63,8 @@ def index(
         progress: Told what happens.
 
     Returns:
-        ``dataset_digest``, ``images``, ``samples``, ``held_out`` (images), ``rejected``, ``shards``, ``encoding_key`` and
-        ``captions_by`` (how many captions each author wrote).
+        ``dataset_digest``, ``images``, ``samples``, ``held_out`` (images), ``rejected``, ``shards``, ``encoding_key``
+        and ``captions_by`` (how many captions each author wrote).
 
     Raises:
         DataError: Where a group is not encoded, a live sample is in no shard, or nothing is left to train on.
