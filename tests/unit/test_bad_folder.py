@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from components.caption.captioning import caption
 from components.caption.config import CaptionConfig
@@ -36,34 +34,7 @@ from components.manifest import (
 from components.progress import Progress
 from components.sources import open_source
 from components.storage import Storage, open_storage
-
-GOOD = ("good/first.png", "good/last.jpg")
-NOBODY = 65534
-
-
-def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def noise(seed: int, width: int = 24, height: int = 20) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
-def put(path: Path, data: bytes, words: bytes | None = b"some words") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    if words is not None:
-        path.with_suffix(".txt").write_bytes(words)
-    return path
-
-
-def folder(root: Path) -> Path:
-    """A folder with two good images."""
-    put(root / GOOD[0], encoded(noise(1)))
-    put(root / GOOD[1], encoded(noise(2), "JPEG"))
-    return root
+from tests.pictures import GOOD, NOBODY, encoded, folder, noise, put
 
 
 @dataclass(frozen=True)
