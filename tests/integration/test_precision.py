@@ -44,11 +44,14 @@ def test_sparing_memory_changes_no_byte(workshop: Any) -> None:
     assert list(again) == list(plain)
 
 
+@pytest.mark.proof
 def test_channels_last_trains_alike(workshop: Any) -> None:
     np.testing.assert_allclose(losses(workshop, "last", "channels_last=true"), losses(workshop, "first"), rtol=1e-4)
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.proof), 3])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.proof), 1, pytest.param(3, marks=pytest.mark.proof)]
+)
 def test_fp16_scales_its_losses_and_resumes_with_the_scale(workshop: Any, stage: int) -> None:
     settings = (f"zero_stage={stage}", "precision=fp16")
     name, stopped = f"fp16-{stage}", f"fp16-{stage}-stopped"
