@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from components.errors import StorageError
-from components.ingest import intake, known
+from components.ingest import known, reading
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.ingest.known import Seen
@@ -81,7 +81,7 @@ AFTER |= {"050.png": "2", "small-too.png": "1"}
 
 
 def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
     monkeypatch.setattr(known, "ROWS", 16)
     whole = MemoryStorage("killed-never")
     run(BEFORE, whole, group_images=40)
@@ -103,7 +103,7 @@ def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(monkeypatch:
 
 
 def test_readers_never_see_a_manifest_without_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
     for moment in range(0, 40, 3):
         name = f"killed-reading-{moment}"
         source_id = str(run(BEFORE, MemoryStorage(name), group_images=40)["source_id"])
