@@ -74,13 +74,30 @@ def read_values(path: Path) -> dict[str, Any]:
         ConfigError: Where the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or what looks like a date and is none
+    except ValueError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
+    return parse_values(text, str(path))
+
+
+def parse_values(text: str, name: str) -> dict[str, Any]:
+    """Read a mapping from YAML or JSON.
+
+    Args:
+        text: What is read.
+        name: What a message calls it.
+
+    Raises:
+        ConfigError: Where it is not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        raise ConfigError(f"{name} is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, expected a mapping of sections")
+        raise ConfigError(f"{name} holds {type(values).__name__}, expected a mapping of sections")
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,13 +22,16 @@ from components.ingest.config import IngestConfig
 from components.latents.config import LatentsConfig
 from components.publish.config import PublishConfig
 from components.report.config import ReportConfig
-from components.settings import Settings, override, read_values
+from components.settings import Settings, override, parse_values, read_values
 from components.train.config import TrainConfig
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PlacementConfig
+from pipeline.pods import PodsConfig
 
-# Where and how training is carried out, not what it computes: these may change while a run lasts, and it goes on.
-_OPERATIONAL = frozenset({"launch", "placement"})
+# Where the chart mounts the recipes of a release, which win over those of the image.
+RELEASE_RECIPES = Path("/etc/darkroom-recipes")
+# Where and how a run is carried out, not what it computes: these may change while it lasts, and it goes on.
+_OPERATIONAL = frozenset({"launch", "placement", "pods"})
 
 
 class RunConfig(Settings):
@@ -54,6 +58,7 @@ class RunConfig(Settings):
     report: ReportConfig = ReportConfig()
     launch: LaunchConfig = LaunchConfig()
     placement: PlacementConfig = PlacementConfig()
+    pods: PodsConfig = PodsConfig()
 
     @field_validator("name")
     @classmethod
@@ -96,29 +101,49 @@ class RunConfig(Settings):
 
 
 def recipes() -> list[str]:
-    """Return the names of the recipes that come with Darkroom."""
-    folder = resources.files("pipeline") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    """Return the names of the recipes that come with Darkroom, and of those of the release where there is one."""
+    return sorted({entry.name.removesuffix(".yaml") for entry in _recipe_files()})
+
+
+def _recipe_files() -> Iterator[Traversable]:
+    """Yield the files of all recipes, the release's last."""
+    for folder in (resources.files("pipeline") / "recipes", RELEASE_RECIPES):
+        if folder.is_dir():
+            yield from (entry for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(recipe: str) -> Mapping[str, Any]:
+    """Return what a recipe says, before anything of it is checked.
+
+    Args:
+        recipe: Name of a recipe that comes with Darkroom or with the release, a YAML file, or a recipe's own text,
+            which has several lines.
+
+    Raises:
+        ConfigError: Where there is none, or it is no mapping.
+    """
+    if "\n" in recipe:
+        return parse_values(recipe, "the recipe's text")
+    if recipe.endswith((".yaml", ".yml")):
+        return read_values(Path(recipe))
+    found = {entry.name: entry for entry in _recipe_files()}.get(f"{recipe}.yaml")
+    if found is None:
+        raise ConfigError(f"no recipe {recipe!r}: expected one of {', '.join(recipes())}, or a .yaml file")
+    return parse_values(found.read_text("utf-8"), f"recipe {recipe}")
 
 
 def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> RunConfig:
     """Return the settings of a run.
 
     Args:
-        recipe: Name of a recipe that comes with Darkroom, or a YAML file.
+        recipe: As `read_recipe` takes it.
         overrides: ``section.key=value`` each.
         source: Where the images are; empty leaves what the recipe says.
 
     Raises:
         ConfigError: For an unknown recipe, and for any wrong setting, with all that is wrong at once.
     """
-    values: Mapping[str, Any]
-    if recipe in recipes():
-        values = yaml.safe_load((resources.files("pipeline") / "recipes" / f"{recipe}.yaml").read_text("utf-8"))
-    elif recipe.endswith((".yaml", ".yml")):
-        values = read_values(Path(recipe))
-    else:
-        raise ConfigError(f"no recipe {recipe!r}: expected one of {', '.join(recipes())}, or a .yaml file")
+    values = read_recipe(recipe)
     asked = override(values, overrides)
     if source:
         asked["ingest"] = {**(_section(asked, "ingest")), "source": source}

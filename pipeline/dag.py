@@ -6,18 +6,18 @@ from typing import Any
 from kfp import dsl
 
 from pipeline import steps
+from pipeline.machines import PodOf
 
 
-def build(image: str, retries: int) -> Any:
+def build(pod_of: PodOf) -> Any:
     """Return the pipeline.
 
     Args:
-        image: Container image that every step runs in, pinned by digest on a cluster.
-        retries: How often a failed step is started again; each continues where it stopped.
+        pod_of: Tells by a step's name which pod it runs in and how often it is started again, to continue.
     """
 
     def run(task: Any) -> Any:
-        return steps.place(task, image, retries)
+        return steps.place(task, pod_of(task.component_spec.name))
 
     @dsl.pipeline(name="encode", description="Turn lanes of images into one dataset of captioned latents.")
     def encode(config: str, lanes: list, encoding_key: str, base_model: str) -> str:
@@ -33,16 +33,23 @@ def build(image: str, retries: int) -> Any:
         return dataset
 
     @dsl.pipeline(name="darkroom", description="Train Stable Diffusion on a place full of images, and publish it.")
-    def darkroom(recipe: str, workdir: str, source: str = "", overrides: list = []) -> None:  # noqa: B006
+    def darkroom(
+        recipe: str,
+        workdir: str,
+        source: str = "",
+        overrides: list = [],  # noqa: B006
+        cluster: list = [],  # noqa: B006
+    ) -> None:
         """Caption, encode, train, evaluate and publish; continue where an equal run stopped.
 
         Args:
-            recipe: Name of a recipe, which holds the defaults of all settings.
+            recipe: Name of a recipe, which holds the defaults of all settings, or a recipe's own text.
             workdir: Folder or s3://bucket/prefix that holds everything the run makes.
             source: Folder or s3://bucket/prefix with the images; empty leaves what the recipe says.
             overrides: Settings that differ from the recipe's, each as "section.key=value".
+            cluster: Settings of this cluster, which win over the recipe's; overrides win over them.
         """
-        request = {"recipe": recipe, "workdir": workdir, "source": source, "overrides": overrides}
+        request = {"recipe": recipe, "workdir": workdir, "source": source, "overrides": overrides, "cluster": cluster}
         with dsl.ExitHandler(run(steps.report(**request))):
             config = run(steps.configure(**request)).output
             lanes = run(steps.ingest(config=config)).output

@@ -48,12 +48,13 @@ def _run(recipe: str, workdir: str, scratch: Path) -> int:
     from kfp import local
 
     from pipeline.dag import build
+    from pipeline.machines import Pod
     from pipeline.work import StepProgress
 
     local.init(
         local.SubprocessRunner(use_venv=False), pipeline_root=str(scratch / "kfp"), workspace_root=str(scratch / "kfp")
     )
-    pipeline = build(_IMAGE, retries=0)
+    pipeline = build(lambda _step: Pod(_IMAGE))
     try:
         pipeline(recipe=recipe, workdir=workdir)
     except RuntimeError as error:

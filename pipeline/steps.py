@@ -4,23 +4,70 @@ The bodies are shipped as source and import what they need from the image, so th
 """
 
 # No postponed annotations here: the compiler reads the types of the parameters.
+import math
 from typing import Any, NamedTuple
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 from kfp.dsl import HTML, Markdown, Metrics, Output
+
+from pipeline.machines import LABELS, USER, Pod
 
 _IMAGE = "darkroom"  # replaced by `place`
 
 step = dsl.component(base_image=_IMAGE, install_kfp_package=False)
 
 
-def place(task: Any, image: str, retries: int) -> Any:
-    """Say which image a step runs in and how often it is started again."""
-    uncached(task).set_container_image(image)
-    if retries:
+def place(task: Any, pod: Pod) -> Any:
+    """Say what a step asks of the cluster and how often it is started again; on this machine it asks for nothing."""
+    uncached(task).set_container_image(pod.image)
+    if pod.retries:
         # The compiler's default limit is one hour after the first start, which would end the retries of long steps.
-        task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="14d")
+        task.set_retry(pod.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="365d")
+    if pod.cpus is None:
+        return task
+    _ask(task, pod)
+    _settle(task, pod)
+    _give(task, pod)
     return task
+
+
+def _ask(task: Any, pod: Pod) -> None:
+    """Ask for a machine's parts: limits equal to requests, but none on CPU time."""
+    task.set_cpu_request(f"{math.ceil(pod.cpus * 1000)}m")
+    task.set_memory_request(f"{pod.memory_mib}Mi").set_memory_limit(f"{pod.memory_mib}Mi")
+    if pod.gpus:
+        task.set_accelerator_type(pod.gpu_resource).set_accelerator_limit(pod.gpus)
+    kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=f"{pod.tmp_mib}Mi")
+    if pod.shared_memory_mib:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=f"{pod.shared_memory_mib}Mi")
+
+
+def _settle(task: Any, pod: Pod) -> None:
+    """Say which machines will do, who runs there and for how long."""
+    for key, value in pod.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    kubernetes.add_toleration_json(task, [dict(toleration) for toleration in pod.tolerations])
+    if pod.node_affinity is not None:
+        kubernetes.add_node_affinity_json(task, dict(pod.node_affinity))
+    for key, value in LABELS.items():
+        kubernetes.add_pod_label(task, key, value)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    if pod.seconds:
+        kubernetes.set_timeout(task, pod.seconds)
+
+
+def _give(task: Any, pod: Pod) -> None:
+    """Give a step its image's door, its variables and its files; secrets only by their names."""
+    if pod.pull_policy is not None:
+        kubernetes.set_image_pull_policy(task, pod.pull_policy)
+    if pod.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(pod.pull_secrets))
+    for name, value in pod.env.items():
+        task.set_env_variable(name, value)
+    for secret, keys in pod.secrets.items():
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})
+    for name, folder in pod.config_maps.items():
+        kubernetes.use_config_map_as_volume(task, name, folder)
 
 
 def uncached(task: Any) -> Any:
@@ -30,11 +77,11 @@ def uncached(task: Any) -> Any:
 
 
 @step
-def configure(recipe: str, workdir: str, source: str, overrides: list) -> str:
+def configure(recipe: str, workdir: str, source: str, overrides: list, cluster: list) -> str:
     """Resolve and check every setting, before anything is started."""
     from pipeline import work
 
-    return work.configure(recipe, workdir, source, overrides)
+    return work.configure(recipe, workdir, source, [*cluster, *overrides])
 
 
 @step
@@ -115,6 +162,7 @@ def report(
     workdir: str,
     source: str,
     overrides: list,
+    cluster: list,
     page: Output[HTML],
     summary: Output[Markdown],
     metrics: Output[Metrics],
@@ -123,4 +171,5 @@ def report(
     """Write the run's report, however the run ended."""
     from pipeline import work
 
-    work.report(recipe, workdir, source, overrides, status.state, page.path, summary.path, metrics.log_metric)
+    settings = [*cluster, *overrides]
+    work.report(recipe, workdir, source, settings, status.state, page.path, summary.path, metrics.log_metric)
