@@ -15,8 +15,8 @@ from rich.text import Text
 
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
 from components.wording import printable
+from pipeline import datasets, remote
 from pipeline.config import recipes, resolve, to_yaml
-from pipeline.datasets import add_verbs
 
 _ASSUMED = "what to take for granted, such as mfu=0.3 or reclaims_per_node_day=4 (plan.Assumptions has all)"
 
@@ -64,18 +64,30 @@ def _parser() -> argparse.ArgumentParser:
     _request(config)
     config.set_defaults(verb=_config)
 
+    _compiling(verbs)
+    _money(verbs)
+    datasets.add_verbs(
+        verbs.add_parser("dataset", help="list, show and verify encoded datasets; delete what nobody needs")
+    )
+    remote.add_verbs(verbs)
+    return parser
+
+
+def _compiling(verbs: Any) -> None:
     compile_ = verbs.add_parser("compile", help="write the pipeline as Kubeflow's IR YAML")
-    compile_.add_argument("--recipe", default="demo", help="recipe that the pipeline starts unless told otherwise")
+    compile_.add_argument("--recipe", default="demo", help="recipe whose machines the steps ask for (default: demo)")
+    compile_.add_argument(
+        "--set", action="append", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override settings"
+    )
     compile_.add_argument("--output", type=Path, default=Path("darkroom.yaml"), help="file (default: %(default)s)")
-    compile_.add_argument("--image", default="darkroom:latest", help="container image of the steps, best by digest")
+    compile_.add_argument("--file", type=Path, help="deploy.yaml of a release, instead of the following")
+    compile_.add_argument("--image", default="darkroom:latest", help="image of the light steps, best by digest")
+    compile_.add_argument("--gpu-image", default="", help="image of steps that run models (default: the same)")
     compile_.add_argument(
         "--workdir", default="s3://bucket/darkroom", help="place that holds everything (default: %(default)s)"
     )
     compile_.add_argument("--retries", type=int, default=5, help="how often a failed step is started again")
     compile_.set_defaults(verb=_compile)
-    _money(verbs)
-    add_verbs(verbs.add_parser("dataset", help="list, show and verify encoded datasets; delete what nobody needs"))
-    return parser
 
 
 def _money(verbs: Any) -> None:
@@ -138,9 +150,15 @@ def _cost(arguments: argparse.Namespace) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from pipeline.runs import compile_to
+    from pipeline.compiling import compile_to
+    from pipeline.deployment import Deployment, read_deployment
 
-    compile_to(arguments.recipe, arguments.output, arguments.image, arguments.retries, arguments.workdir)
+    if arguments.file is not None:
+        deployment = read_deployment(arguments.file)
+    else:
+        told = {"image": arguments.image, "gpu_image": arguments.gpu_image, "retries": arguments.retries}
+        deployment = Deployment.parse({**told, "recipe": arguments.recipe, "workdir": arguments.workdir})
+    compile_to(arguments.output, deployment, arguments.recipe, _overrides(arguments))
     return EXIT_DONE
 
 

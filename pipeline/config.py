@@ -132,6 +132,18 @@ def read_recipe(recipe: str) -> Mapping[str, Any]:
     return parse_values(found.read_text("utf-8"), f"recipe {recipe}")
 
 
+def portable(recipe: str) -> str:
+    """Return a recipe as other machines can read it: a file's text in place of its name.
+
+    Raises:
+        ConfigError: Where the file cannot be read.
+    """
+    if "\n" in recipe or not recipe.endswith((".yaml", ".yml")):
+        return recipe
+    read_values(Path(recipe))
+    return Path(recipe).read_text(encoding="utf-8").rstrip("\n") + "\n"
+
+
 def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> RunConfig:
     """Return the settings of a run.
 

@@ -38,7 +38,7 @@ def seconds_first(expression: str) -> str:
         fields = ["0", *fields]
     if len(fields) != len(_FIELDS):
         raise ValueError(
-            f"{len(fields)} fields, expected six (seconds first) or the usual five, such as '0 0 3 * * *' or '0 3 * * *'"
+            f"{len(fields)} fields, expected six (seconds first) or the usual five: '0 0 3 * * *' or '0 3 * * *'"
         )
     for text, field in zip(fields, _FIELDS, strict=True):
         _check(text, field)

@@ -28,7 +28,7 @@ class Secrets(Settings):
     """Secrets by name; what they hold is never seen here."""
 
     s3: Name = Field("", description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: none")
-    huggingFace: Name = Field("", description="Secret with HF_TOKEN; empty: none")  # noqa: N815 - as in the chart
+    huggingFace: Name = Field("", description="Secret with HF_TOKEN; empty: none")
     wandb: Name = Field("", description="Secret with WANDB_API_KEY; empty: none")
 
 

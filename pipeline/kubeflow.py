@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,7 +31,7 @@ from components.storage_local import explained
 T = TypeVar("T")
 
 # What a person gives when a port-forward or an ingress asks for it; credentials come from the environment.
-TOKEN, COOKIES = "DARKROOM_KFP_TOKEN", "DARKROOM_KFP_COOKIES"  # noqa: S105 - the variable's name
+TOKEN, COOKIES = "DARKROOM_KFP_TOKEN", "DARKROOM_KFP_COOKIES"
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and to answer
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _PAGE = 100
@@ -122,7 +123,7 @@ class NewRecurring(NamedTuple):
 class _Client(kfp.Client):  # type: ignore[misc] # kfp has no types
     """Asks once and keeps nothing: the patience is `Kubeflow`'s, and ~/.config/kfp is a person's."""
 
-    def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
+    def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:  # noqa: ARG002 - as kfp.Client has it
         return self._healthz_api.healthz_service_get_healthz()
 
     def set_user_namespace(self, namespace: str) -> None:
@@ -141,8 +142,8 @@ def connect(
         ConfigError: Where no address is known, or the API refuses.
         KubeflowAway: Where it does not answer in time.
     """
-    for name in ("urllib3", "kfp_server_api"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # what matters of it is in our errors
+    # What matters of it is in our errors; kfp sets the levels of the loggers above.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     patience = _Patience(access.patience, sleep, clock)
     place = access.endpoint or environment.get("KF_PIPELINES_ENDPOINT") or "the cluster's Kubeflow"
     client, said = patience.call(f"connect to {place}", lambda: _open(access, environment))
@@ -238,7 +239,7 @@ class Kubeflow:
 
     def pipeline(self, name: str) -> str | None:
         """Return a pipeline's id; None where there is none of that name."""
-        ask = {"filter": _equals("display_name", name), "namespace": self._namespace or None}
+        ask: dict[str, Any] = {"filter": _equals("display_name", name), "namespace": self._namespace or None}
         found = list(self._pages("list pipelines", self._client.list_pipelines, "pipelines", **ask))
         return next((one.pipeline_id for one in found if one.display_name == name), None)
 
@@ -289,7 +290,8 @@ class Kubeflow:
     ) -> str:
         """Start a run, and return its id; never twice."""
         start = self._client.run_pipeline
-        options = {"pipeline_id": version.pipeline_id, "version_id": version.id, "params": dict(parameters)}
+        options: dict[str, Any] = {"pipeline_id": version.pipeline_id, "version_id": version.id}
+        options |= {"params": dict(parameters)}
         options |= {"service_account": service_account or None}
         return str(self._call("start a run", lambda: start(experiment_id, name, **options), again=False).run_id)
 
@@ -323,7 +325,8 @@ class Kubeflow:
     def create_recurring(self, new: NewRecurring, version: Version, experiment_id: str) -> str:
         """Create a recurring run, disabled, one at a time and without catching up; returns its id."""
         create = self._client.create_recurring_run
-        options = {"pipeline_id": version.pipeline_id, "version_id": version.id, "params": dict(new.parameters)}
+        options: dict[str, Any] = {"pipeline_id": version.pipeline_id, "version_id": version.id}
+        options |= {"params": dict(new.parameters)}
         options |= {"description": new.description, "cron_expression": new.cron, "enabled": False}
         options |= {"no_catchup": True, "max_concurrency": 1, "service_account": new.service_account or None}
         made = self._call("create a recurring run", lambda: create(experiment_id, new.name, **options), again=False)
@@ -351,7 +354,7 @@ class Kubeflow:
         """Yield what all pages of a list hold."""
         token = ""
         while True:
-            page = self._call(what, lambda token=token: call(page_token=token, page_size=_PAGE, **options))
+            page = self._call(what, partial(call, page_token=token, page_size=_PAGE, **options))
             yield from getattr(page, items) or ()
             token = page.next_page_token or ""
             if not token:

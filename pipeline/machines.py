@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import placement as places
 from pipeline.config import RELEASE_RECIPES, RunConfig
 from pipeline.deployment import PRICES, Site
-from pipeline.placement import PlacementConfig
+from pipeline.placement import PlacementConfig, Pool
 from pipeline.pods import HeavyPods
 
 # These steps load models, which only the GPU image can.
@@ -93,7 +93,7 @@ def _pod(step: str, settings: RunConfig, site: Site) -> Pod:
         return Pod(**asked, cpus=light.cpus, memory_mib=_mib(light.memory_gib), tmp_mib=_mib(light.tmp_gib))
     heavy = settings.pods.heavy
     machine = _machine(settings.placement, heavy, trains, uses_gpu=trains or _uses_gpu(step, settings))
-    pool = "spot" if heavy.spot and not trains and places.PRESETS[machine.cloud].spot is not None else "on-demand"
+    pool: Pool = "spot" if heavy.spot and not trains and places.PRESETS[machine.cloud].spot is not None else "on-demand"
     affinity = places.affinity(machine, pool) if machine.gpus else None
     return Pod(
         **asked,
@@ -136,7 +136,7 @@ def _seconds(step: str, settings: RunConfig, loads: bool) -> int:
 
 def _secrets(site: Site, loads: bool, trains: bool) -> dict[str, tuple[str, ...]]:
     """Return the secrets of a step: no more than it uses; two names may be one Secret."""
-    wanted = [(site.secrets.s3, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))]
+    wanted: list[tuple[str, tuple[str, ...]]] = [(site.secrets.s3, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))]
     wanted += [(site.secrets.huggingFace, ("HF_TOKEN",))] if loads else []
     wanted += [(site.secrets.wandb, ("WANDB_API_KEY",))] if trains else []
     found: dict[str, tuple[str, ...]] = {}

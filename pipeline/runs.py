@@ -1,4 +1,4 @@
-"""Running the pipeline: on this machine, with a person watching; compiled for a cluster."""
+"""Running the pipeline on this machine, with a person watching."""
 
 from __future__ import annotations
 
@@ -64,27 +64,6 @@ def run_here(recipe: str, workdir: str, source: str, overrides: Sequence[str], c
         raise error
     narrator.close(job.run.read_json("report.json"), course.seconds(), time.monotonic() - began)
     narrator.say(f"report            {report}")
-
-
-def compile_to(recipe: str, target: Path, image: str, retries: int, workdir: str) -> None:
-    """Write the pipeline as KFP's intermediate representation, with a recipe and a workdir as its defaults.
-
-    Raises:
-        ConfigError: Where the recipe is wrong, or the file's name does not end in .yaml.
-        StorageError: Where the file cannot be written.
-    """
-    if target.suffix != ".yaml":
-        raise ConfigError(f"--output {target}: expected a name that ends in .yaml")
-    _check_packages(("kfp",))
-    resolve(recipe)
-
-    from kfp import compiler
-
-    from pipeline.dag import build
-
-    defaults = {"recipe": recipe, "workdir": workdir}
-    with explained(f"write {target}"):
-        compiler.Compiler().compile(build(image, retries), str(target), pipeline_parameters=defaults)
 
 
 def _check_packages(names: Sequence[str] = _NEEDED) -> None:

@@ -13,6 +13,7 @@ from kfp.dsl import HTML, Markdown, Metrics, Output
 from pipeline.machines import LABELS, USER, Pod
 
 _IMAGE = "darkroom"  # replaced by `place`
+_TMP, _SHM = "/tmp", "/dev/shm"  # noqa: S108 - inside the pod, where they are volumes of its own
 
 step = dsl.component(base_image=_IMAGE, install_kfp_package=False)
 
@@ -23,23 +24,22 @@ def place(task: Any, pod: Pod) -> Any:
     if pod.retries:
         # The compiler's default limit is one hour after the first start, which would end the retries of long steps.
         task.set_retry(pod.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="365d")
-    if pod.cpus is None:
-        return task
-    _ask(task, pod)
-    _settle(task, pod)
-    _give(task, pod)
+    if pod.cpus is not None:
+        _ask(task, pod, pod.cpus)
+        _settle(task, pod)
+        _give(task, pod)
     return task
 
 
-def _ask(task: Any, pod: Pod) -> None:
+def _ask(task: Any, pod: Pod, cpus: float) -> None:
     """Ask for a machine's parts: limits equal to requests, but none on CPU time."""
-    task.set_cpu_request(f"{math.ceil(pod.cpus * 1000)}m")
+    task.set_cpu_request(f"{math.ceil(cpus * 1000)}m")
     task.set_memory_request(f"{pod.memory_mib}Mi").set_memory_limit(f"{pod.memory_mib}Mi")
     if pod.gpus:
         task.set_accelerator_type(pod.gpu_resource).set_accelerator_limit(pod.gpus)
-    kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=f"{pod.tmp_mib}Mi")
+    kubernetes.empty_dir_mount(task, "tmp", _TMP, size_limit=f"{pod.tmp_mib}Mi")
     if pod.shared_memory_mib:
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=f"{pod.shared_memory_mib}Mi")
+        kubernetes.empty_dir_mount(task, "shm", _SHM, medium="Memory", size_limit=f"{pod.shared_memory_mib}Mi")
 
 
 def _settle(task: Any, pod: Pod) -> None:
