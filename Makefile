@@ -65,8 +65,10 @@ $(STREAMING): $(STAMP) tests/benchmarks/streaming.txt
 chaos: $(STAMP)  ## 20 random SIGKILLs for every ZeRO stage and precision; takes most of an hour
 	CHAOS_KILLS=20 $(BIN)/pytest tests/integration/test_chaos.py
 
-golden: $(STAMP)  ## write the compiled pipeline that the tests compare with anew
-	$(BIN)/darkroom compile --recipe demo --output tests/golden/demo.yaml
+golden: $(STAMP)  ## write the compiled pipelines that the tests compare with anew
+	for recipe in $(notdir $(basename $(wildcard pipeline/recipes/*.yaml))); do \
+		$(BIN)/darkroom compile --recipe $$recipe --file tests/deploy.yaml --output tests/golden/$$recipe.yaml || exit; \
+	done
 
 chart: $(STAMP)  ## write the chart's documentation anew
 	$(BIN)/python charts/document.py

@@ -150,6 +150,8 @@ def _owner(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
     """Return the config class that the last name of ``path`` belongs to."""
     owner: type[BaseModel] | None = root
     for name in path[:-1]:
+        if name.isdecimal():
+            continue  # an item of a list, which all are of one class
         field = owner.model_fields.get(name) if owner else None
         owner = _config_class(field.annotation) if field else None
     return owner
@@ -158,6 +160,6 @@ def _owner(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
 def _config_class(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple):
         return next((found for part in typing.get_args(annotation) if (found := _config_class(part))), None)
     return None

@@ -126,6 +126,11 @@ class _Client(kfp.Client):  # type: ignore[misc] # kfp has no types
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:  # noqa: ARG002 - as kfp.Client has it
         return self._healthz_api.healthz_service_get_healthz()
 
+    def _load_context_setting_or_default(self) -> None:
+        super()._load_context_setting_or_default()
+        # Anything: without a namespace the constructor would already ask the API for one. `connect` has the right one.
+        self._context_setting["namespace"] = "-"
+
     def set_user_namespace(self, namespace: str) -> None:
         self._context_setting["namespace"] = namespace
 

@@ -49,7 +49,7 @@ def test_compile_writes_a_pipeline(elsewhere: Path) -> None:
     image = "registry.example/darkroom@sha256:" + 64 * "b"
     arguments = ["--output", "out.yaml", "--image", image, "--retries", "2", "--workdir", "s3://here/there"]
     assert main(["compile", "--recipe", "demo", *arguments]) == 0
-    pipeline = yaml.safe_load((elsewhere / "out.yaml").read_text())
+    pipeline, _ = yaml.safe_load_all((elsewhere / "out.yaml").read_text())
     assert pipeline["root"]["inputDefinitions"]["parameters"]["workdir"]["defaultValue"] == "s3://here/there"
     assert image in (elsewhere / "out.yaml").read_text()
 
@@ -120,4 +120,4 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     told = capsys.readouterr().out
-    assert all(verb in told for verb in ("run", "config", "compile"))
+    assert all(verb in told for verb in ("run", "compile", "submit", "status", "logs", "stop", "schedule", "deploy"))

@@ -10,10 +10,14 @@ import pytest
 import yaml
 
 from components.errors import ConfigError, StorageError
-from pipeline.runs import compile_to
+from pipeline.compiling import compile_to
+from pipeline.config import recipes, resolve
+from pipeline.deployment import Deployment, read_deployment
 
-GOLDEN = Path(__file__).parents[1] / "golden/demo.yaml"
-IMAGE = "registry.example/darkroom@sha256:" + 64 * "a"
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = read_deployment(Path(__file__).parents[1] / "deploy.yaml")
+LIGHT, HEAVY = RELEASE.image, RELEASE.gpu_image
+RUN_MODELS = {"autoencoder", "caption", "latents", "evaluate", "publish"}
 STEPS = {
     "configure", "ingest", "autoencoder", "caption", "clean", "latents", "index", "train", "evaluate", "publish",
     "report",
@@ -23,10 +27,30 @@ DAY = 24 * 3600
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    file = tmp_path_factory.mktemp("compiled") / "darkroom.yaml"
-    compile_to("demo", file, IMAGE, retries=7, workdir="s3://somewhere/else")
-    pipeline: dict[str, Any] = yaml.safe_load(file.read_text())
-    return pipeline
+    return compile_of(tmp_path_factory.mktemp("compiled"), "demo", [])
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return compile_of(tmp_path_factory.mktemp("full"), "sd15-full", ["launch.deadline_hours=100"])
+
+
+def compile_of(folder: Path, recipe: str, overrides: list[str], release: Deployment = RELEASE) -> dict[str, Any]:
+    """Return the two documents of the IR as one."""
+    compile_to(folder / "darkroom.yaml", release, recipe, overrides)
+    pipeline, platform = yaml.safe_load_all((folder / "darkroom.yaml").read_text())
+    merged: dict[str, Any] = {**pipeline, **platform}
+    return merged
+
+
+def containers(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    executors = pipeline["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): spec["container"] for name, spec in executors.items()}
+
+
+def pods(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    executors = pipeline["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): spec for name, spec in executors.items()}
 
 
 def tasks(pipeline: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -41,19 +65,104 @@ def steps(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: task for name, task in tasks(pipeline) if name in STEPS}
 
 
-def test_the_compiled_pipeline_is_the_one_that_was_reviewed(tmp_path: Path) -> None:
-    file = tmp_path / "demo.yaml"
-    compile_to("demo", file, "darkroom:latest", retries=5, workdir="s3://bucket/darkroom")
-    assert file.read_text() == GOLDEN.read_text(), (
-        "the compiled pipeline has changed; if that is meant, `make golden` writes tests/golden/demo.yaml anew"
+@pytest.mark.parametrize("recipe", recipes())
+def test_the_compiled_pipeline_is_the_one_that_was_reviewed(recipe: str, tmp_path: Path) -> None:
+    compile_to(tmp_path / "made.yaml", RELEASE, recipe)
+    assert (tmp_path / "made.yaml").read_text() == (GOLDEN / f"{recipe}.yaml").read_text(), (
+        f"the compiled pipeline has changed; if that is meant, `make golden` writes tests/golden/{recipe}.yaml anew"
     )
 
 
-def test_every_step_runs_in_the_given_image_and_installs_nothing(compiled: dict[str, Any]) -> None:
-    containers = {name: spec["container"] for name, spec in compiled["deploymentSpec"]["executors"].items()}
-    assert set(containers) == {f"exec-{step}" for step in STEPS}
-    assert {container["image"] for container in containers.values()} == {IMAGE}
-    assert "pip" not in " ".join(" ".join(container["command"]) for container in containers.values()).split()
+def test_every_step_runs_in_a_pinned_image_and_installs_nothing(full: dict[str, Any]) -> None:
+    assert set(containers(full)) == STEPS
+    images = {step: container["image"] for step, container in containers(full).items()}
+    assert images == {step: HEAVY if step in RUN_MODELS else LIGHT for step in STEPS}
+    assert "pip" not in " ".join(" ".join(container["command"]) for container in containers(full).values()).split()
+
+
+def test_one_image_serves_where_there_is_no_other(tmp_path: Path) -> None:
+    alone = Deployment(image="one@sha256:" + 64 * "c")
+    images = {container["image"] for container in containers(compile_of(tmp_path, "sd15-full", [], alone)).values()}
+    assert images == {alone.image}
+
+
+def test_steps_that_run_models_ask_for_a_gpu_and_the_launcher_for_little(full: dict[str, Any]) -> None:
+    asked = {step: container["resources"] for step, container in containers(full).items()}
+    with_gpu = {step for step, resources in asked.items() if "accelerator" in resources}
+    assert with_gpu == {"caption", "latents", "evaluate"}  # the base model is there: nothing to train
+    assert {asked[step]["accelerator"]["resourceType"] for step in with_gpu} == {"nvidia.com/gpu"}
+    assert {asked[step]["accelerator"]["resourceCount"] for step in with_gpu} == {"1"}
+    assert asked["train"]["resourceCpuRequest"] == "1000m"
+    assert asked["train"]["resourceMemoryLimit"] == asked["train"]["resourceMemoryRequest"] == "4096Mi"
+    assert asked["latents"]["resourceMemoryLimit"] == "28672Mi"
+    assert not any("resourceCpuLimit" in resources for resources in asked.values())
+
+
+def test_training_in_the_step_itself_asks_for_the_machine_of_the_training(tmp_path: Path) -> None:
+    pipeline = compile_of(tmp_path, "sd15-full", ["launch.where=local"])
+    resources = containers(pipeline)["train"]["resources"]
+    assert (resources["accelerator"]["resourceCount"], resources["resourceCpuRequest"]) == ("8", "88000m")
+    assert containers(pipeline)["train"]["image"] == HEAVY
+    assert pods(pipeline)["train"]["nodeSelector"]["labels"]["node.kubernetes.io/instance-type"] == "p4d.24xlarge"
+    assert "WANDB_API_KEY" in str(pods(pipeline)["train"]["secretAsEnv"])
+
+
+def test_gpu_steps_put_up_with_gpu_taints_and_stay_off_spot_machines(full: dict[str, Any]) -> None:
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    for step in ("caption", "latents", "evaluate"):
+        assert pods(full)[step]["tolerations"] == [gpu]
+        assert "cloud.google.com/gke-spot" in str(pods(full)[step]["nodeAffinity"])
+    assert all(
+        step in ("caption", "latents", "evaluate") or "tolerations" not in pod for step, pod in pods(full).items()
+    )
+
+
+def test_gpu_steps_take_spot_machines_of_a_type_when_told_to(tmp_path: Path) -> None:
+    chosen = compile_of(tmp_path, "sd15-full", ["pods.heavy.spot=true", "pods.heavy.instance=g2-standard-24"])
+    pod = pods(chosen)["latents"]
+    assert pod["nodeSelector"]["labels"] == {
+        "cloud.google.com/gke-spot": "true", "node.kubernetes.io/instance-type": "g2-standard-24"
+    }  # fmt: skip
+    assert [one["key"] for one in pod["tolerations"]] == ["cloud.google.com/gke-spot", "nvidia.com/gpu"]
+    assert "nodeAffinity" not in pod
+
+
+def test_every_step_has_a_time_limit_and_training_the_launchers(full: dict[str, Any], compiled: dict[str, Any]) -> None:
+    limits = {step: int(pod.get("activeDeadlineSeconds", 0)) for step, pod in pods(full).items()}
+    assert {limits[step] for step in RUN_MODELS} == {3 * DAY}
+    assert limits["train"] == 124 * 3600
+    assert limits["configure"] == limits["report"] == DAY
+    assert "activeDeadlineSeconds" not in pods(compiled)["train"]
+
+
+def test_every_pod_is_nobody_and_known_to_the_network_policies(full: dict[str, Any]) -> None:
+    for pod in pods(full).values():
+        assert pod["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
+        assert pod["podMetadata"]["labels"] == {
+            "app.kubernetes.io/part-of": "darkroom", "app.kubernetes.io/component": "pipeline"
+        }  # fmt: skip
+        assert [mount["mountPath"] for mount in pod["emptyDirMounts"]][0] == "/tmp"
+        assert pod["imagePullPolicy"] == "IfNotPresent"
+        assert [one["secretName"] for one in pod["imagePullSecret"]] == ["registry"]
+
+
+def test_secrets_are_named_and_each_step_gets_only_its_own(full: dict[str, Any]) -> None:
+    for step, pod in pods(full).items():
+        given = {one["secretName"]: {key["envVar"] for key in one["keyToEnv"]} for one in pod["secretAsEnv"]}
+        store = {"store": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}}
+        assert given == (store | {"hub": {"HF_TOKEN"}} if step in RUN_MODELS else store)
+        assert containers(full)[step]["env"] == [{"name": "AWS_REGION", "value": "eu-central-1"}]
+    mounts = {one["configMapName"]: one["mountPath"] for one in pods(full)["configure"]["configMapAsVolume"]}
+    assert mounts == {"darkroom-recipes": "/etc/darkroom-recipes", "darkroom-prices": "/etc/darkroom-prices"}
+
+
+def test_the_same_run_on_the_same_release_is_the_same_version(tmp_path: Path) -> None:
+    names = [
+        compile_to(tmp_path / f"{n}.yaml", RELEASE, "sd15-full", text) for n, text in enumerate(([], [], ["seed=3"]))
+    ]
+    assert len(set(names)) == 1, "what the pods do not depend on makes no new version"
+    assert compile_to(tmp_path / "x.yaml", RELEASE, "sd15-full", ["pods.heavy.gpus=2"]) != names[0]
+    assert names[0].startswith("ir-")
 
 
 def test_nothing_is_taken_from_kubeflows_cache(compiled: dict[str, Any]) -> None:
@@ -65,14 +174,13 @@ def test_nothing_is_taken_from_kubeflows_cache(compiled: dict[str, Any]) -> None
 def test_every_step_is_retried_for_days_not_for_an_hour(compiled: dict[str, Any]) -> None:
     policies = {name: task["retryPolicy"] for name, task in steps(compiled).items()}
     assert set(policies) == STEPS
-    assert {policy["maxRetryCount"] for policy in policies.values()} == {7}
-    assert min(int(policy["backoffMaxDuration"].removesuffix("s")) for policy in policies.values()) >= 7 * DAY
+    assert {policy["maxRetryCount"] for policy in policies.values()} == {5}
+    assert min(int(policy["backoffMaxDuration"].removesuffix("s")) for policy in policies.values()) >= 365 * DAY
 
 
 def test_no_retries_are_no_policy(tmp_path: Path) -> None:
-    file = tmp_path / "darkroom.yaml"
-    compile_to("demo", file, IMAGE, retries=0, workdir="s3://somewhere/else")
-    assert "retryPolicy" not in file.read_text()
+    compile_to(tmp_path / "darkroom.yaml", Deployment(retries=0))
+    assert "retryPolicy" not in (tmp_path / "darkroom.yaml").read_text()
 
 
 def test_the_report_is_written_however_the_rest_ends(compiled: dict[str, Any]) -> None:
@@ -97,18 +205,40 @@ def test_a_model_is_published_only_where_it_is_better(compiled: dict[str, Any]) 
 def test_the_dashboards_form_is_typed_described_and_filled_in(compiled: dict[str, Any]) -> None:
     form = compiled["root"]["inputDefinitions"]["parameters"]
     assert {name: field["parameterType"] for name, field in form.items()} == {
-        "recipe": "STRING", "workdir": "STRING", "source": "STRING", "overrides": "LIST"
+        "recipe": "STRING", "workdir": "STRING", "source": "STRING", "overrides": "LIST", "cluster": "LIST"
     }  # fmt: skip
     assert {name: field["defaultValue"] for name, field in form.items()} == {
-        "recipe": "demo", "workdir": "s3://somewhere/else", "source": "", "overrides": []
+        "recipe": "demo", "workdir": "s3://bucket/darkroom", "source": "", "overrides": [], "cluster": RELEASE.cluster
     }  # fmt: skip
     assert all(len(field["description"]) > 20 for field in form.values())
 
 
+def test_the_dashboard_gets_pages_and_numbers(compiled: dict[str, Any]) -> None:
+    kinds = {
+        step: {
+            name: artifact["artifactType"]["schemaTitle"]
+            for name, artifact in compiled["components"][f"comp-{step}"]["outputDefinitions"]["artifacts"].items()
+        }
+        for step in ("evaluate", "report")
+    }
+    assert kinds["evaluate"] == {"metrics": "system.Metrics"}
+    assert kinds["report"] == {"page": "system.HTML", "summary": "system.Markdown", "metrics": "system.Metrics"}
+
+
+def test_the_clusters_own_settings_win_over_the_recipes() -> None:
+    assert RELEASE.cluster == [
+        "placement.runtime=darkroom-train", "placement.cloud=gke", "placement.queue=darkroom",
+        "placement.prices=/etc/darkroom-prices/prices.yaml",
+    ]  # fmt: skip
+    settings = resolve("sd15-full", RELEASE.cluster)
+    assert (settings.placement.cloud, settings.placement.queue) == ("gke", "darkroom")
+    assert settings.run == resolve("sd15-full").run
+
+
 def test_nonsense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no recipe"):
-        compile_to("dmeo", tmp_path / "x.yaml", IMAGE, 0, "w")
+        compile_to(tmp_path / "x.yaml", RELEASE, "dmeo")
     with pytest.raises(ConfigError, match=r"ends in \.yaml"):
-        compile_to("demo", tmp_path / "x.json", IMAGE, 0, "w")
+        compile_to(tmp_path / "x.json", RELEASE)
     with pytest.raises(StorageError, match="cannot write"):
-        compile_to("demo", tmp_path / "missing" / "x.yaml", IMAGE, 0, "w")
+        compile_to(tmp_path / "missing" / "x.yaml", RELEASE)
