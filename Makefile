@@ -10,7 +10,7 @@ TORCH := 2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit proofs bench chaos golden chart images constraints clean
+.PHONY: help install demo test lint types unit proofs bench chaos golden docs chart images constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -69,6 +69,9 @@ golden: $(STAMP)  ## write the compiled pipelines that the tests compare with an
 	for recipe in $(notdir $(basename $(wildcard pipeline/recipes/*.yaml))); do \
 		$(BIN)/darkroom compile --recipe $$recipe --file tests/deploy.yaml --output tests/golden/$$recipe.yaml || exit; \
 	done
+
+docs: $(STAMP)  ## write docs/cli.md and docs/settings.md anew, from the parser and the settings
+	$(BIN)/python -m pipeline.reference docs
 
 chart: $(STAMP)  ## write the chart's documentation anew
 	$(BIN)/python charts/document.py

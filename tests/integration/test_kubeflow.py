@@ -35,9 +35,9 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(params=[False, True], ids=["one-user", "many-users"])
-def api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeflowApi]:
-    served = KubeflowApi(multi_user=request.param)
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeflowApi]:
+    served = KubeflowApi()
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", served.url)
     yield served
     served.close()
@@ -88,6 +88,19 @@ def test_deploying_brings_about_what_is_said_and_again_nothing(release: Release)
     release.api.seen.clear()
     assert release.deploy(NIGHTLY) == 0
     assert changes(release.api) == []
+
+
+def test_where_users_are_kept_apart_every_request_says_whose_it_is(release: Release) -> None:
+    release.api.multi_user = True
+    assert release.deploy(NIGHTLY, namespace="team") == 0
+    assert {one["namespace"] for one in release.api.tables["experiments"].values()} == {"team"}
+    assert {one["namespace"] for one in release.api.tables["pipelines"].values()} == {"team"}
+    team = ["--namespace", "team"]
+    assert main(["submit", "--recipe", "demo", "--workdir", "s3://b/w", *team]) == 0
+    assert main(["status", "demo-", *team]) == 0
+    assert main(["schedule", "ls", *team]) == 0
+    assert release.deploy(namespace="team") == 0
+    assert recurring(release.api) == []
 
 
 def test_a_recurring_run_is_replaced_when_it_changes_and_only_then(release: Release) -> None:
