@@ -11,7 +11,8 @@ from components.errors import ConfigError
 from pipeline.compiling import compile_to
 from pipeline.config import portable, resolve
 from pipeline.deployment import Deployment, Schedule
-from pipeline.kubeflow import Kubeflow, NewRecurring, Version
+from pipeline.kubeflow import Kubeflow
+from pipeline.kubeflow_records import NewRecurring, Version
 from pipeline.recurring import Action, Found, Wanted, plan
 
 Say = Callable[[str], None]

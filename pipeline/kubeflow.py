@@ -15,31 +15,21 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import kfp
 import kfp_server_api
-import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
 
-from components.errors import ConfigError, DarkroomError, NotFound, StorageError
+from components.errors import ConfigError, DarkroomError, NotFound
 from components.storage_local import explained
+from pipeline.kubeflow_calls import COOKIES, TOKEN, Exists, Patience
+from pipeline.kubeflow_records import NewRecurring, Recurring, Run, Version, recurring_of, run_of
 
-T = TypeVar("T")
-
-# What a person gives when a port-forward or an ingress asks for it; credentials come from the environment.
-TOKEN, COOKIES = "DARKROOM_KFP_TOKEN", "DARKROOM_KFP_COOKIES"
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and to answer
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _PAGE = 100
-_AWAY = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
-
-
-class KubeflowAway(StorageError):
-    """Kubeflow's API cannot be reached or is overloaded; a retry may help."""
 
 
 class Access(NamedTuple):
@@ -62,62 +52,6 @@ class Access(NamedTuple):
     context: str = ""
     ui: str = ""
     patience: float = 10.0
-
-
-class Version(NamedTuple):
-    """One immutable version of a pipeline."""
-
-    pipeline_id: str
-    id: str
-    name: str
-    created: datetime | None
-
-
-class Task(NamedTuple):
-    """One step of a run, as Kubeflow shows it."""
-
-    name: str
-    state: str
-    started: datetime | None
-    ended: datetime | None
-    pods: tuple[str, ...]
-    error: str
-
-
-class Run(NamedTuple):
-    """One run. Its tasks are only known when it was asked for alone."""
-
-    id: str
-    name: str
-    state: str
-    created: datetime | None
-    finished: datetime | None
-    parameters: Mapping[str, Any]
-    error: str
-    tasks: tuple[Task, ...]
-    recurring_id: str
-
-
-class Recurring(NamedTuple):
-    """One recurring run, which the API can enable, disable and delete, but not change."""
-
-    id: str
-    name: str
-    description: str
-    enabled: bool
-    cron: str
-    parameters: Mapping[str, Any]
-    created: datetime | None
-
-
-class NewRecurring(NamedTuple):
-    """What a recurring run is made of."""
-
-    name: str
-    description: str
-    cron: str
-    parameters: Mapping[str, Any]
-    service_account: str
 
 
 class _Client(kfp.Client):  # type: ignore[misc] # kfp has no types
@@ -149,7 +83,7 @@ def connect(
     """
     # What matters of it is in our errors; kfp sets the levels of the loggers above.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    patience = _Patience(access.patience, sleep, clock)
+    patience = Patience(access.patience, sleep, clock)
     place = access.endpoint or environment.get("KF_PIPELINES_ENDPOINT") or "the cluster's Kubeflow"
     client, said = patience.call(f"connect to {place}", lambda: _open(access, environment))
     if "Failed to load kube config" in said:
@@ -193,41 +127,6 @@ def _mounted_token(environment: Mapping[str, str]) -> bool:
     return Path(place).exists()
 
 
-class _Patience:
-    """Calls again what is away; how long, is counted for each call."""
-
-    def __init__(self, seconds: float, sleep: Callable[[float], object], clock: Callable[[], float]) -> None:
-        self._seconds = seconds
-        self._sleep = sleep
-        self._clock = clock
-
-    def call(self, what: str, call: Callable[[], T], again: bool = True) -> T:
-        """Return what a call returns; ``again`` says that doing it twice does no harm.
-
-        Raises:
-            NotFound: Where the API knows nothing of that name.
-            ConfigError: Where it refuses.
-            KubeflowAway: Where it does not answer in time.
-        """
-        began, pause = self._clock(), _FIRST_PAUSE
-        while True:
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):  # the client prints links of its own
-                    return call()
-            except _AWAY as error:
-                problem = _reason(error)
-            except kfp_server_api.ApiException as error:
-                if not _is_passing(error.status):
-                    raise _refused(what, error) from None
-                problem = f"{error.status} {_said(error)}"
-            if not again or self._clock() - began + pause > self._seconds:
-                raise KubeflowAway(
-                    f"cannot {what}: {problem}; check the address (--endpoint) and whether Kubeflow runs, and try again"
-                )
-            self._sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-
 class Kubeflow:
     """The objects of one Kubeflow that Darkroom deals with.
 
@@ -237,7 +136,7 @@ class Kubeflow:
         patience: Calls it, again and again where need be.
     """
 
-    def __init__(self, client: Any, namespace: str, patience: _Patience) -> None:
+    def __init__(self, client: Any, namespace: str, patience: Patience) -> None:
         self._client = client
         self._namespace = namespace
         self._call = patience.call
@@ -303,11 +202,11 @@ class Kubeflow:
     def runs(self, most: int) -> list[Run]:
         """Return the newest runs."""
         pages = self._pages("list runs", self._client.list_runs, "runs", sort_by="created_at desc")
-        return [_run(one) for one, _ in zip(pages, range(most), strict=False)]
+        return [run_of(one) for one, _ in zip(pages, range(most), strict=False)]
 
     def all_runs(self) -> Iterator[Run]:
         """Yield all runs, the newest first."""
-        return map(_run, self._pages("list runs", self._client.list_runs, "runs", sort_by="created_at desc"))
+        return map(run_of, self._pages("list runs", self._client.list_runs, "runs", sort_by="created_at desc"))
 
     def run(self, run_id: str) -> Run:
         """Return a run with its tasks.
@@ -315,7 +214,7 @@ class Kubeflow:
         Raises:
             NotFound: Where there is none.
         """
-        return _run(self._call(f"read run {run_id}", lambda: self._client.get_run(run_id)))
+        return run_of(self._call(f"read run {run_id}", lambda: self._client.get_run(run_id)))
 
     def stop(self, run_id: str) -> None:
         """End a run; its pods get SIGTERM."""
@@ -325,7 +224,7 @@ class Kubeflow:
         """Return all recurring runs."""
         ask = {"namespace": self._namespace} if self._namespace else {}
         found = self._pages("list recurring runs", self._client.list_recurring_runs, "recurring_runs", **ask)
-        return [_recurring(one) for one in found]
+        return [recurring_of(one) for one in found]
 
     def create_recurring(self, new: NewRecurring, version: Version, experiment_id: str) -> str:
         """Create a recurring run, disabled, one at a time and without catching up; returns its id."""
@@ -368,93 +267,9 @@ class Kubeflow:
     @contextlib.contextmanager
     def _may_exist(self) -> Iterator[None]:
         """Let pass that another one was quicker."""
-        with contextlib.suppress(_Exists):
+        with contextlib.suppress(Exists):
             yield
-
-
-class _Exists(ConfigError):
-    """There is one of that name."""
-
-
-def _refused(what: str, error: kfp_server_api.ApiException) -> DarkroomError:
-    """Return the API's refusal with what to do about it."""
-    said = f"Kubeflow refuses to {what}: {error.status} {_said(error)}"
-    if error.status == 401:
-        return ConfigError(f"{said}; log in: --token-file, or {TOKEN} or {COOKIES} in the environment")
-    if error.status == 403:
-        return ConfigError(f"{said}; ask for rights in this namespace, or say which is yours (--namespace)")
-    if error.status == 404:
-        return NotFound(f"{said}; darkroom status and darkroom schedule ls list what there is")
-    if error.status == 409:
-        return _Exists(f"{said}; choose another name")
-    return ConfigError(said)
-
-
-def _is_passing(status: int | None) -> bool:
-    """Tell whether an answer says that the API is overloaded or not up yet, and not that it refuses."""
-    return status in (None, 0, 408, 429) or (status is not None and status >= 500)
-
-
-def _said(error: kfp_server_api.ApiException) -> str:
-    """Return the API's own words, on one line."""
-    try:
-        told = json.loads(error.body or "")
-        words = str(told.get("message") or told.get("error") or error.reason)
-    except (ValueError, AttributeError):
-        words = str(error.reason)
-    return " ".join(words.split())[:500]
-
-
-def _reason(error: Exception) -> str:
-    reason = getattr(error, "reason", None) or error
-    return " ".join(str(reason).rpartition(">: ")[2].split())[:300] or type(error).__name__
 
 
 def _equals(key: str, value: str) -> str:
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "stringValue": value}]})
-
-
-def _run(found: Any) -> Run:
-    config = found.runtime_config
-    details = found.run_details
-    return Run(
-        found.run_id,
-        found.display_name or "",
-        found.state or "PENDING",
-        found.created_at,
-        _moment(found.finished_at),
-        (config.parameters if config is not None else None) or {},
-        _message(found.error),
-        tuple(_task(one) for one in (details.task_details if details is not None else None) or ()),
-        found.recurring_run_id or "",
-    )
-
-
-def _task(found: Any) -> Task:
-    pods = [found.pod_name, *(child.pod_name for child in found.child_tasks or ())]
-    named = tuple(pod for pod in pods if pod)
-    started, ended = _moment(found.start_time), _moment(found.end_time)
-    return Task(found.display_name or "", found.state or "PENDING", started, ended, named, _message(found.error))
-
-
-def _message(error: Any) -> str:
-    return str(error.message) if error is not None and error.message else ""
-
-
-def _moment(found: datetime | None) -> datetime | None:
-    """Return a time; Kubeflow says 1970 where there is none yet."""
-    return found if found is not None and found.year > 1970 else None
-
-
-def _recurring(found: Any) -> Recurring:
-    cron = found.trigger.cron_schedule if found.trigger is not None else None
-    config = found.runtime_config
-    return Recurring(
-        found.recurring_run_id,
-        found.display_name or "",
-        found.description or "",
-        found.status == "ENABLED" if found.status else found.mode == "ENABLE",
-        (cron.cron if cron is not None else "") or "",
-        (config.parameters if config is not None else None) or {},
-        found.created_at,
-    )

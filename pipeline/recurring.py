@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from components.digests import digest
 from components.errors import ConfigError
-from components.report.wording import one_line
+from components.wording import one_line
 from pipeline.cron import seconds_first
 
 # Owner of what a person sets with the command line.

@@ -82,8 +82,8 @@ def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 def _settings() -> Iterator[str]:
     yield from (_MADE, "# Settings", "")
-    yield "A run is a recipe and what `--set section.key=value` changes of it; `darkroom config --recipe demo` prints all"
-    yield from ("settings of one. Nothing else changes what a run does.", "")
+    yield "A run is a recipe and what `--set section.key=value` changes of it; `darkroom config --recipe demo` prints"
+    yield from ("all settings of one. Nothing else changes what a run does.", "")
     yield from _section(RunConfig, "", 2)
     yield from ("## deploy.yaml", "", "What `darkroom deploy --file` reads, as the chart writes it.", "")
     yield from _section(Deployment, "", 3)

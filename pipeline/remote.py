@@ -20,7 +20,8 @@ from pipeline.run_tables import recurring_rows, run_rows, runs_rows, training_ro
 from pipeline.wording import line
 
 if TYPE_CHECKING:  # it takes a second to load
-    from pipeline.kubeflow import Access, Kubeflow, Run, Version
+    from pipeline.kubeflow import Access, Kubeflow
+    from pipeline.kubeflow_records import Run, Version
 
 _POLL_SECONDS = 10.0
 _FINISHED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
 
-from components.report import wording
+from components import wording
 from components.storage import Storage
 from pipeline.exporter import read_facts
+from pipeline.kubeflow_records import Recurring, Run, Task
 from pipeline.recurring import owner_of
 from pipeline.wording import count, duration, line, plural
-
-if TYPE_CHECKING:
-    from pipeline.kubeflow import Recurring, Run, Task
 
 _NAME, _STATE = 34, 10
 # What Kubeflow adds to the steps of a pipeline to carry it out.

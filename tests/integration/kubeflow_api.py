@@ -1,4 +1,4 @@
-"""Kubeflow Pipelines' REST API (v2beta1) in this process: enough of it for `kfp.Client`, with the refusals of the real one.
+"""Kubeflow Pipelines' REST API (v2beta1) in this process: enough for `kfp.Client`, with the real one's refusals.
 
 It keeps pipelines, versions, experiments, runs and recurring runs, gives pages of two, and has bad days when told to.
 """
@@ -66,7 +66,7 @@ class KubeflowApi:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - as http.server calls them
+            do_GET = do_POST = do_DELETE = _answer
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -155,7 +155,7 @@ class KubeflowApi:
         known = spec["root"]["inputDefinitions"]["parameters"]
         told = given["runtime_config"]["parameters"]
         for name, value in told.items():
-            kind = {str: "STRING", list: "LIST"}[type(value)]
+            kind = "LIST" if isinstance(value, list) else "STRING"
             if name not in known or known[name]["parameterType"] != kind:
                 raise Refusal(400, f"parameter {name} of type {kind} is not in the pipeline")
         for name, definition in known.items():

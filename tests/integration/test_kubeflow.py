@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import kfp
 import pytest
 import yaml
 
@@ -16,7 +17,9 @@ from components.storage import open_storage
 from pipeline import kubeflow
 from pipeline.cli import main
 from pipeline.config import resolve
-from pipeline.kubeflow import TOKEN, Access, KubeflowAway
+from pipeline.kubeflow import Access
+from pipeline.kubeflow_calls import TOKEN, KubeflowAway
+from pipeline.kubeflow_records import Run, Task
 from pipeline.run_tables import run_rows, training_rows
 from tests.integration.kubeflow_api import KubeflowApi, Refusal
 
@@ -29,7 +32,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees a cluster, a token or a kubeconfig of this machine."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    monkeypatch.setattr(kubeflow.kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
+    monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     for name in ("KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST", TOKEN):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -253,12 +256,12 @@ def test_status_logs_and_stop_find_a_run_by_how_it_begins(
 def test_the_steps_of_a_run_are_shown_without_kubeflows_machinery() -> None:
     when = datetime(2026, 11, 1, tzinfo=UTC)
 
-    def task(name: str, state: str, minutes: int) -> kubeflow.Task:
-        return kubeflow.Task(name, state, when.replace(minute=minutes), when.replace(minute=minutes + 1), (), "")
+    def task(name: str, state: str, minutes: int) -> Task:
+        return Task(name, state, when.replace(minute=minutes), when.replace(minute=minutes + 1), (), "")
 
     tasks = [task("root", "RUNNING", 0), task("root-driver", "SUCCEEDED", 0), task("executor", "SUCCEEDED", 0)]
     tasks += [task("caption", "SUCCEEDED", 2), task("caption", "FAILED", 3), task("configure", "SUCCEEDED", 1)]
-    run = kubeflow.Run("id", "name\x1b[2J", "RUNNING", when, None, {}, "", tuple(tasks), "")
+    run = Run("id", "name\x1b[2J", "RUNNING", when, None, {}, "", tuple(tasks), "")
     assert list(run_rows(run, when.replace(minute=9))) == [
         "run         name\\x1b[2J",
         "id          id",
@@ -324,9 +327,12 @@ def test_a_refusal_is_not_tried_again_and_says_what_to_do(api: KubeflowApi, stat
     def refuse(method: str, path: str) -> None:
         raise Refusal(status, "so it is")
 
+    def never(seconds: float) -> None:
+        raise AssertionError("it waited")
+
     api.before = refuse
     with pytest.raises(ConfigError) as caught:
-        kubeflow.connect(Access(endpoint=api.url, patience=60), {}, pytest.fail)
+        kubeflow.connect(Access(endpoint=api.url, patience=60), {}, never)
     assert f"{status} so it is" in str(caught.value)
     assert advice in str(caught.value)
     assert len(api.seen) == 1

@@ -141,7 +141,7 @@ def test_every_pod_is_nobody_and_known_to_the_network_policies(full: dict[str, A
         assert pod["podMetadata"]["labels"] == {
             "app.kubernetes.io/part-of": "darkroom", "app.kubernetes.io/component": "pipeline"
         }  # fmt: skip
-        assert [mount["mountPath"] for mount in pod["emptyDirMounts"]][0] == "/tmp"
+        assert pod["emptyDirMounts"][0]["mountPath"] == "/tmp"
         assert pod["imagePullPolicy"] == "IfNotPresent"
         assert [one["secretName"] for one in pod["imagePullSecret"]] == ["registry"]
 
