@@ -23,17 +23,26 @@ _FIELDS = (
     _Field("month", 1, 12, _MONTHS),
     _Field("day of the week", 0, 6, _DAYS),
 )
+_NAMED = {
+    "@yearly": "0 0 0 1 1 *",
+    "@annually": "0 0 0 1 1 *",
+    "@monthly": "0 0 0 1 * *",
+    "@weekly": "0 0 0 * * 0",
+    "@daily": "0 0 0 * * *",
+    "@midnight": "0 0 0 * * *",
+    "@hourly": "0 0 * * * *",
+}
 _PART = re.compile(r"(?P<from>\*|\?|\w+)(-(?P<to>\w+))?(/(?P<step>\d+))?")
 _DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def seconds_first(expression: str) -> str:
-    """Return an expression with six fields; the usual five get second 0.
+    """Return an expression with six fields; the usual five get second 0, and names such as @daily are spelt out.
 
     Raises:
         ValueError: Where it is none, or names a day that no year has.
     """
-    fields = expression.split()
+    fields = _NAMED.get(expression.strip(), expression).split()
     if len(fields) == 5:
         fields = ["0", *fields]
     if len(fields) != len(_FIELDS):

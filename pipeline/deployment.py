@@ -5,6 +5,7 @@ The chart writes it as ``deploy.yaml``. Secrets are only named here.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -76,7 +77,9 @@ class Deployment(Site):
 
     endpoint: str = Field("", description="address of Kubeflow's API; empty: as Kubeflow's own client finds it")
     namespace: DnsLabel = Field("kubeflow", description="namespace of the runs where users are kept apart")
-    pipeline: Title = Field("darkroom", description="name of the pipeline in the dashboard")
+    pipeline: str = Field(
+        "darkroom", max_length=128, pattern=r"^\S(.*\S)?$", description="name of the pipeline in the dashboard"
+    )
     experiment: str = Field("darkroom", min_length=1, max_length=128, description="experiment of the runs")
     service_account: Name = Field("", description="account of the runs' pods; empty: Kubeflow's default")
     recipe: str = Field("demo", min_length=1, description="recipe that the dashboard's form names")
@@ -100,7 +103,7 @@ class Deployment(Site):
     @property
     def owner(self) -> str:
         """What tells this release's recurring runs from those of others."""
-        return self.service_account or self.pipeline
+        return self.service_account or re.sub(r"\s+", "-", self.pipeline)
 
     @property
     def cluster(self) -> list[str]:

@@ -12,6 +12,8 @@ import yaml
 from helm_python.chart import lint, package
 from helm_python.errors import HelmError
 
+from pipeline.deployment import Deployment
+
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
 
@@ -121,7 +123,10 @@ def test_the_hook_deploys_and_withdraws_what_the_values_say(everything: Manifest
         {"name": "weekly", "cron": "@weekly", "recipe": "demo", "workdir": "s3://bucket/darkroom",
          "source": 's3://b/"odd"', "overrides": [], "enabled": False},
     ]  # fmt: skip
-    assert withdraw == {**deploy, "schedules": []}
+    assert withdraw == {**deploy, "schedules": [], "withdraw": True}
+    read = [Deployment.parse(values) for values in (deploy, withdraw)]  # as `darkroom deploy` does
+    assert [schedule.cron for schedule in read[0].schedules] == ["0 0 3 * * *", "0 0 0 * * 0"]
+    assert read[0].owner == read[1].owner == "dr-darkroom-pipeline"
     hooks = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "Job"}
     when = {name: m["metadata"]["annotations"]["helm.sh/hook"] for name, m in hooks.items()}
     assert when == {

@@ -102,6 +102,7 @@ def test_a_description_says_whose_it_is_whatever_the_recipe_says() -> None:
         ("*/15 2-6/2 1,15 * MON-FRI", "0 */15 2-6/2 1,15 * MON-FRI"),
         ("0 0 9 ? * 2-6", "0 0 9 ? * 2-6"),
         ("0 0 29 2 *", "0 0 0 29 2 *"),
+        ("@weekly", "0 0 0 * * 0"),
     ],
 )
 def test_a_cron_expression_gets_seconds(given: str, taken: str) -> None:
@@ -112,7 +113,7 @@ def test_a_cron_expression_gets_seconds(given: str, taken: str) -> None:
     ("given", "said"),
     [
         ("", "0 fields"),
-        ("@daily", "1 fields"),
+        ("@every 1h", "2 fields"),
         ("* * * * * * *", "7 fields"),
         ("60 * * * *", "minutes '60': 60 is out of bounds"),
         ("0 24 * * *", "hours '24'"),

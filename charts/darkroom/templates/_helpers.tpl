@@ -98,7 +98,11 @@ pipeline: {{ $root.Values.pipeline.name }}
 experiment: {{ $root.Values.pipeline.experiment }}
 image: {{ include "darkroom.image" (dict "root" $root "image" $root.Values.image "name" "image") }}
 gpu_image: {{ include "darkroom.image" (dict "root" $root "image" $root.Values.gpuImage "name" "gpuImage") }}
+image_pull_policy: {{ $root.Values.image.pullPolicy }}
+image_pull_secrets: {{ toJson $root.Values.imagePullSecrets }}
 service_account: {{ include "darkroom.fullname" $root }}-pipeline
+recipe: {{ $root.Values.pipeline.recipe | quote }}
+workdir: {{ $root.Values.workdir | quote }}
 runtime: {{ $root.Values.trainer.runtime }}
 queue: {{ ternary $root.Values.queue.name "" $root.Values.queue.create | quote }}
 cloud: {{ $root.Values.cloud }}
