@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.recurring import Action, Found, Wanted, plan
 
 Say = Callable[[str], None]
 
+_RELEASE = re.compile(r"\[release (?P<account>[-.a-z0-9]+)\]\s*\Z")
 _DESCRIPTION = "Train Stable Diffusion on a place full of images, and publish it."
 
 
@@ -64,7 +66,7 @@ def deploy(deployment: Deployment, connect: Callable[[], Kubeflow], say: Say) ->
     wanted = []
     if not deployment.withdraw:
         pipeline_id = kubeflow.make_pipeline(deployment.pipeline, _DESCRIPTION)
-        shown = upload(kubeflow, pipeline_id, deployment, deployment.recipe, (), say)
+        shown = upload(kubeflow, pipeline_id, deployment, deployment.recipe, (), say, shown=True)
         versions[shown.name] = shown
         for schedule in deployment.schedules:
             version = upload(kubeflow, pipeline_id, deployment, schedule.recipe, schedule.overrides, say)
@@ -74,18 +76,51 @@ def deploy(deployment: Deployment, connect: Callable[[], Kubeflow], say: Say) ->
 
 
 def upload(
-    kubeflow: Kubeflow, pipeline_id: str, deployment: Deployment, recipe: str, overrides: Sequence[str], say: Say
+    kubeflow: Kubeflow,
+    pipeline_id: str,
+    deployment: Deployment,
+    recipe: str,
+    overrides: Sequence[str],
+    say: Say,
+    shown: bool = False,
 ) -> Version:
-    """Return the version of the pipeline whose steps ask for a run's machines, uploaded where it is new."""
+    """Return the version of the pipeline whose steps ask for a run's machines, uploaded where it is new.
+
+    Args:
+        kubeflow: Where.
+        pipeline_id: The pipeline.
+        deployment: The release.
+        recipe: The run.
+        overrides: Settings of the run.
+        say: Told what is uploaded.
+        shown: Whether it is the one of the release, that runs take which do not bring their own.
+    """
     with tempfile.TemporaryDirectory(prefix="darkroom-ir-") as folder:
         file = Path(folder) / "darkroom.yaml"
         name = compile_to(file, deployment, recipe, overrides)
         known = {version.name: version for version in kubeflow.versions(pipeline_id)}
         if name in known:
             return known[name]
-        made = kubeflow.upload(file, pipeline_id, name, f"Machines of {_shown(recipe)}; {deployment.image}")
+        about = f"Machines of {_shown(recipe)}; {deployment.image}"
+        about += f" [release {deployment.service_account or '-'}]" if shown else ""
+        made = kubeflow.upload(file, pipeline_id, name, about)
     say(f"{deployment.pipeline}: uploaded version {name}")
     return made
+
+
+def newest(kubeflow: Kubeflow, pipeline: str) -> tuple[Version, str]:
+    """Return the newest version that a release uploaded, and the account that its runs have.
+
+    Raises:
+        ConfigError: Where there is none.
+    """
+    known = kubeflow.pipeline(pipeline)
+    for version in kubeflow.versions(known) if known is not None else ():
+        if release := _RELEASE.search(version.description):
+            return version, release["account"].strip("-")
+    raise ConfigError(
+        f"Kubeflow has no pipeline {pipeline!r} of a release yet; install the chart, or give its deploy.yaml (--file)"
+    )
 
 
 def reconcile(

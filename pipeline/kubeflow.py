@@ -166,7 +166,8 @@ class Kubeflow:
         """Return a pipeline's versions, the newest first."""
         ask = {"pipeline_id": pipeline_id, "sort_by": "created_at desc"}
         found = self._pages("list versions", self._client.list_pipeline_versions, "pipeline_versions", **ask)
-        return [Version(pipeline_id, one.pipeline_version_id, one.display_name, one.created_at) for one in found]
+        ids = ((one.pipeline_version_id, one.display_name, one.description or "") for one in found)
+        return [Version(pipeline_id, *one) for one in ids]
 
     def upload(self, file: Path, pipeline_id: str, name: str, description: str) -> Version:
         """Return the version of that name, uploaded where there is none."""

@@ -13,7 +13,7 @@ class Version(NamedTuple):
     pipeline_id: str
     id: str
     name: str
-    created: datetime | None
+    description: str
 
 
 class Task(NamedTuple):

@@ -97,7 +97,7 @@ def _version_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", type=Path, help="deploy.yaml of the release, to ask for this run's own machines")
     parser.add_argument("--pipeline", default="darkroom", help="name of the pipeline (default: %(default)s)")
     parser.add_argument("--experiment", default="darkroom", help="experiment of the run (default: %(default)s)")
-    parser.add_argument("--service-account", default="", help="account of the run's pods (default: Kubeflow's)")
+    parser.add_argument("--service-account", default="", help="account of the run's pods (default: the release's)")
 
 
 def _connect(arguments: argparse.Namespace, deployment: Deployment | None = None) -> Kubeflow:
@@ -136,11 +136,11 @@ def _submit(arguments: argparse.Namespace) -> int:
         check_workdir(workdir)
     given = parameters(arguments.recipe, workdir, arguments.source, overrides)
     kubeflow = _connect(arguments, deployment)
-    version = _pinned(kubeflow, arguments, deployment, overrides)
+    version, account = _pinned(kubeflow, arguments, deployment, overrides)
     name = arguments.name or settings.run
     experiment_id = kubeflow.experiment(deployment.experiment)
     started = {key: value for key, value in given.items() if key != "workdir" or value}
-    run_id = kubeflow.submit(name, version, experiment_id, started, deployment.service_account)
+    run_id = kubeflow.submit(name, version, experiment_id, started, account)
     _say(f"run        {line(name)}", f"id         {run_id}", f"version    {version.name}")
     _say(f"dashboard  {kubeflow.link(run_id)}", f"next       darkroom status {run_id}")
     return _wait(kubeflow, run_id) if arguments.wait else EXIT_DONE
@@ -150,26 +150,21 @@ def _deployment(arguments: argparse.Namespace) -> Deployment:
     """Return the release's deployment, or what the arguments tell of it."""
     if arguments.file is not None:
         return read_deployment(arguments.file)
-    told = {"pipeline": arguments.pipeline, "experiment": arguments.experiment}
-    return Deployment.parse({**told, "service_account": arguments.service_account})
+    return Deployment.parse({"pipeline": arguments.pipeline, "experiment": arguments.experiment})
 
 
 def _pinned(
     kubeflow: Kubeflow, arguments: argparse.Namespace, deployment: Deployment, overrides: Sequence[str]
-) -> Version:
-    """Return the version that a run is pinned to: made for it where the release is known, or else the newest."""
-    from pipeline.deploying import upload
+) -> tuple[Version, str]:
+    """Return the version that a run is pinned to, made for it where the release is known, and its pods' account."""
+    from pipeline.deploying import newest, upload
 
-    if arguments.file is not None:
-        pipeline_id = kubeflow.make_pipeline(deployment.pipeline, "")
-        return upload(kubeflow, pipeline_id, deployment, arguments.recipe, overrides, _say)
-    known = kubeflow.pipeline(deployment.pipeline)
-    versions = kubeflow.versions(known) if known is not None else []
-    if not versions:
-        raise ConfigError(
-            f"Kubeflow has no pipeline {deployment.pipeline!r} yet; install the chart, or give its deploy.yaml (--file)"
-        )
-    return versions[0]
+    if arguments.file is None:
+        version, account = newest(kubeflow, deployment.pipeline)
+        return version, arguments.service_account or account
+    pipeline_id = kubeflow.make_pipeline(deployment.pipeline, "")
+    version = upload(kubeflow, pipeline_id, deployment, arguments.recipe, overrides, _say)
+    return version, arguments.service_account or deployment.service_account
 
 
 def _wait(kubeflow: Kubeflow, run_id: str, sleep: Callable[[float], object] = time.sleep) -> int:
@@ -293,14 +288,14 @@ def _schedule_set(arguments: argparse.Namespace) -> int:
     alone = Deployment.parse({**deployment.model_dump(), "schedules": [one]})
     check(alone)
     kubeflow = _connect(arguments, deployment)
-    version = _pinned(kubeflow, arguments, deployment, overrides)
+    version, account = _pinned(kubeflow, arguments, deployment, overrides)
     wanted = Wanted(
         arguments.name,
         seconds_first(arguments.cron),
         parameters(arguments.recipe, workdir, arguments.source, overrides),
         version.name,
         deployment.experiment,
-        deployment.service_account,
+        account,
         not arguments.paused,
         BY_HAND,
     )

@@ -175,7 +175,7 @@ def test_a_run_is_submitted_to_the_newest_version_or_to_one_of_its_own(
 ) -> None:
     submit = ["submit", "--recipe", "demo", "--set", "seed=3", "--workdir", "s3://b/w"]
     assert main(submit) == 78
-    assert "has no pipeline 'darkroom' yet" in said(capsys)
+    assert "has no pipeline 'darkroom' of a release yet" in said(capsys)
     assert release.deploy() == 0
     assert main(submit) == 0
     (run,) = release.api.tables["runs"].values()
@@ -183,6 +183,7 @@ def test_a_run_is_submitted_to_the_newest_version_or_to_one_of_its_own(
         "recipe": "demo", "workdir": "s3://b/w", "source": "", "overrides": ["seed=3"]
     }  # fmt: skip
     assert run["display_name"] == resolve("demo", ["seed=3"]).run
+    assert run["service_account"] == "darkroom-pipeline"
     told = said(capsys)
     assert f"next       darkroom status {run['run_id']}" in told
     assert f"{release.api.url}/#/runs/details/{run['run_id']}" in told
@@ -192,6 +193,9 @@ def test_a_run_is_submitted_to_the_newest_version_or_to_one_of_its_own(
     last = list(release.api.tables["runs"].values())[-1]
     assert resolve(last["runtime_config"]["parameters"]["recipe"]).name == "mine"
     assert last["pipeline_version_reference"] != run["pipeline_version_reference"]
+    assert main(submit) == 0
+    last = list(release.api.tables["runs"].values())[-1]
+    assert last["pipeline_version_reference"] == run["pipeline_version_reference"], "that of the release"
 
 
 def test_wrong_settings_are_refused_before_kubeflow_is_asked(
