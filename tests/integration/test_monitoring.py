@@ -132,7 +132,8 @@ def test_the_log_and_the_metrics_say_what_holds_training_up(workshop: Any, watch
 
 
 def test_what_cannot_be_measured_or_drawn_does_not_end_training(workshop: Any) -> None:
-    lost = Shard("shards/12x12/00000000000000ff", (12, 12), 4, 9, "00" * 32, (0, 1, 2, 3))
+    # More samples than all others have, so that its bucket is the one to draw in.
+    lost = Shard("shards/12x12/00000000000000ff", (12, 12), 100, 9, "00" * 32, tuple(range(100)))
     hold_out(workshop.workdir, "gone", lost)
     watching = ("validate_every=2", "sample_every=2", "sample_prompts=[number 1]")
     ended = workshop.train("gone", "steps=4", "checkpoint_every=4", *watching, dataset="gone")

@@ -24,8 +24,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = 128 + signal.SIGKILL
 
 AGENT = """
-import json, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and the agent leaves that as it is
+import json, sys
 from components.progress import Progress
 from components.train.agent import Agent, Grace, Signals
 from components.train.node import Node
