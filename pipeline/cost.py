@@ -35,10 +35,6 @@ class Budget:
     poll_seconds: float
     save_seconds: float
 
-    def left(self, spent: float) -> float:
-        """Return what is left of the sum; negative where it was exceeded."""
-        return self.usd - spent
-
     def must_stop(self, spent: float, usd_per_hour: float) -> bool:
         """Tell whether to stop now, since stopping at the next poll could be too late.
 
@@ -46,17 +42,7 @@ class Budget:
             spent: In US dollars, what runs now included.
             usd_per_hour: What all machines together cost now.
         """
-        return spent + usd_per_hour * (self.poll_seconds + self.save_seconds) / HOUR > self.usd
-
-    def may_start(self, spent: float, usd_per_hour: float, start_seconds: float) -> bool:
-        """Tell whether what is left buys at least a start and one poll of work behind it."""
-        return not self.must_stop(spent + usd_per_hour * (start_seconds + self.poll_seconds) / HOUR, usd_per_hour)
-
-    def seconds_left(self, spent: float, usd_per_hour: float) -> float:
-        """Return for how long training may still go on; infinite where it costs nothing."""
-        if usd_per_hour <= 0:
-            return math.inf
-        return max(0.0, self.left(spent) / usd_per_hour * HOUR - self.save_seconds)
+        return spent + usd_per_hour * (self.poll_seconds + self.save_seconds) / HOUR >= self.usd
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from components.errors import EXIT_DONE, ConfigError, DataError, OutOfMemory, Preempted
+from pipeline.cost import HOUR, Budget
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PRESETS, PlacementConfig, Pool, spot_grace
 
@@ -185,9 +186,11 @@ class Rule(NamedTuple):
 
 def _over_budget(_standing: Standing, sight: Sight, terms: Terms) -> bool:
     """Tell whether the money that is left only pays for the end: the next look and the grace to save."""
-    budget = terms.launch.budget_usd
-    reserve = sight.rate * (terms.launch.poll_seconds + spot_grace(terms.placement))
-    return budget is not None and sight.spent + reserve >= budget
+    usd = terms.launch.budget_usd
+    if usd is None:
+        return False
+    budget = Budget(usd, terms.launch.poll_seconds, save_seconds=spot_grace(terms.placement))
+    return budget.must_stop(sight.spent, usd_per_hour=sight.rate * HOUR)
 
 
 def _late(standing: Standing, sight: Sight, terms: Terms) -> bool:

@@ -193,16 +193,10 @@ def test_a_budget_is_exceeded_by_no_more_than_one_poll(
     assert spent <= usd
 
 
-def test_what_is_left_of_a_budget() -> None:
+def test_a_budget_keeps_back_the_next_poll_and_the_save() -> None:
     budget = Budget(usd=100.0, poll_seconds=30.0, save_seconds=60.0)
-    assert budget.left(40.0) == 60.0
-    assert budget.seconds_left(40.0, 60.0) == 3600 - 60
-    assert budget.seconds_left(40.0, 0.0) == math.inf
-    assert budget.seconds_left(120.0, 60.0) == 0.0
-    assert not budget.must_stop(98.5, 60.0)
-    assert budget.must_stop(98.6, 60.0)
-    assert budget.may_start(90.0, 60.0, start_seconds=300.0)
-    assert not budget.may_start(94.0, 60.0, start_seconds=300.0)
+    assert not budget.must_stop(98.4, 60.0)
+    assert budget.must_stop(98.5, 60.0)
     assert not budget.must_stop(99.99, 0.0), "what costs nothing may go on"
 
 
