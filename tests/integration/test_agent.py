@@ -201,7 +201,7 @@ def test_a_cloud_notice_to_one_machine_stops_both_after_the_same_step(workshop: 
     assert max(line["step"] for line in first.run.read_lines("metrics.jsonl")) == saved.step, "no step is lost"
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.proof), 1])
 def test_when_one_machine_goes_the_other_ends_in_bounded_time(workshop: Any, killed: int) -> None:
     agents = two_machines(workshop, f"two-killed-{killed}")
     agents[0].until("step", at_step=7)

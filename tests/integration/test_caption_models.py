@@ -340,6 +340,7 @@ def test_a_captioner_may_compute_in_half_precision(captioners: dict[str, Path], 
     assert wrong(work) == {}
 
 
+@pytest.mark.proof
 def test_two_processes_make_what_one_makes(captioners: dict[str, Path], tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", 7)
     written = []

@@ -82,6 +82,7 @@ def test_watching_does_not_change_a_bit(workshop: Any, watched: Storage, held: s
     assert workshop.losses(seen) == workshop.losses(name)
 
 
+@pytest.mark.proof
 def test_a_broken_training_is_watched_like_a_whole_one(workshop: Any, watched: Storage, held: str) -> None:
     ended = workshop.train("broken", *WATCHED, dataset=held, at_step=5, act=lambda gang: gang.signal(1, signal.SIGTERM))
     assert ended.code == Preempted.exit_code, ended.output

@@ -139,6 +139,7 @@ def test_a_notice_during_a_slow_save_loses_nothing_and_is_over_within_ten_second
     assert last["stall_seconds"] > 1.5, "or the line was not slow"
 
 
+@pytest.mark.proof
 def test_a_save_that_cannot_be_done_in_time_is_given_up_and_the_one_before_stands(far: Far) -> None:
     far.line.bytes_per_second = inf
     stop = Stop(far, from_then_on=SLOW / 20)  # one checkpoint takes most of a minute now

@@ -49,9 +49,8 @@ def test_channels_last_trains_alike(workshop: Any) -> None:
     np.testing.assert_allclose(losses(workshop, "last", "channels_last=true"), losses(workshop, "first"), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(0, marks=pytest.mark.proof), 1, pytest.param(3, marks=pytest.mark.proof)]
-)
+@pytest.mark.proof
+@pytest.mark.parametrize("stage", [0, 1, 3])
 def test_fp16_scales_its_losses_and_resumes_with_the_scale(workshop: Any, stage: int) -> None:
     settings = (f"zero_stage={stage}", "precision=fp16")
     name, stopped = f"fp16-{stage}", f"fp16-{stage}-stopped"

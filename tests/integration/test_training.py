@@ -39,7 +39,7 @@ def test_a_notice_to_one_rank_stops_all_after_one_step_and_nothing_is_lost(works
     assert workshop.losses("notice") == workshop.losses("uninterrupted")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.proof), 1])
 def test_a_killed_rank_costs_at_most_one_interval(workshop: Any, uninterrupted: str, rank: int) -> None:
     name = f"killed-{rank}"
     ended = workshop.train(name, at_step=17, act=lambda gang: gang.signal(rank, signal.SIGKILL))

@@ -43,5 +43,5 @@ def test_plain_sums_would_differ() -> None:
 
 
 def test_few_subtrees_remain() -> None:
-    stretches = [(first, last) for first in range(0, 1000, 37) for last in range(first + 1, 1001)]
+    stretches = [(first, last) for first in range(0, 1000, 37) for last in range(first + 1, 1001, 11)]
     assert max(len(covering(first, last, 1000)) for first, last in stretches) <= 20

@@ -186,7 +186,7 @@ def gang(folder: Path, asked: Sequence[int | None], late_below: float) -> list[d
     return told
 
 
-@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED.keys())
+@pytest.mark.parametrize("asked", [pytest.param(ASKED["first"], marks=pytest.mark.proof), ASKED["two"]], ids=ASKED)
 @pytest.mark.parametrize(("late_below", "stops_after"), [(0.0, 4), (1e9, 5)], ids=["at-once", "late"])
 def test_all_ranks_stop_after_the_same_step(
     tmp_path: Path, asked: Sequence[int | None], late_below: float, stops_after: int
