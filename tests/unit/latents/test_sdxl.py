@@ -222,7 +222,7 @@ def test_held_out_samples_are_conditioned_too(pile: Pile) -> None:
     batch = validation._read(validation._chosen)
     assert batch.pooled is not None
     assert batch.time_ids is not None
-    assert len(batch.pooled) == len(batch.time_ids) == dataset.held_out > 0
+    assert len(batch.pooled) == len(batch.time_ids) == sum(len(shard.held_out) for shard in dataset.shards) > 0
 
 
 def test_model_of_sdxl_refuses_samples_of_others(sdxl: Path, make_pile: Callable[..., Pile]) -> None:
