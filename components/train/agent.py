@@ -27,6 +27,7 @@ _IN_ORDER = (EXIT_DONE, Preempted.exit_code)
 # What the ranks of one gang end with is one story: those that come first here know the cause, the others only saw
 # that a peer was gone.
 _TELLING_CODES = tuple(error.exit_code for error in (ConfigError, DataError, OutOfMemory, Preempted, Hung))
+_SIGNALLED = 128  # and above: as a shell tells a death by a signal
 _FINAL_CODES = (EXIT_DONE, Preempted.exit_code, ConfigError.exit_code, DataError.exit_code)
 
 
@@ -114,8 +115,9 @@ class Agent:
         """Run the ranks until all have ended, and again after a crash as often as ``restarts`` says.
 
         Returns:
-            0 where all ranks ended well, otherwise the code of the rank that knows why, or of the first that failed; a
-            death by signal n counts as 128 + n.
+            0 where all ranks ended well, otherwise the code of the rank that knows why, of one that somebody else
+            killed, since its peers fail for want of it, or of the first that failed; a death by signal n counts as
+            128 + n.
 
         Raises:
             ConfigError: Where one of several machines is to restart by itself.
@@ -175,6 +177,7 @@ class Agent:
     def _wait(self) -> int:
         ended: dict[int, int] = {}  # exit codes by local rank, in the order in which they ended
         deadline = inf
+        by_themselves: int | None = None  # how many had ended when the others were killed here
         while len(ended) < self._node.ranks:
             for local, process in enumerate(self._signals.ranks):
                 if local not in ended and process.poll() is not None:
@@ -187,10 +190,13 @@ class Agent:
                 deadline = min(deadline, self._deadline(EXIT_DONE))
             if time.monotonic() > deadline or self._is_orphan():
                 self._give_up(ended)
+                by_themselves = len(ended) if by_themselves is None else by_themselves
                 deadline = inf
             time.sleep(_POLL_SECONDS)
         codes = list(ended.values())
-        return next((code for code in _TELLING_CODES if code in codes), next((code for code in codes if code), 0))
+        killed = [code for code in codes[:by_themselves] if code > _SIGNALLED]
+        known = [code for code in _TELLING_CODES if code in codes]
+        return next((code for code in (*known, *killed, *codes) if code), 0)
 
     def _deadline(self, code: int) -> float:
         """Return until when the others may go on after one ended with this code."""
@@ -215,7 +221,7 @@ def _kill(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _shell_code(code: int) -> int:
-    return code if code >= 0 else 128 - code
+    return code if code >= 0 else _SIGNALLED - code
 
 
 @contextmanager

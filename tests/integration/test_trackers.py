@@ -32,10 +32,10 @@ def about(run: Storage, step: int = 0, training: str = "t1") -> dict[str, Any]:
     return {"run": run.url, "training": training, "step": step, "project": "darkroom", "config": config}
 
 
-def child() -> int:
-    """Return the process id of the one tracker that this process has started."""
-    (pid,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text("ascii").split()
-    return int(pid)
+def child(trackers: Trackers) -> int:
+    """Return the process id of the one tracker that was started."""
+    (process,) = trackers._processes.values()
+    return process.pid
 
 
 def fine(event: str, **fields: Any) -> None:
@@ -181,7 +181,7 @@ def test_a_tracker_that_fails_says_why_once(run: Storage, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(run.url))
     told = Told()
     trackers = Trackers(["wandb"], about(run), told)
-    os.waitid(os.P_PID, child(), os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, child(trackers), os.WEXITED | os.WNOWAIT)
     for step in range(1, 50):
         trackers.log(step, {"train/loss": 1.0})
     trackers.close(patience=60)
@@ -193,7 +193,7 @@ def test_a_tracker_that_fails_says_why_once(run: Storage, monkeypatch: pytest.Mo
 def test_a_tracker_that_hangs_is_dropped_and_holds_nobody_up(run: Storage) -> None:
     told = Told()
     trackers = Trackers(["tensorboard"], about(run), told)
-    os.kill(child(), signal.SIGSTOP)
+    os.kill(child(trackers), signal.SIGSTOP)
     longest, step = 0.0, 0
     while not told:
         step += 1
@@ -211,8 +211,8 @@ def test_a_tracker_that_hangs_is_dropped_and_holds_nobody_up(run: Storage) -> No
 def test_a_tracker_that_dies_is_dropped_once(run: Storage) -> None:
     told = Told()
     trackers = Trackers(["tensorboard"], about(run), told)
-    os.kill(child(), signal.SIGKILL)
-    os.waitid(os.P_PID, child(), os.WEXITED | os.WNOWAIT)
+    os.kill(child(trackers), signal.SIGKILL)
+    os.waitid(os.P_PID, child(trackers), os.WEXITED | os.WNOWAIT)
     for step in range(1, 5):
         trackers.log(step, {"train/loss": 1.0})
     trackers.close(patience=60)
@@ -225,7 +225,7 @@ def test_a_tracker_outlives_training_to_bring_out_what_it_has(run: Storage) -> N
     trackers.log(1, {"train/loss": 1.0})
     trackers.close(patience=0.0)  # it has not even started
     assert [event["event"] for event in told] == ["tracker-left"]
-    os.waitid(os.P_PID, child(), os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, child(trackers), os.WEXITED | os.WNOWAIT)
     folder = run.local_path("tracking/tensorboard")
     assert folder is not None
     assert scalars(folder, "train/loss") == [(1, 1.0)]
