@@ -48,3 +48,19 @@ def denoising_loss(
         raise ConfigError(f"the scheduler predicts {kind!r}; allowed: epsilon, v_prediction, sample")
     error: Tensor = predicted.float() - target.float()
     return error.square().mean(dim=(1, 2, 3))
+
+
+def make_loss(scheduler: Any, channels_last: bool = False) -> Loss:
+    """Return the denoising loss as the engine calls for it.
+
+    Args:
+        scheduler: As ``denoising_loss`` takes it.
+        channels_last: Whether images lie in memory with the channels last. The weights stay as they are: DeepSpeed lays
+            them end to end, and a convolution follows its input.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def loss(model: nn.Module, batch: MicroBatch) -> Tensor:
+        return denoising_loss(model, scheduler, batch, layout)
+
+    return loss

@@ -20,14 +20,14 @@ from components.storage import Storage
 from components.train.agreement import Agreement
 from components.train.command import Request
 from components.train.config import TrainConfig
-from components.train.diffusion import Loss, denoising_loss
+from components.train.diffusion import make_loss
 from components.train.engine import Engine, init_distributed, load_weights
 from components.train.flops import StepFlops, device_peak_flops
 from components.train.identity import training_identity
 from components.train.memory import fitting, is_out_of_memory, note_smaller
 from components.train.monitor import Monitor
 from components.train.ranks import first_problem
-from components.train.reader import Drawing, MicroBatch, Reader
+from components.train.reader import Drawing, Reader
 from components.train.saver import Saver
 from components.train.stopping import Stopping
 from components.train.train import Training, train
@@ -80,7 +80,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     _check_conditioning(unet, request.dataset)
     if checkpoint is not None:
         load_weights(unet, checkpoint.read_all("master"))
-    engine = Engine(_tuned(unet, config), _loss(scheduler, config), config)
+    engine = Engine(_tuned(unet, config), make_loss(scheduler, config.channels_last), config)
     if checkpoint is not None:
         engine.restore(checkpoint)
     step = checkpoint.step if checkpoint is not None else 0
@@ -120,16 +120,6 @@ def _tuned(unet: Any, config: TrainConfig) -> nn.Module:
         unet.compile()
     tuned: nn.Module = unet
     return tuned
-
-
-def _loss(scheduler: Any, config: TrainConfig) -> Loss:
-    # The weights stay as they are: DeepSpeed lays them end to end, and a convolution follows its input.
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-
-    def loss(model: nn.Module, batch: MicroBatch) -> Tensor:
-        return denoising_loss(model, scheduler, batch, layout)
-
-    return loss
 
 
 def _dataset(storage: Storage, version: str | None) -> Dataset:

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from components.digests import sha256
 from components.shards import Sample, npy, pack
 from components.storage import Storage, open_storage
 from components.train.config import TrainConfig
-from components.train.diffusion import denoising_loss
+from components.train.diffusion import make_loss
 from components.train.engine import Engine, init_distributed
 from components.train.reader import MicroBatch
 
@@ -142,10 +141,9 @@ def profile(workdir: Storage, shape: dict[str, Any], config: TrainConfig, steps:
     assert folder is not None
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
     if config.compile:
         unet.compile()
-    engine = Engine(unet, partial(_loss, scheduler, layout), config)
+    engine = Engine(unet, make_loss(scheduler, config.channels_last), config)
     source = batches(config, shape)
     for _ in range(3):
         engine.step(next(source), 1e-4)
@@ -154,10 +152,6 @@ def profile(workdir: Storage, shape: dict[str, Any], config: TrainConfig, steps:
             engine.step(next(source), 1e-4)
     key = "self_cuda_time_total" if gpu else "self_cpu_time_total"
     return str(found.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60))
-
-
-def _loss(scheduler: Any, layout: torch.memory_format, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
-    return denoising_loss(model, scheduler, batch, layout)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,12 +21,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from components.architecture import Architecture, UnetArchitecture
 from components.dataset import Shard, make_dataset, write_dataset
@@ -36,7 +35,7 @@ from components.shards import Sample, pack
 from components.storage import Storage, open_storage
 from components.train.agreement import Agreement
 from components.train.config import TrainConfig
-from components.train.diffusion import denoising_loss
+from components.train.diffusion import denoising_loss, make_loss
 from components.train.engine import Engine, init_distributed
 from components.train.monitor import Monitor
 from components.train.reader import Drawing, MicroBatch, Reader
@@ -153,11 +152,6 @@ def write_samples(storage: Storage, count: int, size: Size) -> None:
     write_dataset(storage, make_dataset("key", {}, [shard], rejected=0))
 
 
-def loss_of(scheduler: Any, model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Return the loss as the engine calls for it."""
-    return denoising_loss(model, scheduler, batch)
-
-
 def measure(folder: str, steps: int, size: Size, zero_stage: int) -> list[tuple[Times, Times]]:
     """Return the times of each block of (training loop, bare loop)."""
     from components.dataset import read_dataset
@@ -174,7 +168,7 @@ def measure(folder: str, steps: int, size: Size, zero_stage: int) -> list[tuple[
     )
     model, scheduler = build_unet(size)
     other, _ = build_unet(size)
-    engine = Engine(model, partial(loss_of, scheduler), config)
+    engine = Engine(model, make_loss(scheduler), config)
     bare = bare_loop(other, scheduler, size)
     monitor = PairedMonitor(run, config, Progress(io.StringIO()), speaks=True, other=bare, block=size.block)
     monitor.start(0, [])
