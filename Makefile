@@ -38,10 +38,10 @@ types: $(STAMP)  ## strict types
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## unit and integration tests
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not proof'
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m 'not proof'
 
 proofs: $(STAMP)  ## the tests that take too long for every day
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m proof
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m proof
 
 bench: $(STAMP) $(STREAMING)  ## what training and reading cost over bare loops and beside others, as ratios
 	$(BIN)/python tests/benchmarks/training_step.py

@@ -21,6 +21,7 @@ from components.dataset import Shard, make_dataset, read_dataset, write_dataset
 from components.digests import sha256
 from components.shards import Sample, npy, pack
 from components.storage import Storage, open_storage
+from tests.processes import Process
 
 TINY = Architecture(
     resolution=16,
@@ -58,12 +59,12 @@ class Workshop:
         assert committed is not None
         return committed.digest
 
-    def start(self, name: str, *overrides: str, dataset: str = "key") -> subprocess.Popen[str]:
+    def start(self, name: str, *overrides: str, dataset: str = "key") -> Process:
         arguments = ["--workdir", self.workdir.url, "--run", name, "--encoding-key", dataset, "--seed", "5"]
         arguments += ["--base-model", "workdir:models/base/tiny"]
         for text in (*(f"{key}={json.dumps(value)}" for key, value in self.settings.items()), *overrides):
             arguments += ["--set", text]
-        return subprocess.Popen(
+        return Process(
             [sys.executable, "-m", "components.train", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,7 +124,7 @@ class Workshop:
 class Gang:
     """The processes of one attempt, as the agent tells of them."""
 
-    agent: subprocess.Popen[str]
+    agent: Process
     ranks: dict[int, int] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
 

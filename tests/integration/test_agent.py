@@ -20,6 +20,7 @@ import pytest
 
 from components import checkpoints
 from components.errors import ConfigError, DataError, Hung, Preempted
+from tests.processes import Process
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ class Agent:
         for text in (*(f"{key}={json.dumps(value)}" for key, value in workshop.settings.items()), *overrides):
             arguments += ["--set", text]
         self.run = workshop.run(run)
-        self.process = subprocess.Popen(
+        self.process = Process(
             [sys.executable, "-m", "components.train", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -76,6 +76,7 @@ def test_a_few_random_kills_change_no_byte(workshop: Any) -> None:
     assert workshop.losses("stormy") == workshop.losses("calm")
 
 
+@pytest.mark.timeout(600 + 180 * KILLS)
 @pytest.mark.skipif(not KILLS, reason="takes most of an hour; make chaos runs it")
 @pytest.mark.parametrize(
     ("stage", "precision"), [*itertools.product([0, 1, 2, 3], ["fp32", "bf16"]), (0, "fp16"), (2, "fp16")]

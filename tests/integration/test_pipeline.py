@@ -25,6 +25,7 @@ from PIL import Image
 from components.digests import digest_tree
 from components.storage import open_storage
 from pipeline.config import resolve
+from tests.processes import Process
 
 pytestmark = pytest.mark.slow
 
@@ -72,10 +73,10 @@ class Place:
         darkroom = [sys.executable, "-m", "pipeline.cli", "run", "--recipe", RECIPE, "--workdir", WORKDIR]
         return [*darkroom, *arguments]
 
-    def start(self, *arguments: str, limit: str = "unlimited", **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, limit: str = "unlimited", **environment: str) -> Process:
         """Start a run; no process of it may take more than ``limit`` seconds of CPU time."""
         command = ["sh", "-c", f'ulimit -t {limit} && exec "$@"', "sh", *self.command(*arguments)]
-        return subprocess.Popen(
+        return Process(
             command,
             cwd=self.folder,
             env={**os.environ, **environment},

@@ -19,6 +19,7 @@ from components.errors import ConfigError, DataError, Hung, OutOfMemory, Preempt
 from components.progress import Progress
 from components.train.agent import Agent, Grace, Signals
 from components.train.node import Node, this_node
+from tests.processes import Process
 
 ROOT = Path(__file__).parents[2]
 KILLED = 128 + signal.SIGKILL
@@ -55,7 +56,7 @@ class Agency:
 
     def __init__(self, rank: str, ranks: int, stop: float, crash: float, restarts: int, parent: int | None) -> None:
         arguments = json.dumps([RANK + textwrap.dedent(rank), ranks, stop, crash, restarts, parent])
-        self.process = subprocess.Popen(
+        self.process = Process(
             [sys.executable, "-c", AGENT, arguments],
             stdout=subprocess.PIPE,
             text=True,
@@ -272,7 +273,7 @@ def test_the_agent_ends_with_the_process_that_it_is_told_not_to_outlive() -> Non
         print(agent.pid, flush=True)
         agent.wait()
     """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+    with Process([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout is not None
         pids = [int(parent.stdout.readline())]
         ready = 0

@@ -20,6 +20,7 @@ from components.ledger import append_ledger, ledger_lines
 from components.progress import Progress
 from components.storage import Storage, open_storage
 from pipeline.exporter import Exporter, is_training, last_metrics, preemptions
+from tests.processes import Process
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_preemption_counts_once_whoever_tells_of_it() -> None:
 def test_it_serves_over_http_and_stops_when_told(workdir: Storage, tmp_path: Path) -> None:
     write_run(workdir, "served")
     command = [sys.executable, "-m", "pipeline.exporter", "--workdir", str(tmp_path), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with Process(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         port = json.loads(process.stdout.readline())["port"]
         text, deadline = "", time.monotonic() + 30

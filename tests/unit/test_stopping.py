@@ -15,15 +15,16 @@ import pytest
 from components.errors import Preempted
 from components.train.agreement import Agreed
 from components.train.stopping import Stopping
+from tests.processes import Process
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+def start(script: str, *arguments: str) -> Process:
     """Start Python code as a process, with the signals blocked as the agent blocks them."""
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
-        return subprocess.Popen(
+        return Process(
             [sys.executable, "-c", textwrap.dedent(script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -34,7 +35,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)
 
 
-def said(process: subprocess.Popen[str]) -> str:
+def said(process: Process) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 

@@ -17,6 +17,7 @@ import pytest
 from components.errors import Hung
 from components.progress import Progress
 from components.train.watchdog import Watchdog
+from tests.processes import Process
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,8 +78,8 @@ def test_time_in_which_the_process_itself_stood_still_does_not_count(clock: Cloc
     assert looks(watchdog, clock, 3) is not None, "but what it ran for does"
 
 
-def start(script: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def start(script: str) -> Process:
+    return Process(
         [sys.executable, "-c", textwrap.dedent(script)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
