@@ -8,7 +8,8 @@ not matter, because which two are added does not change. Each rank adds up what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -57,30 +58,31 @@ def covering(first: int, last: int, size: int) -> list[Node]:
     return sorted(partial.nodes, key=lambda node: node[1] << node[0])
 
 
-def sum_over_ranks(partial: TreeSum, size: int, like: Tensor) -> Tensor:
+def sum_over_ranks(partial: TreeSum, bounds: Sequence[int], like: Tensor) -> Tensor:
     """Add up the partial sums of all ranks; every rank calls it and gets the same bits.
 
     Args:
-        partial: This rank's sum, over places ``rank·n/world`` to ``(rank+1)·n/world - 1``.
-        size: The number of places, n.
+        partial: This rank's sum.
+        bounds: Rank *r* has summed places ``bounds[r]`` to ``bounds[r + 1] - 1``; the last is the number of places, n,
+            which is not 0.
         like: A tensor of the sum's shape, dtype and device.
     """
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, size = torch.distributed.get_rank(), bounds[-1]
     whole = like.new_empty(like.shape)
     if rank == 0:
-        for node, term in _received(size, world, like):
+        for node, term in _received(bounds, like):
             partial.add(node, term)
         whole.copy_(partial.nodes[root(size)])
     else:
-        for node in covering(rank * size // world, (rank + 1) * size // world, size):
+        for node in covering(bounds[rank], bounds[rank + 1], size):
             torch.distributed.send(partial.nodes[node], dst=0)
     torch.distributed.broadcast(whole, src=0)
     return whole
 
 
-def _received(size: int, world: int, like: Tensor) -> Iterator[tuple[Node, Tensor]]:
-    for sender in range(1, world):
-        for node in covering(sender * size // world, (sender + 1) * size // world, size):
+def _received(bounds: Sequence[int], like: Tensor) -> Iterator[tuple[Node, Tensor]]:
+    for sender, (first, last) in enumerate(islice(pairwise(bounds), 1, None), start=1):
+        for node in covering(first, last, bounds[-1]):
             term = like.new_empty(like.shape)
             torch.distributed.recv(term, src=sender)
             yield node, term

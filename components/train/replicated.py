@@ -103,19 +103,27 @@ class Exact(Replicated):
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], samples: int, scale: float) -> Tensor:
         """Make the gradients those of the whole global batch, the same bits on every rank."""
-        place = self.rank * samples // self.world
-        partial, total = TreeSum(samples), torch.zeros((), device=self.device)
-        for sample in (row for batch in micro_batches for row in batch.rows()):
+        rows = [row for batch in micro_batches for row in batch.rows()]
+        bounds = self._bounds(len(rows))
+        partial, total = TreeSum(bounds[-1]), torch.zeros((), device=self.device)
+        for place, sample in enumerate(rows, start=bounds[self.rank]):
             loss = self._loss(self.module, sample)[0]
             gradients = torch.autograd.grad(loss * (scale / samples), self._parameters)
             partial.add((0, place), torch.cat([gradient.flatten() for gradient in gradients]))
-            place, total = place + 1, total + loss.detach()
+            total = total + loss.detach()
         flat = torch.cat([parameter.detach().flatten() for parameter in self._parameters])
-        whole = sum_over_ranks(partial, samples, like=flat)
+        whole = sum_over_ranks(partial, bounds, like=flat) if bounds[-1] else torch.zeros_like(flat)
         parts = torch.split(whole, [parameter.numel() for parameter in self._parameters])
         for parameter, gradient in zip(self._parameters, parts, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return total
+
+    def _bounds(self, rows: int) -> list[int]:
+        """Return where each rank's rows begin among those that count, and their number; bad shards leave some out."""
+        counts = torch.zeros(self.world, dtype=torch.int64, device=self.device)
+        counts[self.rank] = rows
+        torch.distributed.all_reduce(counts)
+        return [0, *counts.cumsum(0).tolist()]
 
     def _sum(self, gradients: Sequence[Tensor]) -> None:
         """Leave them as they are: every rank has the sum already."""
