@@ -68,6 +68,19 @@ def test_a_torn_checkpoint_is_skipped_loudly(workshop: Any, uninterrupted: str) 
     assert workshop.state("torn") == uninterrupted
 
 
+def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(workshop: Any, uninterrupted: str) -> None:
+    run = workshop.run("in-the-way")
+    run.write(checkpoints.folder(7), b"a file where the folder should be")
+    ended = workshop.train("in-the-way", "keep=9")
+    assert ended.code == 0, ended.output
+    (failed,) = ended.told("checkpoint-failed")
+    assert failed["step"] == 7
+    assert "same name" in failed["problem"]
+    found = [one for one in checkpoints.candidates(run) if isinstance(one, checkpoints.Checkpoint)]
+    assert [one.step for one in found] == [30, 28, 21, 14]
+    assert workshop.state("in-the-way") == uninterrupted
+
+
 def test_another_world_size_sees_the_same_samples(workshop: Any, uninterrupted: str) -> None:
     workshop.train("elastic", at_step=9, act=lambda gang: gang.signal(0, signal.SIGTERM))
     ended = workshop.train("elastic", "ranks=3", "micro_batch=2", "zero_stage=2")
