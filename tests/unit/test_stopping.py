@@ -208,3 +208,14 @@ def test_short_steps_are_read_late_but_for_those_before_a_checkpoint_and_long_on
         assert read == {
             1: [1], 2: [2], 3: [3], 4: [4], 5: [5], 6: [], 7: [6], 8: [7], 9: [8], 10: [9, 10], 11: [], 12: [11, 12],
         }  # fmt: skip
+
+
+def test_a_step_that_was_posted_before_the_stop_was_read_is_returned_with_it(tmp_path: Path) -> None:
+    for agreed in gang(tmp_path, (6, None), late_below=3.0):
+        read = {step: [one.step for one in after] for step, after in agreed.items()}
+        # The first step took the ranks 2 s as a mean, and 4 s as a sum: the others are read late.
+        assert read == {1: [1], 2: [], 3: [2], 4: [3], 5: [4, 5], 6: [], 7: [6, 7]}
+        last = agreed[7]
+        assert [one.stop for one in last] == [True, True]
+        assert [one.loss for one in last] == [2 * 6 + 1.0, 2 * 7 + 1.0]
+        assert [one.facts for one in last] == [{"step": 6}, {"step": 7}]
