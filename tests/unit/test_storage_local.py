@@ -231,3 +231,37 @@ def test_what_killed_writers_left_is_told_and_discarded(tmp_path: Path) -> None:
         storage.discard(one)
     assert list(storage.list_unfinished()) == []
     assert storage.read("a/b/c") == b"data"
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_is(
+    local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is still in Python's buffers is not in the file, and what has its name already is too late."""
+    synced: list[tuple[bytes, bool]] = []
+    fsync = os.fsync
+
+    def watched(file: int) -> None:
+        path = Path(f"/proc/self/fd/{file}")
+        hidden = path.readlink().name.startswith(HIDDEN) and path.stat().st_nlink == 1
+        synced.append((path.read_bytes(), hidden))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    (tmp_path / "source").write_bytes(b"uploaded")
+    local.write("a", b"written")
+    local.create("b", b"created")
+    local.upload("c", tmp_path / "source")
+    local.write_lines("d", [{"n": 1}])
+    local.download("a", tmp_path / "copy")
+    assert synced == [(data, True) for data in (b"written", b"created", b"uploaded", b'{"n": 1}\n', b"written")]
+
+
+def test_what_was_appended_outlives_a_writer_that_is_killed_at_once(local: LocalStorage) -> None:
+    program = (
+        "import os, sys\n"
+        "from components.storage import open_storage\n"
+        "open_storage(sys.argv[1]).append_lines('log', [{'n': 1}, {'n': 2}]); os.kill(os.getpid(), 9)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, local.url], cwd=Path(__file__).parents[2])
+    assert ended.returncode == -signal.SIGKILL
+    assert list(local.read_lines("log")) == [{"n": 1}, {"n": 2}]
