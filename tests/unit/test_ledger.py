@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -116,6 +118,17 @@ def test_a_torn_line_is_left_out_and_a_wrong_one_is_named() -> None:
     assert total(read_ledger(run)).seconds == 3, "what comes after a torn line is not lost with it"
     run.write_lines("ledger.jsonl", [{"attempt": 0, "state": "useful", "seconds": -1}])
     with pytest.raises(DataError, match=r"ledger\.jsonl:1 in memory://ledger-torn .*seconds: .*mend or delete it"):
+        read_ledger(run)
+
+
+@pytest.mark.parametrize("number", [nan, inf, -inf])
+def test_a_number_that_no_sum_survives_gets_neither_in_nor_out(number: float) -> None:
+    for values in ({"seconds": {"useful": number}}, {"seconds": {"useful": 1.0}, "usd_per_hour": number}):
+        with pytest.raises((ValueError, OverflowError)):
+            ledger_lines(0, **values)  # type: ignore[arg-type]
+    run = open_storage(f"memory://ledger-{number}")
+    run.write("ledger.jsonl", b'{"attempt": 0, "state": "useful", "seconds": %s}\n' % json.dumps(number).encode())
+    with pytest.raises(DataError, match="seconds: Input should be"):
         read_ledger(run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from components.storage import Storage, open_storage
 from components.storage_local import LocalStorage
 from components.train.config import TrainConfig
 from components.train.monitor import Monitor
+from components.train.trackers import Trackers
 
 
 def config(**settings: Any) -> TrainConfig:
@@ -71,14 +73,52 @@ def test_the_log_line_is_over_the_steps_since_the_last_one(run: Storage) -> None
     assert (lines[1]["step"], lines[1]["data_wait_share"]) == (4, 0.0)
 
 
-def test_numbers_that_json_does_not_know_are_null(run: Storage) -> None:
+def strictly(text: str) -> Any:
+    """Read JSON as every reader but Python's does: it has no NaN and no infinity."""
+
+    def reject(constant: str) -> None:
+        raise AssertionError(f"{constant} in {text}")
+
+    return json.loads(text, parse_constant=reject)
+
+
+@pytest.mark.parametrize("number", [nan, inf, -inf])
+def test_numbers_that_json_does_not_know_are_null(run: Storage, number: float) -> None:
+    output = io.StringIO()
+    told = monitor(run, config(), output)
+    told.start(0, [])
+    take_steps(told, 1, 2, loss=number, grad_norm=number)
+    told.validation(2, number, 5, 0.1)
+    (line, _), (validation,), (event,) = (
+        [strictly(line) for line in run.read(key).decode().splitlines()]
+        for key in ("metrics.jsonl", "validation.jsonl", "events.jsonl")
+    )
+    assert (line["loss"], line["grad_norm"], line["lr"]) == (None, None, 0.1)
+    assert validation["loss"] is event["loss"] is None
+    said = [strictly(line) for line in output.getvalue().splitlines()]
+    assert [(one["event"], one["loss"]) for one in said] == [("step", None), ("validation", None)]
+
+
+def test_trackers_are_told_finite_numbers_only(run: Storage) -> None:
+    class Listening(Trackers):
+        """Trackers of which there are none; keeps what they would be told."""
+
+        def _pass_on(self, what: Mapping[str, Any]) -> None:
+            heard.append(strictly(json.dumps(what)))
+
+    heard: list[dict[str, Any]] = []
     told = monitor(run, config())
     told.start(0, [])
-    take_steps(told, 1, 2, loss=nan, grad_norm=inf)
-    told.validation(2, nan, 5, 0.1)
-    line = next(run.read_lines("metrics.jsonl"))
-    assert (line["loss"], line["grad_norm"]) == (None, None)
-    assert next(run.read_lines("validation.jsonl"))["loss"] is None
+    told._trackers = Listening([], {}, told.event)
+    take_steps(told, 1, 2, grad_norm=inf)
+    take_steps(told, 3, 4, loss=nan)
+    told.validation(4, nan, 5, 0.1)
+    told.validation(4, 0.5, 5, 0.1)
+    assert [(one["step"], "train/loss" in one["values"], "train/grad_norm" in one["values"]) for one in heard] == [
+        (2, True, False), (4, False, True), (4, False, False), (4, False, False),
+    ]  # fmt: skip
+    assert heard[0]["values"]["train/loss"] == 0.75
+    assert heard[3]["values"] == {"validation/loss": 0.5}
 
 
 def test_a_restart_takes_off_what_is_done_again(run: Storage) -> None:

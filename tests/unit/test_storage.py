@@ -350,8 +350,11 @@ def test_a_bad_line_is_named_by_its_number(storage: Storage, line: bytes) -> Non
 def test_json_refuses_what_json_does_not_have(storage: Storage) -> None:
     with pytest.raises(ValueError, match="not JSON"):
         storage.write_json("value.json", {"loss": float("nan")})
-    with pytest.raises(ValueError, match="not JSON"):
-        storage.write_lines("records.jsonl", [{"loss": float("nan")}])
+    for number in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(ValueError, match="not JSON"):
+            storage.write_lines("records.jsonl", [{"loss": number}])
+        with pytest.raises(ValueError, match="not JSON"):
+            storage.append_lines("records.jsonl", [{"loss": 1.0}, {"loss": number}])
     assert keys(storage) == []
 
 
