@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from components import checkpoints
 from components.checkpoints import KINDS, Checkpoint, Piece, Save
 from components.errors import DataError
 from components.storage import Storage, open_storage
+from components.storage_local import LocalStorage
 
 SHAPES = {"a.weight": (3, 4), "b": (5,)}
 WHOLE = {kind: {"a.weight": np.arange(12) + 100 * i, "b": np.arange(5) - 10 * i} for i, kind in enumerate(KINDS)}
@@ -101,6 +103,57 @@ def test_a_changed_manifest_is_refused(run: Storage) -> None:
     run.write(key, run.read(key).replace(b'"step": 10', b'"step": 11'))
     with pytest.raises(DataError, match="not the one that was committed"):
         checkpoints.open_checkpoint(run, 10)
+
+
+def test_one_of_another_format_is_refused(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoints, "FORMAT", 1)
+        save(run, 10, 1)
+    with pytest.raises(DataError, match="has format 1, this version reads 2"):
+        checkpoints.open_checkpoint(run, 10)
+
+
+def test_elements_that_no_part_holds_are_missed(run: Storage) -> None:
+    half = saving(10, 1)
+    checkpoints.write_part(run, half, 0, pieces(0, 2))
+    assert checkpoints.commit(run, half)
+    with pytest.raises(DataError, match=r"holds 6 of 12 elements of ema a\.weight"):
+        newest(run).read("ema", "a.weight")
+
+
+class Watched(LocalStorage):
+    """A folder that keeps the order in which files are written, and is killed before it has deleted a tree."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.written: list[str] = []
+
+    def write(self, key: str, data: bytes) -> None:
+        super().write(key, data)
+        self.written.append(key.rpartition("/")[2])
+
+    def delete_tree(self, prefix: str) -> None:
+        raise KeyboardInterrupt
+
+
+def test_what_makes_a_checkpoint_count_is_written_last(tmp_path: Path) -> None:
+    run = Watched(tmp_path)
+    save(run, 10, 2)
+    parts = [f"rank-0000{rank}.{suffix}" for rank in (0, 1) for suffix in ("safetensors", "json")]
+    assert run.written == [*parts, "manifest.json", "COMMIT"]
+
+
+@pytest.mark.parametrize(
+    "delete", [lambda run: checkpoints.prune(run, 1, None, 20), lambda run: checkpoints.discard_after(run, 0)]
+)
+def test_one_that_is_deleted_half_does_not_count(tmp_path: Path, delete: Callable[[Storage], None]) -> None:
+    run = Watched(tmp_path)
+    save(run, 10, 1)
+    save(run, 20, 1)
+    with pytest.raises(KeyboardInterrupt):
+        delete(run)
+    left = [found.step for found in checkpoints.candidates(run) if isinstance(found, Checkpoint)]
+    assert len(left) == 1
 
 
 def test_those_of_another_training_are_passed_over_and_named(run: Storage) -> None:
