@@ -202,7 +202,9 @@ def start_gang(folder: Path, world: int) -> list[SpawnProcess]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=run_rank, args=(rank, world, port, str(folder))) for rank in range(world)]
+    ranks = [
+        context.Process(target=run_rank, args=(rank, world, port, str(folder)), daemon=True) for rank in range(world)
+    ]
     for process in ranks:
         process.start()
     return ranks

@@ -180,7 +180,7 @@ def run_rank(rank: int, meeting: str, folder: str) -> None:
 def test_a_part_that_one_rank_could_not_write_is_given_up_by_all(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     meeting = f"file://{tmp_path}/meeting"
-    ranks = [context.Process(target=run_rank, args=(rank, meeting, str(tmp_path))) for rank in range(2)]
+    ranks = [context.Process(target=run_rank, args=(rank, meeting, str(tmp_path)), daemon=True) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -177,13 +178,14 @@ RANK = """
 def gang(folder: Path, asked: Sequence[int | None], late_below: float) -> list[dict[int, list[Agreed]]]:
     """Run real processes that talk over gloo and return, per rank, what was agreed after which step."""
     meeting = f"file://{folder}/meeting"
-    ranks = [start(RANK, json.dumps([rank, len(asked), meeting, step, late_below])) for rank, step in enumerate(asked)]
     told = []
-    for process in ranks:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0
-        lines = [json.loads(line) for line in output.splitlines()]
-        told.append({step: [Agreed(*one) for one in agreed] for step, agreed in lines})
+    with ExitStack() as stack:
+        arguments = [json.dumps([rank, len(asked), meeting, step, late_below]) for rank, step in enumerate(asked)]
+        for process in [stack.enter_context(start(RANK, one)) for one in arguments]:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0
+            lines = [json.loads(line) for line in output.splitlines()]
+            told.append({step: [Agreed(*one) for one in agreed] for step, agreed in lines})
     return told
 
 

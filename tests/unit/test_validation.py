@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from components.train.reader import Drawing, MicroBatch
 from components.train.validation import HeldOut, Validation, choose, make_batch, share, stratified
 
 DRAWING = Drawing(seed=3, timesteps=1000, scaling_factor=0.5, caption_dropout=1.0)
+SIZES = (9, 5, 12, 7)
 
 
 def sample(number: int, side: int) -> Sample:
@@ -35,7 +38,7 @@ def sample(number: int, side: int) -> Sample:
     return Sample(key, moments, text, {"sha256": key, "caption_digest": key})
 
 
-def write_dataset(storage: Storage, sizes: tuple[int, ...] = (9, 5, 12, 7)) -> Dataset:
+def write_dataset(storage: Storage, sizes: tuple[int, ...] = SIZES) -> Dataset:
     """Write shards of two shapes; each third sample is held out."""
     shards, first = [], 0
     for number, size in enumerate(sizes):
@@ -110,6 +113,43 @@ def test_the_loss_is_a_function_of_the_seed_and_the_samples(dataset: Dataset, st
     assert measured(dataset, storage, micro_batch=3) == pytest.approx(first, rel=1e-6)
     assert measured(dataset, storage, validation_seed=1) != first
     assert measured(dataset, storage, validation_samples=4) != first
+
+
+def test_the_loss_is_the_mean_over_the_samples(dataset: Dataset, storage: Storage, alone: None) -> None:
+    chosen, each = choose(dataset, 100), []
+    for one in chosen:
+        shard = dataset.shards[one.shard]
+        first = sum(SIZES[: int(shard.name[-1])])
+        read = sample(first + one.number, shard.bucket[0])
+        each.append(float(losses_of(make_batch([read], [one], len(chosen), 0, DRAWING))))
+    assert measured(dataset, storage) == pytest.approx(sum(each) / len(each), rel=1e-6)
+
+
+def run_rank(rank: int, meeting: str, folder: str) -> None:
+    """Measure as one of two ranks, and note the loss."""
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    storage = open_storage(folder)
+    if rank == 0:
+        write_dataset(storage)
+    torch.distributed.barrier()
+    data = write_dataset(open_storage("memory://own"))  # the same
+    loss = Validation(data, storage, DRAWING, TrainConfig(steps=1, micro_batch=3), rank, 2).loss
+    storage.write_json(f"loss-{rank}.json", loss(losses_of, torch.device("cpu")))
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_together_measure_what_one_alone_does(
+    dataset: Dataset, storage: Storage, alone: None, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    arguments = (f"file://{tmp_path}/meeting", str(tmp_path))
+    ranks = [context.Process(target=run_rank, args=(rank, *arguments), daemon=True) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    losses = [open_storage(str(tmp_path)).read_json(f"loss-{rank}.json") for rank in range(2)]
+    assert losses == [measured(dataset, storage, micro_batch=3)] * 2
 
 
 def test_measuring_twice_gives_the_same_bits(dataset: Dataset, storage: Storage, alone: None) -> None:
