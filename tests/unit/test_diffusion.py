@@ -55,11 +55,12 @@ def test_each_sample_s_loss_is_the_mean_squared_error_of_what_is_predicted(kind:
 
 
 def test_sdxl_s_unet_is_told_the_pooled_text_and_the_sizes() -> None:
-    given, unet = batch(pooled=torch.randn(3, 7), time_ids=torch.randn(3, 6)), Unet(torch.randn(3, 4, 2, 2))
-    make_loss(DDPMScheduler())(unet, given)
+    pooled, time_ids = torch.randn(3, 7), torch.randn(3, 6)
+    unet = Unet(torch.randn(3, 4, 2, 2))
+    make_loss(DDPMScheduler())(unet, batch(pooled=pooled, time_ids=time_ids))
     added = unet.named["added_cond_kwargs"]
-    assert torch.equal(added["text_embeds"], given.pooled)
-    assert torch.equal(added["time_ids"], given.time_ids)
+    assert torch.equal(added["text_embeds"], pooled)
+    assert torch.equal(added["time_ids"], time_ids)
 
 
 def test_errors_are_summed_in_float32() -> None:

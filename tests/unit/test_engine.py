@@ -124,13 +124,13 @@ def reference(variant: str) -> Trained:
         batch = rows(step, range(POSITIONS), skips=config.on_bad_shard == "skip")
         loss = (loss_of(model, batch) * batch.weights).sum() / max(1.0, float(batch.weights.sum()))
         adamw.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
         adamw.step()
         for name, parameter in model.named_parameters():
             average[name] = 0.7 * average[name] + 0.3 * parameter.detach()
         losses.append(loss.item())
-    state = {}
+    state: State = {}
     for name, parameter in model.named_parameters():
         kinds = {"master": parameter, "ema": average[name], **adamw.state[parameter]}
         state |= {f"{kind}/{name}": kinds[kind].detach().flatten().numpy() for kind in KINDS}
@@ -258,7 +258,9 @@ def test_every_engine_takes_the_steps_of_a_plain_loop(
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_moving_average_is_gathered_whole(gangs: dict[int, Storage], world: int, kind: str, variant: str) -> None:
     run = gangs[world].child(f"{kind}, {variant}")
-    gathered = {f"ema/{name}": np.float32(values) for name, values in run.read_json("average.json").items()}
+    gathered = {
+        f"ema/{name}": np.array(values, dtype=np.float32) for name, values in run.read_json("average.json").items()
+    }
     assert_equal(gathered, {name: values for name, values in state_of(run).items() if name.startswith("ema/")})
 
 

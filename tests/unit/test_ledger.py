@@ -125,7 +125,7 @@ def test_a_torn_line_is_left_out_and_a_wrong_one_is_named() -> None:
 def test_a_number_that_no_sum_survives_gets_neither_in_nor_out(number: float) -> None:
     for values in ({"seconds": {"useful": number}}, {"seconds": {"useful": 1.0}, "usd_per_hour": number}):
         with pytest.raises((ValueError, OverflowError)):
-            ledger_lines(0, **values)  # type: ignore[arg-type]
+            ledger_lines(0, **values)
     run = open_storage(f"memory://ledger-{number}")
     run.write("ledger.jsonl", b'{"attempt": 0, "state": "useful", "seconds": %s}\n' % json.dumps(number).encode())
     with pytest.raises(DataError, match="seconds: Input should be"):
