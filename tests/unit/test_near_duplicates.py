@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance
 
 from components.clean import near_duplicates as module
+from components.clean.config import CleanConfig
 from components.clean.near_duplicates import Hashes, near_duplicates
 from components.fingerprints import as_numbers, perceptual_hash
+
+
+DISTANCES = range(17)  # all that clean.max_distance allows
 
 
 def one_by_one(hashes: Hashes, distance: int) -> NDArray[np.int64]:
@@ -36,6 +40,24 @@ def alike(count: int, seed: int, of: int = 3, flips: int = 6) -> Hashes:
             random.random(count) < 0.6, np.uint64(1) << random.integers(0, 64, count, np.uint64), 0
         )
     return hashes.astype(np.uint64)
+
+
+def greedily(hashes: Hashes, distance: int) -> NDArray[np.int64]:
+    """Return what is promised, by comparing each kept hash with all that come after it."""
+    keeper = np.full(len(hashes), -1)
+    for i in range(len(hashes)):
+        if keeper[i] < 0:
+            near = np.bitwise_count(hashes[i:] ^ hashes[i]) <= distance
+            keeper[i:][near & (keeper[i:] < 0)] = i
+    return keeper
+
+
+def with_copies(count: int, flips: int, seed: int) -> Hashes:
+    """Return so many random hashes and then, in the same order, each with exactly ``flips`` of its bits flipped."""
+    random = np.random.default_rng(seed)
+    hashes = random.integers(0, 2**64, count, np.uint64)
+    bits = np.argsort(random.random((count, 64)), axis=1)[:, :flips].astype(np.uint64)
+    return np.concatenate([hashes, hashes ^ np.bitwise_or.reduce(np.uint64(1) << bits, axis=1, initial=0)])
 
 
 @pytest.fixture(params=["whole", "in parts"])
@@ -67,6 +89,29 @@ def test_any_hashes_at_all(numbers: list[int], distance: int) -> None:
         patch.setattr(module, "PAIRS", 20)
         found = near_duplicates(hashes, distance)
     assert found.keeper.tolist() == one_by_one(hashes, distance).tolist()
+
+
+# Bands and their radius follow from the number of hashes, so only many of them show whether the radius is large enough:
+# of 30,000, bands may differ in a bit from 7 bits on and in two from 14 on, of 100,000 in one from 5 on.
+
+
+def test_every_distance_that_can_be_set_is_tested_with_many_hashes() -> None:
+    assert CleanConfig(max_distance=max(DISTANCES)).max_distance == 16
+    with pytest.raises(ValueError, match="less than or equal to 16"):
+        CleanConfig(max_distance=max(DISTANCES) + 1)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_no_near_duplicate_is_missed_among_many(distance: int) -> None:
+    hashes = with_copies(15_000, distance, seed=distance)
+    found = near_duplicates(hashes, distance).keeper
+    assert (found != greedily(hashes, distance)).sum() == 0
+
+
+@pytest.mark.parametrize("distance", [3, 5, 6, 7])
+def test_no_near_duplicate_is_missed_among_very_many(distance: int) -> None:
+    hashes = with_copies(50_000, distance, seed=distance)
+    assert (near_duplicates(hashes, distance).keeper != np.tile(np.arange(50_000), 2)).sum() == 0
 
 
 def test_no_chain_of_small_steps_joins_what_looks_different() -> None:
