@@ -8,9 +8,11 @@ import pytest
 
 from components import checkpoints
 from components.checkpoints import KINDS, Checkpoint, Piece, Save
+from components.digests import sha256
 from components.errors import DataError
 from components.storage import Storage, open_storage
 from components.storage_local import LocalStorage
+from tests.stores.mortal import contents, killed_everywhere
 
 SHAPES = {"a.weight": (3, 4), "b": (5,)}
 WHOLE = {kind: {"a.weight": np.arange(12) + 100 * i, "b": np.arange(5) - 10 * i} for i, kind in enumerate(KINDS)}
@@ -179,6 +181,62 @@ def test_prune_keeps_every_so_manyth(run: Storage) -> None:
         save(run, step, 1)
     checkpoints.prune(run, keep=1, every=20, newest_step=50)
     assert checkpoints.steps(run) == [50, 40, 20]
+
+
+def saved(run: Storage, *steps: int) -> None:
+    for step in steps:
+        save(run, step, 2)
+
+
+def whole(run: Storage) -> list[int]:
+    """Return the steps of the committed checkpoints, each of which must be whole."""
+    found = [one for one in checkpoints.candidates(run) if isinstance(one, Checkpoint)]
+    for checkpoint in found:
+        checkpoint.verify()
+    return [checkpoint.step for checkpoint in found]
+
+
+def assert_noted_parts_are_whole(run: Storage, folder: str) -> None:
+    for entry in run.list(folder):
+        if "/rank-" in entry.key and entry.key.endswith(".json"):
+            note = run.read_json(entry.key)
+            assert sha256(run.read(f"{folder}/{note['file']}")) == note["sha256"]
+
+
+def test_a_save_killed_anywhere_is_not_committed_and_is_saved_again(tmp_path: Path) -> None:
+    killed = 0
+    for run in killed_everywhere(lambda run: saved(run, 10), lambda run: saved(run, 20), f"memory://{tmp_path.name}"):
+        assert whole(run) == [10]
+        assert not run.exists(f"{checkpoints.folder(20)}/COMMIT"), "the marker comes last"
+        assert_noted_parts_are_whole(run, checkpoints.folder(20))
+        save(run, 20, 2, attempt="another")
+        assert whole(run) == [20, 10]
+        killed += 1
+    assert killed == 6, "two parts, their notes, the manifest and the marker"
+
+
+@pytest.mark.parametrize(
+    ("remove", "left"),
+    [
+        (lambda run: checkpoints.prune(run, keep=1, every=None, newest_step=30), [40, 30]),
+        (lambda run: checkpoints.discard_after(run, 20), [20, 10]),
+    ],
+    ids=["prune", "discard"],
+)
+def test_a_reader_sees_no_half_deleted_checkpoint(
+    tmp_path: Path, remove: Callable[[Storage], None], left: list[int]
+) -> None:
+    uninterrupted = open_storage(f"memory://{tmp_path.name}")
+    saved(uninterrupted, 10, 20, 30, 40)
+    remove(uninterrupted)
+    assert whole(uninterrupted) == left
+    killed = 0
+    for run in killed_everywhere(lambda run: saved(run, 10, 20, 30, 40), remove, f"memory://{tmp_path.name}"):
+        assert set(left) <= set(whole(run)) <= {10, 20, 30, 40}
+        remove(run)
+        assert contents(run) == contents(uninterrupted)
+        killed += 1
+    assert killed == 12, "two checkpoints of six objects"
 
 
 def test_equal_states_have_equal_digests(run: Storage) -> None:
