@@ -252,10 +252,14 @@ def newest(run: Storage, training: str | None = None) -> Checkpoint | None:
 def prune(run: Storage, keep: int, every: int | None, newest_step: int) -> None:
     """Delete checkpoints up to ``newest_step`` but the newest ``keep`` and those of every ``every``-th step.
 
-    The marker goes first, so that a half deleted checkpoint is not taken for a whole one.
+    Those that were never committed go, too, and are none of the ``keep``: nobody could fall back to them. The marker
+    goes first, so that a half deleted checkpoint is not taken for a whole one.
     """
-    for step in [step for step in steps(run) if step <= newest_step][keep:]:
-        if every is None or step % every:
+    found = [step for step in steps(run) if step <= newest_step]
+    committed = [step for step in found if run.exists(f"{folder(step)}/COMMIT")]
+    kept = {*committed[:keep], *(step for step in committed if every is not None and step % every == 0)}
+    for step in found:
+        if step not in kept:
             run.delete(f"{folder(step)}/COMMIT")
             run.delete_tree(folder(step))
 

@@ -239,6 +239,16 @@ def test_a_reader_sees_no_half_deleted_checkpoint(
     assert killed == 12, "two checkpoints of six objects"
 
 
+@pytest.mark.parametrize("every", [None, 30])
+def test_what_was_never_committed_is_none_of_the_checkpoints_that_are_kept(run: Storage, every: int | None) -> None:
+    for step in (10, 20, 40):
+        save(run, step, 1)
+    checkpoints.write_part(run, saving(30, 1), 0, pieces(0, 1))
+    checkpoints.prune(run, keep=2, every=every, newest_step=40)
+    assert whole(run) == [40, 20]
+    assert checkpoints.steps(run) == [40, 20]
+
+
 def test_equal_states_have_equal_digests(run: Storage) -> None:
     save(run, 10, 2, attempt="first")
     other = open_storage("memory://other")
