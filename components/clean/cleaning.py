@@ -78,6 +78,7 @@ def clean(
     done = _done(dataset, made_from, groups)
     if done is not None:
         return {**done, "reused": True}
+    dataset.delete(STATE)  # killed from here on, it must not pass for what was done before
     tally = Tally(config.kept_pictures, config.rejected_pictures)
     originals = _originals(config, filters, groups, dataset)
     names = _names({original.sha256 for original in originals.values()}, groups, dataset)

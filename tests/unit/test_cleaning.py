@@ -42,6 +42,7 @@ from components.manifest import (
 from components.progress import Progress
 from components.storage import Storage
 from components.storage_memory import MemoryStorage
+from tests.stores.mortal import contents, killed_everywhere
 
 KEY = "abcd"
 FLAT = 0x0123456789ABCDEF
@@ -191,6 +192,32 @@ def test_whatever_changes_is_seen(change: str) -> None:
         result = data.clean(**values)
     assert result["reused"] is False
     assert result["rejected"] == ("rejection" in change)
+
+
+def test_killed_anywhere_it_ends_as_it_would_have_and_does_not_pass_for_what_was_before(tmp_path: Path) -> None:
+    def cleaned(work: Storage, distance: int) -> dict[str, bytes]:
+        data = Dataset(work.url.removeprefix("memory://"))
+        data.work, data.storage = work, work.child(f"datasets/{KEY}")
+        for number in range(8):
+            data.add(f"{number}", FLAT ^ (1 << number))
+        if not work.exists(f"datasets/{KEY}/captions/g0.jsonl"):
+            data.write()
+        wanted = CleanConfig(max_distance=distance)
+        clean(wanted, FilterConfig(), "source", data.groups, KEY, work, Progress(io.StringIO()))
+        return contents(work)
+
+    def life(work: Storage) -> dict[str, bytes]:
+        return cleaned(work, 0)
+
+    def other_life(work: Storage) -> dict[str, bytes]:
+        return cleaned(work, 2)
+
+    before, after = life(MemoryStorage(f"{tmp_path.name}-a")), other_life(MemoryStorage(f"{tmp_path.name}-b"))
+    for moment, work in enumerate(killed_everywhere(life, other_life, f"memory://{tmp_path.name}-there")):
+        assert other_life(work) == after, f"killed at {moment}"
+    for moment, work in enumerate(killed_everywhere(life, other_life, f"memory://{tmp_path.name}-and-back")):
+        assert life(work) == before, f"killed at {moment}"
+    assert moment >= 5, "two groups, two pages of report, its numbers and the state"
 
 
 def test_ten_thousand_known_images_take_no_time() -> None:
