@@ -57,6 +57,12 @@ def known_result(storage: Storage, inputs: str) -> dict[str, Any] | None:
     return None
 
 
+def forget_result(storage: Storage, inputs: str) -> None:
+    """Forget it before anything is written, since what a killed step leaves was not made from it."""
+    if inputs:
+        storage.delete(KEY)
+
+
 def note_result(storage: Storage, inputs: str, result: Mapping[str, Any]) -> None:
     """Remember what the dataset was made from, once it is committed."""
     if inputs:

@@ -24,7 +24,7 @@ from components.dataset import (
 )
 from components.errors import DataError
 from components.index.config import IndexConfig
-from components.index.inputs import fingerprint, known_result, note_result
+from components.index.inputs import fingerprint, forget_result, known_result, note_result
 from components.manifest import (
     Rejection,
     read_accepted,
@@ -81,6 +81,7 @@ def index(
     held_out = sum(is_held_out(image, config.held_out) for image in images)
     dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections), len(images), held_out)
     _check(dataset, live, rejections, config)
+    forget_result(storage, inputs)
     storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
     write_authors(storage, authors)
     write_dataset(storage, dataset)

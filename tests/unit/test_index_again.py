@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from components.progress import Progress
 from components.shards import Sample, index_key, pack, sample_id, tar_key
 from components.storage import open_storage
 from components.storage_memory import MemoryStorage
+from tests.stores.mortal import contents
 
 KEY, SOURCE = "fedcba9876543210", "0123456789abcdef"
 
@@ -163,6 +166,33 @@ def test_killed_before_any_write_it_leaves_the_old_version_or_the_new(
     assert old != new
     assert [version == new for version in seen] == [False, False, False, False, True], "committed by the last but one"
     assert all(version in (old, new) for version in seen)
+
+
+def test_what_a_killed_one_wrote_does_not_pass_for_what_was_before(
+    bench: Bench, before_writing: Callable[[Callable[[str], None]], None]
+) -> None:
+    reject = partial(write_rejections, bench.workdir, f"ingest/{SOURCE}/rejected.jsonl")
+    left = 0
+
+    def die(_: str) -> None:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+
+    bench.index()
+    expected = contents(bench.dataset)
+    for patience in range(6):
+        before_writing(lambda _: None)
+        reject([Rejection("b.png", "ingest", "empty", "0 bytes")])
+        before_writing(die)
+        left = patience
+        with suppress(Killed):
+            bench.index()
+        before_writing(lambda _: None)
+        reject([])
+        bench.index()
+        assert contents(bench.dataset) == expected, f"killed before write {patience}"
 
 
 def test_two_at_once_commit_one_whole_version(
