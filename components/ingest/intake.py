@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -145,6 +146,9 @@ def _write(
 ) -> Manifest:
     """Write groups, rejections and what is known, then the manifest, then remove what it does not speak of."""
     catalog.reject_unusable()
+    if before is not None and before.listing:
+        # A run that is killed from here on leaves records of two listings: neither must pass for known.
+        write_manifest(workdir, source.id, replace(before, listing=""))
     groups = group_names(group_bits(config, catalog.images(), before))
     taken = choose(catalog, config)
     first = next(taken, None)

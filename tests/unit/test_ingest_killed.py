@@ -22,6 +22,7 @@ from components.progress import Progress
 from components.sources import Source, SourceFile
 from components.storage import Storage
 from components.storage_memory import MemoryStorage
+from tests.stores.mortal import contents, killed_everywhere
 
 
 class MadeUp(Source):
@@ -71,10 +72,6 @@ def run(files: dict[str, str], workdir: Storage, **settings: Any) -> dict[str, A
     return ingest(config, workdir, Progress(io.StringIO()), MadeUp(files), look)
 
 
-def contents(workdir: Storage) -> dict[str, bytes]:
-    return {entry.key: workdir.read(entry.key) for entry in workdir.list()}
-
-
 BEFORE = {f"{number:03d}.png": "1" for number in range(60)} | {"small.png": "1"}
 AFTER = {name: tag for name, tag in BEFORE.items() if name > "010"} | {f"n{i:02d}.png": "1" for i in range(40)}
 AFTER |= {"050.png": "2", "small-too.png": "1"}
@@ -100,6 +97,21 @@ def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(monkeypatch:
         run(AFTER, MemoryStorage(name), group_images=20)
         assert contents(MemoryStorage(name)) == contents(whole), f"killed at operation {moments - 1}"
     assert moments > 20
+
+
+def test_a_run_that_is_killed_does_not_pass_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(known, "ROWS", 16)
+    whole = MemoryStorage("killed-before")
+    run(BEFORE, whole, group_images=100)
+    killed = killed_everywhere(
+        lambda work: run(BEFORE, work, group_images=100),
+        lambda work: run(AFTER, work, group_images=100),
+        "memory://killed-and-back",
+    )
+    for moment, work in enumerate(killed):
+        run(BEFORE, work, group_images=100)
+        assert contents(work) == contents(whole), f"killed at {moment}"
 
 
 def test_readers_never_see_a_manifest_without_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
