@@ -16,7 +16,6 @@ from components.clean.config import CleanConfig
 from components.clean.near_duplicates import Hashes, near_duplicates
 from components.fingerprints import as_numbers, perceptual_hash
 
-
 DISTANCES = range(17)  # all that clean.max_distance allows
 
 
@@ -112,6 +111,14 @@ def test_no_near_duplicate_is_missed_among_many(distance: int) -> None:
 def test_no_near_duplicate_is_missed_among_very_many(distance: int) -> None:
     hashes = with_copies(50_000, distance, seed=distance)
     assert (near_duplicates(hashes, distance).keeper != np.tile(np.arange(50_000), 2)).sum() == 0
+
+
+def test_many_in_one_place_are_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAIRS", 50)
+    numbers = np.arange(1 << 12, dtype=np.uint64)
+    even = np.bitwise_count(numbers) % 2 == 0
+    hashes = np.concatenate([numbers[even], numbers[~even]])  # all of the first stay, and lie in few places of a table
+    assert (near_duplicates(hashes, 1).keeper != greedily(hashes, 1)).sum() == 0
 
 
 def test_no_chain_of_small_steps_joins_what_looks_different() -> None:
