@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from components.caption import captioning
 from components.caption.__main__ import main
 from components.caption.captioning import caption
 from components.caption.config import CaptionConfig
@@ -37,6 +38,7 @@ from components.manifest import (
 from components.progress import Progress
 from components.storage import Storage, open_storage
 from components.storage_memory import MemoryStorage
+from tests.stores.mortal import contents, killed_everywhere
 
 KEY = "abcd"
 DATASET = f"datasets/{KEY}"
@@ -173,6 +175,21 @@ def test_a_renamed_image_keeps_its_caption_under_its_new_name(tmp_path: Path) ->
     assert list(records(work)) == ["new.png"]
 
 
+def test_what_ingest_says_anew_of_an_image_reaches_its_outcome(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos", 2), MemoryStorage("caption-renewed")
+    (root / "01.txt").unlink()
+    source_id = take(root, work)
+    write(source_id, work)
+    images = read_images(work, source_id, "g")
+    renewed = [replace(one, name=f"new-{one.name}", license="CC0-1.0", source="a museum") for one in images]
+    write_images(work, source_id, "g", renewed)
+    (root / "01.png").rename(root / "new-01.png")
+    assert write(source_id, work) == {"group": "g", **counts(reused=1, rejected=1)}
+    (record,) = records(work).values()
+    assert (record.name, record.license, record.source) == ("new-00.png", "CC0-1.0", "a museum")
+    assert list(reasons(work)) == ["new-01.png"]
+
+
 def test_how_it_is_read_does_not_change_what_is_written(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", 12)
     put(root / "00.txt", b"")
@@ -265,6 +282,44 @@ def test_a_killed_step_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [entry.key for entry in work.list(f"{DATASET}/captions") if "unfinished" in entry.key] == []
 
 
+def test_killed_anywhere_it_says_done_last_asks_nobody_twice_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captioning, "SAVE_EVERY", 2)
+    root = photos(tmp_path / "photos", 8)
+    put(root / "03.txt", b"words that are too many")
+    put(root / "05.png", picture(5)).with_suffix(".txt").unlink()
+
+    def before(work: Storage) -> None:
+        write(take(root, work), work, prefix="once,")
+
+    def after(work: Storage) -> int:
+        result = write(source_id, work, max_characters=20)
+        assert (result["captioned"] + result["reused"], result["rejected"]) == (6, 2)
+        return int(result["reused"])
+
+    whole = MemoryStorage(f"{tmp_path.name}-whole")
+    source_id = take(root, whole)
+    after(whole)
+    expected, reused = contents(whole.child(f"{DATASET}/captions")), []
+    for work in killed_everywhere(before, after, f"memory://{tmp_path.name}"):
+        found = contents(work.child(f"{DATASET}/captions"))
+        if found["g.jsonl"] == expected["g.jsonl"]:
+            assert found["g.rejected.jsonl"] == expected["g.rejected.jsonl"]
+        reused.append(after(work))
+        assert contents(work.child(f"{DATASET}/captions")) == expected
+    assert reused[0] == 0
+    assert reused == sorted(reused), "what was written down once is not asked for again"
+    assert reused[-1] == 6
+
+
+def test_what_a_killed_step_left_torn_is_done_again(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-torn")
+    for name, data in {"0": b'{"sha256": "ab', "1": b'{"reason": "empty", "sort": 1}\n'}.items():
+        work.write(f"{DATASET}/captions/g.unfinished/{name}.jsonl", data)
+    assert run(root, work) == counts(captioned=4)
+
+
 def test_each_group_has_its_own_file(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos", 20), MemoryStorage("caption-groups")
     source_id = take(root, work, lanes=3)
@@ -298,6 +353,9 @@ def test_a_group_that_splits_keeps_its_captions(tmp_path: Path) -> None:
     done = [write(source_id, work, group) for group in ("g00", "g01", "g10", "g11")]
     assert sum(one["reused"] for one in done) == 9
     assert sum(one["captioned"] for one in done) == 0
+    for captioned in (9, 0):  # the second time the group's own captions count, not those of the group it was a part of
+        done = [write(source_id, work, group, prefix="a") for group in ("g00", "g01", "g10", "g11")]
+        assert sum(one["captioned"] for one in done) == captioned
 
 
 def test_without_ingest_the_message_says_what_to_run() -> None:
