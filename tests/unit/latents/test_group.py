@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from components.architecture import Architecture
 from components.digests import sha256, short
-from components.errors import ConfigError, DataError, StorageError
+from components.errors import ConfigError, DataError
 from components.framing import frame
 from components.latents import group
 from components.latents.__main__ import main
@@ -28,7 +28,8 @@ from components.latents.encoding import encoding_key
 from components.latents.making import read_ahead
 from components.scratch import build_scratch
 from components.shards import find_whole, index_key, tar_key
-from components.storage_local import LocalStorage
+from components.storage import Storage
+from tests.stores.mortal import killed_everywhere
 
 Pile = Any
 SOURCE = "0123456789abcdef"
@@ -185,42 +186,22 @@ def test_killed_between_tar_and_index_encodes_that_shard_only(pile: Pile) -> Non
     assert pile.files() == before
 
 
-class Mortal(LocalStorage):
-    """A folder whose user is killed when it writes once too often."""
+def test_killed_before_any_change_ends_with_the_same_bytes(pile: Pile, tmp_path: Path) -> None:
+    pile.encode()
+    expected, killed = pile.files(), 0
 
-    left = 0
+    def captioned(work: Storage) -> None:
+        pile.workdir = work
+        pile.caption()
 
-    def write(self, key: str, data: bytes) -> None:
-        if Mortal.left == 0:
-            raise StorageError(f"killed before {key}")
-        Mortal.left -= 1
-        super().write(key, data)
-
-    def child(self, prefix: str) -> Mortal:
-        return Mortal(self.local_path(prefix))
-
-
-def test_killed_before_any_write_ends_with_the_same_bytes(pile: Pile) -> None:
-    pile.run()
-    expected = pile.files()
-    shutil.rmtree(pile.root)
-    pile.caption()
-    kills = 0
-    mortal = Mortal(pile.root)
-    for _ in range(len(expected) + 1):
-        Mortal.left = 1  # each life brings one write more
-        try:
-            pile.encode_in(mortal)
-            break
-        except StorageError:
-            kills += 1
+    for work in killed_everywhere(captioned, pile.encode_in, f"memory://{tmp_path.name}"):
         indexes = [entry.key for entry in pile.dataset.list("shards") if entry.key.endswith(".idx")]
         assert all(find_whole(pile.dataset, key.removesuffix(".idx")) for key in indexes)  # the tar comes first
-    assert kills >= 7  # the empty caption, three tars and their indexes
-    Mortal.left = 100
-    pile.encode_in(mortal)
-    pile.index()
-    assert pile.files() == expected
+        assert not pile.dataset.exists("groups/000.json"), "the group comes last"
+        pile.encode_in(work)
+        assert pile.files() == expected
+        killed += 1
+    assert killed == 9, "the encoding, the empty caption, three tars and their indexes, and the group"
 
 
 def test_uncommitted_group_is_reused_too(pile: Pile) -> None:

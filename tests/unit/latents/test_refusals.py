@@ -20,7 +20,9 @@ from components.framing import Frame, frame
 from components.latents import making
 from components.latents.decoding import InThreads
 from components.latents.encoders import Encoders, Moments
+from components.storage import Storage, open_storage
 from components.storage_local import LocalStorage
+from tests.stores.mortal import contents, killed_everywhere
 
 Pile = Any
 
@@ -129,6 +131,33 @@ def test_killed_among_poison_images_ends_with_the_same_bytes(make_pile: Callable
     assert 6 <= kills < 100
     pile.index()
     assert pile.files() == expected
+
+
+def test_a_group_is_said_to_be_done_after_its_refusals_whenever_it_is_killed(pile: Pile, tmp_path: Path) -> None:
+    path = pile.source / "7.png"
+    good = path.read_bytes()
+
+    def without_the_image(work: Storage) -> None:
+        path.unlink()
+        pile.workdir = work
+        pile.encode()
+        path.write_bytes(good)
+
+    def dataset(work: Storage) -> dict[str, bytes]:
+        return contents(work.child(f"datasets/{pile.key}"))
+
+    pile.workdir = open_storage(f"memory://{tmp_path.name}")
+    without_the_image(pile.workdir)
+    pile.encode()
+    expected, killed = dataset(pile.workdir), 0
+    for work in killed_everywhere(without_the_image, pile.encode_in, f"memory://{tmp_path.name}-killed"):
+        found = dataset(work)
+        if found["groups/000.json"] == expected["groups/000.json"]:
+            assert found["groups/000.rejected.jsonl"] == expected["groups/000.rejected.jsonl"]
+        pile.encode_in(work)
+        assert dataset(work) == expected
+        killed += 1
+    assert killed == 4, "a tar, its index, the refusals and the group"
 
 
 def spoil(base: Path, target: Path, part: str, weight: str, value: float) -> Path:
