@@ -8,13 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from components.dataset import Shard, make_dataset, version_key, write_dataset, write_encoding, write_group
+from components.dataset import (
+    Shard,
+    make_dataset,
+    read_dataset,
+    read_version,
+    version_key,
+    write_dataset,
+    write_encoding,
+    write_group,
+)
 from components.digests import digest, sha256
 from components.errors import DataError
 from components.garbage import Garbage, find_garbage, is_leftover, remove, uses_encoders, wanted_versions
 from components.references import Kept, Reference, keep, read_references
 from components.storage import Storage, open_storage
-from components.storage_local import LocalStorage
+from tests.stores.mortal import killed_everywhere
 
 OLD, SINCE, NOW = 1_000.0, 5_000.0, 9_000.0
 NOBODY = Kept(frozenset(), frozenset(), frozenset(), frozenset(), everything=False)
@@ -152,6 +161,35 @@ def test_the_base_that_a_kept_dataset_was_encoded_with_stays(workdir: Workdir) -
     assert kinds(workdir.garbage()) == [("base model", "models/base/other")]
 
 
+@pytest.mark.parametrize(
+    "young",
+    [
+        "models/base/b/COMMIT",
+        "models/base/b/vae/weights",
+        "models/base/half/vae/weights",
+        "models/digits/v1/unet/weights",
+        "datasets/k/groups/000.json",
+        "datasets/u/versions",
+        f"datasets/u/{shard(1).name}.tar",
+    ],
+)
+@pytest.mark.parametrize("age", [0, NOW - SINCE])
+def test_nothing_that_is_younger_than_the_time_of_grace_goes(workdir: Workdir, young: str, age: float) -> None:
+    workdir.base("b")
+    workdir.base("half", finished=False)
+    workdir.storage.write("models/digits/v1/unet/weights", b"")
+    workdir.commit("k", [1])
+    first = workdir.commit("u", [1])
+    workdir.run("one", "u", workdir.commit("u", [2]))
+    workdir.age()
+    young = young.replace("versions", version_key(first))
+    before = {one.key if not one.folder else one.place for one in workdir.garbage()}
+    assert any(young.startswith(place) for place in before), "it is garbage"
+    os.utime(workdir.root / young, (NOW - age, NOW - age))
+    after = {one.key if not one.folder else one.place for one in workdir.garbage()}
+    assert after == {place for place in before if not young.startswith(place)}
+
+
 @pytest.mark.parametrize("young", ["dataset.json", "groups/000.json", f"{shard(1).name}.tar"])
 def test_what_is_young_stays(workdir: Workdir, young: str) -> None:
     workdir.commit("k", [1])
@@ -212,42 +250,50 @@ def test_what_killed_writers_left_goes(workdir: Workdir) -> None:
     assert (workdir.root / "datasets/k/.darkroom-tmp-2").exists()
 
 
-def test_a_collection_killed_anywhere_is_finished_by_the_next(
-    workdir: Workdir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workdir.base("b")
-    workdir.commit("k", [1, 2])
-    used = workdir.commit("u", [1, 2])
-    workdir.run("one", "u", workdir.commit("u", [2]))
-    workdir.age()
-
-    class Killed(Exception):
-        pass
-
-    delete, left = LocalStorage.delete, 0
-
-    def die_after(storage: LocalStorage, key: str) -> None:
-        nonlocal left
-        if left == 0:
-            raise Killed
-        left -= 1
-        delete(storage, key)
-
-    monkeypatch.setattr(LocalStorage, "delete", die_after)
-    for patience in range(20):
-        left = patience
-        try:
-            workdir.collect()
-        except Killed:
-            continue
-        break
-    assert workdir.garbage() == []
-    assert workdir.keys("models") == set()
-    assert {key.split("/")[1] for key in workdir.keys("datasets")} == {"u"}
-    assert not {key for key in workdir.keys("datasets") if used in key or shard(1).name in key}
+def assert_readers_find_all_whole(storage: Storage) -> None:
+    """Check that all is there of which something says so: a marker, a dataset, a version of it, a shard's index."""
+    keys = {entry.key for entry in storage.list()}
+    for commit in (key for key in keys if key.endswith("/COMMIT")):
+        place = commit.removesuffix("COMMIT")
+        assert {place + name for name in storage.read_json(commit)["sha256"]} <= keys
+    for place in (key.removesuffix("/dataset.json") for key in keys if key.endswith("/dataset.json")):
+        dataset = storage.child(place)
+        newest, there = read_dataset(dataset), {entry.key for entry in dataset.list()}
+        assert newest is not None
+        versions = [key.split("/")[1].removesuffix(".json") for key in there if key.startswith("versions/")]
+        for one in [newest, *(read_version(dataset, version) for version in versions)]:
+            assert {f"{made.name}.tar" for made in one.shards} <= there
+        assert {key.replace(".idx", ".tar") for key in there if key.endswith(".idx")} <= there
 
 
-@pytest.mark.parametrize("record", [b"[1]", b'"text"', b"{", b'{"result": 7}'])
+def test_a_collection_killed_anywhere_leaves_only_what_is_whole_and_is_finished_by_the_next(tmp_path: Path) -> None:
+    def fill(storage: Storage) -> None:
+        workdir = Workdir(Path(storage.url))
+        workdir.base("b")
+        workdir.commit("k", [1])
+        workdir.commit("u", [1, 2])
+        workdir.run("one", "u", workdir.commit("u", [2]))
+        workdir.age()
+
+    def collect(storage: Storage) -> None:
+        for found in find_garbage(storage, lambda: keep(read_references(storage), SINCE), SINCE):
+            remove(storage, found)
+
+    whole = open_storage(str(tmp_path / "whole"))
+    fill(whole)
+    collect(whole)
+    left, killed = {entry.key for entry in whole.list()}, 0
+    assert {key.split("/")[1] for key in left} == {"u", "one"}
+    assert not any(shard(1).name in key for key in left)
+    for storage in killed_everywhere(fill, collect, str(tmp_path / "killed")):
+        assert_readers_find_all_whole(storage)
+        collect(storage)
+        assert {entry.key for entry in storage.list()} == left
+        killed += 1
+    assert killed == 10, "a version and a shard of two objects, a dataset of five, a base model of two"
+
+
+@pytest.mark.parametrize("record", [b"[1]", b"[]", b'"text"', b"{", b'{"result": 7}', b'{"result": 0}'])
 def test_a_record_that_is_not_understood_stops_the_collection(workdir: Workdir, record: bytes) -> None:
     workdir.commit("k", [1])
     workdir.storage.write("runs/one/steps/index.json", record)
