@@ -95,12 +95,23 @@ def ledger_lines(
 
 
 def append_ledger(run: Storage, lines: Iterable[LedgerLine]) -> None:
-    """Add lines to the ledger of a run's folder, behind the end of a line that was torn when its writer was killed."""
+    """Add lines to the ledger of a run's folder, but those of an attempt and state that are there.
+
+    A writer that was killed may have written some of an attempt's lines, and torn one: it is written again as a whole,
+    and every second is counted once.
+
+    Raises:
+        DataError: Where a line that is there is no line of a ledger.
+    """
+    known = {(line.attempt, line.state) for line in read_ledger(run)}
+    new = [line.model_dump() for line in lines if (line.attempt, line.state) not in known]
+    if not new:
+        return
     if run.exists(LEDGER):
         size = run.entry(LEDGER).size
         if size and run.read(LEDGER, size - 1, 1) != b"\n":
             run.append(LEDGER, b"\n")
-    run.append_lines(LEDGER, [line.model_dump() for line in lines])
+    run.append_lines(LEDGER, new)
 
 
 def read_ledger(run: Storage) -> tuple[LedgerLine, ...]:

@@ -90,9 +90,8 @@ def close(run: Storage, life: Life, machines: Machines, journal: str = EVENTS) -
     seconds = attempt_seconds(mine, life.began, life.ended, saved, crashed)
     for state, length in life.before.items():
         seconds[state] += length
-    if not any(line.attempt == life.number for line in read_ledger(run)):
-        priced = (machines.nodes, machines.pool, machines.instance, machines.usd_per_hour)
-        append_ledger(run, ledger_lines(life.number, seconds, *priced))
+    priced = (machines.nodes, machines.pool, machines.instance, machines.usd_per_hour)
+    append_ledger(run, ledger_lines(life.number, seconds, *priced))
     told = {"event": "attempt-ended", "attempt": life.number}
     ended = {"exit_code": life.code, "step": last, "steps_lost": max(0, last - saved)}
     for event in lines(run, journal):

@@ -120,10 +120,9 @@ class Attempts:
         if attempt is None:
             return
         waited = {"pending": max(0.0, self._clock() - attempt.asked)}
-        if not any(line.attempt == attempt.number for line in read_ledger(self._run)):
-            machines = self._machines(attempt.job)
-            priced = (machines.nodes, machines.pool, machines.instance, machines.usd_per_hour)
-            append_ledger(self._run, ledger_lines(attempt.number, waited, *priced))
+        machines = self._machines(attempt.job)
+        priced = (machines.nodes, machines.pool, machines.instance, machines.usd_per_hour)
+        append_ledger(self._run, ledger_lines(attempt.number, waited, *priced))
         self._notebook.note(attempt=None)
 
     def bill(self) -> Bill:

@@ -109,15 +109,46 @@ def test_a_line_from_before_there_were_prices_is_local_and_free() -> None:
     assert (line.pool, line.instance, line.usd_per_hour, line.usd) == ("local", None, 0, 0)
 
 
-def test_a_torn_line_is_left_out_and_a_wrong_one_is_named() -> None:
+def test_a_torn_line_is_left_out_and_the_line_behind_it_is_not() -> None:
     run = open_storage("memory://ledger-torn")
-    append_ledger(run, ledger_lines(0, {"useful": 1}))
-    run.append("ledger.jsonl", b'{"attempt": 1, "sta')
-    assert len(read_ledger(run)) == len(STATES)
-    append_ledger(run, ledger_lines(1, {"useful": 2}))
-    assert total(read_ledger(run)).seconds == 3, "what comes after a torn line is not lost with it"
-    run.write_lines("ledger.jsonl", [{"attempt": 0, "state": "useful", "seconds": -1}])
-    with pytest.raises(DataError, match=r"ledger\.jsonl:1 in memory://ledger-torn .*seconds: .*mend or delete it"):
+    first, second = (ledger_lines(number, {"pending": 4, "useful": 2}, usd_per_hour=1.0) for number in (0, 1))
+    append_ledger(run, first)
+    run.append("ledger.jsonl", b'{"attempt": 7, "sta')
+    assert read_ledger(run) == tuple(first)
+    append_ledger(run, second)
+    assert read_ledger(run) == tuple(first + second)
+
+
+@given(st.floats(0, 1))
+def test_an_attempt_that_is_written_again_is_counted_once(share: float) -> None:
+    """A launcher that was killed while it wrote an attempt, at any byte or right after the last, writes it again."""
+    run = open_storage("memory://ledger-again")
+    first, second = (ledger_lines(number, {"pending": 4, "loading": 1, "useful": 2}) for number in (0, 1))
+    run.delete("ledger.jsonl")
+    append_ledger(run, first)
+    before = run.entry("ledger.jsonl").size
+    append_ledger(run, second)
+    written = run.read("ledger.jsonl")
+    run.write("ledger.jsonl", written[: before + round(share * (len(written) - before))])
+    append_ledger(run, second)
+    assert read_ledger(run) == tuple(first + second)
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        (b'{"attempt": 0, "state": "useful", "seconds": -1}', "seconds"),
+        (b'{"attempt": 0, "state": "useful", "seconds": NaN}', "seconds"),
+        (b'{"attempt": 0, "state": "useful"}', "seconds"),
+        (b'{"attempt": 0, "state": "useful", "seconds": 1, "pool": "moon"}', "pool"),
+        (b"[1]", "it"),
+    ],
+)
+def test_a_whole_line_that_is_wrong_is_named_with_its_number(line: bytes, field: str) -> None:
+    run = open_storage("memory://ledger-wrong")
+    run.write_lines("ledger.jsonl", [{"attempt": 0, "state": "idle", "seconds": 1}])
+    run.append("ledger.jsonl", line + b"\n")
+    with pytest.raises(DataError, match=rf"ledger\.jsonl:2 in memory://ledger-wrong .*\({field}: "):
         read_ledger(run)
 
 
