@@ -104,10 +104,26 @@ def test_daly_is_the_optimum_of_the_expected_time(stall: float, between: float) 
     assert expected(young(stall, between), stall, between) <= expected(best, stall, between) * 1.02
 
 
+# Daly's equation 37 worked by hand, with the time between losses as the unit: for 0.5 it is √1·(1 + ½/3 + ¼/9) − ½.
+# Without the third term the last would be 0.732051.
+@pytest.mark.parametrize(("stall", "interval"), [(0.02, 0.186889), (0.5, 0.694444), (1.5, 0.876388)])
+def test_daly_has_three_terms(stall: float, interval: float) -> None:
+    assert daly(stall, 1.0) == pytest.approx(interval, abs=1e-6)
+    assert daly(60 * stall, 60.0) == pytest.approx(60 * interval, abs=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0, 1.5])
+def test_daly_is_near_the_optimum_where_a_stall_is_as_long_as_the_time_between_losses(share: float) -> None:
+    """The third term is what is left of the error after two: it is 3 to 16 % of the interval here."""
+    between, stall = 600.0, 600.0 * share
+    best = min(np.linspace(0.2, 1.2, 10_001) * between, key=lambda interval: expected(interval, stall, between))
+    assert daly(stall, between) == pytest.approx(best, rel=0.04)
+
+
 def test_intervals_at_their_limits() -> None:
     assert young(2.0, 3600.0) == 120.0
     assert daly(1e-9, HOUR) == pytest.approx(young(1e-9, HOUR), rel=1e-3)
-    assert daly(100.0, 40.0) == 40.0
+    assert daly(100.0, 40.0) == daly(80.0, 40.0) == 40.0
     assert daly(10.0, math.inf) == math.inf
 
 

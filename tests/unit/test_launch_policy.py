@@ -49,6 +49,14 @@ def test_every_code_of_the_design_has_a_fate() -> None:
     assert FATES == {0: "done", 75: "free", 71: "free", 78: "fatal", 65: "fatal"}
 
 
+@pytest.mark.parametrize(
+    ("placement", "pool"), [({}, "spot"), ({"spot": False}, "on-demand"), ({"cloud": "kind"}, "on-demand")]
+)
+def test_a_run_begins_in_its_first_pool_with_all_of_its_nodes(placement: dict[str, Any], pool: Any) -> None:
+    begun = first(terms(min_nodes=2, **placement), START, step=70)
+    assert begun == Standing(began=START, pool=pool, nodes=4, since=START, step=70)
+
+
 WAITED = {"pool": "spot", "waits": START}
 # Standing, sight, launch settings, placement; then what is done, why, and what has changed in the standing.
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], str, str, dict[str, Any]]

@@ -85,6 +85,15 @@ def test_spot_is_set_against_on_demand() -> None:
         assert pool.best.goodput >= pool.forecast.goodput
 
 
+@pytest.mark.parametrize("placement", [{"spot": False}, {"cloud": "kind"}])
+def test_a_run_that_starts_on_demand_is_planned_there(placement: dict[str, Any]) -> None:
+    told = plan(settings(placement=placement))
+    assert (told.pool, list(told.pools)) == ("on-demand", ["spot", "on-demand"])
+    assert told.expected is not None
+    assert told.expected == told.pools["on-demand"].forecast != told.pools["spot"].forecast
+    assert told.to_json()["expected"]["usd"] == pytest.approx(told.expected.paid_hours * 16 * 21.95764)
+
+
 def test_who_counts_on_no_notice_saves_more_often() -> None:
     counting, not_counting = (plan(settings(), saved_share=share).pools["spot"].best_steps for share in (0.9, 0.0))
     assert counting is not None
