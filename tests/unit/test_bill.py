@@ -39,10 +39,13 @@ def test_a_bill_by_pool_state_and_attempt() -> None:
     assert {pool: part["usd"] for pool, part in told["pools"].items()} == pytest.approx({"spot": 18, "on-demand": 40})
     assert told["states"]["pending"] == {"seconds": 600, "node_seconds": 1200, "usd": 0}
     assert told["states"]["lost"]["usd"] == pytest.approx(3.0)
-    assert [(one["attempt"], one["pool"], one["usd_per_hour"]) for one in told["attempts"]] == [
-        (0, "spot", 9.0),
-        (1, "on-demand", 20.0),
-    ]
+    first, second = told["attempts"]
+    assert first == {
+        "attempt": 0, "pool": "spot", "instance": "p4d", "nodes": 2, "usd_per_hour": 9.0,
+        "seconds": 4200.0, "node_seconds": 8400.0, "usd": pytest.approx(18), "goodput": pytest.approx(2700 / 4200),
+    }  # fmt: skip
+    assert (second["attempt"], second["pool"], second["usd_per_hour"]) == (1, "on-demand", 20.0)
+    assert second["goodput"] == pytest.approx(3000 / 3600)
     assert told["budget"] == {"usd": 100.0, "left": pytest.approx(42.0)}
     assert told["planned"]["hours"] == 1.5
 

@@ -146,9 +146,9 @@ def simulate(work: float, interval: float, how: Interruptions, seed: int) -> flo
     return clock
 
 
-@pytest.mark.parametrize("saved", [0.0, 0.5, 0.9])
-def test_a_simulation_takes_as_long_as_expected(saved: float) -> None:
-    how = replace(SPOT, between=HOUR, saved_share=saved, start=120.0)
+@pytest.mark.parametrize(("saved", "save"), [(0.0, 20.0), (0.5, 20.0), (0.9, 20.0), (0.9, 300.0)])
+def test_a_simulation_takes_as_long_as_expected(saved: float, save: float) -> None:
+    how = replace(SPOT, between=HOUR, saved_share=saved, start=120.0, save=save)
     work, interval = 40 * HOUR, daly(how.stall, how.between)
     lives = [simulate(work, interval, how, seed) for seed in range(300)]
     assert sum(lives) / len(lives) == pytest.approx(running_seconds(work, interval, how), rel=0.02)
@@ -166,6 +166,11 @@ def test_what_interruptions_cost() -> None:
 
     warned = forecast(10 * HOUR, 1e6, daly(SPOT.stall, SPOT.between), replace(SPOT, saved_share=0.9), 4, 2.0)
     assert calm.usd < warned.usd < spot.usd
+
+
+def test_checkpoints_that_are_further_apart_than_the_work_is_long_are_one_at_its_end() -> None:
+    often, once = (forecast(2 * HOUR, 1e6, interval, SPOT, 4, 2.0) for interval in (2 * HOUR, 9 * HOUR))
+    assert once == often
 
 
 def test_a_gang_that_never_gets_anywhere_is_said_to() -> None:
@@ -234,3 +239,4 @@ def test_how_many_checkpoints_there_are_at_once() -> None:
     assert kept_checkpoints(steps=1000, every=100, keep=2, keep_every=None) == 3
     assert kept_checkpoints(steps=1000, every=100, keep=2, keep_every=500) == 5
     assert kept_checkpoints(steps=100, every=100, keep=2, keep_every=None) == 1
+    assert kept_checkpoints(steps=101, every=100, keep=2, keep_every=None) == 2, "the last step is saved, too"

@@ -22,7 +22,8 @@ from components.digests import digest, sha256
 from components.errors import DataError
 from components.garbage import Garbage, find_garbage, is_leftover, remove, uses_encoders, wanted_versions
 from components.references import Kept, Reference, keep, read_references
-from components.storage import Storage, open_storage
+from components.storage import Dated, Storage, open_storage
+from components.storage_local import LocalStorage
 from tests.stores.mortal import killed_everywhere
 
 OLD, SINCE, NOW = 1_000.0, 5_000.0, 9_000.0
@@ -309,6 +310,28 @@ def test_training_and_evaluation_say_what_they_rest_on(workdir: Workdir) -> None
     (reference,) = read_references(workdir.storage)
     assert (reference.by, set(reference.versions), set(reference.bases)) == ("run one", {"d1", "d2"}, {"owner/name"})
     assert not reference.complete
+
+
+@pytest.mark.parametrize("step", ["autoencoder", "index"])
+def test_each_step_that_names_the_encoding_is_enough(workdir: Workdir, step: str) -> None:
+    workdir.storage.write_json(f"runs/one/steps/{step}.json", {"result": {"encoding_key": "k"}})
+    (reference,) = read_references(workdir.storage)
+    assert reference.encodings == {"k"}
+    assert reference.complete
+
+
+def test_a_record_that_goes_while_it_is_read_refers_to_nothing(workdir: Workdir) -> None:
+    class Forgetful(LocalStorage):
+        """Deletes a run's records right after it has listed them, as `darkroom run` does when it begins anew."""
+
+        def list_dated(self, prefix: str = "") -> Iterator[Dated]:
+            found = list(super().list_dated(prefix))
+            self.delete_tree("runs/one/steps")
+            return iter(found)
+
+    workdir.run("one", "k", "v")
+    (reference,) = read_references(Forgetful(workdir.root))
+    assert (reference.by, reference.encodings, reference.complete) == ("run one", frozenset(), False)
 
 
 def test_whoever_wrote_lately_is_at_work() -> None:

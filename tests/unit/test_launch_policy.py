@@ -73,6 +73,13 @@ CASES: dict[str, Case] = {
     ),
     "no money left to start": ({}, {"phase": "none", "spent": 10.0}, {"budget_usd": 10}, {}, "stop", "budget", {}),
     "deadline": ({}, {"phase": "running", "now": START + 2 * HOUR}, {"deadline_hours": 2}, {}, "stop", "deadline", {}),
+    "a deadline is not put off by another pool": (
+        {"pool": "on-demand", "since": START + HOUR}, {"phase": "running", "now": START + 2 * HOUR},
+        {"deadline_hours": 2}, {}, "stop", "deadline", {},
+    ),
+    "nor by a job that is leaving": (
+        {}, {"phase": "leaving", "now": START + 2 * HOUR}, {"deadline_hours": 2}, {}, "stop", "deadline", {},
+    ),
     "before it": ({}, {"phase": "running", "now": START + HOUR}, {"deadline_hours": 2}, {}, "wait", "", {}),
     "stuck": (WAITED, {"phase": "waiting", "stuck": "no image"}, {}, {}, "fail", "stuck", {}),
     "submit": ({}, {"phase": "none", "now": START + 5}, {}, {}, "submit", "", {"waits": START + 5}),
@@ -108,9 +115,27 @@ CASES: dict[str, Case] = {
         {"pool": "on-demand"}, {"phase": "running", "now": START + 9 * HOUR}, {"return_to_spot_hours": 6},
         {"spot": False}, "wait", "", {},
     ),
+    "nor on a cloud that has none": (
+        {"pool": "on-demand"}, {"phase": "running", "now": START + 9 * HOUR}, {"return_to_spot_hours": 6},
+        {"cloud": "kind"}, "wait", "", {},
+    ),
     "some came, and are enough": (
         WAITED, {"phase": "waiting", "scheduled": 3, "now": START + 1800}, {}, {"min_nodes": 2}, "withdraw", "shrink",
         {"nodes": 3, "waits": None},
+    ),
+    "just the fewest came": (
+        WAITED, {"phase": "waiting", "scheduled": 2, "now": START + 1800}, {}, {"min_nodes": 2}, "withdraw", "shrink",
+        {"nodes": 2, "waits": None},
+    ),
+    "all came, but do not all run": (
+        WAITED, {"phase": "waiting", "scheduled": 4, "now": START + 1799}, {}, {"min_nodes": 2}, "wait", "", {},
+    ),
+    "the other pool comes before fewer nodes": (
+        WAITED, {"phase": "waiting", "now": START + 900}, {"shrink_wait_minutes": 10}, {"min_nodes": 2}, "wait", "", {},
+    ),
+    "unless there is no other pool to go to": (
+        WAITED, {"phase": "waiting", "now": START + 900}, {"shrink_wait_minutes": 10, "fallback_wait_minutes": None},
+        {"min_nodes": 2}, "withdraw", "shrink", {"nodes": 2},
     ),
     "some came, but too few": (
         WAITED, {"phase": "waiting", "scheduled": 1, "now": START + 1800}, {}, {"min_nodes": 2}, "withdraw", "fallback",
@@ -154,9 +179,12 @@ def test_every_rule_has_a_case() -> None:
         ({}, End(0, False, 5), {}, "wait", "done"),
         ({}, End(78, False, 5), {}, "fail", "refused"),
         ({}, End(65, True, 5), {}, "fail", "refused"),
+        ({"crashes": 2}, End(1, False, 5), {}, "wait", "counted"),
         ({"crashes": 3}, End(1, False, 5), {}, "fail", "limits"),
         ({"crashes": 3}, End(137, True, 5), {}, "wait", "free"),
+        ({"preemptions": 999}, End(75, False, 5), {}, "wait", "free"),
         ({"preemptions": 1000}, End(75, False, 5), {}, "fail", "limits"),
+        ({"fruitless": 9, "step": 5}, End(75, False, 5), {}, "wait", "free"),
         ({"fruitless": 10, "step": 5}, End(75, False, 5), {}, "fail", "no-progress"),
         ({"fruitless": 10, "step": 4}, End(75, False, 5), {}, "wait", "free"),
         ({"fruitless": 10, "step": 5}, End(0, False, 5), {}, "wait", "done"),
@@ -164,14 +192,19 @@ def test_every_rule_has_a_case() -> None:
     ],
 )
 def test_after_a_gang_has_ended(was: dict[str, Any], end: End, launch: dict[str, Any], do: str, why: str) -> None:
-    before = standing(**was)
+    before = standing(waits=START, pool_preemptions=3, **was)
     now, action = after(before, end, terms(launch))
+    how = fate(end.code, end.taken)
     assert action == Action(do, why)  # type: ignore[arg-type]
-    assert now.step == max(before.step, end.step)
-    assert (now.preemptions - before.preemptions, now.crashes - before.crashes) == (
-        (1, 0) if fate(end.code, end.taken) == "free" else (0, 1) if fate(end.code, end.taken) == "counted" else (0, 0)
+    assert now == replace(
+        before,
+        step=max(before.step, end.step),
+        preemptions=before.preemptions + (how == "free"),
+        pool_preemptions=before.pool_preemptions + (how == "free"),
+        crashes=before.crashes + (how == "counted"),
+        fruitless=0 if end.step > before.step or end.code == 0 else before.fruitless + 1,
+        waits=None,
     )
-    assert now.fruitless == (0 if end.step > before.step or end.code == 0 else before.fruitless + 1)
 
 
 class Market:

@@ -68,6 +68,12 @@ def test_a_crash_while_loading_loses_nothing() -> None:
     assert seconds == {**dict.fromkeys(STATES, 0.0), "loading": 30}
 
 
+def test_loading_ends_with_the_first_step_that_begins() -> None:
+    """A process that was started again within the attempt tells of training once more."""
+    seconds = attempt_seconds([*LIFE, event(138, "training", step=20)], began=100, ended=140, kept=20, crashed=False)
+    assert (seconds["loading"], seconds["useful"]) == (10, 20)
+
+
 number = st.floats(0, 1e6)
 events = st.one_of(
     st.builds(event, number, st.just("training"), step=st.integers(0, 9)),
@@ -175,7 +181,13 @@ def test_the_bill_is_split_by_pool_and_by_attempt() -> None:
     spot = ledger_lines(0, {"useful": 3600}, 2, "spot", "p5.48xlarge", 40.0)
     demand = ledger_lines(1, {"useful": 1800}, 2, "on-demand", "p5.48xlarge", 98.0)
     assert by_pool(spot + demand) == {"spot": (3600, 7200, 80), "on-demand": (1800, 3600, 98)}
-    assert {number: spent(lines) for number, lines in by_attempt(demand + spot).items()} == {0: 80, 1: 98}
+    assert [(number, spent(lines)) for number, lines in by_attempt(demand + spot).items()] == [(0, 80), (1, 98)]
+
+
+def test_states_have_their_order_and_one_that_a_later_version_knows_comes_last() -> None:
+    lines = [LedgerLine(attempt=0, state=state, seconds=1.0) for state in ("defrosting", "idle", "pending")]
+    assert list(by_state(lines)) == [*STATES, "defrosting"]
+    assert by_state(lines)["defrosting"].seconds == 1.0
 
 
 spans = st.dictionaries(st.sampled_from(STATES), st.floats(0, 1e6), max_size=len(STATES))
