@@ -14,13 +14,13 @@ from rich.console import Console
 from components.bill import Planned
 from components.errors import ConfigError
 from components.ledger import append_ledger, ledger_lines
-from components.storage import Storage, open_storage
-from components.unet_shape import SD1, SD2, SDXL
+from components.storage import open_storage
+from components.unet_shape import SD2
 from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.cost import DAY, daly
 from pipeline.cost_tables import bill_table, plan_table, show
-from pipeline.known import known, model_of, processes
+from pipeline.known import model_of
 from pipeline.plan import Assumptions, Plan
 from pipeline.planning import make_plan
 from pipeline.prices import read_prices
@@ -179,36 +179,6 @@ def test_a_budget_that_is_not_enough_says_how_far_it_goes() -> None:
     assert "$1,000,000, enough" in said(plan(settings(launch={"budget_usd": 1e6})))
 
 
-@pytest.mark.parametrize(
-    ("base", "shape"),
-    [
-        ("runwayml/stable-diffusion-v1-5", SD1),
-        ("CompVis/stable-diffusion-v1-4", SD1),
-        (SD2_BASE, SD2),
-        ("stabilityai/stable-diffusion-xl-base-1.0", SDXL),
-    ],
-)
-def test_models_of_the_hub_are_known_by_their_family(base: str, shape: object) -> None:
-    model = model_of(settings(model={"base": base}))
-    assert model is not None
-    assert model.shape == shape
-
-
-def test_a_model_on_this_machine_is_read(tmp_path: Path) -> None:
-    config = {
-        "in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2,
-        "cross_attention_dim": 768, "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    }  # fmt: skip
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet/config.json").write_text(json.dumps(config))
-    model = model_of(settings(model={"base": str(tmp_path)}))
-    assert model is not None
-    assert model.shape == SD1
-    (tmp_path / "unet/config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"unet/config\.json is not JSON"):
-        model_of(settings(model={"base": str(tmp_path)}))
-
-
 def test_what_is_not_known_is_said_and_not_made_up() -> None:
     config = settings(
         model={"base": "someone/something"}, placement={"instance": "Standard_ND96asr_v4", "cloud": "aks"}
@@ -260,39 +230,6 @@ def test_this_machine_may_be_one_of_the_list() -> None:
     assert set(told.pools) == {"spot", "on-demand"}
     assert told.expected is not None
     assert told.expected.usd == pytest.approx(told.expected.paid_hours * 9.53)
-
-
-def finished(workdir: Storage, config: RunConfig, speed: float | None, started: float) -> None:
-    numbers = {
-        "run": config.run, "config": config.model_dump(mode="json"), "samples_per_second": speed, "started": started,
-        "ledger": {"loading": 90.0, "useful": 500.0}, "attempts": 3, "images": int(started),
-    }  # fmt: skip
-    workdir.write_json(f"runs/{config.run}/report.json", numbers)
-
-
-def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
-    workdir = open_storage("memory://plan-measured")
-    config = settings(DEMO, train={"steps": 500})
-    assert known(config, workdir) == (None, None)
-    finished(workdir, settings(DEMO), 120.0, started=100)
-    finished(workdir, settings(DEMO, train={"steps": 101, "ranks": 2}), 300.0, started=200)
-    finished(workdir, settings(DEMO, train={"precision": "bf16"}), 999.0, started=300)
-    finished(workdir, settings(DEMO, train={"steps": 102}), None, started=400)
-    finished(workdir, settings(DEMO, train={"steps": 103}, ingest={"source": "elsewhere"}), None, started=500)
-    workdir.write("runs/odd/report.json", b"[1]")
-    workdir.write("runs/torn/report.json", b"{")
-    seen, images = known(config, workdir)
-    assert seen is not None
-    assert images == 400, "of the newest run on the same source, whatever it was"
-    assert seen.images_per_second == pytest.approx(150.0), "two processes made 300"
-    assert seen.start_seconds == pytest.approx(30.0)
-    told = make_plan(config, read_prices(), model_of(config), seen)
-    assert told.speed_basis.startswith("measured in demo-")
-    assert told.expected is not None
-    assumed = make_plan(config, read_prices(), model_of(config), seen, None, Assumptions(start_seconds=90)).expected
-    assert assumed is not None
-    assert assumed.paid_hours - told.expected.paid_hours == pytest.approx(60 / 3600)
-    assert processes(config) == 1
 
 
 def test_the_first_plan_is_kept_with_the_run() -> None:
