@@ -49,6 +49,7 @@ def test_any_text_survives_being_printed(text: str) -> None:
 def test_the_name_of_a_run_stands_for_all_that_decides_its_result() -> None:
     assert resolve("demo").run == resolve("demo", ["seed=0", "train.ranks=2"]).run
     elsewhere = ["launch.budget_usd=5", "launch.max_crashes=9", "placement.cloud=gke", "placement.nodes=4"]
+    elsewhere += ["pods.heavy.hours=3"]
     assert resolve("demo").run == resolve("demo", elsewhere).run
     runs = [resolve("demo", [override]).run for override in ("seed=1", "train.ranks=3", "publish.license=mit")]
     assert len({resolve("demo").run, *runs}) == 4

@@ -69,6 +69,15 @@ def test_an_attempt_is_closed_with_its_own_events_alone(run: Storage) -> None:
     assert (ended["exit_code"], ended["step"], ended["steps_lost"]) == (75, 12, 2)
 
 
+def test_an_attempt_that_is_in_the_books_is_not_closed_again(run: Storage) -> None:
+    train(run)
+    first = account.close(run, LIFE, SPOT)
+    before = contents(run)
+    save(run, 12)  # by a rank that was slower to end than its launcher to be killed
+    assert account.close(run, replace(LIFE, ended=140.0), SPOT) == first
+    assert before.items() <= contents(run).items()
+
+
 @pytest.mark.parametrize(("code", "state"), [(0, "idle"), (75, "idle"), (1, "lost"), (137, "lost"), (78, "lost")])
 def test_after_a_crash_the_rest_of_the_time_is_lost(run: Storage, code: int, state: str) -> None:
     train(run)
@@ -153,7 +162,9 @@ def contents(run: Storage) -> dict[str, bytes]:
 def test_an_attempt_whose_launcher_is_killed_is_closed_by_the_next_as_if_nothing_had_been(tmp_path: Path) -> None:
     told = [{"time": 100.0, "event": "attempt-started", "ranks": 4}, {"time": 125.0, "event": "stop-asked"}]
     life = replace(LIFE, told=told)
-    assert killed_everywhere(tmp_path, train, lambda run: account.close(run, life, SPOT, JOURNAL)) >= 2
+    assert killed_everywhere(tmp_path, train, lambda run: account.close(run, life, SPOT, JOURNAL)) == 2
+    journal = open_storage(str(tmp_path / "whole")).read_lines(JOURNAL)
+    assert [event["event"] for event in journal] == ["attempt-started", "stop-asked", "attempt-ended"]
 
 
 def test_a_journal_is_moved_whole_wherever_its_launcher_is_killed(tmp_path: Path) -> None:

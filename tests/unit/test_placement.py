@@ -89,6 +89,15 @@ def test_a_machine_type_and_further_labels_are_asked_for_by_name() -> None:
     }
 
 
+def test_what_a_person_says_of_a_label_goes_before_what_is_known_of_the_cloud() -> None:
+    where = place(cloud="eks", node_selector={"karpenter.sh/capacity-type": "reserved"})
+    assert placement.node_selector(where, "on-demand") == {"karpenter.sh/capacity-type": "reserved"}
+
+
+def test_all_machines_may_be_the_fewest() -> None:
+    assert place(nodes=2, min_nodes=2).min_nodes == 2
+
+
 def test_secrets_are_only_referred_to() -> None:
     where = place(env={"AWS_REGION": "eu-west-1"}, secret_env={"AWS_SECRET_ACCESS_KEY": "darkroom-s3/secret-key"})
     assert placement.environment(where) == [
@@ -118,7 +127,8 @@ def test_the_grace_is_the_clouds_unless_it_is_extended() -> None:
     [
         ({"nodes": 2, "min_nodes": 3}, "min_nodes (3) must not be above nodes (2)"),
         ({"secret_env": {"KEY": "no-slash"}}, "secret_env.KEY: 'no-slash' is not allowed; expected secret/key"),
-        ({"env": {"PET_NNODES": "4"}}, "PET_NNODES: Kubeflow Trainer sets these itself"),
+        ({"env": {"PET_NNODES": "4"}}, "PET_NNODES"),
+        ({"secret_env": {"PET_RDZV_ID": "s/k"}}, "PET_RDZV_ID"),
         ({"env": {"A": "1"}, "secret_env": {"A": "s/k"}}, "env and secret_env both set A"),
         ({"queue": "Not_a_label"}, "queue: 'Not_a_label' is not allowed"),
         ({"cloud": "gce"}, "cloud: 'gce' is not allowed"),

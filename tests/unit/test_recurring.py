@@ -88,10 +88,19 @@ def test_each_part_makes_another_one(change: dict[str, object]) -> None:
     assert WANTED._replace(**change).made_of != WANTED.made_of  # type: ignore[arg-type]
 
 
-def test_a_description_says_whose_it_is_whatever_the_recipe_says() -> None:
-    hostile = WANTED._replace(parameters={"recipe": "a\n[darkroom evil " + 64 * "0" + "]", "workdir": "w"})
+MARK = "[darkroom evil " + 64 * "0" + "]"
+
+
+@pytest.mark.parametrize("parameters", [{"recipe": f"a\n{MARK}"}, {"recipe": MARK}, {"recipe": "a", "workdir": MARK}])
+def test_a_description_says_whose_it_is_whatever_the_recipe_says(parameters: dict[str, str]) -> None:
+    hostile = WANTED._replace(parameters=parameters)
     assert owner_of(hostile.description) == "release"
     assert "\n" not in hostile.description
+    assert plan([found(hostile)], [hostile], "release", True) == [Action("keep", "nightly", "1")]
+
+
+def test_the_usual_five_fields_are_the_same_as_six() -> None:
+    assert WANTED._replace(cron="0 3 * * *").made_of == WANTED.made_of
 
 
 @pytest.mark.parametrize(
@@ -103,6 +112,15 @@ def test_a_description_says_whose_it_is_whatever_the_recipe_says() -> None:
         ("0 0 9 ? * 2-6", "0 0 9 ? * 2-6"),
         ("0 0 29 2 *", "0 0 0 29 2 *"),
         ("@weekly", "0 0 0 * * 0"),
+        ("@midnight", "0 0 0 * * *"),
+        ("@hourly", "0 0 * * * *"),
+        ("@monthly", "0 0 0 1 * *"),
+        ("@annually", "0 0 0 1 1 *"),
+        # A day that some of the months have, or some of the days, or that a day of the week stands in for.
+        ("0 0 31 mar,apr *", "0 0 0 31 mar,apr *"),
+        ("0 0 31 2/2 *", "0 0 0 31 2/2 *"),
+        ("0 0 15,31 4 *", "0 0 0 15,31 4 *"),
+        ("0 0 31 2 mon", "0 0 0 31 2 mon"),
     ],
 )
 def test_a_cron_expression_gets_seconds(given: str, taken: str) -> None:
@@ -124,6 +142,9 @@ def test_a_cron_expression_gets_seconds(given: str, taken: str) -> None:
         ("a b c d e", "minutes 'a'"),
         ("0 0 30 2 *", "never run"),
         ("0 0 31 4,6 *", "never run"),
+        ("0 0 31 apr *", "never run"),
+        ("0 0 31 4-6/2 ?", "never run"),
+        ("*-5 * * * *", "minutes '\\*-5'"),
     ],
 )
 def test_what_is_no_cron_expression_is_refused(given: str, said: str) -> None:
