@@ -55,39 +55,44 @@ def test_compile_writes_a_pipeline(elsewhere: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "parts"),
     [
-        (["--set", "train.stepz=3"], 78, "train.stepz: no such setting (it was given 3); did you mean train.steps?"),
-        (["--set", "train.steps=many"], 78, "train.steps: 'many' is not allowed: input should be a valid integer"),
-        (["--set", "train.steps=0"], 78, "train.steps: 0 is not allowed"),
-        (["--set", "launch.spot_drill_step=999"], 78, "launch.spot_drill_step (999) must be below train.steps (8)"),
-        (["--set", "train.steps"], 78, "expected section.key=value"),
-        (["--workdir", "memory://x"], 78, "expected a folder or s3://…"),
-        (["--workdir", "ftp://x"], 78, "is not a place"),
-        (["--workdir", "w\udcff"], 78, "names that are valid Unicode"),
-        (["--workdir", "/dev/null"], 78, "is not a folder"),
-        (["--workdir", "/dev/null/work"], 74, "cannot write /dev/null/work/runs/small-"),
+        (["--set", "train.stepz=3"], 78, ("train.stepz", "3", "train.steps?")),
+        (["--set", "train.steps=many"], 78, ("train.steps", "'many'", "integer")),
+        (["--set", "train.steps=0"], 78, ("train.steps", "0", "greater than or equal to 1")),
+        (["--set", "launch.spot_drill_step=999"], 78, ("launch.spot_drill_step (999)", "train.steps (8)")),
+        (["--set", "train.steps"], 78, ("'train.steps'", "section.key=value")),
+        (["--workdir", "memory://x"], 78, ("memory://x", "s3://")),
+        (["--workdir", "ftp://x"], 78, ("'ftp://x'", "s3://")),
+        (["--workdir", "w\udcff"], 78, ("--workdir 'w\\udcff'", "Unicode")),
+        (["--workdir", "/dev/null"], 78, ("/dev/null", "folder")),
+        (["--workdir", "/dev/null/work"], 74, ("/dev/null/work/runs/small-",)),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_started(
-    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str], elsewhere: Path
+    arguments: list[str],
+    code: int,
+    parts: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    elsewhere: Path,
 ) -> None:
     found, told = refused(capsys, "run", "--recipe", SMALL, *arguments)
     assert found == code
-    assert said in told
+    assert all(part in told for part in parts)
     assert list(elsewhere.iterdir()) == []
 
 
 def test_an_unknown_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, told = refused(capsys, "config", "--recipe", "dmeo")
     assert code == 78
-    assert "expected one of demo" in told
+    assert "'dmeo'" in told
+    assert "demo" in told
 
 
 def test_an_output_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, told = refused(capsys, "compile", "--output", "missing/out.yaml")
     assert code == 74
-    assert "cannot write missing/out.yaml" in told
+    assert "missing/out.yaml" in told
 
 
 def test_a_message_shows_what_it_holds_and_breaks_no_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +109,7 @@ def test_a_run_is_not_run_twice_at_the_same_time(capsys: pytest.CaptureFixture[s
         fcntl.flock(file, fcntl.LOCK_EX)
         code, told = refused(capsys, "run", "--recipe", SMALL, "--workdir", "work")
     assert code == 74
-    assert "is being run by another process" in told
+    assert resolve(SMALL).run in told
     assert list(log.parent.iterdir()) == [log]
 
 

@@ -60,28 +60,33 @@ def test_all_that_is_wrong_is_told_at_once_and_the_nearest_name_is_suggested() -
     told = refused("train.stepz=3", "train.global_batch=lots", "index.held_out=1.5", "latnets.resolution=32").split(
         "\n"
     )
-    assert "train.stepz: no such setting (it was given 3); did you mean train.steps?" in told
-    assert "latnets: no such setting (it was given {'resolution': 32}); did you mean latents?" in told
-    assert any(line.startswith("train.global_batch: 'lots' is not allowed: ") for line in told)
-    assert any(line.startswith("index.held_out: 1.5 is not allowed: input should be less than 1") for line in told)
+    for parts in (
+        ("train.stepz", "3", "train.steps?"),
+        ("latnets", "{'resolution': 32}", "latents?"),
+        ("train.global_batch", "'lots'", "integer"),
+        ("index.held_out", "1.5", "less than 1"),
+    ):
+        assert any(all(part in line for part in parts) for line in told), parts
     assert len(told) == 4
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "parts"),
     [
-        (["launch.spot_drill_step=400"], "launch.spot_drill_step (400) must be below train.steps (400)"),
-        (["launch.spot_drill_rank=2"], "launch.spot_drill_rank (2) must be below train.ranks (2)"),
-        (["train.sample_steps=[500]"], "train: sample_steps [500] lie outside 1..steps (400)"),
-        (["train.warmup_steps=400"], "train: warmup_steps (400) must be below steps (400)"),
-        (["latents.resolution=64"], "latents.resolution (64) must be model.scratch.architecture.resolution (32)"),
-        (["index.held_out=0"], "index.held_out (0) leaves no images for the Fréchet distance"),
-        (["name=base"], "models/base holds the models that runs start from"),
-        (["name=A_b"], "name: 'A_b' is not allowed"),
+        (["launch.spot_drill_step=400"], ("launch.spot_drill_step (400)", "train.steps (400)")),
+        (["launch.spot_drill_rank=2"], ("launch.spot_drill_rank (2)", "train.ranks (2)")),
+        (["launch.where=trainjob"], ("launch.spot_drill_step", "launch.where", "local", "trainjob")),
+        (["train.sample_steps=[500]"], ("train: sample_steps [500]", "steps (400)")),
+        (["train.warmup_steps=400"], ("train: warmup_steps (400)", "steps (400)")),
+        (["latents.resolution=64"], ("latents.resolution (64)", "model.scratch.architecture.resolution (32)")),
+        (["index.held_out=0"], ("index.held_out (0)", "evaluate.promote_on", "prompt_accuracy")),
+        (["name=base"], ("models/base",)),
+        (["name=A_b"], ("name", "'A_b'")),
     ],
 )
-def test_what_contradicts_itself_is_refused(overrides: list[str], said: str) -> None:
-    assert said in refused(*overrides)
+def test_what_contradicts_itself_is_refused(overrides: list[str], parts: tuple[str, ...]) -> None:
+    message = refused(*overrides)
+    assert all(part in message for part in parts)
 
 
 def test_all_contradictions_are_told_at_once() -> None:
@@ -110,15 +115,17 @@ def test_a_source_may_be_called_anything() -> None:
 
 
 def test_a_section_that_is_no_section_is_refused() -> None:
-    assert "ingest: 3 is not allowed" in refused("ingest=3")
-    assert "ingest is a value, not a section" in refused("ingest=3", "ingest.source=x")
+    assert refused("ingest=3").startswith("ingest: 3 ")
+    assert "--set 'ingest.source=x': ingest " in refused("ingest=3", "ingest.source=x")
 
 
 def test_a_recipe_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert "no recipe 'dmeo': expected one of demo" in refused(recipe="dmeo")
-    assert "cannot read" in refused(recipe=str(tmp_path / "none.yaml"))
+    message = refused(recipe="dmeo")
+    assert all(part in message for part in ("'dmeo'", *recipes(), ".yaml"))
+    assert str(tmp_path / "none.yaml") in refused(recipe=str(tmp_path / "none.yaml"))
     file = tmp_path / "list.yaml"
     file.write_text("- 1\n")
-    assert "holds list, expected a mapping" in refused(recipe=str(file))
+    assert f"{file} holds list" in refused(recipe=str(file))
     file.write_text("name: x\n")
-    assert refused(recipe=str(file)) == "ingest: missing; where the images are: at least ingest.source"
+    assert refused(recipe=str(file)).startswith("ingest: missing; ")
+    assert "ingest.source" in refused(recipe=str(file))

@@ -55,7 +55,7 @@ def test_a_model_on_this_machine_is_read(tmp_path: Path) -> None:
     assert model is not None
     assert model.shape == SD1
     (tmp_path / "unet/config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"unet/config\.json is not JSON"):
+    with pytest.raises(ConfigError, match=r"unet/config\.json.* JSON"):
         model_of(settings(model={"base": str(tmp_path)}))
 
 
@@ -84,7 +84,7 @@ def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
     assert seen.images_per_second == pytest.approx(150.0), "two processes made 300"
     assert seen.start_seconds == pytest.approx(30.0)
     told = make_plan(config, read_prices(), model_of(config), seen)
-    assert told.speed_basis.startswith("measured in demo-")
+    assert seen.run in told.speed_basis
     assert told.expected is not None
     assumed = make_plan(config, read_prices(), model_of(config), seen, None, Assumptions(start_seconds=90)).expected
     assert assumed is not None

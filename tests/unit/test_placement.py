@@ -123,19 +123,19 @@ def test_the_grace_is_the_clouds_unless_it_is_extended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "parts"),
     [
-        ({"nodes": 2, "min_nodes": 3}, "min_nodes (3) must not be above nodes (2)"),
-        ({"secret_env": {"KEY": "no-slash"}}, "secret_env.KEY: 'no-slash' is not allowed; expected secret/key"),
-        ({"env": {"PET_NNODES": "4"}}, "PET_NNODES"),
-        ({"secret_env": {"PET_RDZV_ID": "s/k"}}, "PET_RDZV_ID"),
-        ({"env": {"A": "1"}, "secret_env": {"A": "s/k"}}, "env and secret_env both set A"),
-        ({"queue": "Not_a_label"}, "queue: 'Not_a_label' is not allowed"),
-        ({"cloud": "gce"}, "cloud: 'gce' is not allowed"),
-        ({"env": {"a b": "1"}}, "'a b'"),
+        ({"nodes": 2, "min_nodes": 3}, ("min_nodes (3)", "nodes (2)")),
+        ({"secret_env": {"KEY": "no-slash"}}, ("secret_env.KEY", "'no-slash'", "secret/key")),
+        ({"env": {"PET_NNODES": "4"}}, ("env", "PET_NNODES")),
+        ({"secret_env": {"PET_RDZV_ID": "s/k"}}, ("env", "PET_RDZV_ID")),
+        ({"env": {"A": "1"}, "secret_env": {"A": "s/k"}}, ("env", "secret_env", "A")),
+        ({"queue": "Not_a_label"}, ("queue", "'Not_a_label'")),
+        ({"cloud": "gce"}, ("cloud", "'gce'", "'gke'")),
+        ({"env": {"a b": "1"}}, ("'a b'",)),
     ],
 )
-def test_what_no_cluster_would_take_is_refused(values: dict[str, Any], says: str) -> None:
+def test_what_no_cluster_would_take_is_refused(values: dict[str, Any], parts: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as refused:
         place(**values)
-    assert says in str(refused.value)
+    assert all(part in str(refused.value) for part in parts)

@@ -66,24 +66,28 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_is_not_on_the_list_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"'p4d\.24xlage' is not on the price list; did you mean p4d\.24xlarge\?"):
+    with pytest.raises(ConfigError, match=r"'p4d\.24xlage'.* p4d\.24xlarge\?"):
         read_prices().usd_per_hour("p4d.24xlage", "spot")
-    with pytest.raises(ConfigError, match=r"known are big.*placement\.prices"):
+    with pytest.raises(ConfigError, match=r"'xyzzy'.* big.*placement\.prices"):
         PriceList.parse(MINE).instance("xyzzy")
 
 
 def test_a_price_that_is_not_known_says_what_to_do() -> None:
-    with pytest.raises(ConfigError, match=r"no spot price of big; add instances\.big\.spot .*launch\.usd_per_hour"):
+    with pytest.raises(ConfigError, match=r"spot.* big.*instances\.big\.spot.*launch\.usd_per_hour"):
         PriceList.parse(MINE).usd_per_hour("big", "spot")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"instances": {"big": {**MINE["instances"]["big"], "gpu_count": 3}}}, "instances.big.gpu_count: no such"),
-        ({"instances": {"big": {**MINE["instances"]["big"], "spot": {"usd": -1, "source": "contract"}}}}, "-1 is not"),
+        ({"instances": {"big": {**MINE["instances"]["big"], "gpu_count": 3}}}, "instances.big.gpu_count: "),
+        (
+            {"instances": {"big": {**MINE["instances"]["big"], "spot": {"usd": -1, "source": "contract"}}}},
+            "instances.big.spot.usd: -1 ",
+        ),
         ({"instances": {"big": {**MINE["instances"]["big"], "spot": {"usd": 1, "source": "hearsay"}}}}, "'hearsay'"),
         ({"sources": {"contract": {"url": "x", "date": "yesterday"}}}, "sources.contract.date"),
+        ({"storage": {"usd_per_gb_month": 0.01, "source": "rumour"}}, "'rumour'"),
         ({"storage": None}, "storage"),
     ],
 )
@@ -96,5 +100,5 @@ def test_a_wrong_list_is_refused(change: dict[str, Any], said: str, tmp_path: Pa
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read .*gone\.yaml"):
+    with pytest.raises(ConfigError, match=r"gone\.yaml"):
         read_prices(str(tmp_path / "gone.yaml"))

@@ -53,7 +53,7 @@ def test_only_a_release_removes_what_it_does_not_list() -> None:
 
 @pytest.mark.parametrize("description", [WANTED._replace(owner="other").description, "made in the dashboard", ""])
 def test_what_belongs_to_others_is_left_alone(description: str) -> None:
-    with pytest.raises(ConfigError, match="choose another name"):
+    with pytest.raises(ConfigError, match=r"nightly.*\(1\)"):
         plan([Found("1", "nightly", description, True)], [WANTED], "release", True)
 
 
@@ -133,18 +133,18 @@ def test_a_cron_expression_gets_seconds(given: str, taken: str) -> None:
         ("", "0 fields"),
         ("@every 1h", "2 fields"),
         ("* * * * * * *", "7 fields"),
-        ("60 * * * *", "minutes '60': 60 is out of bounds"),
+        ("60 * * * *", "minutes '60'.* 0-59"),
         ("0 24 * * *", "hours '24'"),
-        ("0 0 * * 7", "day of the week '7': 7 is out of bounds; expected 0-6 or sun-sat"),
+        ("0 0 * * 7", "day of the week '7'.* 0-6 .*sun-sat"),
         ("0 0 0 * *", "day of the month '0'"),
-        ("*/0 * * * *", "a step of 0"),
-        ("9-5 * * * *", "9 is after 5"),
+        ("*/0 * * * *", r"minutes '\*/0'"),
+        ("9-5 * * * *", "minutes '9-5'.* 9 .* 5"),
         ("a b c d e", "minutes 'a'"),
-        ("0 0 30 2 *", "never run"),
-        ("0 0 31 4,6 *", "never run"),
-        ("0 0 31 apr *", "never run"),
-        ("0 0 31 4-6/2 ?", "never run"),
-        ("*-5 * * * *", "minutes '\\*-5'"),
+        ("0 0 30 2 *", "day 30"),
+        ("0 0 31 4,6 *", "day 31"),
+        ("0 0 31 apr *", "day 31"),
+        ("0 0 31 4-6/2 ?", "day 31"),
+        ("*-5 * * * *", r"minutes '\*-5'"),
     ],
 )
 def test_what_is_no_cron_expression_is_refused(given: str, said: str) -> None:

@@ -17,6 +17,7 @@ class Run(Settings):
     steps: int = Field(10, ge=1, description="optimizer steps in all")
     optimizer: Optimizer = Optimizer()
     fallback: Optimizer | None = None
+    stages: tuple[Optimizer, ...] = ()
 
 
 def refused(values: dict[str, object]) -> str:
@@ -25,22 +26,39 @@ def refused(values: dict[str, object]) -> str:
     return str(caught.value)
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
-    assert refused({"stpes": 3}) == "stpes: no such setting (it was given 3); did you mean steps?"
-    message = refused({"optimizer": {"learning_rte": 1}})
-    assert message.endswith("did you mean optimizer.learning_rate?")
-    assert refused({"fallback": {"learnin_rate": 1}}).endswith("did you mean fallback.learning_rate?")
+def tells(message: str, *parts: str) -> bool:
+    """Tell whether a message is one line that holds all of this, however it says it."""
+    return "\n" not in message and all(part in message for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"stpes": 3}, ("stpes", "3", "steps?")),
+        ({"optimizer": {"learning_rte": 1}}, ("optimizer.learning_rte", "1", "optimizer.learning_rate?")),
+        ({"fallback": {"learnin_rate": 1}}, ("fallback.learnin_rate", "1", "fallback.learning_rate?")),
+        ({"stages": [{"learning_rate": 0.5}, {"learnin_rate": 1}]}, ("stages.1.learnin_rate", "learning_rate?")),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(values: dict[str, object], parts: tuple[str, ...]) -> None:
+    assert tells(refused(values), *parts)
 
 
 def test_a_name_like_no_other_is_answered_with_all() -> None:
-    assert refused({"xyz": 1}).endswith("; allowed here: fallback, optimizer, steps")
+    assert tells(refused({"xyz": 1}), "xyz", "fallback, optimizer, stages, steps")
 
 
-def test_a_wrong_value_is_named_with_what_was_allowed() -> None:
-    assert refused({"steps": "many"}).startswith("steps: 'many' is not allowed: input should be a valid integer")
-    assert refused({"steps": 0}) == (
-        "steps: 0 is not allowed: input should be greater than or equal to 1 (optimizer steps in all)"
-    )
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"steps": "many"}, ("steps", "'many'", "integer")),
+        ({"steps": 0}, ("steps", "0", "greater than or equal to 1", "(optimizer steps in all)")),
+        ({"stages": [{"learning_rate": 2}]}, ("stages.0.learning_rate", "2", "less than or equal to 1", "peak")),
+        ({"stages": [{}, 7]}, ("stages.1", "7")),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_allowed(values: dict[str, object], parts: tuple[str, ...]) -> None:
+    assert tells(refused(values), *parts)
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
@@ -64,29 +82,30 @@ def test_override_makes_sections_that_were_left_to_their_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "part"),
     [
-        ("steps", "expected section.key=value"),
-        ("=3", "expected section.key=value"),
-        ("a..b=3", "expected section.key=value"),
-        ("steps=[1", "not YAML"),
-        ("steps.deeper=1", "steps is a value, not a section"),
+        ("steps", "section.key=value"),
+        ("=3", "section.key=value"),
+        ("a..b=3", "section.key=value"),
+        ("steps=[1", "YAML"),
+        ("optimizer.steps.deeper=1", "optimizer.steps"),
     ],
 )
-def test_a_malformed_override_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        override({"steps": 3}, [text])
+def test_a_malformed_override_is_refused(text: str, part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override({"optimizer": {"steps": 3}}, [text])
+    assert tells(str(caught.value).replace("\n", " "), repr(text), part)
 
 
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml.*No such file"):
         read_values(path)
     path.write_text("- a\n- b\n")
-    with pytest.raises(ConfigError, match="holds list, expected a mapping"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml.* list"):
         read_values(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="not YAML"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml.* YAML"):
         read_values(path)
 
 
@@ -101,10 +120,10 @@ def test_override_changes_one_place_of_what_an_anchor_put_in_several(tmp_path: P
 def test_a_date_is_a_wrong_value_like_any_other(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("steps: 2026-11-20\n")
-    with pytest.raises(ConfigError, match=r"steps: .* is not allowed"):
+    with pytest.raises(ConfigError, match=r"steps.*2026"):
         Run.parse(override(read_values(file), []))
     file.write_text("steps: 2026-13-20\n")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml.* YAML"):
         read_values(file)
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match=r"steps=2026-13-20.* YAML"):
         override({}, ["steps=2026-13-20"])
