@@ -140,7 +140,7 @@ def test_without_a_measurement_the_arithmetic_tells_the_speed() -> None:
     assert told.speed_basis.startswith("FLOPs")
     assert told.flops_per_image == 3 * SD2.forward_flops(96, 96, 77)
     assert told.images_per_second == pytest.approx(312e12 * 128 * 0.25 / told.flops_per_image)
-    assert any("25% of the peak of NVIDIA A100" in note for note in told.assumed)
+    assert any("25%" in note and "NVIDIA A100" in note and "(mfu)" in note for note in told.assumed)
     faster = plan(settings(latents={"resolution": 768}), mfu=0.5)
     assert told.images_per_second is not None
     assert faster.images_per_second == pytest.approx(2 * told.images_per_second)
@@ -153,9 +153,8 @@ def test_a_speed_that_is_told_comes_before_all() -> None:
 
 
 def test_notices_help_only_where_a_save_fits_into_the_grace() -> None:
-    assert any("90% of the reclaims" in note for note in plan(settings()).assumed)
-    slow = plan(settings(), write_gb_per_second=0.001)
-    assert any("0% of the reclaims" in note for note in slow.assumed)
+    for told, share in ((plan(settings()), "90%"), (plan(settings(), write_gb_per_second=0.001), "0%")):
+        assert any(note.startswith(share) and "(saved_share)" in note for note in told.assumed)
     # Copying out of the GPU is part of a save: 110 s of grace, and 13.8 GB in 128 parts.
     for copying, share in ((0.0011, 0.9), (0.0009, 0.0)):
         pools = [plan(settings(), copy_gb_per_second=copying, **more).pools for more in ({}, {"saved_share": share})]
@@ -169,13 +168,14 @@ def test_storage_is_what_is_kept() -> None:
     assert told.dataset_bytes == pytest.approx(227e9, rel=0.01)
     assert told.dataset_bytes is not None
     assert told.storage_usd_per_month == pytest.approx((told.dataset_bytes + 3 * told.checkpoint_bytes) / 1e9 * 0.023)
-    assert any("how many images" in note for note in plan(settings()).unknown)
+    assert any("--images" in note for note in plan(settings()).unknown)
+    assert not any("--images" in note for note in told.unknown)
 
 
 def test_a_budget_that_is_not_enough_says_how_far_it_goes() -> None:
     told = plan(settings(launch={"budget_usd": 1000.0}))
     assert told.expected is not None
-    assert f"enough for about {int(850_000 * 1000 / told.expected.usd):,} steps" in said(told)
+    assert f" {int(850_000 * 1000 / told.expected.usd):,} steps" in said(told)
     assert "$1,000,000, enough" in said(plan(settings(launch={"budget_usd": 1e6})))
 
 
@@ -186,7 +186,7 @@ def test_what_is_not_known_is_said_and_not_made_up() -> None:
     told = plan(config)
     assert (told.parameters, told.images_per_second, told.expected) == (None, None, None)
     text = " ".join(said(told).split())
-    for part in ("the size of someone/something", "the speed;", "the spot price; add it to the price list"):
+    for part in ("someone/something", "images_per_second=", "spot price", "--prices", "launch.usd_per_hour"):
         assert part in text
     json.dumps(told.to_json(), allow_nan=False)
 
@@ -197,7 +197,7 @@ def test_what_is_not_known_is_said_and_not_made_up() -> None:
 
 
 def test_machines_that_no_list_knows() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean p4d\.24xlarge"):
+    with pytest.raises(ConfigError, match=r"'p4d\.24xlarg'.* p4d\.24xlarge\?"):
         plan(settings(placement={"instance": "p4d.24xlarg"}))
     told = plan(settings(placement={"instance": "p99.xlarge"}, launch={"usd_per_hour": 5.0}), images_per_second=100)
     assert told.pools["spot"].usd_per_node_hour == 5.0
@@ -209,7 +209,11 @@ def test_a_price_that_is_told_comes_before_the_list_even_if_it_is_nothing() -> N
 
 
 def test_gpus_that_lie_idle_are_paid_for() -> None:
-    assert any("has 8 GPUs; training uses 1 of them" in note for note in plan(settings(placement={"gpus": 1})).assumed)
+    def idle(gpus: int) -> list[str]:
+        return [note for note in plan(settings(placement={"gpus": gpus})).assumed if "p4d.24xlarge has 8 GPUs" in note]
+
+    assert len(idle(1)) == 1
+    assert idle(8) == []
 
 
 def test_this_machine_costs_nothing_unless_told() -> None:
@@ -253,7 +257,7 @@ def test_a_run_may_go_on_machines_that_no_list_knows() -> None:
     workdir = open_storage("memory://plan-odd")
     store_plan(settings(placement={"instance": "p99"}), workdir)
     assert not list(workdir.list())
-    with pytest.raises(ConfigError, match=r"cannot read gone\.yaml"):
+    with pytest.raises(ConfigError, match=r"gone\.yaml"):
         store_plan(settings(placement={"prices": "gone.yaml"}), workdir)
 
 
@@ -283,12 +287,12 @@ def test_plan_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--assume", "mfu=3"], "mfu: 3 is not allowed"),
-        (["--assume", "mf=0.3"], "did you mean mfu?"),
-        (["--assume", "mfu"], "--assume 'mfu': expected"),
-        (["--prices", "gone.yaml"], "cannot read gone.yaml"),
+        (["--assume", "mfu=3"], "mfu: 3 "),
+        (["--assume", "mf=0.3"], " mfu?"),
+        (["--assume", "mfu"], "--assume 'mfu'"),
+        (["--prices", "gone.yaml"], "gone.yaml"),
         (["--images", "-1"], "--images -1"),
-        (["--set", "placement.instance=p4d.24xlarg"], "did you mean p4d.24xlarge"),
+        (["--set", "placement.instance=p4d.24xlarg"], " p4d.24xlarge?"),
     ],
 )
 def test_a_wrong_question_is_refused(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,20 +329,21 @@ def test_cost_tells_what_a_run_has_spent(tmp_path: Path, capsys: pytest.CaptureF
         "16 spot p4d.24xlarge",
         "$152.00",
         "$328.00",
-        "beside the plan",
-        "exceeded by $228.00",
-        "Attempt 2 has",
+        " plan",
+        "$228.00",
+        "Attempt 2",
     ):
         assert part in text
 
     assert main(["cost", "sd3", "--workdir", str(tmp_path)]) == 78
-    assert f"no run 'sd3' in {tmp_path}; there are {config.run}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert all(part in told for part in ("'sd3'", str(tmp_path), config.run))
 
 
 def test_a_run_without_a_ledger_has_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     open_storage(str(tmp_path)).write_json("runs/new-1/config.json", {"name": "new"})
     assert main(["cost", "new-1", "--workdir", str(tmp_path)]) == 0
-    assert "$0.00 in all." in capsys.readouterr().out
+    assert "$0.00" in capsys.readouterr().out
 
 
 def test_hostile_names_stay_names() -> None:
