@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.errors import ConfigError
-from pipeline.config import RunConfig, recipes, resolve, to_yaml
+from pipeline.config import RunConfig, portable, recipes, resolve, to_yaml
 
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
 
@@ -112,6 +112,27 @@ def test_a_source_of_ones_own_is_never_filled_with_the_example() -> None:
 def test_a_source_may_be_called_anything() -> None:
     name = 'it\'s: [a] "place" #1\n😀 python3'
     assert resolve("demo", source=name).ingest.source == name
+
+
+def test_a_recipe_of_the_release_goes_before_one_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.config.RELEASE_RECIPES", tmp_path)
+    (tmp_path / "demo.yaml").write_text("name: ours\ningest: {source: x}\n")
+    (tmp_path / "cats.yaml").write_text("name: cats\ningest: {source: x}\n")
+    (tmp_path / "notes.txt").write_text("not a recipe")
+    assert resolve("demo").name == "ours"
+    assert recipes().count("demo") == recipes().count("cats") == 1
+    assert "notes" not in " ".join(recipes())
+
+
+def test_a_file_travels_as_text_that_is_read_as_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for text in ("{name: one, ingest: {source: x}}", "name: one\ningest: {source: x}\n\n"):
+        file.write_text(text)
+        assert resolve(portable(str(file))) == resolve(str(file))
+    assert portable("demo") == "demo"
+    assert portable(portable(str(file))) == portable(str(file))
 
 
 def test_a_section_that_is_no_section_is_refused() -> None:

@@ -101,8 +101,51 @@ def test_pods_of_one_start_belong_together() -> None:
     assert not running.owns(pod(0, uid="another")), "Kueue has let the same job go on"
     over = gang(ended(75, 60, 0))
     assert over.owns(ended(75, 61, 1)), "nobody looked while it ran"
+    assert over.owns(pod(1, uid="same-second", created=60)), "the API tells whole seconds"
     assert not over.owns(pod(1, uid="late", created=70))
     assert Gang({}).owns(pod(5, restart=9))
+    assert not Gang({}).is_over
+    assert not Gang({}).is_running
+
+
+def test_a_container_that_was_started_again_has_ended_all_the_same() -> None:
+    done = {"exitCode": 1, "startedAt": at(10), "finishedAt": at(40), "message": "the disk is full"}
+    state = {"name": "node", "state": {"running": {"startedAt": at(41)}}, "lastState": {"terminated": done}}
+    again = pod(phase="Running", containerStatuses=[state])
+    assert (again.code, again.started, again.ended, again.said) == (1, START + 10, START + 40, "the disk is full")
+
+
+def test_a_container_has_ended_before_its_pod_has() -> None:
+    done = {"exitCode": 75, "startedAt": at(10), "finishedAt": at(40)}
+    assert pod(phase="Running", **container(terminated=done)).ended == START + 40
+
+
+def test_of_pods_that_end_alike_in_one_second_the_first_tells() -> None:
+    words = [{"exitCode": 1, "finishedAt": at(60), "message": f"of pod {index}"} for index in range(3)]
+    pods = [pod(index, phase="Failed", **container(terminated=words[index])) for index in (2, 1, 0)]
+    assert gang(*pods).said == "of pod 0"
+
+
+def test_what_has_ended_is_no_node_that_is_there() -> None:
+    where = {"conditions": [condition("PodScheduled", 3)]}
+    assert gang(pod(0, **where), pod(1)).scheduled == 1
+    assert gang(pod(0, **where), ended(0, 60, 1, **where)).scheduled == 1
+
+
+def test_a_gang_costs_from_its_first_node_and_runs_from_its_last_container() -> None:
+    pods = [
+        pod(index, conditions=[condition("PodScheduled", 3 + index)], **container(running={"startedAt": at(9 + index)}))
+        for index in (0, 1)
+    ]
+    assert (gang(*pods).began_to_cost, gang(*pods).began_to_run) == (START + 3, START + 10)
+    assert gang(ended(0, 60, 0), ended(0, 70, 1)).ended == START + 70
+
+
+def test_a_container_that_starts_after_all_or_goes_is_not_stuck() -> None:
+    stuck = pod(**container(waiting={"reason": "ImagePullBackOff"}))
+    assert gang(stuck).stuck is not None
+    assert gang(stuck).seen(pod(**container(running={"startedAt": at(9)}))).stuck is None
+    assert gang(stuck).gone(stuck.uid, START + 9.0).stuck is None
 
 
 def test_what_was_seen_once_stays_known() -> None:
@@ -117,6 +160,7 @@ def test_an_end_that_is_noticed_late_was_before_the_next_start() -> None:
     lost = gang(ended(75, 60, 0), pod(1)).gone("0-1", START + 500.0).ended_before(START + 70.0)
     assert lost.ended == START + 70
     assert lost.code == 75
+    assert gang(ended(75, 60)).ended_before(START + 50.0).ended == START + 60, "that end was told, not noticed"
 
 
 def test_a_gang_is_kept_and_read_again() -> None:

@@ -16,7 +16,20 @@ from components.errors import ConfigError
 from components.settings import override
 from components.train.command import parser
 from components.train.config import TrainConfig
-from pipeline.launch.render import Owner, Training, job_label, pod_grace, render, stop_seconds
+from pipeline.launch.render import (
+    DATASET,
+    NODES,
+    NUMBER,
+    POOL,
+    SPEC,
+    WORKDIR,
+    Owner,
+    Training,
+    job_label,
+    pod_grace,
+    render,
+    stop_seconds,
+)
 from pipeline.placement import PlacementConfig
 
 CRDS = Path(__file__).parents[2].parent / "shared/crds"
@@ -149,6 +162,54 @@ def test_ranks_end_before_their_machine_does(cloud: str, pool: Any, grace: int, 
     assert pod_grace(config, placement, pool) == grace
     assert stop_seconds(config, grace) == stop
     assert stop + config.crash_grace_seconds < grace
+
+
+def test_a_pod_may_take_as_long_as_its_cloud_lets_it_and_a_rank_no_longer_than_it_was_told() -> None:
+    quick, placement = TrainConfig.parse({"stop_grace_seconds": 3}), PlacementConfig.parse({"cloud": "eks"})
+    assert pod_grace(quick, placement, "on-demand") == pod_grace(quick, placement, "spot") == 110
+    assert stop_seconds(quick, 110) == 3
+
+
+def test_a_second_is_enough_to_save_and_less_is_not() -> None:
+    assert stop_seconds(TrainConfig.parse({"crash_grace_seconds": 13}), 15) == 1
+    with pytest.raises(ConfigError):
+        stop_seconds(TrainConfig.parse({"crash_grace_seconds": 13.5}), 15)
+
+
+def test_what_identifies_a_job_is_on_it() -> None:
+    def job(number: int = 3, **config: Any) -> dict[str, Any]:
+        placement = PlacementConfig.parse({"cloud": "gke", "namespace": "lab", "nodes": 4, "spot": False})
+        return render(training(**config), placement, "on-demand", 2, number, Owner("flow", "uid-1"))
+
+    metadata = job()["metadata"]
+    assert metadata["name"] == f"{job_label(training())}-3"
+    assert metadata["namespace"] == "lab"
+    assert [(owner["kind"], owner["name"], owner["uid"]) for owner in metadata["ownerReferences"]] == [
+        ("Workflow", "flow", "uid-1")
+    ]
+    notes = metadata["annotations"]
+    assert (notes[WORKDIR], notes[DATASET]) == ("s3://bucket/work", "digest")
+    assert (notes[POOL], notes[NODES], notes[NUMBER]) == ("on-demand", "2", "3")
+    assert (
+        job(number=4)["metadata"]["annotations"][SPEC] == notes[SPEC] != job(steps=9)["metadata"]["annotations"][SPEC]
+    )
+
+
+def test_an_on_demand_pod_is_kept_off_spot_machines_where_no_label_tells_them() -> None:
+    job = render(training(), PlacementConfig.parse({"cloud": "gke"}), "on-demand", 1, 0)
+    (patch,) = job["spec"]["runtimePatches"]
+    (part,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert "cloud.google.com/gke-spot" in str(part["template"]["spec"]["template"]["spec"]["affinity"])
+
+
+def test_where_the_store_is_goes_along_unless_the_placement_says_it() -> None:
+    environment = {"AWS_REGION": "here", "AWS_ENDPOINT_URL": "http://store", "AWS_DEFAULT_REGION": "", "HOME": "/root"}
+    placement = PlacementConfig.parse({"env": {"AWS_REGION": "there"}})
+    variables = render(training(), placement, "on-demand", 1, 0, environment=environment)["spec"]["trainer"]["env"]
+    assert {one["name"]: one["value"] for one in variables} == {
+        "AWS_REGION": "there", "AWS_ENDPOINT_URL": "http://store",
+    }  # fmt: skip
+    assert len(variables) == 2
 
 
 def test_machines_that_leave_no_time_to_save_are_refused() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from components.errors import ConfigError
 from components.settings import Settings, override, read_values
@@ -75,6 +75,31 @@ def test_override_reads_values_as_yaml_and_leaves_the_original_alone() -> None:
     changed = override(values, ["optimizer.learning_rate=0.5", "names=[a, b]", "text='12'", "note=a=b"])
     assert changed == {"optimizer": {"learning_rate": 0.5}, "names": ["a", "b"], "text": "12", "note": "a=b"}
     assert values == {"optimizer": {"learning_rate": 1.0}}
+
+
+def test_settings_never_change() -> None:
+    run = Run()
+    with pytest.raises(ValidationError):
+        run.steps = 3
+    assert run.steps == 10
+
+
+def test_a_default_is_held_to_the_same_bounds() -> None:
+    class Wrong(Settings):
+        steps: int = Field(0, ge=1)
+
+    with pytest.raises(ConfigError, match=r"steps.* 0 "):
+        Wrong.parse({})
+
+
+def test_a_name_may_stand_between_blanks() -> None:
+    assert override({}, [" steps =3"]) == {"steps": 3}
+
+
+def test_override_leaves_what_lists_hold_alone() -> None:
+    values = {"stages": [{"learning_rate": 0.5}]}
+    override(values, ["steps=3"])["stages"][0]["learning_rate"] = 1
+    assert values == {"stages": [{"learning_rate": 0.5}]}
 
 
 def test_override_makes_sections_that_were_left_to_their_defaults() -> None:
