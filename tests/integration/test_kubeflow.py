@@ -139,7 +139,7 @@ def test_a_refused_replacement_leaves_the_old_one_running(release: Release, caps
 
     release.api.before = refuse
     assert release.deploy({**NIGHTLY, "cron": "0 4 * * *"}) == 78
-    assert "refuses to create a recurring run: 400 the quota is used up" in said(capsys)
+    assert "400 the quota is used up" in said(capsys)
     assert [one["status"] for one in recurring(release.api)] == ["ENABLED"]
 
 
@@ -152,21 +152,22 @@ def test_withdrawing_removes_what_the_release_made_and_nothing_else(release: Rel
 
 
 @pytest.mark.parametrize(
-    ("schedule", "text"),
+    ("schedule", "parts"),
     [
-        ({"recipe": "dmeo"}, "nightly: no recipe 'dmeo'"),
-        ({"overrides": ["train.stepz=3"]}, "did you mean train.steps?"),
-        ({"workdir": "/tmp/here"}, "expected s3://bucket/prefix"),
-        ({"cron": "61 3 * * *"}, "61 is out of bounds"),
-        ({"name": "Nightly"}, "name: 'Nightly' is not allowed"),
-        ({"kron": "0 3 * * *"}, "did you mean schedules.0.cron?"),
+        ({"recipe": "dmeo"}, ("nightly", "'dmeo'")),
+        ({"overrides": ["train.stepz=3"]}, ("nightly", "train.stepz", "train.steps?")),
+        ({"workdir": "/tmp/here"}, ("/tmp/here", "s3://bucket/prefix")),
+        ({"cron": "61 3 * * *"}, ("schedules.0.cron", "'61'", "0-59")),
+        ({"name": "Nightly"}, ("schedules.0.name", "'Nightly'")),
+        ({"kron": "0 3 * * *"}, ("schedules.0.kron", "schedules.0.cron?")),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_done(
-    release: Release, schedule: dict[str, Any], text: str, capsys: pytest.CaptureFixture[str]
+    release: Release, schedule: dict[str, Any], parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert release.deploy({**NIGHTLY, **schedule}) == 78
-    assert text in said(capsys)
+    told = said(capsys)
+    assert all(part in told for part in parts)
     assert release.api.seen == []
 
 
@@ -175,7 +176,7 @@ def test_a_run_is_submitted_to_the_newest_version_or_to_one_of_its_own(
 ) -> None:
     submit = ["submit", "--recipe", "demo", "--set", "seed=3", "--workdir", "s3://b/w"]
     assert main(submit) == 78
-    assert "has no pipeline 'darkroom' of a release yet" in said(capsys)
+    assert "'darkroom'" in said(capsys)
     assert release.deploy() == 0
     assert main(submit) == 0
     (run,) = release.api.tables["runs"].values()
@@ -203,7 +204,7 @@ def test_wrong_settings_are_refused_before_kubeflow_is_asked(
 ) -> None:
     assert main(["submit", "--recipe", "demo", "--set", "train.stepz=3"]) == 78
     assert main(["submit", "--recipe", "demo", "--workdir", "here"]) == 78
-    assert "did you mean train.steps?" in said(capsys)
+    assert "train.steps?" in said(capsys)
     assert api.seen == []
 
 
@@ -216,7 +217,7 @@ def test_waiting_ends_with_the_run_and_tells_how(release: Release, capsys: pytes
 
     release.api.before = fail
     assert main(["submit", "--recipe", "demo", "--workdir", "s3://b/w", "--wait"]) == 70
-    assert "failed: out of luck" in said(capsys)
+    assert "out of luck" in said(capsys)
 
 
 def test_status_logs_and_stop_find_a_run_by_how_it_begins(
@@ -237,7 +238,8 @@ def test_status_logs_and_stop_find_a_run_by_how_it_begins(
     folder.write("steps/index.json", b'{"status": "failed", "error": "\\u001b[31mred"}')
     assert main(["status", "run-3", "--workdir", str(tmp_path / "work")]) == 0
     told = said(capsys)
-    assert "training    step 3 of 400, loss 0.5, 64 images/s, 6 min 37 s to go" in told
+    (training,) = [line for line in told.splitlines() if line.startswith("training    ")]
+    assert all(part in training for part in ("step 3 of 400", "loss 0.5", "64 images/s", "6 min 37 s"))
     assert max(map(len, told.splitlines())) <= 100
 
     assert main(["logs", "run-3", "--lines", "2", "--workdir", str(tmp_path / "work")]) == 0
@@ -247,13 +249,13 @@ def test_status_logs_and_stop_find_a_run_by_how_it_begins(
     assert main(["logs", "run-3", "--step", "index", "--workdir", str(tmp_path / "work")]) == 0
     told = said(capsys)
     assert "index: failed \\x1b[31mred" in told
-    assert "the pods' own words cannot be read" in told
+    assert len(told.splitlines()) == 2, "and that the pods cannot be asked"
 
     assert main(["stop", "run-3"]) == 0
     states = {run["display_name"]: run["state"] for run in release.api.tables["runs"].values()}
     assert states == {f"run-{n}": "CANCELING" if n == 3 else "PENDING" for n in range(5)}
     assert main(["stop", "run-"]) == 78
-    assert "fits several runs" in said(capsys)
+    assert "'run-'" in said(capsys)
     assert main(["stop", "nothing"]) == 78
 
 
@@ -298,7 +300,7 @@ def test_schedules_are_listed_set_once_and_removed(release: Release, capsys: pyt
         ["nightly", "0", "0", "3", "*", "*", "*", "enabled", "darkroom-pipeline"],
     ]
     assert main(["schedule", "set", "nightly", *mine[3:]]) == 78
-    assert "belongs to darkroom-pipeline" in said(capsys)
+    assert "darkroom-pipeline" in said(capsys)
     assert main(["schedule", "rm", "mine", *names]) == 0
     assert main(["schedule", "rm", "mine", *names]) == 78
     assert [one["display_name"] for one in recurring(release.api)] == ["nightly"]
@@ -324,9 +326,7 @@ def test_the_api_is_waited_for_with_a_deadline(api: KubeflowApi) -> None:
     assert clock[0] <= 10
 
 
-@pytest.mark.parametrize(
-    ("status", "advice"), [(401, "log in: --token-file"), (403, "which is yours (--namespace)"), (400, "refuses")]
-)
+@pytest.mark.parametrize(("status", "advice"), [(401, "--token-file"), (403, "--namespace"), (400, "so it is")])
 def test_a_refusal_is_not_tried_again_and_says_what_to_do(api: KubeflowApi, status: int, advice: str) -> None:
     def refuse(method: str, path: str) -> None:
         raise Refusal(status, "so it is")
@@ -351,12 +351,14 @@ def test_a_token_is_read_anew_from_its_file_or_taken_from_the_environment(api: K
     api.token = "second"
     assert connected.runs(3) == []
     assert kubeflow.connect(Access(endpoint=api.url, patience=0), {TOKEN: "second"}).recurring() == []
-    with pytest.raises(ConfigError, match="log in"):
+    with pytest.raises(ConfigError, match="401"):
         kubeflow.connect(Access(endpoint=api.url, patience=0), {TOKEN: "first"})
 
 
 def test_where_there_is_no_kubeflow_it_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status"]) == 78
-    assert "give --endpoint or KF_PIPELINES_ENDPOINT" in said(capsys)
+    told = said(capsys)
+    assert "--endpoint" in told
+    assert "KF_PIPELINES_ENDPOINT" in told
     assert main(["status", "--endpoint", "http://127.0.0.1:9", "--patience", "0"]) == 74
     assert "Connection refused" in said(capsys)

@@ -105,7 +105,7 @@ def test_a_run_that_is_terminated_saves_and_leaves_nothing_behind(lab: Lab) -> N
     config = lab.settings()
     with lab.operators(config, Life(steps=9, codes=None)) as operators:
         operators.on("holding", lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Preempted, match="start again to continue"):
+        with pytest.raises(Preempted):
             lab.launch(config)
         assert not lab.left
         assert lab.codes(config) == [75]
@@ -127,10 +127,23 @@ def test_what_the_trainer_refuses_is_not_tried_again(lab: Lab, code: int, error:
 def test_too_many_crashes_end_it_with_the_last_lines_of_the_log(lab: Lab) -> None:
     config = lab.settings(launch={"max_crashes": 1})
     with lab.operators(config, Life(codes=(1,)), Life(codes=(9,), said="the disk is full")) as operators:
-        with pytest.raises(DarkroomError, match=r"exit code 9 after 0 preemptions and 2 crashes.*\nthe disk is full"):
+        with pytest.raises(DarkroomError, match=r"exit code 9 .* 0 preemptions .* 2 crashes.*\nthe disk is full"):
             lab.launch(config)
         assert operators.lives == 2
         assert not lab.left
+
+
+def test_words_that_kubernetes_does_not_tell_are_read_from_the_log(lab: Lab) -> None:
+    config = lab.settings(launch={"max_crashes": 0})
+
+    def write() -> None:
+        pods = [found["metadata"]["name"] for found in lab.server.store.list("pods")]
+        lab.server.logs = {pod: f"the disk of {pod} is full" for pod in pods}
+
+    with lab.operators(config, Life(codes=(9,))) as operators:
+        operators.on("running", write)
+        with pytest.raises(DarkroomError, match=r"\nthe disk of \S+-node-0-0-00001 is full"):
+            lab.launch(config)
 
 
 def test_a_jobset_that_gives_up_sooner_than_the_settings_is_submitted_anew(lab: Lab) -> None:
@@ -145,10 +158,7 @@ def test_a_jobset_that_gives_up_sooner_than_the_settings_is_submitted_anew(lab: 
 def test_restarts_without_a_newer_checkpoint_come_to_an_end(lab: Lab) -> None:
     config = lab.settings(launch={"max_fruitless": 2})
     lives = [Life(steps=3, codes=(75,), saves=False)] * 5
-    with (
-        lab.operators(config, *lives) as operators,
-        pytest.raises(DarkroomError, match="3th time without a checkpoint"),
-    ):
+    with lab.operators(config, *lives) as operators, pytest.raises(DarkroomError, match=r"75.*\b3.*max_fruitless is 2"):
         lab.launch(config)
     assert operators.lives in (3, 4), "the fourth may have begun"
 
@@ -183,7 +193,7 @@ def test_somebody_elses_job_of_that_name_stays(lab: Lab) -> None:
     training = render.Training(config.run, lab.workdir.url, "", "", "", 0, config.train)
     name = f"{render.job_label(training)}-1"
     lab.server.store.create("trainjobs", {"metadata": {"name": name}})
-    with pytest.raises(ConfigError, match=f"TrainJob {name} in namespace lab has the name of this run's job"):
+    with pytest.raises(ConfigError, match=f"{name} .* lab .*{config.run} "):
         lab.launch(config)
     assert lab.left == [name]
 
@@ -206,14 +216,14 @@ def test_what_the_cluster_refuses_is_told_in_its_own_words(lab: Lab) -> None:
             raise Refusal(400, "Invalid", "admission webhook denied the request: no such trainingRuntime")
 
     lab.server.before = refuse
-    with pytest.raises(ConfigError, match="denied the request: no such trainingRuntime; see placement"):
+    with pytest.raises(ConfigError, match=r"denied the request: no such trainingRuntime.*placement"):
         lab.launch(lab.settings())
 
     def forbid(_method: str, _path: str) -> None:
         raise Refusal(403, "Forbidden", "pods is forbidden")
 
     lab.server.before = forbid
-    with pytest.raises(ConfigError, match=r"403 .*pods is forbidden; the chart's role"):
+    with pytest.raises(ConfigError, match=r"403 .*pods is forbidden.* role"):
         lab.launch(lab.settings())
 
 
@@ -264,7 +274,7 @@ def test_an_api_that_stays_away_ends_the_launcher_and_not_the_training(lab: Lab)
     config = lab.settings()
     with lab.operators(config, Life(steps=5, codes=None)) as operators:
         operators.on("holding", lambda: threading.Thread(target=lab.server.stop).start())
-        with pytest.raises(DarkroomError, match=r"has been away for .* what runs there goes on"):
+        with pytest.raises(DarkroomError, match=r"0\.00833\d* minutes.*launch\.api_away_minutes"):
             lab.launch(config, patience=0.5)
         lab.server.start()
         (gang,) = operators.gangs
@@ -285,7 +295,7 @@ def test_the_newest_launcher_is_the_one_that_counts(lab: Lab) -> None:
 
     with lab.operators(config, Life(steps=5, codes=None)) as operators:
         operators.on("holding", lambda: threading.Thread(target=take_over).start())
-        with pytest.raises(DarkroomError, match=r"another follows .* now, so this launcher ends"):
+        with pytest.raises(DarkroomError, match=rf"another .*{config.run}"):
             lab.launch(config)
     assert len(lab.server.store.list("trainjobs")) == 1, "the job is the other's now"
 
@@ -298,7 +308,7 @@ def test_the_workflow_owns_the_job_and_a_later_one_takes_it_over(lab: Lab, monke
     monkeypatch.setenv("KFP_POD_NAME", "first")
     with lab.operators(config, Life(steps=5, codes=None)) as operators:
         operators.on("holding", lambda: threading.Thread(target=lab.server.stop).start())
-        with pytest.raises(DarkroomError, match="has been away"):
+        with pytest.raises(DarkroomError, match=r"launch\.api_away_minutes"):
             lab.launch(config, patience=0.3)
         lab.server.start()
         (job,) = lab.server.store.list("trainjobs")
@@ -332,6 +342,6 @@ def test_what_the_cluster_warns_of_while_machines_are_waited_for_is_told(lab: La
 
 
 def test_a_budget_without_a_price_is_refused_before_anything_is_asked_for(lab: Lab) -> None:
-    with pytest.raises(ConfigError, match=r"budget_usd is 5 \$, but what a machine of any type costs .on-demand, spot"):
+    with pytest.raises(ConfigError, match=r"launch\.budget_usd .*5 \$.*on-demand, spot.*launch\.usd_per_hour"):
         lab.launch(lab.settings(launch={"usd_per_hour": None, "budget_usd": 5.0}))
     assert not lab.server.seen or {method for method, _path in lab.server.seen} == {"GET"}

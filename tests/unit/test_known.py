@@ -83,6 +83,9 @@ def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
     assert images == 400, "of the newest run on the same source, whatever it was"
     assert seen.images_per_second == pytest.approx(150.0), "two processes made 300"
     assert seen.start_seconds == pytest.approx(30.0)
+    four = known(settings(train={"steps": 500, "ranks": 4}), workdir).speed
+    assert four is not None
+    assert four.images_per_second == pytest.approx(600.0)
     told = make_plan(config, read_prices(), model_of(config), seen)
     assert seen.run in told.speed_basis
     assert told.expected is not None
@@ -95,7 +98,7 @@ def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"latents": {"resolution": 64}, "model": {"base": SD2_BASE}},
+        {"model": {"base": SD2_BASE}},
         {"placement": {"instance": "p4d.24xlarge"}},
         {"launch": {"where": "trainjob"}},
         {"train": {"steps": 99, "zero_stage": 3}},
@@ -108,6 +111,14 @@ def test_a_run_of_another_kind_tells_nothing_of_the_speed(tmp_path: Path, change
     workdir = open_storage(str(tmp_path))
     finished(workdir, settings(**change), 120.0, started=100)
     assert known(settings(), workdir) == (None, 100)
+
+
+def test_a_run_at_another_resolution_tells_nothing_of_the_speed(tmp_path: Path) -> None:
+    workdir = open_storage(str(tmp_path))
+    small, large = (settings(model={"base": SD2_BASE}, latents={"resolution": side}) for side in (256, 512))
+    finished(workdir, small, 120.0, started=100)
+    assert known(large, workdir).speed is None
+    assert known(small, workdir).speed is not None
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, None, "fast"])
