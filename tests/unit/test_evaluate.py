@@ -226,7 +226,7 @@ def test_without_captions_like_the_prompts_accuracy_is_unknown_not_invented(worl
 
     assert (returned["prompt_accuracy"], returned["judge_accuracy"]) == (None, None)
     assert [row["correct"] for row in result["prompts"]] == [None, None]
-    assert "2 of 2 prompts are the caption of fewer than 5 real training images" in result["unknown"]["prompt_accuracy"]
+    assert "2 of 2 prompts" in result["unknown"]["prompt_accuracy"]
     assert returned["better"], "promoted on the Fréchet distance, which is known"
     assert not world.evaluate(min_prompt_accuracy=0.5)["better"]
 
@@ -238,10 +238,8 @@ def test_without_held_out_images_there_is_no_distance(world: World) -> None:
     unknown = ("frechet_distance", "frechet_reference", "judge_accuracy")
     assert [returned[name] for name in unknown] == [None] * 3
     assert sorted(world.result()["unknown"]) == sorted(unknown)
-    assert (returned["better"], returned["reason"]) == (
-        False,
-        "The frechet distance, which decides (promote_on), could not be measured.",
-    )
+    assert not returned["better"]
+    assert "promote_on" in returned["reason"]
 
 
 def test_images_that_changed_or_vanished_are_skipped_and_counted(world: World) -> None:
@@ -269,16 +267,16 @@ def test_a_corrupt_checkpoint_is_passed_over(world: World) -> None:
 
 
 def test_what_cannot_be_evaluated_says_why(world: World) -> None:
-    with pytest.raises(DataError, match="runs/none has no whole checkpoint to evaluate; run the train step"):
+    with pytest.raises(DataError, match="runs/none"):
         world.evaluate(run="none")
     world.save(20, {name: array * np.nan for name, array in world.weights.items()})
-    with pytest.raises(DataError, match=r"not finite .* training diverged"):
+    with pytest.raises(DataError, match="not finite"):
         world.evaluate()
     world.save(30, dict(list(world.weights.items())[1:]))
-    with pytest.raises(DataError, match="the weights of runs/first/checkpoints/step-000000030 do not fit"):
+    with pytest.raises(DataError, match="runs/first/checkpoints/step-000000030"):
         world.evaluate()
     world.workdir.delete("datasets/key/dataset.json")
-    with pytest.raises(DataError, match="no dataset datasets/key; run the latents and index steps"):
+    with pytest.raises(DataError, match="datasets/key"):
         world.evaluate()
 
 
@@ -287,7 +285,8 @@ def test_the_champion_is_not_better_than_itself(world: World) -> None:
     version = world.publish()
     again = world.evaluate()
 
-    assert (again["better"], again["reason"]) == (False, f"These weights are already the champion, version {version}.")
+    assert not again["better"]
+    assert version in again["reason"]
     assert world.result()["champion"]["version"] == version
     world.workdir.delete(f"models/squares/{version}/COMMIT")
     assert world.evaluate()["better"], "a champion whose folder is gone is no champion"
@@ -322,23 +321,26 @@ METRICS = {"frechet_distance": 2.0, "prompt_accuracy": 0.9}
 @pytest.mark.parametrize(
     ("settings", "champion", "better", "reason"),
     [
-        ({}, None, True, "There is no champion yet; the frechet distance is 2."),
-        ({}, {"frechet_distance": 2.5}, True, "is 2, the champion's is 2.5; lower is better."),
-        ({}, {"frechet_distance": 1.5}, False, "is 2, the champion's is 1.5; lower is better."),
-        ({}, {"frechet_distance": 2.0}, False, "a tie changes nothing"),
-        ({}, {"frechet_distance": 2.0000001}, True, "is 2, the champion's is 2.0000001; lower"),
-        ({}, {"frechet_distance": None}, True, "the champion's could not be measured"),
-        ({"promote_on": "prompt_accuracy"}, {"prompt_accuracy": 0.8}, True, "higher is better"),
-        ({"promote_on": "prompt_accuracy"}, {"prompt_accuracy": 0.95}, False, "higher is better"),
-        ({"min_prompt_accuracy": 0.95}, None, False, "Prompt accuracy 0.9 is below the floor of 0.95"),
-        ({"min_prompt_accuracy": 0.9}, None, True, "no champion yet"),
+        ({}, None, True, ("distance", "2")),
+        ({}, {"frechet_distance": 2.5}, True, ("distance", "2", "2.5", "lower")),
+        ({}, {"frechet_distance": 1.5}, False, ("distance", "2", "1.5", "lower")),
+        ({}, {"frechet_distance": 2.0}, False, ("distance", "2")),
+        ({}, {"frechet_distance": 2.0000001}, True, ("distance", "2", "2.0000001", "lower")),
+        ({}, {"frechet_distance": None}, True, ("distance", "2")),
+        ({"promote_on": "prompt_accuracy"}, {"prompt_accuracy": 0.8}, True, ("accuracy", "0.9", "0.8", "higher")),
+        ({"promote_on": "prompt_accuracy"}, {"prompt_accuracy": 0.95}, False, ("accuracy", "0.9", "0.95", "higher")),
+        ({"min_prompt_accuracy": 0.95}, None, False, ("0.9", "0.95", "min_prompt_accuracy")),
+        ({"min_prompt_accuracy": 0.9}, None, True, ("distance", "2")),
     ],
 )
-def test_promotion(settings: dict[str, Any], champion: dict[str, Any] | None, better: bool, reason: str) -> None:
+def test_promotion(
+    settings: dict[str, Any], champion: dict[str, Any] | None, better: bool, reason: tuple[str, ...]
+) -> None:
     config = EvaluateConfig.parse({"prompts": ["a", "b"], **settings})
     verdict = compare(config, METRICS, champion)
 
-    assert (verdict.better, reason in verdict.reason) == (better, True), verdict.reason
+    assert verdict.better is better, verdict.reason
+    assert all(part in verdict.reason for part in reason)
 
 
 def test_frechet_distance_is_that_of_gaussians() -> None:
@@ -402,17 +404,17 @@ def test_a_judge_needs_images_of_every_prompt() -> None:
 
     assert cannot_judge(config, ["a", "b", "a", "b", "c"]) is None
     assert "1 of 2 prompts" in str(cannot_judge(config, ["a", "b", "a"]))
-    assert "one prompt alone" in str(cannot_judge(EvaluateConfig.parse({"prompts": ["a"]}), ["a"] * 9))
+    assert "more prompts" in str(cannot_judge(EvaluateConfig.parse({"prompts": ["a"]}), ["a"] * 9))
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"prompts": ["a", "a"]}, "prompts holds a prompt twice"),
-        ({"prompts": ["a"], "promote_on": "prompt_accuracy"}, "takes at least two prompts"),
-        ({"prompts": ["a"], "min_prompt_accuracy": 0.5}, "takes at least two prompts"),
-        ({"promt": ["a"]}, "did you mean prompts?"),
-        ({"judge_gamma": 0}, "judge_gamma: 0 is not allowed"),
+        ({"prompts": ["a", "a"]}, "prompts"),
+        ({"prompts": ["a"], "promote_on": "prompt_accuracy"}, "two prompts"),
+        ({"prompts": ["a"], "min_prompt_accuracy": 0.5}, "two prompts"),
+        ({"promt": ["a"]}, "prompts?"),
+        ({"judge_gamma": 0}, "judge_gamma: 0 "),
     ],
 )
 def test_settings_that_contradict_are_refused(values: dict[str, Any], said: str) -> None:
@@ -430,4 +432,4 @@ def test_the_command_evaluates_and_tells_errors(world: World, capfd: pytest.Capt
     assert json.loads(capfd.readouterr().out.splitlines()[-1])["better"] is True
     assert main([*command, "--run", "none", *settings]) == 65
     assert main([*command, "--run", "first", "--set", "steps=0"]) == 78
-    assert "error: steps: 0 is not allowed" in capfd.readouterr().err
+    assert "error: steps: 0 " in capfd.readouterr().err

@@ -127,7 +127,7 @@ def test_of_pods_that_end_alike_in_one_second_the_first_tells() -> None:
 
 
 def test_what_has_ended_is_no_node_that_is_there() -> None:
-    where = {"conditions": [condition("PodScheduled", 3)]}
+    where: dict[str, Any] = {"conditions": [condition("PodScheduled", 3)]}
     assert gang(pod(0, **where), pod(1)).scheduled == 1
     assert gang(pod(0, **where), ended(0, 60, 1, **where)).scheduled == 1
 

@@ -45,7 +45,7 @@ def test_only_steps_that_compute_with_a_model_take_a_gpu(step: str, sections: di
 
 
 def test_training_in_its_own_step_stays_off_spot_machines_whatever_other_steps_do() -> None:
-    chosen = {"placement": {"cloud": "gke", "gpus": 8}, "pods": {"heavy": {"spot": True}}}
+    chosen: dict[str, Any] = {"placement": {"cloud": "gke", "gpus": 8}, "pods": {"heavy": {"spot": True}}}
     assert pod("latents", **chosen).node_selector == {"cloud.google.com/gke-spot": "true"}
     train = pod("train", **chosen)
     assert (train.gpus, train.node_selector) == (8, {})

@@ -156,9 +156,9 @@ def test_notices_help_only_where_a_save_fits_into_the_grace() -> None:
     for told, share in ((plan(settings()), "90%"), (plan(settings(), write_gb_per_second=0.001), "0%")):
         assert any(note.startswith(share) and "(saved_share)" in note for note in told.assumed)
     # Copying out of the GPU is part of a save: 110 s of grace, and 13.8 GB in 128 parts.
-    for copying, share in ((0.0011, 0.9), (0.0009, 0.0)):
-        pools = [plan(settings(), copy_gb_per_second=copying, **more).pools for more in ({}, {"saved_share": share})]
-        assert pools[0] == pools[1]
+    for copying, warned in ((0.0011, 0.9), (0.0009, 0.0)):
+        fitting = plan(settings(), copy_gb_per_second=copying, saved_share=warned)
+        assert plan(settings(), copy_gb_per_second=copying).pools == fitting.pools
 
 
 def test_storage_is_what_is_kept() -> None:
