@@ -99,7 +99,7 @@ def test_the_report_holds_the_plan_against_the_ledger() -> None:
     assert rows["Preemptions"] == ("0.4", "1")
     assert "Per 1,000 images" not in rows, "it was not planned"
     assert [row.pool for row in pool_rows(numbers["cost"])] == ["spot", "on-demand"]
-    assert "the budget of $50.00 was exceeded by $8.00" in paid(numbers["cost"])
+    assert all(part in paid(numbers["cost"]) for part in ("$58.00", "$50.00", "$8.00"))
     text = markdown(numbers)
     assert "| spot | 1.17 | 2.33 | $18.00 |" in text
     assert "| Cost | $30.00 | $58.00 |" in text
@@ -112,7 +112,7 @@ def test_the_page_has_the_bill() -> None:
     run.write_json("plan.json", {"pool": "spot", "expected": {"hours": 1.5, "usd": 30.0}, "later": "more"})
     told = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
     page = workdir.read(told["report"]).decode()
-    for part in ("What the training cost", "on-demand", "$58.00", "Beside the plan", "$30.00", "state pending"):
+    for part in ("on-demand", "$58.00", "$30.00", "state pending"):
         assert part in page
     assert told["metrics"]["usd"] == pytest.approx(58)
 
@@ -120,7 +120,7 @@ def test_the_page_has_the_bill() -> None:
     run.write_lines("ledger.jsonl", [line.model_dump() for line in ledger_lines(0, {"useful": 60})])
     told = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
     page = workdir.read(told["report"]).decode()
-    assert "What the training cost" not in page
+    assert "$" not in page
     assert "plan.json" not in page, "that nothing was planned is no fault"
 
 

@@ -146,17 +146,17 @@ def test_of_several_lines_those_that_can_be_used_are_used_unless_one_is_banned()
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"sources": ["sidecar", "sidecar"]}, "each source can be asked once"),
-        ({"sources": ["fixed"]}, "fixed is empty"),
-        ({"sources": ["labels"]}, "labels.layout is null"),
+        ({"sources": ["sidecar", "sidecar"]}, "source"),
+        ({"sources": ["fixed"]}, "fixed"),
+        ({"sources": ["labels"]}, "labels.layout"),
         ({"sources": []}, "sources"),
         ({"sources": ["sidecars"]}, "sources"),
         ({"min_characters": 9, "max_characters": 8}, "min_characters"),
         ({"tags": {"shuffled": 2}}, "separator"),
         ({"tags": {"separator": ",", "dropout": 1.0}}, "dropout"),
         ({"trust_remote_code": "owner/name"}, "owner/name@revision"),
-        ({"trust_remote_code": "owner/name@1"}, "must be a model"),
-        ({"model": "a/b@2", "trust_remote_code": "a/b@1"}, "must be a model"),
+        ({"trust_remote_code": "owner/name@1"}, r"trust_remote_code \(owner/name@1\)"),
+        ({"model": "a/b@2", "trust_remote_code": "a/b@1"}, r"trust_remote_code \(a/b@1\)"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:

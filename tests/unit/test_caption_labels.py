@@ -80,9 +80,9 @@ def test_cub_is_joined_by_number() -> None:
         "001.Black_footed_Albatross/x 1.jpg": ("Black footed Albatross",),
         "002.Laysan_Albatross/y.jpg": ("Laysan Albatross",),
     }
-    with pytest.raises(DataError, match=r"image_class_labels.txt: image 2 .* has no class"):
+    with pytest.raises(DataError, match=r"image_class_labels\.txt.* 2 "):
         dict(parse("cub", {**texts, "image_class_labels.txt": "1 1\n"}))
-    with pytest.raises(DataError, match=r"classes.txt, line 1: found '<html>', expected a number"):
+    with pytest.raises(DataError, match=r"classes\.txt, line 1: .*'<html>'"):
         dict(parse("cub", {**texts, "classes.txt": "<html>"}))
 
 
@@ -93,11 +93,11 @@ def test_celebas_attributes_that_hold_are_joined() -> None:
         "000003.jpg": ("5 o Clock Shadow", "Smiling"),
     }
     assert rows("celeba", CELEBA, ("Smiling", "Black_Hair"))["000001.jpg"] == ("Smiling", "Black Hair")
-    with pytest.raises(DataError, match=r"has no 'Smile'; it has 5_o_Clock_Shadow, Black_Hair, Smiling"):
+    with pytest.raises(DataError, match=r"'Smile'.* 5_o_Clock_Shadow, Black_Hair, Smiling"):
         rows("celeba", CELEBA, ("Smile",))
-    with pytest.raises(DataError, match=r"line 4: found '000002.jpg -1 -1', expected a file name and 3 times 1 or -1"):
+    with pytest.raises(DataError, match=r"line 4: .*'000002.jpg -1 -1'.* 3 "):
         rows("celeba", CELEBA.replace("000002.jpg -1 -1 -1", "000002.jpg -1 -1"))
-    with pytest.raises(DataError, match="number of images in the first line"):
+    with pytest.raises(DataError, match="first line"):
         rows("celeba", "000001.jpg 1 1")
 
 
@@ -119,10 +119,10 @@ def test_a_table_names_files_and_labels(text: str, columns: tuple[str, ...], exp
 @pytest.mark.parametrize(
     ("text", "columns", "said"),
     [
-        ("a.png\n", (), "line 1: found 'a.png', expected a file name and its labels"),
-        ("filename,label\na.png,x\nb.png\n", (), "line 3: found 'b.png'"),
-        ("a.png,x\n", ("breed",), "line 1: found 'a.png,x', expected a line with the names of the columns"),
-        ("filename,label\na.png,x\n", ("breed",), "has no 'breed'; it has label"),
+        ("a.png\n", (), "line 1: .*'a.png'"),
+        ("filename,label\na.png,x\nb.png\n", (), "line 3: .*'b.png'"),
+        ("a.png,x\n", ("breed",), "line 1: .*'a.png,x'.* columns"),
+        ("filename,label\na.png,x\n", ("breed",), "'breed'.* label"),
         ('a.png,"x\n', (), "unexpected end of data"),
     ],
 )
@@ -154,11 +154,11 @@ def test_json_has_labels_by_file(value: Any, columns: tuple[str, ...], expected:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"a.png": ' + "[" * 500 + "]" * 500 + "}", "nested more than 20 levels"),
-        ("[" * 100_000, "is not JSON"),
-        ("{", "is not JSON"),
-        ('[{"breed": "pug"}]', "names no file"),
-        ("7", "expected an object or a list"),
+        ('{"a.png": ' + "[" * 500 + "]" * 500 + "}", " 20 "),
+        ("[" * 100_000, "JSON"),
+        ("{", "JSON"),
+        ('[{"breed": "pug"}]', " file"),
+        ("7", " object .* list"),
     ],
 )
 def test_json_that_does_not_parse_is_told(text: str, said: str) -> None:
@@ -236,10 +236,10 @@ def test_label_files_may_lie_elsewhere(tmp_path: Path) -> None:
 
 def test_label_files_that_are_missing_or_wrong_stop_the_step_before_any_work(tmp_path: Path) -> None:
     root, work = birds(tmp_path / "birds"), MemoryStorage("caption-no-labels")
-    with pytest.raises(DataError, match=r"label file 'labels.csv' cannot be read.*caption.labels.at"):
+    with pytest.raises(DataError, match=r"'labels\.csv'.*caption\.labels\.at"):
         run(root, work, sources=["labels"], labels={"layout": "csv"})
     (root / "labels.csv").write_bytes(b"a.png,\xff")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match=r"labels\.csv.*UTF-8"):
         run(root, work, sources=["labels"], labels={"layout": "csv"})
     (root / "labels.csv").write_bytes(b"a.png")
     with pytest.raises(DataError, match="line 1"):

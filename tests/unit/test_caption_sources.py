@@ -124,11 +124,12 @@ def test_a_caption_that_cannot_be_used_is_passed_over_and_told(tmp_path: Path) -
     source_id = take(dogs(tmp_path / "dogs"), work)
     write(source_id, work, sources=["sidecar", "folder"], min_characters=20)
     assert captions(work)["told.png"] == [("a photo of a Great Dane", "folder")]
-    assert "15 characters, at least 20 (min_characters)" in records(work)["told.png"].verdicts["caption"]
+    verdict = records(work)["told.png"].verdicts["caption"]
+    assert all(part in verdict for part in ("15 characters", "20", "(min_characters)"))
     write(source_id, work, sources=["sidecar", "folder"], min_characters=100)
     reason, detail = reasons(work)["told.png"]
     assert reason == "caption-too-short"
-    assert detail == "'001.Great_Dane/told.txt': 15 characters, at least 100 (min_characters)"
+    assert all(part in detail for part in ("'001.Great_Dane/told.txt'", "15 characters", "100", "(min_characters)"))
 
 
 def test_a_banned_word_leaves_the_image_out_whoever_else_could_caption_it(tmp_path: Path) -> None:
@@ -136,9 +137,10 @@ def test_a_banned_word_leaves_the_image_out_whoever_else_could_caption_it(tmp_pa
     source_id = take(dogs(tmp_path / "dogs"), work)
     settings = {"sources": ["sidecar", "folder"], "banned": ["RUNS"], "missing": "empty"}
     assert write(source_id, work, **settings) == (2, 0, 1)
-    assert reasons(work) == {
-        "told.png": ("caption-banned", "'001.Great_Dane/told.txt': it holds 'RUNS', one of the 1 banned words (banned)")
-    }
+    assert reasons(work).keys() == {"told.png"}
+    reason, detail = reasons(work)["told.png"]
+    assert reason == "caption-banned"
+    assert all(part in detail for part in ("'001.Great_Dane/told.txt'", "'RUNS'", "(banned)"))
     assert write(source_id, work, **settings) == (0, 2, 1)
     assert captions(work)["top.png"] == [("", "none")]
 

@@ -64,15 +64,17 @@ def test_flat_is_what_has_one_colour_and_not_what_has_little_contrast() -> None:
     assert judge(look(dim).scores, FilterConfig()) is None
     misfit = judge(look(Image.new("RGB", (64, 64), "teal")).scores, FilterConfig())
     assert misfit is not None
-    assert misfit == ("flat", 0.0, 1.0, "spread 0; at least 1 is taken (filters.min_spread)")
+    assert misfit[:3] == ("flat", 0.0, 1.0)
+    assert all(part in misfit[3] for part in ("spread 0", " 1 ", "(filters.min_spread)"))
 
 
 def test_a_threshold_of_null_takes_everything() -> None:
     flat = look(Image.new("RGB", (64, 64), "teal")).scores
     assert judge(flat, config(min_spread=None)) is None
-    assert judge(flat, config(min_spread=None, min_sharpness=0.1)) == (
-        "blurry", 0.0, 0.1, "sharpness 0; at least 0.1 is taken (filters.min_sharpness)"
-    )  # fmt: skip
+    misfit = judge(flat, config(min_spread=None, min_sharpness=0.1))
+    assert misfit is not None
+    assert misfit[:3] == ("blurry", 0.0, 0.1)
+    assert all(part in misfit[3] for part in ("sharpness 0", " 0.1 ", "(filters.min_sharpness)"))
 
 
 @pytest.mark.parametrize(

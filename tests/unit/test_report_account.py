@@ -36,7 +36,7 @@ def test_an_empty_run_has_an_account() -> None:
         None,
     ) * 4
     assert (numbers["steps"], numbers["preemptions"], numbers["steps_lost"], numbers["rejected"]) == (0, 0, 0, 0)
-    assert headline(numbers) == "Its training did not begin."
+    assert "did not begin" in headline(numbers)
 
 
 def test_groups_of_a_step_add_up() -> None:
@@ -62,27 +62,30 @@ def test_the_first_failed_step_is_what_failed() -> None:
     numbers = count("FAILED", steps=steps)
 
     assert numbers["error"] == {"step": "latents 003", "message": "disk full"}
-    assert badge(numbers) == ("bad", "Failed in latents 003")
-    assert publication(numbers) == "Nothing was published, since latents 003 failed."
+    kind, words = badge(numbers)
+    assert kind == "bad"
+    assert "latents 003" in words
+    assert "latents 003" in publication(numbers)
 
 
 def test_a_pipeline_that_failed_without_a_word_failed() -> None:
     numbers = count("FAILED", steps=(step("ingest"), step("train", 1)))
 
     assert numbers["error"]["step"] == "the pipeline"
-    assert "The last step that left a record is train." in numbers["error"]["message"]
+    assert "train" in numbers["error"]["message"]
+    assert "ingest" not in numbers["error"]["message"]
 
 
 @pytest.mark.parametrize(
     ("evaluation", "said"),
     [
-        ({"better": False, "reason": "worse by 3"}, "Nothing was published: worse by 3"),
-        ({"better": True}, "The model is good enough, but no publish step left a record."),
-        (None, "Nothing was published, since the model was not evaluated."),
+        ({"better": False, "reason": "worse by 3"}, "worse by 3"),
+        ({"better": True}, "no publish step"),
+        (None, "not evaluated"),
     ],
 )
 def test_why_nothing_was_published(evaluation: dict[str, Any] | None, said: str) -> None:
-    assert publication(count(evaluation=evaluation and Evaluation.model_validate(evaluation))) == said
+    assert said in publication(count(evaluation=evaluation and Evaluation.model_validate(evaluation)))
 
 
 def test_goodput_is_the_useful_share_of_all_states() -> None:
@@ -147,7 +150,7 @@ def test_attempts_are_told_from_events() -> None:
     assert (first.number, first.ranks, first.seconds, first.outcome) == (1, 4, 3, "preempted")
     assert first.notices == [(12, 2)]
     assert (second.first_step, second.last_step, second.seconds) == (7, 9, 5)
-    assert second.outcome == "no end recorded"
+    assert second.outcome.startswith("no end")
 
 
 def test_what_could_not_be_measured_is_said_with_its_reason() -> None:
@@ -163,7 +166,7 @@ def test_what_could_not_be_measured_is_said_with_its_reason() -> None:
 
     assert [row[:2] for row in rows] == [("Fréchet distance", "31.2"), ("zeal", "0.123"), ("Prompt accuracy", "–")]
     assert rows[-1].meaning == "there is no judge"
-    assert headline(count(evaluation=evaluation)) == "Its images lie at a Fréchet distance of 31.2 from real ones."
+    assert "Fréchet distance of 31.2" in headline(count(evaluation=evaluation))
 
 
 def test_markdown_of_a_hostile_run_holds_no_markup() -> None:

