@@ -288,7 +288,7 @@ def test_where_not_one_picture_fits_the_step_says_what_would_help(
     captioners: dict[str, Path], full: Callable[[int], Full], tmp_path: Path
 ) -> None:
     full(0)
-    with pytest.raises(OutOfMemory, match=r"not even with one small picture.*caption.dtype=bf16"):
+    with pytest.raises(OutOfMemory, match=r"caption\.dtype=bf16"):
         run(photos(tmp_path / "photos"), MemoryStorage("models-full"), model=str(captioners["smolvlm"]))
 
 
@@ -322,14 +322,14 @@ def test_a_captioner_that_fails_on_any_picture_stops_the_step(captioners: dict[s
     settings = json.loads((place / "processor_config.json").read_text())
     settings["image_processor"] |= {"patch_size": 7}
     (place / "processor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(DarkroomError, match="fails on any picture"):
+    with pytest.raises(DarkroomError, match="fails on any"):
         run(photos(tmp_path / "photos"), MemoryStorage("models-broken"), model=str(place))
 
 
 def test_a_chat_template_that_takes_no_picture_is_a_wrong_setting(captioners: dict[str, Path], tmp_path: Path) -> None:
     place = shutil.copytree(captioners["qwen"], tmp_path / "broken")
     (place / "chat_template.jinja").write_text("{{ messages[0].content.strip() }}")
-    with pytest.raises(ConfigError, match="chat template does not take a picture and a question"):
+    with pytest.raises(ConfigError, match="chat template"):
         run(photos(tmp_path / "photos"), MemoryStorage("models-template"), model=str(place))
 
 
@@ -418,6 +418,6 @@ def test_a_captioners_own_code_runs_only_where_its_revision_is_trusted(hub: Path
 def test_trust_in_one_repository_is_none_in_another(hub: Path, tmp_path: Path) -> None:
     model = f"owner/name@{COMMIT}"
     (hub / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["x", "other/name--own.Tokenizer"]}}')
-    with pytest.raises(ConfigError, match=r"tokenizer_config.json names code of 'other/name'"):
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json.* 'other/name'"):
         run(photos(tmp_path / "photos"), MemoryStorage("models-other"), model=model, trust_remote_code=model)
     assert not (tmp_path / "ran").exists()

@@ -155,7 +155,7 @@ def test_a_head_is_found_in_the_workdir(clip: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_model_lacks_is_said(classifier: Path, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no label 'logo'; its labels are 'clean', 'watermark'"):
+    with pytest.raises(ConfigError, match=r"'logo'.* 'clean', 'watermark'"):
         scorers(watermark={"model": str(classifier), "label": "logo"}).of_pictures(pictures())
     with pytest.raises(ConfigError, match="no such folder"):
         scorers(nsfw={"model": str(tmp_path / "absent")}).of_pictures(pictures())

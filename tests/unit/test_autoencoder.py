@@ -190,7 +190,7 @@ def test_nothing_to_learn_from_is_refused(tmp_path: Path, count: int) -> None:
     place = Place(tmp_path, count)
     for record in place.records:
         (place.source / record.name).write_bytes(b"")
-    with pytest.raises(DataError, match="no image to train the autoencoder on"):
+    with pytest.raises(DataError, match="no image"):
         place.ensure()
 
 
@@ -219,16 +219,16 @@ def test_base_without_an_autoencoder_is_refused(place: Place, tmp_path: Path) ->
     base = tmp_path / "base"
     build_scratch(Architecture.parse(TINY), [], seed=0).save_pretrained(base)
     shutil.rmtree(base / "vae")
-    with pytest.raises(ConfigError, match="has no vae"):
+    with pytest.raises(ConfigError, match=r"\bvae\b"):
         place.ensure(ModelConfig(base=str(base)))
-    with pytest.raises(ConfigError, match="not of the hub"):
+    with pytest.raises(ConfigError, match=r"\bhub\b"):
         place.ensure(ModelConfig(base=str(base), revision="main"))
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"revision": "main"}, "base is null"),
+        ({"revision": "main"}, r"\bbase\b"),
         (settings(l1_weight=0, mse_weight=0), "both 0"),
         (settings(steps=5, warmup_steps=5), "less than the 5 steps"),
         (settings(stepz=5), r"did you mean scratch\.training\.steps"),

@@ -156,7 +156,7 @@ def test_what_may_not_be_read_is_left_out(public_root: Path, as_nobody: Callable
 def test_a_folder_that_may_not_be_read_is_a_clear_error(public_root: Path, as_nobody: Callable[[], None]) -> None:
     public_root.chmod(0)
     as_nobody()
-    with pytest.raises(DataError, match=r"photos.*cannot be listed: Permission denied"):
+    with pytest.raises(DataError, match=r"photos.*Permission denied"):
         take(public_root, open_storage("memory://bad-input-closed"))
 
 
@@ -192,7 +192,7 @@ def test_pipes_sockets_and_devices_do_not_hang(public_root: Path, tmp_path: Path
 
 def test_a_pipe_is_not_read_even_by_name(public_root: Path) -> None:
     os.mkfifo(public_root / "pipe.jpg")
-    with pytest.raises(ImageRejected, match="a named pipe, expected a file"):
+    with pytest.raises(ImageRejected, match="a named pipe"):
         open_source(str(public_root)).read("pipe.jpg")
 
 

@@ -169,7 +169,7 @@ def test_pictures_are_in_the_page_or_say_why_not() -> None:
     assert sorted(str(attributes["alt"]) for attributes in shown) == ["caption of good.png", "caption of small.png"]
     (small,) = [attributes for attributes in shown if attributes["width"] == "20"]
     assert (small["height"], small["class"]) == ("10", "pixels")
-    for said in ("truncated", "changed", "unreadable", "3 of 5 images can be trained on, 2 are left out."):
+    for said in ("truncated", "changed", "unreadable", "3 of 5 images"):
         assert said in page.text
     _, page = written(tally, kept_pictures=0, source="/nowhere/at/all")
     assert page.count("img") == 0

@@ -145,7 +145,7 @@ def test_every_version_stays_under_its_digest(storage: Storage, dataset: Dataset
 def test_a_version_under_another_ones_digest_is_refused(storage: Storage, dataset: Dataset) -> None:
     write_dataset(storage, dataset)
     storage.write(version_key("0" * 64), storage.read("dataset.json"))
-    with pytest.raises(DataError, match=rf"versions/{'0' * 64}\.json is damaged"):
+    with pytest.raises(DataError, match=rf"versions/{'0' * 64}\.json\b"):
         read_version(storage, "0" * 64)
 
 

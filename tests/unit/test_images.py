@@ -250,7 +250,7 @@ def test_an_image_may_be_so_much_longer_than_wide_and_no_more() -> None:
     for size in ((1000, 100), (100, 1000)):
         check(ImageFacts(*size, "PNG"), ImageLimits())
         check(ImageFacts(*size, "PNG"), ImageLimits(max_aspect=10.0))
-        with pytest.raises(ImageRejected, match=r"10:1; at most 9\.5:1 is taken \(max_aspect\)") as caught:
+        with pytest.raises(ImageRejected, match=r"10:1.* 9\.5:1 .*\(max_aspect\)") as caught:
             check(ImageFacts(*size, "PNG"), ImageLimits(max_aspect=9.5))
         assert caught.value.reason == "extreme-aspect"
     check(ImageFacts(10_000, 20, "PNG"), ImageLimits(max_aspect=None))

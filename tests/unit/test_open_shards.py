@@ -119,5 +119,5 @@ def test_what_waits_in_the_queue_is_opened_by_who_needs_it(dataset: Dataset, sto
 def test_dataset_that_disagrees_with_its_shards_is_told(dataset: Dataset, storage: Storage) -> None:
     shard = dataset.shards[0]
     wrong = make_dataset("key", {}, [Shard(shard.name, shard.bucket, 7, shard.bytes, shard.sha256)], rejected=0)
-    with pytest.raises(DataError, match="holds 6 samples, expected 7"):
+    with pytest.raises(DataError, match=r"6 samples.* 7"):
         open_shards(wrong, storage, Opener()).get(0)

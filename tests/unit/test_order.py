@@ -189,5 +189,5 @@ def test_an_order_of_nothing_is_refused(sizes: list[int]) -> None:
 
 
 def test_buckets_that_are_not_all_shards_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 shards, but there are 2"):
+    with pytest.raises(ValueError, match=r"3 shards.* 2"):
         Order([1, 1], 1, 0, [1, 2])

@@ -248,7 +248,7 @@ def test_bad_shard_can_count_for_nothing_and_all_else_stays(
 def test_bucket_without_a_shard_that_can_be_read_ends_training(dataset: Dataset, storage: Storage) -> None:
     for shard in dataset.shards[4:]:
         damage(storage, shard, "flipped")
-    with pytest.raises(DataError, match="no shard of bucket 16x24 can be read"):
+    with pytest.raises(DataError, match=r"no shard .*16x24"):
         read(dataset, storage, 12, on_bad_shard="skip")
 
 
@@ -262,7 +262,7 @@ def test_dataset_with_nothing_to_train_on_is_refused(dataset: Dataset, storage: 
     with pytest.raises(DataError, match="no sample to train on"):
         Reader(none, storage, DRAWING, settings(), 0, 1)
     storage.delete("empty.npy")
-    with pytest.raises(DataError, match="embedding of the empty prompt"):
+    with pytest.raises(DataError, match="empty prompt"):
         Reader(dataset, storage, DRAWING, settings(), 0, 1)
 
 

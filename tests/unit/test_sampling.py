@@ -80,13 +80,13 @@ def test_drawing_leaves_everything_as_it_was(parts: dict[str, Any], capfd: pytes
 
 
 def test_what_cannot_be_drawn_is_refused(parts: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="20×16 pixels: both sides must be multiples of 8"):
+    with pytest.raises(ConfigError, match=r"20×16 .*multiples of 8"):
         draw(**parts, prompts=["a cat"], seeds=[0], steps=1, guidance=1, height=16, width=20)
 
     diverged = build_scratch(TINY, PROMPTS, seed=1).unet
     with torch.no_grad():
         next(diverged.parameters()).fill_(float("nan"))
-    with pytest.raises(DataError, match="not finite for 'a cat': its training diverged"):
+    with pytest.raises(DataError, match=r"not finite .*'a cat'"):
         draw(**{**parts, "unet": diverged}, prompts=["a cat"], seeds=[0], steps=1, guidance=1, height=16, width=16)
 
 

@@ -99,7 +99,7 @@ def test_a_fault_on_the_way_is_mended_and_one_at_the_source_is_told(
     assert bytes(cache.open(remote, *shard, verify=True).part(0, 1)) == b"\1"
     other = remote.add(2)
     remote.spoil = [spoilt, spoilt]
-    with pytest.raises(DataError, match=r"2\.tar is damaged"):
+    with pytest.raises(DataError, match=r"2\.tar\b"):
         cache.open(remote, *other, verify=True)
     assert names(folder) == {f"{shard[2]}.tar"}, "nothing of it stays"
 
@@ -134,7 +134,7 @@ def test_what_killed_processes_left_is_cleared_away(remote: Remote, folder: Path
 
 def test_what_is_missing_or_too_large_is_told(remote: Remote, folder: Path, tmp_path: Path) -> None:
     shard = remote.add(1)
-    with pytest.raises(ConfigError, match=r"raise train\.cache_gib"):
+    with pytest.raises(ConfigError, match=r"train\.cache_gib"):
         ShardCache(folder, SIZE - 1).open(remote, *shard, verify=True)
     remote.delete("1.tar")
     with pytest.raises(NotFound):
