@@ -205,7 +205,7 @@ def test_a_tracker_that_hangs_is_dropped_and_holds_nobody_up(run: Storage) -> No
     assert longest < 3.0
     trackers.log(step, {"train/loss": 1.0})
     trackers.close(patience=60)
-    assert told == [{"event": "tracker-dropped", "tracker": "tensorboard", "why": told[0]["why"]}]
+    assert [(event["event"], event["tracker"]) for event in told] == [("tracker-dropped", "tensorboard")]
 
 
 def test_a_tracker_that_dies_is_dropped_once(run: Storage) -> None:
@@ -216,7 +216,9 @@ def test_a_tracker_that_dies_is_dropped_once(run: Storage) -> None:
     for step in range(1, 5):
         trackers.log(step, {"train/loss": 1.0})
     trackers.close(patience=60)
-    assert told == [{"event": "tracker-dropped", "tracker": "tensorboard", "why": "it ended with exit code -9"}]
+    (dropped,) = told
+    assert (dropped["event"], dropped["tracker"]) == ("tracker-dropped", "tensorboard")
+    assert "-9" in dropped["why"]
 
 
 def test_a_tracker_outlives_training_to_bring_out_what_it_has(run: Storage) -> None:
