@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+SAMPLE ?= 15
 STREAMING := build/streaming
 # The release that everything is tested with; `make constraints` takes the newest of all other packages.
 TORCH := 2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit proofs bench chaos golden docs chart images constraints clean
+.PHONY: help install demo test lint types unit proofs mutants bench chaos golden docs chart images constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,6 +43,9 @@ unit: $(STAMP)  ## unit and integration tests
 
 proofs: $(STAMP)  ## the tests that take too long for every day
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m proof
+
+mutants: $(STAMP)  ## break the code in small ways and count what the tests notice: MODULES='…' SAMPLE=15|all
+	$(BIN)/python -m tests.mutants --jobs $(JOBS) --sample $(SAMPLE) $(MODULES)
 
 bench: $(STAMP) $(STREAMING)  ## what training and reading cost over bare loops and beside others, as ratios
 	$(BIN)/python tests/benchmarks/training_step.py
