@@ -52,7 +52,7 @@ class Dataset:
     """Captioned images whose pictures nobody has to paint."""
 
     def __init__(self, name: str, groups: int = 2) -> None:
-        self.work = MemoryStorage(name)
+        self.work: Storage = MemoryStorage(name)
         self.storage = self.work.child(f"datasets/{KEY}")
         self.groups = tuple(f"g{number}" for number in range(groups))
         self.records: dict[str, CaptionRecord] = {}
