@@ -67,7 +67,7 @@ $(STREAMING): $(STAMP) tests/benchmarks/streaming.txt
 	touch $@
 
 chaos: $(STAMP)  ## 20 random SIGKILLs for every ZeRO stage and precision; takes most of an hour
-	CHAOS_KILLS=20 $(BIN)/pytest tests/integration/test_chaos.py
+	CHAOS_KILLS=20 $(BIN)/pytest tests/integration/train/test_chaos.py
 
 golden: $(STAMP)  ## write the compiled pipelines that the tests compare with anew
 	for recipe in $(notdir $(basename $(wildcard pipeline/recipes/*.yaml))); do \

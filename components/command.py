@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from components.errors import EXIT_DONE, DarkroomError
 from components.progress import Progress
 from components.settings import Settings, override, read_values
-from components.storage import Storage, open_storage
+from components.storage.base import Storage
+from components.storage.open import open_storage
 
 S = TypeVar("S", bound=Settings)
 Work = Callable[[S, argparse.Namespace, Storage, Progress], Mapping[str, Any]]

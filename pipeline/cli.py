@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
-from components.wording import printable
-from pipeline import datasets, remote
+from components.html.formatting import printable
 from pipeline.config import recipes, resolve, to_yaml
+from pipeline.datasets import verbs as dataset_verbs
+from pipeline.kubeflow import verbs as cluster_verbs
 
 _ASSUMED = "what to take for granted, such as mfu=0.3 or reclaims_per_node_day=4 (plan.Assumptions has all)"
 
@@ -67,10 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     _compiling(verbs)
     _money(verbs)
-    datasets.add_verbs(
+    dataset_verbs.add_verbs(
         verbs.add_parser("dataset", help="list, show and verify encoded datasets; delete what nobody needs")
     )
-    remote.add_verbs(verbs)
+    cluster_verbs.add_verbs(verbs)
     return parser
 
 
@@ -117,7 +118,7 @@ def _request(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pipeline.runs import run_here
+    from pipeline.local.run import run_here
 
     run_here(arguments.recipe, arguments.workdir, arguments.source, _overrides(arguments), Console(highlight=False))
     return EXIT_DONE
@@ -130,7 +131,7 @@ def _config(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from pipeline.spending import show_plan
+    from pipeline.cost.verbs import show_plan
 
     overrides = _overrides(arguments)
     if arguments.prices is not None:
@@ -144,15 +145,15 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _cost(arguments: argparse.Namespace) -> int:
-    from pipeline.spending import show_cost
+    from pipeline.cost.verbs import show_cost
 
     show_cost(arguments.run, arguments.workdir, arguments.json, Console(highlight=False))
     return EXIT_DONE
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from pipeline.compiling import compile_to
-    from pipeline.deployment import Deployment, read_deployment
+    from pipeline.kubeflow.compile import compile_to
+    from pipeline.kubeflow.release import Deployment, read_deployment
 
     if arguments.file is not None:
         deployment = read_deployment(arguments.file)

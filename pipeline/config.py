@@ -26,7 +26,7 @@ from components.settings import Settings, override, parse_values, read_values
 from components.train.config import TrainConfig
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PlacementConfig
-from pipeline.pods import PodsConfig
+from pipeline.pods_config import PodsConfig
 
 # Where the chart mounts the recipes of a release, which win over those of the image.
 RELEASE_RECIPES = Path("/etc/darkroom-recipes")

@@ -6,7 +6,7 @@ from typing import Any
 from kfp import dsl
 
 from pipeline import steps
-from pipeline.machines import PodOf
+from pipeline.pod import PodOf
 
 
 def build(pod_of: PodOf) -> Any:

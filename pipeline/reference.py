@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 from components.errors import EXIT_DONE
 from pipeline.cli import build_parser
 from pipeline.config import RunConfig
-from pipeline.deployment import Deployment
+from pipeline.kubeflow.release import Deployment
 
 _MADE = "<!-- Made by `make docs`; do not edit. -->"
 _ACTIONS_LEFT_OUT = (argparse._HelpAction,)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from kfp import dsl, kubernetes
 from kfp.dsl import HTML, Markdown, Metrics, Output
 
-from pipeline.machines import LABELS, USER, Pod
+from pipeline.pod import LABELS, USER, Pod
 
 _IMAGE = "darkroom"  # replaced by `place`
 _TMP, _SHM = "/tmp", "/dev/shm"  # noqa: S108 - inside the pod, where they are volumes of its own

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DarkroomError, Preempted, StorageError
-from components.manifest import groups_of_lane, lane_names, read_manifest
+from components.image.records import groups_of_lane, lane_names, read_manifest
+from components.image.sources import open_source
 from components.progress import Progress
-from components.sources import open_source
-from components.storage import Storage, open_storage
+from components.storage.base import Storage
+from components.storage.open import open_storage
 from pipeline.config import RunConfig, resolve
-from pipeline.spending import store_plan
+from pipeline.cost.verbs import store_plan
 
 Log = Callable[[str, float], None]
 
@@ -143,7 +144,7 @@ def autoencoder(config: str) -> tuple[str, str]:
     def work(progress: Progress) -> dict[str, Any]:
         from components.autoencoder.base import ensure_base
         from components.latents.encoding import encoding_key
-        from components.models import fetch
+        from components.model.locations import fetch
 
         held_out = settings.index.held_out
         base = ensure_base(settings.model, settings.seed, job.source_id, held_out, job.workdir, progress)
@@ -159,7 +160,7 @@ def caption(config: str, encoding_key: str, lane: str) -> str:
     settings = job.settings
 
     def work(group: str, progress: Progress) -> dict[str, Any]:
-        from components.caption.captioning import caption
+        from components.caption.group import caption
 
         limits = settings.ingest.limits
         return caption(settings.caption, limits, group, job.source_id, encoding_key, job.workdir, progress)
@@ -229,16 +230,16 @@ def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
     job = open_job(config)
 
     def work(progress: Progress) -> dict[str, Any]:
-        from pipeline.launch import local
+        from pipeline.launch import local_launcher
 
         what = (job.settings, job.workdir, base_model, encoding_key, dataset, progress)
         if job.settings.launch.where == "local":
-            return local.launch(*what)
-        from pipeline.launch import trainjob
-        from pipeline.prices import known_prices
+            return local_launcher.launch(*what)
+        from pipeline.cost.prices import known_prices
+        from pipeline.launch import cluster_launcher
 
         placement = job.settings.placement
-        return trainjob.launch(*what, prices=known_prices(placement.prices, placement.instance))
+        return cluster_launcher.launch(*what, prices=known_prices(placement.prices, placement.instance))
 
     return int(recorded(job, "train", work)["step"])
 

@@ -16,7 +16,7 @@ from typing import Any
 from components.autoencoder.config import ModelConfig
 from components.command import run_step, step_parser
 from components.progress import Progress
-from components.storage import Storage
+from components.storage.base import Storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,17 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.architecture import Architecture
 from components.autoencoder.config import ModelConfig, ScratchConfig
-from components.dataset import is_held_out
+from components.dataset.versions import is_held_out
 from components.digests import canonical_json, digest_file, short
 from components.errors import ConfigError, DataError, ImageRejected
-from components.framing import frame
-from components.manifest import ImageRecord, read_images, read_manifest
-from components.models import COMMIT, check_parts, fetch, is_hub_name, pin, quiet_libraries, reproducible, select_device
+from components.image.framing import frame
+from components.image.records import ImageRecord, read_images, read_manifest
+from components.image.sources import Source, open_source
+from components.model.architecture import Architecture
+from components.model.locations import (
+    COMMIT,
+    check_parts,
+    fetch,
+    is_hub_name,
+    pin,
+    quiet_libraries,
+    reproducible,
+    select_device,
+)
 from components.progress import Progress
-from components.sources import Source, open_source
-from components.storage import Storage
+from components.storage.base import Storage
 
 if TYPE_CHECKING:
     from components.autoencoder.training import Pixels
@@ -52,7 +61,7 @@ def ensure_base(
         clock: Seconds that never go backwards.
 
     Returns:
-        ``base_model`` (what ``components.models.fetch`` takes), ``trained`` and ``seconds``.
+        ``base_model`` (what ``components.model.locations.fetch`` takes), ``trained`` and ``seconds``.
 
     Raises:
         ConfigError: Where the base cannot be used, or the training diverges.
@@ -103,8 +112,8 @@ def _make(
     progress: Progress,
 ) -> None:
     # Torch and diffusers take seconds to load, and most runs find their model made.
+    from components.autoencoder.scratch import build_scratch
     from components.autoencoder.training import normalise_latents, train_autoencoder
-    from components.scratch import build_scratch
 
     quiet_libraries()
     manifest = read_manifest(workdir, source_id)

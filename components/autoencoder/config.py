@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from components.architecture import Architecture
+from components.model.architecture import Architecture
 from components.settings import Settings
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from components.caption.config import CaptionConfig
 from components.command import run_step, step_parser
-from components.images import ImageLimits
+from components.image.decoding import ImageLimits
 from components.progress import Progress
 from components.settings import override
-from components.storage import Storage
+from components.storage.base import Storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(config: CaptionConfig, arguments: Namespace, workdir: Storage, progress: Progress) -> Mapping[str, Any]:
-    from components.caption.captioning import caption
+    from components.caption.group import caption
 
     limits = ImageLimits.parse(override({}, arguments.limit))
     return caption(config, limits, arguments.group, arguments.source_id, arguments.encoding_key, workdir, progress)

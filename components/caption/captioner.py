@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from components.caption.caption_rules import BANNED, check
 from components.caption.config import CaptionConfig
 from components.caption.loading import Loaded, load
-from components.caption.text import BANNED, check
 from components.errors import DarkroomError, ImageRejected, OutOfMemory
-from components.manifest import Caption
-from components.models import select_device
+from components.image.records import Caption
+from components.model.locations import select_device
 from components.progress import Progress
-from components.storage import Storage
+from components.storage.base import Storage
 
 Answer = str | ImageRejected
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from components.caption import tags
 from components.caption.config import CaptionConfig
-from components.manifest import Caption
+from components.image.records import Caption
 
 # Who writes sentences even where the captions beside the images are tags.
 _SENTENCES = ("model:", "fixed", "none")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from components.filters import FilterConfig
+from components.image.filters import FilterConfig
 from components.settings import Settings
 
 # Captioners that have a name of their own here.

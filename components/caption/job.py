@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.caption.config import CaptionConfig
+from components.caption.image_captions import Captioning
 from components.caption.label_files import read_labels
 from components.caption.screening import Screening
+from components.caption.text_sources import Written
 from components.caption.versions import Versions
-from components.caption.writing import Captioning
-from components.caption.written import Written
-from components.images import ImageLimits
-from components.manifest import ImageRecord, read_manifest
-from components.models import fetch, is_hub_name
-from components.sources import open_source
-from components.storage import Storage, open_storage
+from components.image.decoding import ImageLimits
+from components.image.records import ImageRecord, read_manifest
+from components.image.sources import open_source
+from components.model.locations import fetch, is_hub_name
+from components.storage.base import Storage
+from components.storage.open import open_storage
 
 
 @dataclass(frozen=True)

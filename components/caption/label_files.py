@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from components.caption.config import LabelsConfig
 from components.caption.labels import FILES, Labels, matching, parse
 from components.errors import DataError, ImageRejected, NotFound
-from components.sources import Source
-from components.storage import open_storage
+from components.image.sources import Source
+from components.storage.open import open_storage
 
 
 def read_labels(config: LabelsConfig, source: Source, names: Iterable[str]) -> dict[str, Labels]:

@@ -19,8 +19,8 @@ from components.caption.config import CaptionConfig
 from components.caption.protocols import Protocol, protocol_for
 from components.caption.versions import identity
 from components.errors import ConfigError, StorageError
-from components.models import fetch, is_hub_name, torch_dtype
-from components.storage import Storage
+from components.model.locations import fetch, is_hub_name, torch_dtype
+from components.storage.base import Storage
 
 # Under which of these names a repository's own code may offer its model, the best first.
 _AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel")
@@ -53,7 +53,7 @@ def load(name: str, config: CaptionConfig, workdir: Storage, device: torch.devic
     """Load a captioner.
 
     Args:
-        name: Its name, as ``components.models`` understands it.
+        name: Its name, as ``components.model.locations`` understands it.
         config: What it is asked, and in which numbers it computes.
         workdir: Where ``workdir:`` names lead.
         device: Where it is to run.

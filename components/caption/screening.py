@@ -11,13 +11,13 @@ from PIL import Image
 
 from components.caption.versions import identity
 from components.digests import sha256, short
-from components.filters import PIXELS, FilterConfig, Misfit, judge, look, read, written
-from components.manifest import CaptionRecord, Outcome, Rejection
-from components.models import read_file
-from components.storage import Storage
+from components.image.filters import PIXELS, FilterConfig, Misfit, judge, look, read, written
+from components.image.records import CaptionRecord, Outcome, Rejection
+from components.model.locations import read_file
+from components.storage.base import Storage
 
 if TYPE_CHECKING:
-    from components.scorers import Scorers
+    from components.caption.scorers import Scorers
 
 T = TypeVar("T")
 # What pictures are measured by; what is missing here is measured of a picture and its caption.
@@ -32,7 +32,7 @@ class View:
         width: Pixels, upright.
         height: Pixels, upright.
         small: The picture, scaled down.
-        scores: What was measured, as ``components.filters`` writes it.
+        scores: What was measured, as ``components.image.filters`` writes it.
         phash: What it looks like, 16 hex digits.
     """
 
@@ -158,7 +158,7 @@ class Screening:
 
     @cached_property
     def _scorers(self) -> Scorers:
-        from components.scorers import Scorers  # here, since transformers takes long to import
+        from components.caption.scorers import Scorers  # here, since transformers takes long to import
 
         return Scorers(self._config, self._workdir)
 

@@ -10,11 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from components.caption.config import CaptionConfig, Origin
-from components.caption.written import Written
+from components.caption.text_sources import Written
 from components.digests import digest_tree, short
-from components.manifest import ImageRecord
-from components.models import fetch, is_hub_name
-from components.storage import Storage
+from components.image.records import ImageRecord
+from components.model.locations import fetch, is_hub_name
+from components.storage.base import Storage
 
 # Raised whenever the same settings and sources would give other captions.
 FORMAT = 3

@@ -15,10 +15,10 @@ from typing import Any
 
 from components.clean.config import CleanConfig
 from components.command import run_step, step_parser
-from components.filters import FilterConfig
+from components.image.filters import FilterConfig
 from components.progress import Progress
 from components.settings import override
-from components.storage import Storage
+from components.storage.base import Storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:

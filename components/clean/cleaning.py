@@ -14,9 +14,9 @@ from components.clean.reporting import REPORT_KEYS, write_report
 from components.clean.tally import Tally
 from components.digests import digest, sha256
 from components.errors import DataError, NotFound
-from components.filters import FilterConfig, Misfit, judge
-from components.fingerprints import as_numbers
-from components.manifest import (
+from components.image.filters import FilterConfig, Misfit, judge
+from components.image.fingerprints import as_numbers
+from components.image.records import (
     CaptionRecord,
     Rejection,
     caption_rejections_key,
@@ -30,7 +30,7 @@ from components.manifest import (
     write_rejections,
 )
 from components.progress import Progress
-from components.storage import Storage
+from components.storage.base import Storage
 
 FORMAT = 1
 STATE = "clean.json"

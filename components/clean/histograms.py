@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from components.axes import Axis
 from components.clean.tally import WIDEST
-from components.svg import drawing, element
-from components.wording import count
+from components.html.axes import Axis
+from components.html.formatting import count
+from components.html.svg import drawing, element
 
 WIDTH, HEIGHT = 340, 170
 _RATIOS = {-WIDEST: "1:4", -WIDEST // 2: "1:2", 0: "1:1", WIDEST // 2: "2:1", WIDEST: "4:1"}

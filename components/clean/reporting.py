@@ -11,10 +11,10 @@ from components.clean.config import CleanConfig
 from components.clean.histograms import aspects, histogram
 from components.clean.sheets import Sheet, read_sheets
 from components.clean.tally import LENGTHS, SIDES, Tally
-from components.filters import CHECKS, FilterConfig, is_on
-from components.pages import environment
-from components.storage import Storage
-from components.wording import count, in_markdown, number, percent, plural
+from components.html.formatting import count, in_markdown, number, percent, plural
+from components.html.templates import environment
+from components.image.filters import CHECKS, FilterConfig, is_on
+from components.storage.base import Storage
 
 PAGE, SUMMARY, NUMBERS = "report.html", "report.md", "report.json"
 REPORT_KEYS = (PAGE, SUMMARY, NUMBERS)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from components.clean.tally import Shown
 from components.digests import sha256
 from components.errors import DarkroomError, DataError, ImageRejected
-from components.images import ImageLimits, decode
-from components.sources import Source, open_source
-from components.tiles import Tile, tile
+from components.html.tiles import Tile, tile
+from components.image.decoding import ImageLimits, decode
+from components.image.sources import Source, open_source
 
 # Few at a time: a picture may take some hundred megabytes while it is decoded.
 READERS = 2

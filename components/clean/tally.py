@@ -10,8 +10,8 @@ from itertools import pairwise
 from math import log2
 from typing import Any
 
-from components.authors import author
-from components.manifest import CaptionRecord, Rejection
+from components.image.authors import author
+from components.image.records import CaptionRecord, Rejection
 
 # Shorter sides of images, in pixels, where a new column begins.
 SIDES = (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)

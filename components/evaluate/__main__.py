@@ -17,7 +17,7 @@ from typing import Any
 from components.command import run_step, step_parser
 from components.evaluate.config import EvaluateConfig
 from components.progress import Progress
-from components.storage import Storage
+from components.storage.base import Storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:

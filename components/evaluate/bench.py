@@ -7,7 +7,7 @@ from functools import cached_property
 
 from PIL import Image
 
-from components.dataset import Dataset, read_dataset
+from components.dataset.versions import Dataset, read_dataset
 from components.digests import digest
 from components.errors import DataError
 from components.evaluate.config import EvaluateConfig
@@ -15,11 +15,11 @@ from components.evaluate.drawing import draw_prompts
 from components.evaluate.measuring import Measurement, Yardstick
 from components.evaluate.real_images import RealImages, read_real_images
 from components.evaluate.seeing import Eye
-from components.manifest import read_manifest
-from components.models import reproducible
+from components.image.records import read_manifest
+from components.model.locations import reproducible
+from components.model.sampling import Model
 from components.progress import Progress
-from components.sampling import Model
-from components.storage import Storage
+from components.storage.base import Storage
 
 # Raised whenever the same model would be measured otherwise than before.
 FORMAT = 1

@@ -12,7 +12,7 @@ from PIL import Image
 
 from components.errors import DataError
 from components.evaluate.config import EvaluateConfig
-from components.sampling import Model, draw, load_model
+from components.model.sampling import Model, draw, load_model
 
 
 def load_candidate(folder: Path, weights: Mapping[str, NDArray[Any]], where: str, device: torch.device) -> Model:

@@ -9,20 +9,20 @@ from typing import Any
 
 from PIL import Image
 
-from components import checkpoints
-from components.authors import read_authors
-from components.champion import Champion, read_champion, weights_sha256
-from components.checkpoints import Checkpoint
 from components.digests import digest_tree
 from components.errors import DataError
 from components.evaluate.bench import Bench
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.drawing import load_candidate
 from components.evaluate.promotion import Verdict, compare
-from components.models import fetch, select_device
+from components.image.authors import read_authors
+from components.model import checkpoints
+from components.model.champion import Champion, read_champion, weights_sha256
+from components.model.checkpoints import Checkpoint
+from components.model.locations import fetch, select_device
+from components.model.sampling import Model, contact_sheet, load_model
 from components.progress import Progress
-from components.sampling import Model, contact_sheet, load_model
-from components.storage import Storage
+from components.storage.base import Storage
 
 FOLDER = "evaluation"
 RESULT = f"{FOLDER}/evaluation.json"
@@ -45,7 +45,7 @@ def evaluate(
         name: The model whose champion is to be beaten.
         source_id: The source that the real images are read from.
         encoding_key: The dataset that the run was trained on.
-        base_model: The model whose UNet was trained, as `components.models.fetch` takes it.
+        base_model: The model whose UNet was trained, as `components.model.locations.fetch` takes it.
         run: The run, below ``runs/``; ``evaluation/`` is written there.
         workdir: Where everything lies.
         progress: Told of each image read and each prompt drawn.

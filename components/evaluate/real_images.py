@@ -10,16 +10,16 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from components.dataset import Dataset
+from components.dataset.format import read_index
+from components.dataset.versions import Dataset
 from components.digests import sha256
 from components.errors import ImageRejected
 from components.evaluate.seeing import Eye, Seen
-from components.framing import frame
-from components.manifest import CaptionRecord, Manifest, read_captions
+from components.image.framing import frame
+from components.image.records import CaptionRecord, Manifest, read_captions
+from components.image.sources import Source, open_source
 from components.progress import Progress
-from components.shards import read_index
-from components.sources import Source, open_source
-from components.storage import Storage
+from components.storage.base import Storage
 
 _BATCH = 64
 

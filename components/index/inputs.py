@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from components import authors, dataset
+from components.dataset import versions
 from components.digests import canonical_json
 from components.errors import DataError, NotFound
-from components.manifest import ingest_rejections_key
-from components.storage import Entry, Storage
+from components.image import authors
+from components.image.records import ingest_rejections_key
+from components.storage.base import Entry, Storage
 
 KEY = "index.json"
 FORMAT = 1
 # What the step itself writes; all else in the dataset's folder may be what it goes by.
-_OUTPUTS = ("rejected.jsonl", authors.KEY, dataset.KEY, KEY, f"{dataset.VERSIONS}/")
+_OUTPUTS = ("rejected.jsonl", authors.KEY, versions.KEY, KEY, f"{versions.VERSIONS}/")
 
 
 def fingerprint(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str], held_out: float) -> str:
@@ -49,7 +50,7 @@ def known_result(storage: Storage, inputs: str) -> dict[str, Any] | None:
         return None
     try:
         note = storage.read_json(KEY)
-        committed = dataset.read_dataset(storage)
+        committed = versions.read_dataset(storage)
         if committed is not None and note["inputs"] == inputs and note["result"]["dataset_digest"] == committed.digest:
             return dict(note["result"])
     except (NotFound, DataError, KeyError, TypeError, ValueError):

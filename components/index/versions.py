@@ -10,8 +10,8 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from components.authors import count_authors, write_authors
-from components.dataset import (
+from components.dataset.format import SampleId, ShardIndex, find_whole, sample_ids
+from components.dataset.versions import (
     Dataset,
     Shard,
     is_held_out,
@@ -23,9 +23,8 @@ from components.dataset import (
     write_dataset,
 )
 from components.errors import DataError
-from components.index.config import IndexConfig
-from components.index.inputs import fingerprint, forget_result, known_result, note_result
-from components.manifest import (
+from components.image.authors import count_authors, write_authors
+from components.image.records import (
     Rejection,
     read_accepted,
     read_caption_rejections,
@@ -33,9 +32,10 @@ from components.manifest import (
     read_ingest_rejections,
     read_latents_rejections,
 )
+from components.index.config import IndexConfig
+from components.index.inputs import fingerprint, forget_result, known_result, note_result
 from components.progress import Progress
-from components.shards import SampleId, ShardIndex, find_whole, sample_ids
-from components.storage import Storage
+from components.storage.base import Storage
 
 REJECTED = "rejected.jsonl"
 READERS = 16  # indexes of shards that are asked for side by side

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from components.digests import short
 from components.errors import StorageError
+from components.image.records import Rejection, Sidecar
 from components.ingest.known import Seen
 from components.ingest.listing import CAPTION, CAPTIONS, IMAGE, JSON, Listed
 from components.ingest.metadata import Told
-from components.manifest import Rejection, Sidecar
 
 CACHE_KIB = 65_536
 BATCH = 10_000  # rows

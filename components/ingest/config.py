@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from components.images import ImageLimits
+from components.image.decoding import ImageLimits
 from components.settings import Settings
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from components.errors import DarkroomError
 from components.progress import Progress
-from components.storage import Storage, open_storage
+from components.storage.base import Storage
+from components.storage.open import open_storage
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from components.errors import ImageRejected
-from components.images import ImageFacts, check
+from components.image.decoding import ImageFacts, check
+from components.image.records import ImageRecord, Manifest, Rejection, group_of, write_images
 from components.ingest.catalog import Candidate, Catalog
 from components.ingest.config import IngestConfig
 from components.ingest.licenses import check_license
-from components.manifest import ImageRecord, Manifest, Rejection, group_of, write_images
-from components.storage import Storage
+from components.storage.base import Storage
 
 REJECTED_AT_ONCE = 5000
 

@@ -9,15 +9,7 @@ from typing import Any
 
 from components.digests import digest
 from components.errors import DataError, ImageRejected
-from components.ingest.catalog import Catalog, open_catalog
-from components.ingest.config import IngestConfig
-from components.ingest.division import choose, group_bits, write_groups
-from components.ingest.known import Journal, read_journal, read_known, remove_journal, write_known
-from components.ingest.listing import ARCHIVE, IMAGE, READ, Listing, below_source, choose_layout
-from components.ingest.looking import look
-from components.ingest.metadata import read_metadata
-from components.ingest.reading import Look, read_unseen
-from components.manifest import (
+from components.image.records import (
     Manifest,
     Rejection,
     group_names,
@@ -27,9 +19,17 @@ from components.manifest import (
     read_manifest,
     write_manifest,
 )
+from components.image.sources import Source, open_source
+from components.ingest.catalog import Catalog, open_catalog
+from components.ingest.config import IngestConfig
+from components.ingest.division import choose, group_bits, write_groups
+from components.ingest.known import Journal, read_journal, read_known, remove_journal, write_known
+from components.ingest.listing import ARCHIVE, IMAGE, READ, Listing, below_source, choose_layout
+from components.ingest.looking import look
+from components.ingest.metadata import read_metadata
+from components.ingest.reading import Look, read_unseen
 from components.progress import Progress
-from components.sources import Source, open_source
-from components.storage import Storage
+from components.storage.base import Storage
 
 
 def ingest(

@@ -17,8 +17,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from components.errors import DataError, NotFound
-from components.manifest import ingest_prefix
-from components.storage import Storage
+from components.image.records import ingest_prefix
+from components.storage.base import Storage
 
 FORMAT = 2
 ROWS = 50_000  # of one part

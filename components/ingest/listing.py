@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from components.digests import canonical_json, short
 from components.errors import ConfigError, DataError
+from components.image.records import Rejection
+from components.image.sources import Source, SourceFile
 from components.ingest.config import IngestConfig
 from components.ingest.metadata import NAMES
-from components.manifest import Rejection
-from components.sources import Source, SourceFile
-from components.storage import Storage
+from components.storage.base import Storage
 
 # Kinds of file.
 IMAGE, CAPTION, JSON, METADATA, ARCHIVE = "image", "caption", "json", "metadata", "archive"

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from components.digests import sha256
 from components.errors import ImageRejected
-from components.images import header
+from components.image.decoding import header
+from components.image.records import Rejection
+from components.image.sources import Source, member_name
 from components.ingest.config import IngestConfig
 from components.ingest.known import Seen
 from components.ingest.listing import ARCHIVE, CAPTIONS, JSON, Listed, split_name
 from components.ingest.tar_walk import Found, walk
 from components.ingest.words import BROKEN, LARGEST_FILE, Words, clean, parse_object, words_in
-from components.manifest import Rejection
-from components.sources import Source, member_name
 
 # An archive is read from its beginning to its end in pieces of this size, in bytes.
 PIECE = 8 << 20

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from components.errors import ImageRejected
+from components.image.records import Rejection
 from components.ingest.words import BROKEN, Words, parse_object, words_in
-from components.manifest import Rejection
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 

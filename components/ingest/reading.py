@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
 
+from components.image.records import Rejection
+from components.image.sources import Source
 from components.ingest.catalog import Catalog
 from components.ingest.config import IngestConfig
 from components.ingest.known import Journal, Seen
 from components.ingest.listing import ARCHIVE, READ, Listed
-from components.manifest import Rejection
 from components.progress import Progress
-from components.sources import Source
 
 # What was read is written down in case the step is killed, each time so many rows were read.
 JOURNAL_ROWS = 5000

@@ -16,7 +16,7 @@ from typing import Any
 from components.command import run_step, step_parser
 from components.latents.config import LatentsConfig
 from components.progress import Progress
-from components.storage import Storage
+from components.storage.base import Storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def _work(
 ) -> Mapping[str, Any]:
     from components.latents.encoding import encoding_key
     from components.latents.group import encode
-    from components.models import fetch
+    from components.model.locations import fetch
 
     key = encoding_key(fetch(arguments.base_model, workdir), config)
     result = encode(config, arguments.group, arguments.source_id, key, arguments.base_model, workdir, progress)

@@ -20,8 +20,8 @@ from typing import IO, Any
 import numpy as np
 
 from components.errors import ImageRejected
-from components.framing import ACCEPTED, PLAIN, View, cut
-from components.images import decode
+from components.image.decoding import decode
+from components.image.framing import ACCEPTED, PLAIN, View, cut
 
 READY = {"ready": True}
 LENGTHS = struct.Struct("<IQ")

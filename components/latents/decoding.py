@@ -24,8 +24,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from components.errors import DarkroomError, ImageRejected
-from components.framing import ACCEPTED, Frame, View, cut
-from components.images import decode
+from components.image.decoding import decode
+from components.image.framing import ACCEPTED, Frame, View, cut
 from components.latents.config import LatentsConfig
 from components.latents.decoder import LENGTHS, READY
 

@@ -15,7 +15,7 @@ from components.errors import ConfigError
 from components.latents.buckets import Bucket
 from components.latents.config import LatentsConfig
 from components.latents.text import TextEncoder
-from components.models import load_autoencoder, select_device, torch_dtype
+from components.model.locations import load_autoencoder, select_device, torch_dtype
 
 
 @dataclass(frozen=True)

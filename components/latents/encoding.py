@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from components import shards
+from components.dataset import format
 from components.digests import digest_tree, short
 from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
@@ -30,7 +30,7 @@ def encoding(base: Path, config: LatentsConfig) -> dict[str, Any]:
     parts = [*_ENCODERS, *(part for part in _SDXL if (base / part).is_dir())]
     return {
         "version": VERSION,
-        "shard_format": shards.FORMAT,
+        "shard_format": format.FORMAT,
         "models": {part: digest_tree(base, [part]) for part in parts},
         "buckets": [list(shape) for shape in make_buckets(config).shapes],
         "framing": f"{config.framing}, Lanczos",

@@ -8,7 +8,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.dataset import (
+from components.dataset.format import SampleId, find_whole, npy
+from components.dataset.versions import (
     EMPTY_CAPTION,
     EMPTY_POOLED,
     EncodedGroup,
@@ -19,17 +20,16 @@ from components.dataset import (
 )
 from components.digests import short
 from components.errors import ConfigError
+from components.image.records import CaptionRecord, ancestors, read_accepted, read_manifest
+from components.image.sources import Source, open_source
 from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding
 from components.latents.plan import NewShard, Plan, plan
 from components.latents.refusals import Refusals
-from components.manifest import CaptionRecord, ancestors, read_accepted, read_manifest
-from components.models import fetch, reproducible
+from components.model.locations import fetch, reproducible
 from components.progress import Progress
-from components.shards import SampleId, find_whole, npy
-from components.sources import Source, open_source
-from components.storage import Storage
+from components.storage.base import Storage
 
 if TYPE_CHECKING:
     from components.latents.encoders import Encoders
@@ -54,7 +54,7 @@ def encode(
         group: Name of the partition group.
         source_id: Where the images are, as ingest named it.
         encoding_key: What ``encoding_key`` of this model and these settings gives; the dataset's folder.
-        base_model: The model whose encoders are used, as ``components.models.fetch`` takes it.
+        base_model: The model whose encoders are used, as ``components.model.locations.fetch`` takes it.
         workdir: Where everything is kept.
         progress: Told each image.
 

@@ -13,9 +13,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from components.dataset.format import Sample, index_key, pack, tar_key
 from components.digests import sha256
 from components.errors import DataError, ImageRejected
-from components.framing import PLAIN, Frame, View
+from components.image.framing import PLAIN, Frame, View
+from components.image.records import CaptionRecord
+from components.image.sources import Source
 from components.latents.buckets import Bucket
 from components.latents.config import LatentsConfig
 from components.latents.decoding import Decoder, open_decoder
@@ -24,10 +27,7 @@ from components.latents.plan import NewShard, PlannedImage
 from components.latents.refusals import Refusals
 from components.latents.samples import EncodedView, samples_of
 from components.latents.variants import view_of
-from components.manifest import CaptionRecord
-from components.shards import Sample, index_key, pack, tar_key
-from components.sources import Source
-from components.storage import Storage
+from components.storage.base import Storage
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -7,9 +7,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from components.dataset.format import SampleId, sample_ids, sample_key, shard_name
+from components.image.records import Caption, CaptionRecord
 from components.latents.buckets import Bucket, Buckets
-from components.manifest import Caption, CaptionRecord
-from components.shards import SampleId, sample_ids, sample_key, shard_name
 
 
 class PlannedSample(NamedTuple):

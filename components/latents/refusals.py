@@ -13,15 +13,15 @@ import PIL
 
 from components.digests import short
 from components.errors import ImageRejected
-from components.latents.config import LatentsConfig
-from components.manifest import (
+from components.image.records import (
     CaptionRecord,
     Rejection,
     latents_rejections_key,
     read_latents_rejections,
     write_rejections,
 )
-from components.storage import Storage
+from components.latents.config import LatentsConfig
+from components.storage.base import Storage
 
 # Rejections by the place rather than by the image: they may pass, and are tried again each time.
 PASSING = ("unreadable", "symlink-outside", "changed")

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.framing import Box, View, time_ids
+from components.dataset.format import Added, Sample
+from components.image.framing import Box, View, time_ids
+from components.image.records import CaptionRecord
 from components.latents.buckets import Bucket
 from components.latents.plan import PlannedImage, PlannedSample
 from components.latents.text import TextEmbedding
-from components.manifest import CaptionRecord
-from components.shards import Added, Sample
 
 
 class EncodedView(NamedTuple):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from components.errors import ConfigError
 from components.latents.config import LatentsConfig
-from components.models import encodable, load_text_encoders
+from components.model.locations import encodable, load_text_encoders
 
 
 class TextEmbedding(NamedTuple):

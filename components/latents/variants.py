@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from components.framing import PLAIN, View
+from components.image.framing import PLAIN, View
 from components.latents.config import Framing, VariantsConfig
 from components.rng import Stream, uniforms
 

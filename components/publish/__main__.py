@@ -16,7 +16,7 @@ from typing import Any
 from components.command import run_step, step_parser
 from components.progress import Progress
 from components.publish.config import PublishConfig
-from components.storage import Storage
+from components.storage.base import Storage
 
 
 def main(argv: Sequence[str] | None = None) -> int:

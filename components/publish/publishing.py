@@ -11,15 +11,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from components import checkpoints
-from components.champion import Champion, read_champion, weights_sha256, write_champion
 from components.digests import canonical_json, digest_file, sha256, short
 from components.errors import DataError, NotFound
-from components.models import COMMIT, check_parts, fetch
+from components.model import checkpoints
+from components.model.champion import Champion, read_champion, weights_sha256, write_champion
+from components.model.locations import COMMIT, check_parts, fetch
 from components.progress import Progress
 from components.publish.card import render_card
 from components.publish.config import PublishConfig
-from components.storage import Storage
+from components.storage.base import Storage
 
 # Raised whenever the same weights and the same base would be published as other bytes.
 FORMAT = 1

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from components.bill import bill, costs
-from components.ledger import LedgerLine, by_state
+from components.accounting.bill import bill, costs
+from components.accounting.ledger import LedgerLine, by_state
 from components.report.attempts import Attempt, attempts
 from components.report.records import Metric, Records, StepRecord
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from components.axes import Axis, time_ticks
+from components.html.axes import Axis, time_ticks
+from components.html.formatting import duration, number, plural
+from components.html.svg import drawing, element
 from components.report.attempts import Attempt
 from components.report.curves import Point, thin
-from components.svg import drawing, element
-from components.wording import duration, number, plural
 
 POINTS = 500  # more cannot be told apart at the width of a page
 LOG_FROM = 12.0  # highest over lowest smoothed loss from which a logarithmic axis shows more

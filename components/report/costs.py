@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from components.bill import HOUR
-from components.wording import DASH, count, duration, number, percent, usd
+from components.accounting.bill import HOUR
+from components.html.formatting import DASH, count, duration, number, percent, usd
 
 
 class Compared(NamedTuple):
@@ -30,7 +30,7 @@ def compared(cost: Mapping[str, Any], preemptions: int) -> list[Compared]:
     """Return planned against actual, as far as anything was planned.
 
     Args:
-        cost: A bill, as `components.bill` makes it.
+        cost: A bill, as `components.accounting.bill` makes it.
         preemptions: How often machines were taken away.
     """
     planned = cost["planned"]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from components.errors import DarkroomError, NotFound
+from components.html.formatting import distinct, printable
+from components.html.tiles import EXACT, Tile
 from components.report.config import ReportConfig
 from components.report.curves import spread
 from components.report.pictures import tiles
 from components.report.records import ABSENT, Evaluation, Samples
-from components.storage import Storage
-from components.tiles import EXACT, Tile
-from components.wording import distinct, printable
+from components.storage.base import Storage
 
 
 @dataclass(frozen=True)

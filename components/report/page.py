@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from components.pages import environment
+from components.html.svg import responsive
+from components.html.templates import environment
 from components.report.attempts import Attempt, attempts
 from components.report.charts import ledger_bar, loss_chart, small_chart, timeline
 from components.report.config import ReportConfig
@@ -20,7 +21,6 @@ from components.report.gallery import Gallery
 from components.report.records import Metric, Records
 from components.report.tables import STATE_MEANING, measures, step_rows
 from components.report.verdict import badge, figures, headline, origin, publication, title
-from components.svg import responsive
 
 
 def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config: ReportConfig) -> str:

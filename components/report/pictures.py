@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from components.tiles import Tile, tile
+from components.html.tiles import Tile, tile
 
 
 def tiles(sheet: bytes, size: tuple[int, int], limit: int, longest: int) -> list[Tile]:

@@ -13,13 +13,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from components.bill import Planned
-from components.champion import Champion, read_champion
-from components.dataset import Dataset, read_dataset
+from components.accounting.bill import Planned
+from components.accounting.ledger import LEDGER, LedgerLine
+from components.dataset.versions import Dataset, read_dataset
 from components.errors import DarkroomError, NotFound
-from components.ledger import LEDGER, LedgerLine
-from components.storage import Storage
-from components.wording import printable
+from components.html.formatting import printable
+from components.model.champion import Champion, read_champion
+from components.storage.base import Storage
 
 R = TypeVar("R", bound=BaseModel)
 ABSENT = "does not exist"

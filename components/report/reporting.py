@@ -14,7 +14,7 @@ from components.report.gallery import read_gallery
 from components.report.page import page
 from components.report.records import read_records
 from components.report.summary import metrics
-from components.storage import Storage
+from components.storage.base import Storage
 
 PACKAGES = (
     "darkroom", "torch", "deepspeed", "diffusers", "transformers", "accelerate", "safetensors", "webdataset",

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from components.bill import HOUR
+from components.accounting.bill import HOUR
+from components.html.formatting import duration, in_markdown, number, usd
 from components.report.costs import compared, paid, pool_rows
 from components.report.verdict import badge, figures, headline, origin, publication, title
-from components.wording import duration, in_markdown, number, usd
 
 # The numbers of ``report.json`` that dashboards plot over runs.
 METRICS = (

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from components.html.formatting import DASH, count, facts, number, percent
 from components.report.account import FAILED, step_seconds
 from components.report.records import Evaluation, StepRecord
-from components.wording import DASH, count, facts, number, percent
 
 STATE_MEANING = {
     "pending": "no machine had been given yet; nothing was paid",

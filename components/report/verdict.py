@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from components.wording import count, duration, number, one_line, percent, plural, usd
+from components.html.formatting import count, duration, number, one_line, percent, plural, usd
 
 
 class Badge(NamedTuple):

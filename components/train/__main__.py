@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 from components.errors import EXIT_DONE, DarkroomError, DataError
 from components.progress import Progress
-from components.train.agent import RANK, Agent, Grace, Signals
-from components.train.command import Request, parse
-from components.train.node import this_node
+from components.train.processes.agent import RANK, Agent, Grace, Signals
+from components.train.processes.node import this_node
+from components.train.request import Request, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,15 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_finished(request: Request) -> bool:
     """Tell whether a whole checkpoint of this very training's last step is there."""
-    from components import checkpoints, models
-    from components.dataset import read_dataset, read_version
+    from components.dataset.versions import read_dataset, read_version
+    from components.model import checkpoints, locations
     from components.train.identity import training_identity
 
     newest = checkpoints.newest(request.run)
     dataset = read_version(request.dataset, request.version) if request.version else read_dataset(request.dataset)
     if newest is None or dataset is None or newest.step != request.config.steps:
         return False
-    base = models.fetch(request.base_model, request.workdir)
+    base = locations.fetch(request.base_model, request.workdir)
     if newest.training != training_identity(request.config, request.seed, dataset, base):
         return False
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.dataset import Dataset
+from components.dataset.versions import Dataset
 from components.digests import digest, digest_tree
 from components.train.config import TrainConfig
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from components.errors import DarkroomError
 from components.progress import Progress
-from components.train.command import Request, parse
-from components.train.notices import Poller, source
-from components.train.stopping import Stopping
-from components.train.watchdog import Watchdog
+from components.train.processes.notices import Poller, source
+from components.train.processes.stopping import Stopping
+from components.train.processes.watchdog import Watchdog
+from components.train.request import Request, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         watchdog = _watchdog(request, rank, progress)
         watchdog.start()
         _watch_for_notices(request, stopping, rank, progress)
-        from components.train.worker import work
+        from components.train.setup import work
 
         work(request, stopping, watchdog)
     except DarkroomError as error:

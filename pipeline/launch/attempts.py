@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from components.accounting.ledger import append_ledger, ledger_lines, read_ledger, spent
 from components.errors import EXIT_DONE, Preempted
-from components.ledger import append_ledger, ledger_lines, read_ledger, spent
 from components.progress import Progress
-from components.storage import Storage
+from components.storage.base import Storage
 from pipeline.config import RunConfig
-from pipeline.launch import account, render
-from pipeline.launch.account import Life, Machines
-from pipeline.launch.cluster import Cluster
-from pipeline.launch.gang import KILLED, Gang, Pod, gang_seconds
-from pipeline.launch.memory import Job, Notebook, Open
+from pipeline.launch import accounting, render
+from pipeline.launch.accounting import Life, Machines
+from pipeline.launch.api import Cluster
+from pipeline.launch.pods import KILLED, Gang, Pod, gang_seconds
 from pipeline.launch.policy import End
+from pipeline.launch.state import Job, Notebook, Open
 from pipeline.launch.view import View
 
 # Only the launcher writes there; it becomes part of the events once nothing runs.
@@ -86,7 +86,7 @@ class Attempts:
 
     def begin(self, job: Job, asked: float) -> Open:
         """Return a job's first attempt, to be noted; its machines are asked for since ``asked``."""
-        return Open(account.next_attempt(self._run), job, asked, account.committed_step(self._run))
+        return Open(accounting.next_attempt(self._run), job, asked, accounting.committed_step(self._run))
 
     def follow(self, is_over: bool) -> Closed | None:
         """Take in what is seen of the pods, and close the books of the attempt once its gang has ended.
@@ -159,14 +159,14 @@ class Attempts:
         said = self._last_words(gang)
         before = gang_seconds(gang, attempt.asked)
         began = min(max(attempt.asked, attempt.asked + sum(before.values())), gang.ended)
-        code = gang.code if gang.teller is not None else account.told_end(self._run, began, KILLED)
+        code = gang.code if gang.teller is not None else accounting.told_end(self._run, began, KILLED)
         ranks = attempt.job.nodes * render.processes(self._settings.train, self._settings.placement)
         started: dict[str, Any] = {"time": began, "event": "attempt-started", "ranks": ranks}
         started |= {"nodes": attempt.job.nodes, "pool": attempt.job.pool}
         told = [started] if gang.began_to_run is not None else []
         life = Life(attempt.number, began, max(gang.ended, began), code, attempt.first, before, told)
-        closed = account.close(self._run, life, self._machines(attempt.job), JOURNAL)
-        end = End(code, gang.taken, account.committed_step(self._run))
+        closed = accounting.close(self._run, life, self._machines(attempt.job), JOURNAL)
+        end = End(code, gang.taken, accounting.committed_step(self._run))
         old = tuple(uid for uid in (*attempt.old, *gang.pods) if self._view.has_pod(uid))
         after = Open(attempt.number + 1, attempt.job, life.ended, end.step, old=old) if goes_on else None
         self._paid = None

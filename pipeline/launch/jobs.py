@@ -10,15 +10,15 @@ from typing import Any
 
 from components.errors import ConfigError, DarkroomError
 from components.progress import Progress
-from components.storage import Storage
+from components.storage.base import Storage
 from pipeline.config import RunConfig
-from pipeline.launch import account, render
+from pipeline.launch import accounting, render
+from pipeline.launch.api import Cluster
 from pipeline.launch.attempts import Attempts
-from pipeline.launch.cluster import Cluster
-from pipeline.launch.gang import read_time
-from pipeline.launch.memory import Job, Memory, Notebook
+from pipeline.launch.pods import read_time
 from pipeline.launch.policy import Terms, first
 from pipeline.launch.render import Training
+from pipeline.launch.state import Job, Memory, Notebook
 from pipeline.placement import Pool
 
 _FAIL_JOBSET = "FailJobSetFailurePolicyAction"
@@ -83,7 +83,7 @@ class Jobs:
                 known = self._adopt(job)
             else:
                 self._take_over(name)
-        account.begin(self._run, self._training.dataset)
+        accounting.begin(self._run, self._training.dataset)
 
     def submit(self) -> None:
         """Make a job on such machines as the standing says; one that is there already is gone on with.
@@ -172,8 +172,8 @@ class Jobs:
         memory, now = self._notebook.memory, time.time()
         if memory.ending is not None and memory.ending.why not in ("done", "failed"):
             self._notebook.note(ending=None)  # it is decided anew
-        fresh = first(Terms(self._settings.launch, self._settings.placement), now, account.committed_step(self._run))
-        if memory.standing is None or not account.is_same(self._run, self._training.dataset):
+        fresh = first(Terms(self._settings.launch, self._settings.placement), now, accounting.committed_step(self._run))
+        if memory.standing is None or not accounting.is_same(self._run, self._training.dataset):
             self._notebook.note(standing=fresh, attempt=None, ending=None, finished=False)
         elif memory.finished:
             kept = Memory(number=memory.number, job=memory.job, left=memory.left, attempt=memory.attempt)

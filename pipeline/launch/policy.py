@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from components.errors import EXIT_DONE, ConfigError, DataError, OutOfMemory, Preempted
-from pipeline.cost import HOUR, Budget
+from pipeline.cost.forecast import HOUR, Budget
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PRESETS, PlacementConfig, Pool, spot_grace
 

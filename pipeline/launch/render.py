@@ -18,7 +18,7 @@ from components.digests import digest, short
 from components.errors import ConfigError
 from components.train.config import TrainConfig
 from pipeline import placement as places
-from pipeline.launch.gang import CONTAINER
+from pipeline.launch.pods import CONTAINER
 from pipeline.placement import PlacementConfig, Pool
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -43,7 +43,7 @@ class Training(NamedTuple):
 
     Attributes:
         run: The run's name.
-        workdir: The storage that holds everything, as `components.storage.open_storage` takes it.
+        workdir: The storage that holds everything, as `components.storage.base.open_storage` takes it.
         base_model: What to start from.
         encoding_key: Names the dataset's folder.
         dataset: The dataset's digest.

@@ -11,9 +11,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from components.errors import ConfigError
-from pipeline.launch.cluster import ApiAway, Cluster, away
-from pipeline.launch.feed import Feed, Inbox, Json, Kind, News
-from pipeline.launch.gang import Pod
+from pipeline.launch.api import ApiAway, Cluster, away
+from pipeline.launch.pods import Pod
+from pipeline.launch.watch import Feed, Inbox, Json, Kind, News
 
 _FEEDS: tuple[Kind, ...] = ("job", "pod")
 

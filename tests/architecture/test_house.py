@@ -10,49 +10,68 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import pytest
 from pydantic.fields import FieldInfo
 
 from components.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-STEPS = sorted({path.parent.name for path in ROOT.glob("components/*/*.py")})
+STEPS = sorted(path.parent for path in ROOT.glob("components/*/__main__.py"))
 SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("components/**/*.py")])
 TESTS = sorted(ROOT.glob("tests/**/*.py"))
 MOST_LINES = {"sources": 400, "tests": 450, "__main__.py": 80}
+# The ground that everything stands on; whatever else is in components/ has a folder.
+GROUND = {"command.py", "digests.py", "errors.py", "progress.py", "rng.py", "settings.py"}
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_step_has_the_shape_of_a_step(step: str) -> None:
-    folder = ROOT / "components" / step
-    assert {"__init__.py", "__main__.py", "config.py", "README.md"} <= {path.name for path in folder.iterdir()}
-    assert (folder / "README.md").read_text("utf-8").startswith(f"# {step}")
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_the_docstring_of_a_step_tells_how_to_run_it(step: str) -> None:
-    main = importlib.import_module(f"components.{step}.__main__")
-    assert f"python -m components.{step} --workdir " in (main.__doc__ or "")
-    assert callable(main.main)
+def test_every_step_has_the_shape_of_a_step() -> None:
+    for step in STEPS:
+        files = {path.name for path in step.iterdir()}
+        assert {"__init__.py", "__main__.py", "config.py", "README.md"} <= files, name_of(step)
+        assert (step / "README.md").read_text("utf-8").startswith(f"# {step.name}"), name_of(step)
+
+
+def test_the_docstring_of_every_step_tells_how_to_run_it() -> None:
+    for step in STEPS:
+        main = importlib.import_module(f"components.{step.name}.__main__")
+        assert f"python -m components.{step.name} --workdir " in (main.__doc__ or "")
+        assert callable(main.main)
+
+
+def test_only_the_ground_lies_loose_in_components() -> None:
+    assert {path.name for path in ROOT.glob("components/*.py")} == GROUND | {"__init__.py"}
+
+
+def test_unit_tests_lie_where_their_source_does() -> None:
+    rooms = {Path(*path.parent.relative_to(ROOT).parts[1:]) for path in SOURCES}
+    tested = {path.parent.relative_to(ROOT / "tests/unit") for path in ROOT.glob("tests/unit/**/test_*.py")}
+    assert tested <= rooms
 
 
 def test_init_files_are_empty() -> None:
-    assert [path for path in SOURCES if path.name == "__init__.py" and path.stat().st_size] == []
+    assert [name_of(path) for path in SOURCES if path.name == "__init__.py" and path.stat().st_size] == []
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
-    most = MOST_LINES.get(path.name, MOST_LINES["tests" if path in TESTS else "sources"])
-    assert len(path.read_text("utf-8").splitlines()) <= most, f"more than {most} lines: what are its two halves?"
+def test_a_file_can_be_read_in_one_sitting() -> None:
+    def most(path: Path) -> int:
+        return MOST_LINES.get(path.name, MOST_LINES["tests" if path in TESTS else "sources"])
+
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in [*SOURCES, *TESTS]}
+    assert {name_of(path): count for path, count in lines.items() if count > most(path)} == {}, (
+        "what are its two halves?"
+    )
 
 
 def test_modules_are_named_for_what_they_hold() -> None:
     vague = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "base_classes"}
-    assert [path for path in SOURCES if vague & {path.stem, path.parent.name}] == []
+    assert [name_of(path) for path in SOURCES if vague & {path.stem, path.parent.name}] == []
 
 
 def every_settings_class() -> list[type[Settings]]:
-    for path in [*ROOT.glob("components/*/config.py"), *ROOT.glob("pipeline/**/config.py")]:
+    for path in [*ROOT.glob("components/**/config.py"), *ROOT.glob("pipeline/**/config.py")]:
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
     def below(parent: type[Settings]) -> Iterator[type[Settings]]:
@@ -76,19 +95,19 @@ def is_section(field: FieldInfo) -> bool:
     return any(isinstance(kind, type) and issubclass(kind, Settings) for kind in kinds)
 
 
-@pytest.mark.parametrize("settings", every_settings_class(), ids=lambda settings: str(settings.__qualname__))
-def test_a_setting_says_what_it_is(settings: type[Settings]) -> None:
-    assert "__doc__" in vars(settings), "what the section is about"
-    for name, field in settings.model_fields.items():
-        if not is_section(field):
-            assert (field.description or "").strip(), f"{name} needs a description, with its unit"
+def test_every_setting_says_what_it_is() -> None:
+    for settings in every_settings_class():
+        assert "__doc__" in vars(settings), f"{settings.__qualname__}: what is the section about?"
+        for name, field in settings.model_fields.items():
+            described = is_section(field) or (field.description or "").strip()
+            assert described, f"{settings.__qualname__}.{name} needs a description, with its unit"
 
 
-@pytest.mark.parametrize("settings", every_settings_class(), ids=lambda settings: str(settings.__qualname__))
-def test_a_number_has_bounds(settings: type[Settings]) -> None:
-    for name, field in settings.model_fields.items():
-        if any(kind in (field.annotation, *alternatives(field)) for kind in (int, float)):
-            assert field.metadata, f"{name}: a number that makes no sense must fail before any GPU is asked for"
+def test_every_number_has_bounds() -> None:
+    for settings in every_settings_class():
+        for name, field in settings.model_fields.items():
+            if any(kind in (field.annotation, *alternatives(field)) for kind in (int, float)):
+                assert field.metadata, f"{settings.__qualname__}.{name}: a wrong number must fail before any GPU"
 
 
 def test_the_changelog_has_a_place_for_what_is_next() -> None:

@@ -14,7 +14,7 @@ import tracemalloc
 import numpy as np
 from numpy.typing import NDArray
 
-from components.train.order import Order
+from components.train.data.order import Order
 
 SIZE, BATCH, PLACES = 1000, 256, 20
 

@@ -32,14 +32,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.dataset import Shard, make_dataset, read_dataset, write_dataset
+from components.dataset.format import Sample, npy, pack
+from components.dataset.versions import Shard, make_dataset, read_dataset, write_dataset
 from components.digests import sha256
-from components.shards import Sample, npy, pack
-from components.storage import open_storage
-from components.train.buffers import Buffers
+from components.storage.open import open_storage
 from components.train.config import TrainConfig
-from components.train.reader import Drawing, Reader
-from components.train.samples import Samples
+from components.train.data.buffers import Buffers
+from components.train.data.reader import Drawing, Reader
+from components.train.data.samples import Samples
 
 MOMENTS, TEXT = (8, 64, 64), (77, 768)
 BATCH, BLOCK = 64, 16  # samples per batch, batches per turn

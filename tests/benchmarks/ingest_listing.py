@@ -22,14 +22,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components.image.records import Rejection
+from components.image.sources import Source, SourceFile, open_source
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.ingest.known import Seen
 from components.ingest.listing import Listed
-from components.manifest import Rejection
 from components.progress import Progress
-from components.sources import Source, SourceFile, open_source
-from components.storage import open_storage
+from components.storage.open import open_storage
 
 FOLDER = 1000  # files
 BILLIONS = 2 * 10**9

@@ -16,17 +16,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from components.dataset import read_dataset, write_encoding, write_group
+from components.dataset.format import Sample, index_key, pack, sample_id, shard_name, tar_key
+from components.dataset.garbage import find_garbage
+from components.dataset.integrity import verify
+from components.dataset.references import keep, read_references
+from components.dataset.versions import read_dataset, write_encoding, write_group
 from components.digests import sha256
-from components.garbage import find_garbage
+from components.image.records import Caption, CaptionRecord, write_captions, write_rejections
 from components.index.config import IndexConfig
 from components.index.versions import index
-from components.integrity import verify
-from components.manifest import Caption, CaptionRecord, write_captions, write_rejections
 from components.progress import Progress
-from components.references import keep, read_references
-from components.shards import Sample, index_key, pack, sample_id, shard_name, tar_key
-from components.storage import Storage, open_storage
+from components.storage.base import Storage
+from components.storage.open import open_storage
 
 KEY, SOURCE, GROUPS = "fedcba9876543210", "0123456789abcdef", [f"g{number}" for number in range(8)]
 

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from components.architecture import Architecture
-from components.caption.captioning import caption
+from components.autoencoder.scratch import build_scratch
 from components.caption.config import CaptionConfig
-from components.images import ImageLimits
+from components.caption.group import caption
+from components.image.decoding import ImageLimits
+from components.image.records import read_manifest
 from components.index.config import IndexConfig
 from components.index.versions import index
 from components.ingest.config import IngestConfig
@@ -33,11 +34,11 @@ from components.latents.config import LatentsConfig
 from components.latents.encoders import Encoders
 from components.latents.encoding import encoding_key
 from components.latents.group import encode
-from components.manifest import read_manifest
-from components.models import reproducible
+from components.model.architecture import Architecture
+from components.model.locations import reproducible
 from components.progress import Progress
-from components.scratch import build_scratch
-from components.storage import Storage, open_storage
+from components.storage.base import Storage
+from components.storage.open import open_storage
 
 SIZES = {
     "resolution": 256,

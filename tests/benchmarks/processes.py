@@ -20,14 +20,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.architecture import Architecture, UnetArchitecture
-from components.storage import Storage, open_storage
+from components.model.architecture import Architecture, UnetArchitecture
+from components.storage.base import Storage
+from components.storage.open import open_storage
 from tests.benchmarks.training_step import SIZES, write_samples
 
 
 def prepare(root: Path, channels: tuple[int, int]) -> Storage:
     """Write a dataset of random latents, and a base model whose UNet has as many channels."""
-    from components.scratch import build_scratch
+    from components.autoencoder.scratch import build_scratch
 
     workdir = open_storage(str(root))
     (root / "datasets/key").mkdir(parents=True)

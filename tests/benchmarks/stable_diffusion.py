@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.dataset import Shard, make_dataset, write_dataset
+from components.dataset.format import Sample, npy, pack
+from components.dataset.versions import Shard, make_dataset, write_dataset
 from components.digests import sha256
-from components.shards import Sample, npy, pack
-from components.storage import Storage, open_storage
+from components.storage.base import Storage
+from components.storage.open import open_storage
 from components.train.config import TrainConfig
-from components.train.diffusion import make_loss
-from components.train.engine import Engine, init_distributed
-from components.train.reader import MicroBatch
+from components.train.data.reader import MicroBatch
+from components.train.step.engine import Engine, init_distributed
+from components.train.step.loss import make_loss
 
 BASE, KEY, RUN = "models/base/bench", "key", "bench"
 SHARDS, SHARD_SAMPLES = 16, 256

@@ -27,22 +27,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from components.architecture import Architecture, UnetArchitecture
-from components.dataset import Shard, make_dataset, write_dataset
+from components.dataset.format import Sample, pack
+from components.dataset.versions import Shard, make_dataset, write_dataset
 from components.digests import sha256
+from components.model.architecture import Architecture, UnetArchitecture
 from components.progress import Progress
-from components.shards import Sample, pack
-from components.storage import Storage, open_storage
-from components.train.agreement import Agreement
+from components.storage.base import Storage
+from components.storage.open import open_storage
+from components.train.checkpointing import Saver
 from components.train.config import TrainConfig
-from components.train.diffusion import denoising_loss, make_loss
-from components.train.engine import Engine, init_distributed
-from components.train.monitor import Monitor
-from components.train.reader import Drawing, MicroBatch, Reader
-from components.train.saver import Saver
-from components.train.stopping import Stopping
-from components.train.train import Training, train
-from components.train.watchdog import Watchdog
+from components.train.data.reader import Drawing, MicroBatch, Reader
+from components.train.loop import Training, train
+from components.train.metrics.monitor import Monitor
+from components.train.processes.agreement import Agreement
+from components.train.processes.stopping import Stopping
+from components.train.processes.watchdog import Watchdog
+from components.train.step.engine import Engine, init_distributed
+from components.train.step.loss import denoising_loss, make_loss
 
 TEXT = (8, 64)
 
@@ -123,7 +124,7 @@ def build_unet(size: Size) -> tuple[nn.Module, Any]:
     """Return a UNet and its noise schedule."""
     from diffusers import DDPMScheduler
 
-    from components.scratch import build_scratch
+    from components.autoencoder.scratch import build_scratch
 
     architecture = Architecture(unet=UnetArchitecture(channels=size.channels))
     pipeline = build_scratch(architecture, ["a handwritten digit three"], seed=0)
@@ -154,7 +155,7 @@ def write_samples(storage: Storage, count: int, size: Size) -> None:
 
 def measure(folder: str, steps: int, size: Size, zero_stage: int) -> list[tuple[Times, Times]]:
     """Return the times of each block of (training loop, bare loop)."""
-    from components.dataset import read_dataset
+    from components.dataset.versions import read_dataset
 
     workdir = open_storage(folder)
     data, run = workdir.child("data"), workdir.child("run")

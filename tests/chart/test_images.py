@@ -171,7 +171,7 @@ def test_the_light_image_is_built_and_runs_as_nobody_on_a_read_only_root(builder
     assert shown.returncode == 0, shown.stderr
     assert "darkroom" in shown.stdout
     assert inside("darkroom", "compile", "--output", "/tmp/x.yaml").returncode == 0
-    assert inside("python", "-m", "pipeline.exporter", "--help").returncode == 0
+    assert inside("python", "-m", "pipeline.kubeflow.exporter", "--help").returncode == 0
     assert inside("python", "-c", "import os; assert os.getuid() == 10001").returncode == 0
     writable = "import os, sys; sys.exit(any(os.access(p, os.W_OK) for p in ('/', '/opt/darkroom', '/usr', '/etc')))"
     assert inside("python", "-c", writable).returncode == 0

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client.core import Metric
 
 from components.progress import Progress
-from components.storage import open_storage
-from pipeline.exporter import Exporter, Facts, families
+from components.storage.open import open_storage
+from pipeline.kubeflow.exporter import Exporter, Facts, families
 
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]

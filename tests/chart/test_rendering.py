@@ -12,7 +12,7 @@ import yaml
 from helm_python.chart import lint, package
 from helm_python.errors import HelmError
 
-from pipeline.deployment import Deployment
+from pipeline.kubeflow.release import Deployment
 
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
@@ -149,14 +149,14 @@ def test_recipes_of_ones_own_stand_beside_and_above_those_that_come_along(render
 
 
 def test_prices_of_ones_own_replace_those_that_come_along(render: Render, tmp_path: Path) -> None:
-    from pipeline.prices import read_prices
+    from pipeline.cost.prices import read_prices
 
     def listed(values: Manifest) -> str:
         [config] = [m for m in render(values) if m["metadata"]["name"].endswith("-prices")]
         text: str = config["data"]["prices.yaml"]
         return text
 
-    assert listed({}) == (CHART.parents[1] / "pipeline" / "prices.yaml").read_text("utf-8")
+    assert listed({}) == (CHART.parents[1] / "pipeline" / "cost" / "prices.yaml").read_text("utf-8")
     name, known = next((name, one) for name, one in read_prices().instances.items() if one.spot is not None)
     mine: Manifest = {"sources": {"bill": {"url": "https://bill.example", "date": "2026-11-01"}}}
     mine["instances"] = {name: {"spot": {"usd": 0.25, "source": "bill"}}}

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components import checkpoints
-from components.architecture import Architecture, AutoencoderArchitecture, TextArchitecture, UnetArchitecture
-from components.dataset import Shard, make_dataset, read_dataset, write_dataset
+from components.dataset.format import Sample, npy, pack
+from components.dataset.versions import Shard, make_dataset, read_dataset, write_dataset
 from components.digests import sha256
-from components.shards import Sample, npy, pack
-from components.storage import Storage, open_storage
+from components.model import checkpoints
+from components.model.architecture import Architecture, AutoencoderArchitecture, TextArchitecture, UnetArchitecture
+from components.storage.base import Storage
+from components.storage.open import open_storage
 from tests.processes import Process
 
 TINY = Architecture(
@@ -170,7 +171,7 @@ def _write_dataset(storage: Storage, poison: bool) -> None:
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A workdir with a dataset and a base model, and settings that train in seconds."""
-    from components.scratch import build_scratch
+    from components.autoencoder.scratch import build_scratch
 
     root: Path = tmp_path_factory.mktemp("workshop")
     build_scratch(TINY, [f"number {i}" for i in range(47)], seed=1).save_pretrained(root / "models/base/tiny")

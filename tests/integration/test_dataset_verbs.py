@@ -10,11 +10,12 @@ from typing import cast
 import numpy as np
 import pytest
 
-from components.dataset import Shard, make_dataset, version_key, write_dataset, write_encoding, write_group
+from components.dataset.format import Sample, index_key, pack, sample_id, tar_key
+from components.dataset.versions import Shard, make_dataset, version_key, write_dataset, write_encoding, write_group
 from components.digests import sha256
-from components.manifest import Caption, CaptionRecord, Rejection, write_captions, write_rejections
-from components.shards import Sample, index_key, pack, sample_id, tar_key
-from components.storage import Storage, open_storage
+from components.image.records import Caption, CaptionRecord, Rejection, write_captions, write_rejections
+from components.storage.base import Storage
+from components.storage.open import open_storage
 from pipeline.cli import main
 
 KEY = "fedcba9876543210"

@@ -23,7 +23,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from components.digests import digest_tree
-from components.storage import open_storage
+from components.storage.open import open_storage
 from pipeline.config import resolve
 from tests.processes import Process
 

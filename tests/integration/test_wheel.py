@@ -83,7 +83,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == files_of(ROOT)
     assert "pipeline/recipes/demo.yaml" in names
-    assert {"components/report/report.html", "components/page.css"} <= names
+    assert {"components/report/report.html", "components/html/page.css"} <= names
     assert {f"components/{step}/README.md" for step in STEPS} <= names
     assert any(name.endswith("/licenses/LICENSE") for name in about)
 

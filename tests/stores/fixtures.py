@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from components.storage_s3 import S3Storage, connect
+from components.storage.s3 import S3Storage, connect
 from tests.stores.proxy import FlakyProxy
 
 CLUSTER = Path(__file__).with_name("swift_cluster.py")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
-from components.storage import Storage, open_storage
+from components.storage.base import Storage
+from components.storage.open import open_storage
 
 
 class Killed(BaseException):

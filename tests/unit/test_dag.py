@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from components.errors import ConfigError, StorageError
-from pipeline.compiling import compile_to
 from pipeline.config import recipes, resolve
-from pipeline.deployment import Deployment, read_deployment
+from pipeline.kubeflow.compile import compile_to
+from pipeline.kubeflow.release import Deployment, read_deployment
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = read_deployment(Path(__file__).parents[1] / "deploy.yaml")

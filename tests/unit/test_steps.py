@@ -7,8 +7,8 @@ import pytest
 from kfp import dsl, local
 
 from pipeline.config import resolve
-from pipeline.deployment import read_deployment
-from pipeline.machines import on_cluster
+from pipeline.kubeflow.release import read_deployment
+from pipeline.kubeflow.step_pods import on_cluster
 from pipeline.steps import place
 
 RELEASE = read_deployment(Path(__file__).parents[1] / "deploy.yaml")

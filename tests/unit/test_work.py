@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from components.errors import DataError, Preempted, StorageError
-from components.manifest import read_images
+from components.image.records import read_images
 from components.progress import Progress
-from components.storage import open_storage
+from components.storage.open import open_storage
 from pipeline import work
 from pipeline.work import Job, open_job, recorded, write_report
 

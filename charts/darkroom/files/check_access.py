@@ -54,7 +54,7 @@ def _reach(endpoint: str) -> None:
 
 
 def _list(workdir: str) -> None:
-    from components.storage import open_storage
+    from components.storage.open import open_storage
 
     next(iter(open_storage(workdir).list("runs")), None)
 

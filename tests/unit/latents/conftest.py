@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.architecture import Architecture
-from components.dataset import Dataset, read_dataset
+from components.autoencoder.scratch import build_scratch
+from components.dataset.format import Sample
+from components.dataset.reader import ShardReader
+from components.dataset.versions import Dataset, read_dataset
 from components.digests import sha256
+from components.image.records import Caption, CaptionRecord, Manifest, write_captions, write_manifest
 from components.index.config import IndexConfig
 from components.index.versions import index
 from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding_key
 from components.latents.group import encode
-from components.manifest import Caption, CaptionRecord, Manifest, write_captions, write_manifest
+from components.model.architecture import Architecture
 from components.progress import Progress
-from components.scratch import build_scratch
-from components.shard_reader import ShardReader
-from components.shards import Sample
-from components.storage import Storage, open_storage
+from components.storage.base import Storage
+from components.storage.open import open_storage
 
 SOURCE = "0123456789abcdef"
 TINY = Architecture.parse(

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from components.errors import DarkroomError, ImageRejected
-from components.framing import PLAIN, View
+from components.image.framing import PLAIN, View
 from components.latents.config import LatentsConfig
 from components.latents.decoding import DecodingProcesses, InThreads, open_decoder
 
@@ -26,7 +26,7 @@ from components.latents.decoding import DecodingProcesses, InThreads, open_decod
 POISON = """
 import os, signal, sys, time
 from components.latents import decoder
-from components import images
+from components.image import decoding as images
 
 def decode(data, limits):
     if data.startswith(b"segfault"):
@@ -148,7 +148,7 @@ def test_process_that_cannot_start_is_no_images_fault(monkeypatch: pytest.Monkey
 def test_processes_do_not_outlive_a_killed_step() -> None:
     program = """
 import os, sys
-from components.framing import PLAIN
+from components.image.framing import PLAIN
 from components.latents.config import LatentsConfig
 from components.latents.decoding import DecodingProcesses
 decoder = DecodingProcesses(LatentsConfig(decode_workers=1), 64 * 64 * 3)

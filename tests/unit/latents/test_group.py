@@ -17,18 +17,18 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from components.architecture import Architecture
+from components.autoencoder.scratch import build_scratch
+from components.dataset.format import find_whole, index_key, tar_key
 from components.digests import sha256, short
 from components.errors import ConfigError, DataError
-from components.framing import frame
+from components.image.framing import frame
 from components.latents import group
 from components.latents.__main__ import main
 from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding_key
 from components.latents.making import read_ahead
-from components.scratch import build_scratch
-from components.shards import find_whole, index_key, tar_key
-from components.storage import Storage
+from components.model.architecture import Architecture
+from components.storage.base import Storage
 from tests.stores.mortal import killed_everywhere
 
 Pile = Any

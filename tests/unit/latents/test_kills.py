@@ -26,7 +26,7 @@ import io, json, os, sys
 from components.latents import encoders, group, making
 from components.latents.config import LatentsConfig
 from components.progress import Progress
-from components.storage import open_storage
+from components.storage.open import open_storage
 import diffusers, transformers
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import pytest
 
+from components.dataset.format import sample_id
 from components.digests import sha256
 from components.errors import ConfigError
+from components.image.records import Caption, CaptionRecord
 from components.latents.buckets import Buckets, make_buckets
 from components.latents.config import LatentsConfig
 from components.latents.plan import plan
-from components.manifest import Caption, CaptionRecord
-from components.shards import sample_id
 
 SQUARE = Buckets([(8, 8)])
 

@@ -14,20 +14,20 @@ import webdataset
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from components.architecture import Architecture
+from components.autoencoder.scratch import build_scratch
+from components.dataset.format import Added, tar_key
+from components.dataset.reader import ShardReader
+from components.dataset.tars import open_ranged, open_whole
 from components.errors import ConfigError, DataError
 from components.latents.config import LatentsConfig
 from components.latents.text import TextEncoder
-from components.scratch import build_scratch
-from components.shard_reader import ShardReader
-from components.shards import Added, tar_key
-from components.tars import open_ranged, open_whole
+from components.model.architecture import Architecture
 from components.train.config import TrainConfig
-from components.train.diffusion import denoising_loss
-from components.train.flops import forward_flops
-from components.train.reader import Drawing, Reader
-from components.train.validation import Validation
-from components.train.worker import _check_conditioning
+from components.train.data.reader import Drawing, Reader
+from components.train.metrics.validation import Validation
+from components.train.setup import _check_conditioning
+from components.train.step.flops import forward_flops
+from components.train.step.loss import denoising_loss
 
 Pile = Any
 TEXT, TEXT_2, POOLED = 8, 12, 10

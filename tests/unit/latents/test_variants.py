@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from components.digests import sha256
-from components.framing import PLAIN, View, crop_box, cut, time_ids
-from components.images import ImageLimits, decode
+from components.image.decoding import ImageLimits, decode
+from components.image.framing import PLAIN, View, crop_box, cut, time_ids
 from components.latents import decoding
 from components.latents.config import VariantsConfig
 from components.latents.variants import view_of

@@ -1,0 +1,52 @@
+"""What a caption step has done before it is finished, so that a killed one does not ask the captioner again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+
+from components.digests import short
+from components.errors import DataError
+from components.image.records import Outcome, Rejection, parse_caption_record
+from components.storage.base import Storage
+
+
+def read_unfinished(dataset: Storage, group: str) -> list[Outcome]:
+    """Return what a killed step has saved of a group, in no order; what cannot be read is done again."""
+    outcomes: list[Outcome] = []
+    for entry in dataset.list(_folder(group)):
+        with suppress(DataError, TypeError):
+            outcomes += read_outcomes(dataset, entry.key)
+    return outcomes
+
+
+def read_outcomes(storage: Storage, key: str) -> list[Outcome]:
+    """Return outcomes as `write_outcomes` wrote them.
+
+    Raises:
+        DataError: Where they are no outcomes; also TypeError.
+    """
+    return [
+        Rejection(**values) if "reason" in values else parse_caption_record(values, key)
+        for values in storage.read_lines(key)
+    ]
+
+
+def write_outcomes(storage: Storage, key: str, outcomes: Iterable[Outcome]) -> None:
+    """Write outcomes, one per line."""
+    storage.write_lines(key, (asdict(outcome) for outcome in outcomes))
+
+
+def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[Outcome]) -> None:
+    """Save some of a group's outcomes beside those that are saved already."""
+    write_outcomes(dataset, f"{_folder(group)}/{short([asdict(outcome) for outcome in outcomes])}.jsonl", outcomes)
+
+
+def clear_unfinished(dataset: Storage, group: str) -> None:
+    """Remove what was saved of a group, once it is finished."""
+    dataset.delete_tree(_folder(group))
+
+
+def _folder(group: str) -> str:
+    return f"captions/{group}.unfinished"

@@ -1,0 +1,299 @@
+"""The dataset: which shards there are, and which of their samples are trained on, held out or gone.
+
+``dataset.json`` is written last, so a dataset exists when it does. Its digest covers all that training sees: the
+encoding, the shards with their digests, the held-out samples and the tombstones. ``versions/<digest>.json`` keeps
+each one that was ever committed, until ``darkroom dataset gc`` finds that nothing refers to it.
+
+The folder ``datasets/<encoding-key>`` also holds what the latents step leaves for the index step: ``encoding.json``
+and, for each partition group, ``groups/<group>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from components.digests import digest
+from components.errors import DataError, NotFound
+from components.storage.base import Storage
+
+FORMAT = 1
+KEY = "dataset.json"
+VERSIONS = "versions"
+EMPTY_CAPTION = "empty.npy"
+EMPTY_POOLED = "empty.pooled.npy"
+_ENCODING = "encoding.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as training sees it.
+
+    Attributes:
+        name: Its name below the dataset's folder, such as ``shards/512x512/0123456789abcdef``.
+        bucket: Height and width in pixels of the images that its samples were made from.
+        samples: How many samples the tar holds.
+        bytes: Size of the tar.
+        sha256: Digest of the tar.
+        held_out: Local numbers of the live samples that are never trained on, ascending.
+        tombstones: Local numbers of the samples whose image or caption is no longer there, ascending.
+    """
+
+    name: str
+    bucket: tuple[int, int]
+    samples: int
+    bytes: int
+    sha256: str
+    held_out: tuple[int, ...] = ()
+    tombstones: tuple[int, ...] = ()
+
+    @property
+    def train(self) -> tuple[int, ...]:
+        """Local numbers of the samples to train on, ascending."""
+        left_out = {*self.held_out, *self.tombstones}
+        return tuple(i for i in range(self.samples) if i not in left_out)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One version of an encoded dataset.
+
+    Attributes:
+        encoding_key: Name of the encoding; also of the dataset's folder.
+        encoding: What the key was made from.
+        shards: All shards, sorted by name.
+        images: Live images, held-out ones included; each gives one sample or several.
+        held_out: Live images that are never trained on.
+        rejected: Images left out, as ``rejected.jsonl`` lists them.
+    """
+
+    encoding_key: str
+    encoding: dict[str, Any]
+    shards: tuple[Shard, ...]
+    images: int
+    held_out: int
+    rejected: int
+
+    @property
+    def samples(self) -> int:
+        """Live samples, held-out ones included."""
+        return sum(shard.samples - len(shard.tombstones) for shard in self.shards)
+
+    @property
+    def main_bucket(self) -> tuple[int, int]:
+        """Height and width in pixels of the bucket with the most live samples."""
+        live: Counter[tuple[int, int]] = Counter()
+        for shard in self.shards:
+            live[shard.bucket] += shard.samples - len(shard.tombstones)
+        return max(live, key=lambda bucket: (live[bucket], bucket))
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that training sees, as 64 hex digits."""
+        return digest(
+            {
+                "format": FORMAT,
+                "encoding_key": self.encoding_key,
+                "shards": [[shard.name, shard.sha256, shard.held_out, shard.tombstones] for shard in self.shards],
+            }
+        )
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """What the latents step made of a partition group.
+
+    Attributes:
+        shards: Names of the shards that hold its samples.
+        variants: How many variants there are of each image.
+        refused: Digests of the images that are in no shard because they cannot be encoded.
+    """
+
+    shards: tuple[str, ...]
+    variants: int = 1
+    refused: frozenset[str] = frozenset()
+
+
+def make_dataset(
+    encoding_key: str,
+    encoding: dict[str, Any],
+    shards: Sequence[Shard],
+    rejected: int,
+    images: int | None = None,
+    held_out: int | None = None,
+) -> Dataset:
+    """Return the dataset that some shards make.
+
+    Args:
+        encoding_key: Name of the encoding.
+        encoding: What the key was made from.
+        shards: The shards, in any order.
+        rejected: How many images were left out.
+        images: How many live images there are; None where each gives one sample.
+        held_out: How many of them are held out; None where each gives one sample.
+    """
+    return Dataset(
+        encoding_key=encoding_key,
+        encoding=encoding,
+        shards=tuple(sorted(shards, key=lambda shard: shard.name)),
+        images=sum(shard.samples - len(shard.tombstones) for shard in shards) if images is None else images,
+        held_out=sum(len(shard.held_out) for shard in shards) if held_out is None else held_out,
+        rejected=rejected,
+    )
+
+
+def read_dataset(storage: Storage) -> Dataset | None:
+    """Read the committed dataset of a folder ``datasets/<encoding-key>``; None where there is none yet.
+
+    Raises:
+        DataError: Where ``dataset.json`` is damaged or of another format.
+    """
+    try:
+        return _read(storage, KEY, "run index again")
+    except NotFound:
+        return None
+
+
+def read_version(storage: Storage, digest: str) -> Dataset:
+    """Read one version of a dataset, the newest or an earlier one.
+
+    Raises:
+        DataError: Where there is no such version any more, or it is damaged.
+    """
+    try:
+        dataset = _read(storage, version_key(digest), "the other versions can still be used")
+    except NotFound:
+        newest = read_dataset(storage)
+        if newest is None or newest.digest != digest:
+            raise DataError(
+                f"{storage.url} has no version {digest[:12]}…: it was never committed, or gc has removed it; "
+                "run index again, and train with the version that it commits"
+            ) from None
+        return newest
+    if dataset.digest != digest:
+        raise DataError(f"{version_key(digest)} is damaged: it holds version {dataset.digest[:12]}…; delete it")
+    return dataset
+
+
+def write_dataset(storage: Storage, dataset: Dataset) -> None:
+    """Commit a dataset; the same dataset gives the same bytes.
+
+    It is kept under its digest, too, so that a run can go on with the version that it began with.
+    """
+    value = {"format": FORMAT, **asdict(dataset), "digest": dataset.digest}
+    data = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    storage.write(version_key(dataset.digest), data)
+    storage.write(KEY, data)
+
+
+def version_key(digest: str) -> str:
+    """Return the key of one version of a dataset, below the dataset's folder."""
+    return f"{VERSIONS}/{digest}.json"
+
+
+def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
+    try:
+        value = json.loads(storage.read(key))
+        if value["format"] != FORMAT:
+            raise DataError(f"{key} has format {value['format']!r}, expected {FORMAT}; use another workdir")
+        dataset = Dataset(
+            encoding_key=str(value["encoding_key"]),
+            encoding=dict(value["encoding"]),
+            shards=tuple(_shard(entry) for entry in value["shards"]),
+            images=int(value["images"]),
+            held_out=int(value["held_out"]),
+            rejected=int(value["rejected"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(f"{key} is damaged ({error!r}); delete it, {what_to_do}") from None
+    if dataset.digest != value.get("digest"):
+        raise DataError(f"{key} is damaged: its shards do not give its digest; delete it, {what_to_do}")
+    return dataset
+
+
+def write_encoding(storage: Storage, encoding: dict[str, Any]) -> None:
+    """Write down what a dataset's encoding key was made from."""
+    storage.write_json(_ENCODING, encoding)
+
+
+def read_encoding(storage: Storage) -> dict[str, Any]:
+    """Read what a dataset's encoding key was made from.
+
+    Raises:
+        DataError: Where the latents step has not run.
+    """
+    try:
+        return dict(storage.read_json(_ENCODING))
+    except NotFound:
+        raise DataError(f"{storage.url} has no {_ENCODING}; run the latents step first") from None
+
+
+def write_group(
+    storage: Storage, group: str, shards: Sequence[str], variants: int = 1, refused: Sequence[str] = ()
+) -> None:
+    """Write down which shards hold a group's samples; written last, it says that the group is encoded.
+
+    Args:
+        storage: The dataset's folder.
+        group: The group's name.
+        shards: The shards' names.
+        variants: How many variants there are of each image.
+        refused: Digests of the images that are in no shard because they cannot be encoded.
+    """
+    values = {"format": FORMAT, "shards": list(shards), "variants": variants, "refused": list(refused)}
+    storage.write_json(_group_key(group), values)
+
+
+def read_group(storage: Storage, group: str) -> EncodedGroup | None:
+    """Return what the latents step made of a group, or None where the group is not encoded yet."""
+    try:
+        value = storage.read_json(_group_key(group))
+        return EncodedGroup(
+            shards=tuple(map(str, value["shards"])),
+            variants=int(value.get("variants", 1)),
+            refused=frozenset(map(str, value.get("refused", []))),
+        )
+    except NotFound:
+        return None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{_group_key(group)} in {storage.url} is damaged ({error!r}); delete it and run the latents step again"
+        ) from None
+
+
+def read_variants(storage: Storage, group: str) -> int:
+    """Return how many variants of each image a group was encoded with; 1 where it is not encoded yet."""
+    encoded = read_group(storage, group)
+    return encoded.variants if encoded else 1
+
+
+def is_held_out(sha256: str, fraction: float) -> bool:
+    """Tell whether an image is kept from training.
+
+    It depends on the image's bytes alone, so the answer stays the same when images are added or removed.
+
+    Args:
+        sha256: Digest of the image's bytes, as hex digits.
+        fraction: Expected share of the images that are held out, 0 ≤ fraction < 1.
+    """
+    return int(sha256[:16], 16) / 2**64 < fraction
+
+
+def _group_key(group: str) -> str:
+    return f"groups/{group}.json"
+
+
+def _shard(value: dict[str, Any]) -> Shard:
+    height, width = value["bucket"]
+    return Shard(
+        name=str(value["name"]),
+        bucket=(int(height), int(width)),
+        samples=int(value["samples"]),
+        bytes=int(value["bytes"]),
+        sha256=str(value["sha256"]),
+        held_out=tuple(map(int, value["held_out"])),
+        tombstones=tuple(map(int, value["tombstones"])),
+    )

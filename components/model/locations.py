@@ -1,0 +1,286 @@
+"""Models as diffusers folders: where they come from, what they must hold, how their parts are loaded.
+
+A model is named by one string, which every step understands:
+
+- ``workdir:models/base/0123456789abcdef``  something that a step of this workdir made and committed
+- ``some/folder``                           a diffusers folder on this machine
+- ``s3://bucket/prefix``                    a diffusers folder in a store
+- ``owner/name`` or ``owner/name@revision`` a repository of the Hugging Face hub
+
+Only safetensors are loaded; a model that has nothing but pickles is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.digests import short
+from components.errors import ConfigError, DataError, NotFound, StorageError
+from components.storage.base import Storage
+from components.storage.open import open_storage
+
+if TYPE_CHECKING:
+    import torch
+
+COMMIT = "COMMIT"
+_WORKDIR = "workdir:"
+_HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+# Each part of a model that Darkroom can train, and the class that model_index.json must give for it; None: any.
+_PARTS = {
+    "vae": "AutoencoderKL",
+    "unet": "UNet2DConditionModel",
+    "text_encoder": "CLIPTextModel",
+    "tokenizer": None,
+    "scheduler": None,
+}
+_WITH_WEIGHTS = ("vae", "unet", "text_encoder")
+_SECOND_TEXT = ("text_encoder_2", "tokenizer_2")  # of SDXL
+
+
+def fetch(uri: str, workdir: Storage) -> Path:
+    """Return a local folder that holds a model; what is not on this machine is downloaded into a cache.
+
+    Raises:
+        ConfigError: Where the name means nothing, or there is no such folder or repository.
+        DataError: Where a step of this workdir did not finish the model.
+        StorageError: Where it cannot be downloaded.
+    """
+    if uri.startswith(_WORKDIR):
+        key = uri.removeprefix(_WORKDIR)
+        if not workdir.exists(f"{key}/{COMMIT}"):
+            raise DataError(
+                f"{workdir.url} has no finished model {key} (no {COMMIT}); run the step that makes it again"
+            )
+        return workdir.local_path(key) or _cached(workdir.child(key))
+    if "://" in uri:
+        return _cached(open_storage(uri))
+    if uri and Path(uri).expanduser().is_dir():
+        return Path(uri).expanduser()
+    if hub := _HUB_NAME.fullmatch(uri):
+        return _from_hub(hub["repository"], hub["revision"])
+    raise ConfigError(f"model {uri!r}: no such folder; expected a folder, s3://bucket/prefix or owner/name of the hub")
+
+
+def read_file(name: str, workdir: Storage) -> bytes:
+    """Read one file that belongs to a model: a path, ``workdir:…`` or ``s3://…``.
+
+    Raises:
+        ConfigError: Where there is no such file.
+        StorageError: Where it cannot be downloaded.
+    """
+    try:
+        if name.startswith(_WORKDIR):
+            return workdir.read(name.removeprefix(_WORKDIR))
+        if "://" in name:
+            folder, _, file = name.rpartition("/")
+            return open_storage(folder).read(file)
+        return Path(name).expanduser().read_bytes()
+    except (OSError, NotFound) as error:
+        raise ConfigError(f"file {name!r} cannot be read ({error}); expected a path, workdir:… or s3://…") from None
+
+
+def is_hub_name(uri: str) -> bool:
+    """Tell whether a model's name is one of the hub's: neither an address nor a folder on this machine."""
+    return _HUB_NAME.fullmatch(uri) is not None and not Path(uri).expanduser().is_dir()
+
+
+def pin(uri: str, folder: Path) -> str:
+    """Return the name under which later steps find exactly the model that ``fetch`` found at ``folder``.
+
+    A hub repository is pinned to the commit that was downloaded, so that all steps of a run see the same one.
+    """
+    # The hub's cache keeps each commit in a folder that is called after it.
+    return f"{uri.partition('@')[0]}@{folder.name}" if is_hub_name(uri) else uri
+
+
+def check_parts(folder: Path, uri: str) -> None:
+    """Check that a folder holds a Stable Diffusion model with all the parts that the steps load.
+
+    Raises:
+        ConfigError: With what is missing, or what is there in its place.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {uri!r}: no readable model_index.json ({error}); is it a diffusers folder?") from None
+    if "text_encoder_2" in index:
+        raise ConfigError(f"model {uri!r} has two text encoders (SDXL); expected one, as in Stable Diffusion 1 and 2")
+    for part, expected in _PARTS.items():
+        found = (index.get(part) or [None, None])[1]
+        if found is None or not (folder / part).is_dir():
+            raise ConfigError(
+                f"model {uri!r} has no {part}; expected a whole diffusers folder with {', '.join(_PARTS)}"
+            )
+        if expected is not None and found != expected:
+            raise ConfigError(f"model {uri!r}: its {part} is {found}, expected {expected}")
+    for part in _WITH_WEIGHTS:
+        if not any(_WEIGHTS.fullmatch(path.name) for path in (folder / part).iterdir()):
+            raise ConfigError(
+                f"model {uri!r}: no safetensors in {part}/; pickled weights and variants are not loaded, convert them"
+            )
+
+
+def load_autoencoder(folder: Path, dtype: str, device: torch.device) -> Any:
+    """Load the ``AutoencoderKL`` of a model, ready to encode; ``dtype`` is fp32, bf16 or fp16."""
+    from diffusers import AutoencoderKL
+
+    quiet_libraries()
+    vae = AutoencoderKL.from_pretrained(
+        folder / "vae", torch_dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True
+    )
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def load_text_encoder(folder: Path, dtype: str, device: torch.device) -> tuple[Any, Any]:
+    """Load the ``CLIPTokenizer`` and the ``CLIPTextModel`` of a model, ready to encode."""
+    from transformers import CLIPTextModel
+
+    return _load_text_encoder(folder, "", CLIPTextModel, dtype, device)
+
+
+def load_text_encoders(folder: Path, dtype: str, device: torch.device) -> list[tuple[Any, Any]]:
+    """Load tokenizer and text encoder of a model, and SDXL's second pair (``CLIPTextModelWithProjection``)."""
+    from transformers import CLIPTextModelWithProjection
+
+    encoders = [load_text_encoder(folder, dtype, device)]
+    if (folder / "text_encoder_2").is_dir():
+        encoders.append(_load_text_encoder(folder, "_2", CLIPTextModelWithProjection, dtype, device))
+    return encoders
+
+
+def _load_text_encoder(folder: Path, number: str, kind: Any, dtype: str, device: torch.device) -> tuple[Any, Any]:
+    from transformers import CLIPTokenizer
+
+    quiet_libraries()
+    tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{number}", local_files_only=True)
+    encoder = kind.from_pretrained(
+        folder / f"text_encoder{number}", dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True
+    )
+    return tokenizer, encoder.to(device).eval().requires_grad_(False)
+
+
+def quiet_libraries() -> None:
+    """Turn off the progress bars of diffusers and transformers, among which Darkroom's own could not be read."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def encodable(caption: str) -> str:
+    """Return a caption that tokenizers accept: half a surrogate pair, which no UTF-8 can hold, becomes ``?``."""
+    return caption.encode("utf-8", "replace").decode()
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's name of fp32, bf16 or fp16."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device of a setting: ``auto`` is the GPU where there is one.
+
+    Raises:
+        ConfigError: For a GPU that is not there.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda and this machine has no usable GPU; set device=auto or device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def reproducible(threads: int) -> Iterator[None]:
+    """Let torch compute the same bytes each time on machines of one kind, for as long as the context lasts.
+
+    Args:
+        threads: CPU threads of one operation; how a sum is split among them shows in its last bits.
+    """
+    import torch
+
+    # cuBLAS reads this when it first starts; without it, its results may differ from call to call.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
+        torch.backends.cudnn.benchmark = before[3]
+
+
+def _cached(storage: Storage) -> Path:
+    """Return a local copy of a folder of a store; the copy is called after what it holds, so it is never stale."""
+    entries = list(storage.list())
+    if not entries:
+        raise ConfigError(f"model {storage.url}: nothing there, expected a diffusers folder")
+    cache = _cache_folder()
+    target = cache / short([storage.url, [list(entry) for entry in entries]])
+    if not target.exists():
+        part = Path(tempfile.mkdtemp(prefix="part-", dir=cache))
+        try:
+            for entry in entries:
+                storage.download(entry.key, part / entry.key)
+            part.rename(target)
+        except NotFound as error:
+            raise StorageError(f"model {storage.url} changed while it was downloaded ({error}); start again") from None
+        except OSError as error:
+            if not target.exists():  # else another process was faster, and its copy is as good
+                raise StorageError(f"cannot keep model {storage.url} in {cache}: {error.strerror}") from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _cache_folder() -> Path:
+    """Return this user's folder for downloaded models, in the place for temporary files (``TMPDIR``)."""
+    folder = Path(tempfile.gettempdir()) / f"darkroom-models-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    # The place is shared: somebody else could have put a folder or a link there first.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise StorageError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own")
+    return folder
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    patterns = ["model_index.json", *(f"{part}/*" for part in (*_PARTS, *_SECOND_TEXT))]
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=["*.bin", "*.ckpt", "*.msgpack", "*.fp16.safetensors", "*.non_ema.safetensors"],
+        )
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model {repository!r}: neither a folder here nor on the hub ({said})") from None
+    except OSError as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StorageError(f"model {repository!r} cannot be downloaded from the hub: {said}") from None
+    return Path(folder)

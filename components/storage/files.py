@@ -1,0 +1,75 @@
+"""Files of this machine: written whole or not at all, and errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from components.errors import StorageError
+from components.storage.base import (
+    HIDDEN,
+)
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+
+
+_NOT_ALLOWED = "give this user the right to do it, or choose another folder"
+
+
+_ONE_NAME = "a file and a folder cannot have the same name; move one of them or choose another folder"
+
+
+_NO_SPACE = "free some space or choose another disk"
+
+
+_ADVICE = {
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.ENOTDIR: _ONE_NAME,
+    errno.EEXIST: _ONE_NAME,
+    errno.EISDIR: _ONE_NAME,
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: _NO_SPACE,
+    errno.ENAMETOOLONG: "use shorter names",
+    errno.ENOENT: "check the folder, and that nothing deletes it meanwhile",
+}
+
+
+@contextmanager
+def whole_file(path: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[BinaryIO]:
+    """Open a hidden file that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    A power cut may undo the writes of the last seconds, but leaves no half of one: the bytes are on the disk before
+    the name is.
+
+    Args:
+        path: The file to make, or to replace; its folder is made where it is missing.
+        place: Gives the finished hidden file its name: ``os.replace``, or ``os.link``, which fails where one exists.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(HIDDEN + secrets.token_hex(8))
+    try:
+        with hidden.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        place(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(action: str) -> Iterator[None]:
+    """Turn the operating system's errors into ``StorageError: cannot <action>: <why>; <what to do>``."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "")
+        raise StorageError(f"cannot {action}: {error.strerror or error}{'; ' * bool(advice)}{advice}") from error

@@ -1,0 +1,162 @@
+"""The shards that a rank has open now, and those that threads open ahead of their use."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.dataset.reader import ShardReader
+from components.dataset.tars import OpenTar
+from components.dataset.versions import Dataset, Shard
+from components.errors import DataError
+from components.storage.base import Storage
+
+
+class OpenShard:
+    """One open shard, whose samples are numbered as training does: without held-out ones and tombstones.
+
+    Args:
+        entry: The shard as the dataset has it.
+        reader: The same shard, open.
+    """
+
+    def __init__(self, entry: Shard, reader: ShardReader) -> None:
+        if len(reader) != entry.samples:
+            raise DataError(
+                f"shard {entry.name} holds {len(reader)} samples, expected {entry.samples}; run index again"
+            )
+        self.reader = reader
+        left_out = np.array(sorted(left_out_of(entry)), dtype=np.int64)
+        # From which training sample on each of those left out shifts the numbers by one.
+        self._shifts = left_out - np.arange(len(left_out))
+
+    def local(self, numbers: NDArray[np.int64]) -> list[int]:
+        """Return the numbers in the shard of some of its training samples."""
+        if len(self._shifts):
+            numbers = numbers + self._shifts.searchsorted(numbers, side="right")
+        local: list[int] = numbers.tolist()
+        return local
+
+
+class OpenShards:
+    """Opens shards when they are asked for, or ahead of that, and closes those whose window was read longest ago.
+
+    Args:
+        dataset: The committed dataset.
+        storage: Its folder.
+        open_tar: Where the tars' bytes come from.
+        limit: How many shards are open at most.
+        verify: Whether a shard's digest is checked when it is first opened.
+        skip_bad: Whether a shard that is corrupt or missing is left out instead of ending the training.
+        threads: How many shards are opened ahead at a time.
+
+    Attributes:
+        bad: The shards that are left out, and why.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        storage: Storage,
+        open_tar: OpenTar,
+        *,
+        limit: int,
+        verify: bool,
+        skip_bad: bool,
+        threads: int,
+    ) -> None:
+        self.bad: dict[str, str] = {}
+        self._shards: Sequence[Shard] = dataset.shards
+        self._storage = storage
+        self._open_tar = open_tar
+        self._limit = limit
+        self._skip_bad = skip_bad
+        self._unverified = np.full(len(dataset.shards), verify)
+        self._lock = Lock()
+        self._open: OrderedDict[int, Future[OpenShard]] = OrderedDict()
+        self._ready: dict[int, OpenShard] = {}  # the same, where nothing is to be waited for
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="shards")
+
+    def get(self, shard: int) -> OpenShard | None:
+        """Return an open shard; None where it is left out.
+
+        Raises:
+            DataError: Where it is corrupt or missing and none may be left out.
+            StorageError: Where it cannot be reached.
+        """
+        if (ready := self._ready.get(shard)) is not None:
+            return ready
+        with self._lock:
+            future = self._open.get(shard)
+            # One that still waits for a thread is not waited for, nor is one that failed to be reached given up.
+            mine = future is None or future.cancel() or _failed(future)
+            if future is None or mine:
+                future = self._open[shard] = Future()
+                future.set_running_or_notify_cancel()
+            self._use(shard)
+        if mine:
+            self._run(shard, future)
+        try:
+            return self._ready.setdefault(shard, future.result())
+        except DataError as error:
+            self.leave_out(self._shards[shard].name, error)
+            return None
+
+    def leave_out(self, name: str, error: DataError) -> None:
+        """Count a shard among the bad ones.
+
+        Raises:
+            DataError: The same error, where none may be left out.
+        """
+        if not self._skip_bad:
+            raise error
+        self.bad[name] = str(error)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Begin to open shards that are not open yet; what is wrong with them shows when they are asked for."""
+        with self._lock:
+            for shard in shards:
+                if shard not in self._open:
+                    self._open[shard] = self._threads.submit(self._read, shard)
+                self._use(shard)
+
+    def close(self) -> None:
+        """Stop opening shards ahead, and close those that are open."""
+        self._threads.shutdown(cancel_futures=True)
+        self._open.clear()
+        self._ready.clear()
+
+    def _use(self, shard: int) -> None:
+        self._open.move_to_end(shard)
+        while len(self._open) > self._limit:
+            closed, future = self._open.popitem(last=False)
+            future.cancel()
+            self._ready.pop(closed, None)
+
+    def _run(self, shard: int, future: Future[OpenShard]) -> None:
+        try:
+            future.set_result(self._read(shard))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _read(self, shard: int) -> OpenShard:
+        entry = self._shards[shard]
+        verify = bool(self._unverified[shard])
+        reader = ShardReader(self._storage, entry.name, entry.sha256, verify, self._open_tar)
+        self._unverified[shard] = False
+        return OpenShard(entry, reader)
+
+
+def _failed(future: Future[OpenShard]) -> bool:
+    """Tell whether a shard could not be opened for a reason that may have passed."""
+    return future.done() and future.exception() is not None and not isinstance(future.exception(), DataError)
+
+
+def left_out_of(shard: Shard) -> set[int]:
+    """Return the samples of a shard that are not trained on."""
+    return {*shard.held_out, *shard.tombstones}

@@ -1,0 +1,245 @@
+"""From positions in the run to moments and texts: what one rank reads of every global batch, and how it is copied."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.dataset.format import Added
+from components.dataset.tars import OpenTar, open_ranged, open_whole
+from components.dataset.versions import EMPTY_CAPTION, EMPTY_POOLED, Dataset
+from components.errors import DataError, NotFound
+from components.storage.base import Storage
+from components.train.config import TrainConfig
+from components.train.data.batches import micro_batches
+from components.train.data.open_shards import OpenShards, left_out_of
+from components.train.data.order import Order, Places, Window
+from components.train.data.shard_cache import ShardCache
+
+# Open shards cost file descriptors, of which a process often has 1,024, and some 100 KB each for a thousand samples.
+_OPEN_AT_LEAST, _OPEN_AT_MOST = 64, 512
+_REQUESTS = 16  # at a time, where samples are read one by one
+_CACHE = "darkroom-shards"
+
+Half = NDArray[np.float16]
+
+
+class Share(NamedTuple):
+    """One micro-batch of one rank.
+
+    Attributes:
+        places: Where its samples lie.
+        counts: Whether they count. A rank without samples runs one that does not: collectives need every rank.
+    """
+
+    places: Places
+    counts: bool
+
+
+class Copied(NamedTuple):
+    """What became of the rows of a batch.
+
+    Attributes:
+        keys: SHA-256 of each row's image; empty where the row was not found.
+        found: Whether each row was found; where not, its shard is left out and the row holds zeros.
+    """
+
+    keys: list[str]
+    found: NDArray[np.bool_]
+
+
+class Samples:
+    """One rank's share of the samples of every global batch.
+
+    Args:
+        dataset: The committed dataset.
+        storage: Its folder.
+        config: The training's settings.
+        seed: The run's seed.
+        rank: This process's place among the ranks.
+        world: The number of ranks.
+
+    Attributes:
+        order: Which samples stand where.
+        empty: The text embedding of the empty prompt, ``[L, D]``, fp16.
+        empty_pooled: Its pooled embedding, ``[P]``, fp16; None unless the samples are of SDXL.
+
+    Raises:
+        DataError: Where the dataset has no sample to train on, or no embedding of the empty prompt.
+    """
+
+    def __init__(
+        self, dataset: Dataset, storage: Storage, config: TrainConfig, seed: int, rank: int, world: int
+    ) -> None:
+        self.empty = _read_empty(storage, EMPTY_CAPTION)
+        sdxl = storage.exists(EMPTY_POOLED)
+        self.empty_pooled = _read_empty(storage, EMPTY_POOLED) if sdxl else None
+        self.order = _order(dataset, config.window, seed)
+        self._buckets = [shard.bucket for shard in dataset.shards]
+        self._global_batch = config.global_batch
+        self._share = micro_batches(config.global_batch, world, rank, config.micro_batch)
+        self._rank, self._world = rank, world
+        self._ahead: Window | None = None
+        self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
+        local = storage.local_path() is not None
+        self._open = OpenShards(
+            dataset,
+            storage,
+            _open_tar(config, local),
+            limit=min(max(2 * config.window * len(set(self._buckets)), _OPEN_AT_LEAST), _OPEN_AT_MOST),
+            verify=config.verify_shards,
+            skip_bad=config.on_bad_shard == "skip",
+            threads=config.shard_threads,
+        )
+        self._requests: ThreadPoolExecutor | None = None
+        if config.remote_shards == "range" and not local:
+            self._requests = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="requests")
+
+    @property
+    def bad_shards(self) -> dict[str, str]:
+        """The names of the shards that are left out so far, and why."""
+        return dict(self._open.bad)
+
+    def share(self, step: int) -> list[Share]:
+        """Return this rank's micro-batches of an optimizer step, from 0, and begin to open shards."""
+        batch = self.order.batch(step, self._global_batch)
+        share = [
+            Share(batch.take(slice(part.start, part.stop) if part else slice(1)), counts=bool(part))
+            for part in self._share
+        ]
+        here, after = self.order.windows(step, self._global_batch)
+        if after is not self._ahead:
+            self._ahead = after
+            self._open.prefetch(dict.fromkeys(shard for part in share for shard in part.places.shards.tolist()))
+            self._open.prefetch([*self._expected(here), *self._expected(after)])
+        return share
+
+    def moments_shape(self, places: Places) -> tuple[int, ...]:
+        """Return the shape of each moments, ``[2C, h, w]``; all of a batch are of one bucket.
+
+        Raises:
+            DataError: Where no shard of the bucket can be read.
+        """
+        bucket = self._buckets[int(places.shards[0])]
+        if bucket not in self._shapes:
+            here = dict.fromkeys(places.shards.tolist())
+            rest = (shard for shard, other in enumerate(self._buckets) if other == bucket and shard not in here)
+            opened = (self._open.get(shard) for source in (here, rest) for shard in source)
+            shape = next((shard.reader.moments_shape for shard in opened if shard is not None), None)
+            if shape is None:
+                raise DataError(f"no shard of bucket {bucket[0]}x{bucket[1]} can be read: {self._open.bad}")
+            self._shapes[bucket] = shape
+        return self._shapes[bucket]
+
+    def copy(self, places: Places, moments: Half, text: Half, added: Added | None = None) -> Copied:
+        """Copy samples into the rows of two arrays, or four.
+
+        Args:
+            places: Where the samples lie, in the order of their shards.
+            moments: ``[len(places), 2C, h, w]``, contiguous.
+            text: ``[len(places), L, D]``, contiguous.
+            added: ``[len(places), P]`` and ``[len(places), 6]``, where the samples are of SDXL.
+
+        Raises:
+            DataError: Where a shard is corrupt or missing and none may be left out.
+            StorageError: Where a shard cannot be reached.
+        """
+        moments_rows, text_rows = moments.reshape(len(moments), -1), text.reshape(len(text), -1)
+        shapes = moments.shape[1:], text.shape[1:], None if added is None else added.pooled.shape[1:]
+
+        def copy_shard(rows: slice) -> list[str]:
+            shard, numbers = int(places.shards[rows.start]), places.samples[rows]
+            besides = None if added is None else Added(added.pooled[rows], added.time_ids[rows])
+            keys = self._copy(shard, numbers, shapes, moments_rows[rows], text_rows[rows], besides)
+            if keys is None:
+                for array in (moments_rows, text_rows, *(added or ())):
+                    array[rows] = 0
+            return keys or [""] * len(numbers)
+
+        copied = self._each(copy_shard, _stretches(places.shards))
+        keys = [key for part in copied for key in part]
+        return Copied(keys, np.array(keys, dtype=bool))
+
+    def _copy(
+        self,
+        shard: int,
+        numbers: NDArray[np.int64],
+        shapes: tuple[Any, Any, Any],
+        moments: Half,
+        text: Half,
+        added: Added | None,
+    ) -> list[str] | None:
+        """Copy samples of one shard and return their keys; None where the shard is left out."""
+        opened = self._open.get(shard)
+        if opened is None:
+            return None
+        reader = opened.reader
+        try:
+            if (found := (reader.moments_shape, reader.text_shape, reader.pooled_shape)) != shapes:
+                raise DataError(
+                    f"shard {reader.name} has arrays of shapes {found}, expected {shapes}; run latents again"
+                )
+            local = opened.local(numbers)
+            reader.copy(local, moments, text, added)
+        except DataError as error:
+            self._open.leave_out(reader.name, error)
+            return None
+        return [reader.keys[number] for number in local]
+
+    def _each(self, copy: Callable[[slice], list[str]], parts: Iterable[slice]) -> Iterator[list[str]]:
+        return self._requests.map(copy, parts) if self._requests is not None else map(copy, parts)
+
+    def _expected(self, window: Window) -> list[int]:
+        """Return the shards of a window that this rank's share is likely to lie in: a batch is in shards' order."""
+        members = sorted(window.members.tolist())
+        count = len(members)
+        first, last = self._rank * count // self._world - 1, -(-(self._rank + 1) * count // self._world) + 1
+        return members[max(first, 0) : last]
+
+    def close(self) -> None:
+        """Close the shards and end the threads."""
+        self._open.close()
+        if self._requests is not None:
+            self._requests.shutdown(cancel_futures=True)
+
+
+def _order(dataset: Dataset, window: int, seed: int) -> Order:
+    sizes = np.array([shard.samples - len(left_out_of(shard)) for shard in dataset.shards], dtype=np.uint32)
+    if not sizes.sum():
+        raise DataError("the dataset has no sample to train on; add images, or lower index.held_out")
+    # Shards are sorted by name, which begins with the bucket, so a bucket's shards are together.
+    buckets = [len(list(shards)) for _, shards in groupby(dataset.shards, key=lambda shard: shard.bucket)]
+    return Order(sizes, window, seed, buckets)
+
+
+def _open_tar(config: TrainConfig, local: bool) -> OpenTar:
+    if local:
+        return open_whole
+    if config.remote_shards == "range":
+        return open_ranged
+    # Of this user's own: a copy is trusted for its name.
+    folder = Path(config.cache) if config.cache else Path(tempfile.gettempdir()) / f"{_CACHE}-{os.getuid()}"
+    return ShardCache(folder, int(config.cache_gib * 2**30)).open
+
+
+def _read_empty(storage: Storage, key: str) -> Half:
+    try:
+        empty: Half = np.load(io.BytesIO(storage.read(key)), allow_pickle=False)
+    except (NotFound, ValueError) as error:
+        raise DataError(f"no embedding of the empty prompt ({error}); run the latents step again") from None
+    return empty
+
+
+def _stretches(shards: NDArray[np.int64]) -> list[slice]:
+    """Cut rows into stretches of one shard each."""
+    cuts = [0, *(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(shards)]
+    return [slice(first, last) for first, last in pairwise(cuts)]

@@ -1,0 +1,136 @@
+"""The training loop: from the newest whole checkpoint to the last step, or to one that all ranks agree to stop at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import nan
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from components.errors import DarkroomError, DataError, Diverged, Preempted
+from components.train.checkpointing import Saver
+from components.train.config import TrainConfig
+from components.train.data.reader import MicroBatch, Reader
+from components.train.metrics.monitor import Monitor
+from components.train.metrics.throughput import Stopwatch
+from components.train.metrics.validation import Validation
+from components.train.processes.agreement import Agreement
+from components.train.processes.collectives import any_rank, first_problem
+from components.train.processes.watchdog import Watchdog
+from components.train.step.engine import Engine
+from components.train.step.lr_schedule import learning_rate
+
+DrawSamples = Callable[[dict[str, Tensor]], Image.Image]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that the loop works with, ready to go on after optimizer step ``step``.
+
+    Attributes:
+        step_flops: Tells what the arithmetic of a global batch amounts to, from one of its micro-batches.
+        validation: Measures the loss on held-out samples; None where there are none, or none are asked for.
+    """
+
+    config: TrainConfig
+    step: int
+    engine: Engine
+    reader: Reader
+    saver: Saver
+    agreement: Agreement
+    watchdog: Watchdog
+    monitor: Monitor
+    draw_samples: DrawSamples
+    step_flops: Callable[[MicroBatch], float] | None = None
+    validation: Validation | None = None
+
+
+def train(job: Training) -> None:
+    """Run the remaining optimizer steps.
+
+    Raises:
+        Preempted: Where a rank was asked to stop; the state of the last step is committed.
+        Diverged: Where too many gradients in a row were not finite.
+        StorageError: Where a checkpoint could not be written.
+    """
+    config, monitor = job.config, job.monitor
+    monitor.event("training", step=job.step, steps=config.steps, samples=job.reader.samples)
+    skipped = 0
+    watch = Stopwatch(time.monotonic)
+    if any_rank(monitor.owes(job.step)):
+        _look(job, job.step, watch)
+    for step, batch in enumerate(watch.waiting(job.reader.steps(job.step, config.steps)), start=job.step + 1):
+        rate = learning_rate(step - 1, config)
+        share, norm, applied = job.engine.step(batch, rate)
+        skipped = 0 if applied else _skip(job, step, skipped + 1)
+        epoch = step * config.global_batch / job.reader.samples
+        facts = {"epoch": epoch, "lr": rate, "grad_norm": norm, "samples": config.global_batch}
+        facts |= {"flops": job.step_flops(batch[0]) if job.step_flops else 0.0, **asdict(watch.lap())}
+        agreed = job.agreement.reach(step, share, facts, at_once=config.pauses_after(step))
+        for one in agreed:
+            monitor.step(one.step, loss=one.loss, **one.facts)
+        stop = any(one.stop for one in agreed)
+        job.watchdog.beat(step)
+        if stop or step == config.steps or step % config.checkpoint_every == 0:
+            _checkpoint(job, step, watch, last=stop or step == config.steps)
+        if stop and step < config.steps:
+            monitor.event("preempted", step=step)
+            raise Preempted(f"asked to stop; the state after step {step} of {config.steps} is saved")
+        _look(job, step, watch)
+    monitor.event("finished", step=config.steps)
+
+
+def _checkpoint(job: Training, step: int, watch: Stopwatch, last: bool) -> None:
+    with watch.stalled() as stall:
+        job.monitor.flush()
+        save = job.saver.save_now if last else job.saver.save
+        save(step, job.engine.counters, job.engine.pieces)
+    job.monitor.checkpoint(step, stall.seconds)
+    if job.config.on_bad_shard == "skip":
+        left_out = first_problem("; ".join(job.reader.bad_shards.values()) or None)
+        if left_out is not None:
+            job.monitor.event("bad-shards", step=step, problem=left_out)
+
+
+def _skip(job: Training, step: int, in_a_row: int) -> int:
+    job.monitor.event("step-skipped", step=step, in_a_row=in_a_row)
+    if in_a_row > job.config.max_skipped_steps:
+        raise Diverged(
+            f"the gradient was not finite at step {step} and the {in_a_row - 1} before it; the last checkpoint is from "
+            "before. Lower train.learning_rate, or use precision fp32"
+        )
+    return in_a_row
+
+
+def _look(job: Training, step: int, watch: Stopwatch) -> None:
+    """Measure the loss on held-out samples and draw sample images, where that is due after a step."""
+    if job.validation is not None and job.config.validates_after(step):
+        loss, problem = nan, None
+        with watch.apart() as spent:
+            try:
+                loss = job.validation.loss(job.engine.losses, job.engine.device)
+            except DataError as error:  # on every rank
+                problem = str(error)
+        job.monitor.validation(step, loss, job.validation.samples, spent.seconds, problem)
+    if job.config.draws_after(step):
+        _sample(job, step, watch)
+
+
+def _sample(job: Training, step: int, watch: Stopwatch) -> None:
+    problem = sheet = None
+    with watch.apart() as spent:
+        weights = job.engine.gather_ema()
+        if weights is not None:
+            try:
+                sheet = job.draw_samples(weights)
+            except (DarkroomError, torch.OutOfMemoryError) as error:  # a picture less is no reason to stop training
+                problem = str(error)
+    if sheet is not None:
+        columns = len(job.config.sample_prompts)
+        job.monitor.samples(step, sheet, (sheet.height, sheet.width // columns), spent.seconds)
+    elif problem is not None:
+        job.monitor.samples_failed(step, problem, spent.seconds)

@@ -1,0 +1,102 @@
+"""The command line that the agent and its ranks share: which run, which data, which settings, which machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from components.command import step_parser
+from components.settings import override, read_values
+from components.storage.base import Storage
+from components.storage.open import open_storage
+from components.train.config import TrainConfig
+from components.train.metrics.trackers import check_usable
+
+# The flags of torchrun that this command takes, too, and what they say.
+_TORCHRUN_FLAGS = {
+    "--nnodes": "machines in all",
+    "--node-rank": "this machine's number, from 0",
+    "--nproc-per-node": "processes on this machine: a number, auto, gpu or cpu",
+    "--master-addr": "host of machine 0, where the ranks meet",
+    "--master-port": "port there",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be trained, where everything lies, and how this process was started.
+
+    Attributes:
+        config: The training's settings.
+        seed: Of the order of the data and of all noise.
+        base_model: What to start from.
+        workdir: Holds everything.
+        run: The run's folder.
+        dataset: The dataset's folder.
+        version: Digest of the version to train on; None for the newest when it begins.
+        place: Flags about this machine's place among others, by the ``PET_*`` variables that they override.
+        restarts: How often to start the ranks again after a crash.
+        parent: The process that this one shall not outlive, if any.
+    """
+
+    config: TrainConfig
+    seed: int
+    base_model: str
+    workdir: Storage
+    run: Storage
+    dataset: Storage
+    version: str | None
+    place: Mapping[str, str]
+    restarts: int
+    parent: int | None
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return the parser of ``python -m components.train``; ``doc`` is what ``--help`` says first."""
+    parser = step_parser("train", doc)
+    parser.add_argument("--run", required=True, help="name of the run; its folder is runs/RUN below the workdir")
+    parser.add_argument("--encoding-key", required=True, help="name of the dataset's folder below datasets/")
+    parser.add_argument("--dataset", metavar="DIGEST", help="version of the dataset to train on (default: the newest)")
+    parser.add_argument("--base-model", required=True, help="diffusers folder, workdir:KEY or hub id to start from")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of the data and of all noise")
+    for flag, says in _TORCHRUN_FLAGS.items():
+        parser.add_argument(flag, help=f"{says} (default: {_variable(flag)})")
+    parser.add_argument(
+        "--restarts", type=int, default=0, metavar="N", help="start the ranks again after a crash, N times at most"
+    )
+    parser.add_argument(
+        "--parent-pid", type=int, metavar="PID", help="end at once when this process, which started this one, is gone"
+    )
+    return parser
+
+
+def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
+    """Read the command line.
+
+    Raises:
+        ConfigError: Where a setting is wrong.
+    """
+    arguments = parser(doc).parse_args(argv)
+    values = read_values(arguments.config) if arguments.config else {}
+    workdir = open_storage(arguments.workdir)
+    config = TrainConfig.parse(override(values, arguments.set))
+    check_usable(config.trackers, workdir, os.environ)
+    given = {_variable(flag): getattr(arguments, flag[2:].replace("-", "_")) for flag in _TORCHRUN_FLAGS}
+    return Request(
+        config=config,
+        seed=arguments.seed,
+        base_model=arguments.base_model,
+        workdir=workdir,
+        run=workdir.child(f"runs/{arguments.run}"),
+        dataset=workdir.child(f"datasets/{arguments.encoding_key}"),
+        version=arguments.dataset,
+        place={name: value for name, value in given.items() if value is not None},
+        restarts=arguments.restarts,
+        parent=arguments.parent_pid,
+    )
+
+
+def _variable(flag: str) -> str:
+    return "PET_" + flag[2:].replace("-", "_").upper()

@@ -1,0 +1,178 @@
+"""The work of one rank: join the others, make what training needs, and train; `components.train.rank` starts it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from components.dataset.versions import EMPTY_POOLED, Dataset, read_dataset, read_version
+from components.errors import DataError
+from components.model import checkpoints, locations, sampling
+from components.progress import Progress
+from components.storage.base import Storage
+from components.train.checkpointing import Saver
+from components.train.config import TrainConfig
+from components.train.data.reader import Drawing, Reader
+from components.train.identity import training_identity
+from components.train.loop import Training, train
+from components.train.metrics.monitor import Monitor
+from components.train.metrics.validation import Validation
+from components.train.out_of_memory import fitting, is_out_of_memory, note_smaller
+from components.train.processes.agreement import Agreement
+from components.train.processes.collectives import first_problem
+from components.train.processes.stopping import Stopping
+from components.train.processes.watchdog import Watchdog
+from components.train.request import Request
+from components.train.step.engine import Engine, init_distributed, load_weights
+from components.train.step.flops import StepFlops, device_peak_flops
+from components.train.step.loss import make_loss
+
+
+def work(request: Request, stopping: Stopping, watchdog: Watchdog) -> None:
+    """Join the other ranks, go on from the newest whole checkpoint, and train.
+
+    Raises:
+        Preempted: Where a rank was asked to stop; the state is saved.
+        DarkroomError: Whatever else `train` raises, and what loading finds wrong.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    init_distributed(device)
+    request = replace(request, config=fitting(request.config, request.run))
+    try:
+        job = _prepare(request, stopping, watchdog)
+        with job.monitor, job.saver:
+            train(job)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise note_smaller(request.config, request.run) from error
+        raise
+    torch.distributed.barrier()
+
+
+def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Training:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    config, run = request.config, request.run
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    peak = device_peak_flops(config.precision)
+    monitor = Monitor(run, config, Progress(), speaks=rank == 0, peak=None if peak is None else peak * world)
+    monitor.loading(world)
+    base = locations.fetch(request.base_model, request.workdir)
+    dataset = _dataset(request.dataset, request.version)
+    training = training_identity(config, request.seed, dataset, base)
+
+    unet = UNet2DConditionModel.from_pretrained(
+        base / "unet", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    scheduler = DDPMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
+    scaling = float(AutoencoderKL.load_config(base / "vae", local_files_only=True)["scaling_factor"])
+
+    checkpoint, skipped = _find_checkpoint(run, training, rank, world)
+    _check_conditioning(unet, request.dataset)
+    if checkpoint is not None:
+        load_weights(unet, checkpoint.read_all("master"))
+    engine = Engine(_tuned(unet, config), make_loss(scheduler, config.channels_last), config)
+    if checkpoint is not None:
+        engine.restore(checkpoint)
+    step = checkpoint.step if checkpoint is not None else 0
+
+    monitor.start(step, skipped, training)
+    if rank == 0:
+        checkpoints.discard_after(run, step)
+    drawing = Drawing(request.seed, scheduler.config.num_train_timesteps, scaling, config.caption_dropout)
+    return Training(
+        config=config,
+        step=step,
+        engine=engine,
+        reader=Reader(dataset, request.dataset, drawing, config, rank, world),
+        saver=Saver(run, rank, world, training, engine.shapes, config, monitor.save_failed),
+        agreement=Agreement(stopping, engine.device),
+        watchdog=watchdog,
+        monitor=monitor,
+        draw_samples=partial(_draw_samples, base, dataset, config, request.seed, engine.device),
+        step_flops=StepFlops(unet, config.global_batch) if rank == 0 and peak is not None else None,
+        validation=_validation(dataset, request.dataset, drawing, config, rank, world),
+    )
+
+
+def _validation(
+    dataset: Dataset, storage: Storage, drawing: Drawing, config: TrainConfig, rank: int, world: int
+) -> Validation | None:
+    if config.validate_every is None or dataset.held_out == 0:
+        return None
+    return Validation(dataset, storage, drawing, config, rank, world)
+
+
+def _tuned(unet: Any, config: TrainConfig) -> nn.Module:
+    """Trade memory for time, and time now for time later, as the settings say."""
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.compile:
+        unet.compile()
+    tuned: nn.Module = unet
+    return tuned
+
+
+def _dataset(storage: Storage, version: str | None) -> Dataset:
+    # Another run may commit a newer one at any time; a training goes on with the one that it began with.
+    dataset = read_version(storage, version) if version else read_dataset(storage)
+    if dataset is None:
+        raise DataError(f"there is no dataset at {storage.url}; run the latents and index steps first")
+    return dataset
+
+
+def _check_conditioning(unet: Any, dataset: Storage) -> None:
+    """Check that the dataset tells the UNet all that it wants to know."""
+    if unet.config.addition_embed_type == "text_time" and not dataset.exists(EMPTY_POOLED):
+        raise DataError(
+            f"the UNet is SDXL's, but {dataset.url} has no pooled text embeddings; encode with the model's encoders"
+        )
+
+
+def _find_checkpoint(
+    run: Storage, training: str, rank: int, world: int
+) -> tuple[checkpoints.Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that is whole, and why newer ones are not; the ranks share the verifying."""
+    skipped: list[str] = []
+    for found in checkpoints.candidates(run, training):
+        try:
+            if isinstance(found, DataError):
+                raise found
+            found.verify(found.parts[rank::world])
+            problem = None
+        except DataError as error:
+            problem = str(error)
+        told = first_problem(problem)
+        if told is None and not isinstance(found, DataError):
+            return found, skipped
+        skipped.append(str(told))
+    return None, skipped
+
+
+def _draw_samples(
+    base: Path, dataset: Dataset, config: TrainConfig, seed: int, device: torch.device, weights: dict[str, Tensor]
+) -> Image.Image:
+    height, width = dataset.main_bucket
+    # Whatever drawing does to the global generators, training is not to notice.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model = sampling.load_model(base, device)
+        model.unet.load_state_dict(weights)
+        images = sampling.draw(
+            *model,
+            prompts=config.sample_prompts,
+            seeds=[seed] * len(config.sample_prompts),
+            steps=config.sample_denoising_steps,
+            guidance=config.sample_guidance,
+            height=height,
+            width=width,
+        )
+    return sampling.contact_sheet(images, len(images))

@@ -1,0 +1,214 @@
+"""One optimizer step over all ranks: exact mean over the global batch, clipping, AdamW, moving average.
+
+How the model lies on the ranks is the business of `replicated` (stage 0) and `sharded` (stages 1 to 3, DeepSpeed). What
+they have in common is here, and so are the moving average and the state that checkpoints keep, written once for all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from components.model.checkpoints import Checkpoint, Piece
+from components.train.config import TrainConfig
+from components.train.data.reader import MicroBatch
+from components.train.processes.collectives import device
+from components.train.step.loss import Loss
+from components.train.step.loss_scale import LossScale
+from components.train.step.replicated import Exact, Replicated
+from components.train.step.zero import Sharded
+
+
+def init_distributed(device: str) -> None:
+    """Join the other ranks, which the environment names as torchrun would."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # The shared-memory collectives for CPUs are compiled at first use, which takes a compiler and most of a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
+
+
+class Outcome(NamedTuple):
+    """What one optimizer step came to.
+
+    Attributes:
+        loss_share: This rank's part of the mean loss, a scalar on its device; the parts of all ranks add up to it.
+        gradient_norm: The global L2 norm of the gradient before it was clipped; not finite where it overflowed.
+        applied: Whether the weights were changed: not where the gradient is not finite.
+    """
+
+    loss_share: Tensor
+    gradient_norm: float
+    applied: bool
+
+
+class Engine:
+    """A UNet in training on this rank, as one of many.
+
+    Args:
+        model: The UNet with the weights that training starts from, float32.
+        loss: Maps a model and a micro-batch to one loss per sample, ``[B]``.
+        config: The training's settings.
+
+    Attributes:
+        updates: How often the weights were changed: the steps less those that were skipped.
+        loss_scale: What the next step's losses are multiplied with; 1 but in fp16.
+        shapes: Every parameter's shape.
+        device: Where this rank computes.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, config: TrainConfig) -> None:
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.updates = 0
+        self.loss_scale = LossScale() if config.precision == "fp16" else LossScale(1.0)
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self._config = config
+        self._loss = _mixed(loss, config)
+        model.to(device())
+        adamw = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        kind = Exact if config.exact_across_world_sizes else Sharded if config.zero_stage else Replicated
+        self._held = kind(model, adamw, self._loss, config)
+        self.device = self._held.device
+        self.fragments = list(self._held.fragments())
+        self._owned = [fragment.master[fragment.owned] for fragment in self.fragments]
+        self._ema = [owned.clone() for owned in self._owned]
+
+    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> Outcome:
+        """Take one optimizer step; every rank calls it with its own share of the same global batch.
+
+        Where the gradient is not finite the weights, the moments and the moving average stay as they are.
+        """
+        for group in self._held.optimizer.param_groups:
+            group["lr"] = learning_rate
+        on_device = [batch.to(self.device, self._dtype) for batch in micro_batches]
+        samples = self._count(on_device)
+        loss = self._held.accumulate(on_device, samples, self.loss_scale.value)
+        norm = self._held.update(self.loss_scale.value)
+        applied = isfinite(norm)
+        if applied:
+            self.updates += 1
+            torch._foreach_lerp_(self._ema, self._owned, 1.0 - self._config.ema_decay)
+        if self._config.precision == "fp16":
+            self.loss_scale = self.loss_scale.after(overflowed=not applied)
+        return Outcome(loss / samples, norm, applied)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        # Stage 0 keeps no fp32 masters beside bf16 weights, so there the weights stay fp32 and only sums are bf16.
+        return torch.bfloat16 if self._config.precision == "bf16" and self._config.zero_stage else torch.float32
+
+    def _count(self, micro_batches: Sequence[MicroBatch]) -> int:
+        """Return how many samples the global batch holds: fewer than usual where bad shards are left out of it."""
+        if self._config.on_bad_shard == "fail":
+            return self._config.global_batch
+        counted = torch.stack([batch.weights.sum() for batch in micro_batches]).sum()
+        torch.distributed.all_reduce(counted)
+        return max(1, round(float(counted)))
+
+    @torch.no_grad()
+    def losses(self, batch: MicroBatch) -> Tensor:
+        """Return each sample's loss, ``[B]``, and learn nothing from it; every rank calls it equally often."""
+        module = self._held.module
+        module.eval()
+        try:
+            return self._loss(module, batch.to(self.device, self._dtype))
+        finally:
+            module.train()
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What has been counted so far and is part of the state."""
+        scale = self.loss_scale
+        return {"updates": self.updates, "loss_scale": scale.value, "loss_scale_steady": scale.steady}
+
+    def pieces(self) -> list[Piece]:
+        """Copy this rank's part of the state to the host."""
+        return [
+            Piece(
+                fragment.name,
+                fragment.start + fragment.owned.start,
+                {
+                    "master": _to_host(fragment.master[fragment.owned]),
+                    "exp_avg": _to_host(fragment.moments["exp_avg"][fragment.owned]),
+                    "exp_avg_sq": _to_host(fragment.moments["exp_avg_sq"][fragment.owned]),
+                    "ema": _to_host(ema),
+                },
+            )
+            for fragment, ema in zip(self.fragments, self._ema, strict=True)
+            if len(ema)
+        ]
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Load masters, moments and moving average from a checkpoint of any world size and ZeRO stage.
+
+        The UNet that the engine was made from must hold the checkpoint's weights already.
+        """
+        for fragment, ema in zip(self.fragments, self._ema, strict=True):
+            length = fragment.master.numel()
+            fragment.master.copy_(_tensor(checkpoint.read("master", fragment.name, fragment.start, length)))
+            for kind in ("exp_avg", "exp_avg_sq"):
+                fragment.moments[kind].copy_(_tensor(checkpoint.read(kind, fragment.name, fragment.start, length)))
+            start = fragment.start + fragment.owned.start
+            ema.copy_(_tensor(checkpoint.read("ema", fragment.name, start, len(ema))))
+        self.updates = int(checkpoint.counters["updates"])
+        self._held.set_step(self.updates)
+        if self._config.precision == "fp16":
+            self.loss_scale = LossScale(
+                checkpoint.counters["loss_scale"], int(checkpoint.counters["loss_scale_steady"])
+            )
+
+    def gather_ema(self) -> dict[str, Tensor] | None:
+        """Bring the whole moving average to rank 0 (``None`` elsewhere); every rank calls it."""
+        whole = {}
+        owned = {fragment.name: (fragment, ema) for fragment, ema in zip(self.fragments, self._ema, strict=True)}
+        for name, shape in self.shapes.items():
+            flat = torch.zeros(int(np.prod(shape)), dtype=torch.float32, device=self.device)
+            if name in owned:
+                fragment, ema = owned[name]
+                start = fragment.start + fragment.owned.start
+                flat[start : start + len(ema)] = ema
+            torch.distributed.reduce(flat, dst=0)
+            whole[name] = flat.view(shape)
+        return whole if self.rank == 0 else None
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Put the weights of a checkpoint into a model."""
+    model.load_state_dict({name: _tensor(array) for name, array in weights.items()})
+
+
+def _mixed(loss: Loss, config: TrainConfig) -> Loss:
+    """Return the loss as it is computed beside float32 weights, where the precision asks for less."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    if dtype is None or (config.precision == "bf16" and config.zero_stage):  # there the weights themselves are bf16
+        return loss
+
+    def mixed(model: nn.Module, batch: MicroBatch) -> Tensor:
+        with torch.autocast(batch.latents.device.type, dtype):
+            return loss(model, batch)
+
+    return mixed
+
+
+def _to_host(tensor: Tensor) -> NDArray[np.float32]:
+    copy: NDArray[np.float32] = tensor.detach().to("cpu", copy=True).numpy()
+    return copy
+
+
+def _tensor(array: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32, copy=True))

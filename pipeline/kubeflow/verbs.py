@@ -1,0 +1,327 @@
+"""The verbs that deal with runs on a cluster: submit, status, logs, stop, schedule and deploy."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from components.errors import EXIT_DONE, ConfigError, DarkroomError, NotFound, StorageError
+from components.storage.base import Storage
+from components.storage.open import open_storage
+from pipeline.config import recipes, resolve
+from pipeline.kubeflow.cron import seconds_first
+from pipeline.kubeflow.release import Deployment, read_deployment
+from pipeline.kubeflow.tables import recurring_rows, run_rows, runs_rows, training_rows
+from pipeline.messages import line
+
+if TYPE_CHECKING:  # it takes a second to load
+    from pipeline.kubeflow.client import Access, Kubeflow
+    from pipeline.kubeflow.records import Run, Version
+
+_POLL_SECONDS = 10.0
+_FINISHED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
+_MOST_RUNS = 20
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add all of them."""
+    submit = _verb(verbs, "submit", "start a run on the cluster", _submit)
+    _request(submit)
+    submit.add_argument(
+        "--workdir", default="", help="s3://bucket/prefix that holds everything (default: the release's)"
+    )
+    submit.add_argument("--name", default="", help="the run's name in the dashboard (default: that of its folder)")
+    submit.add_argument("--wait", action="store_true", help="stay until it has ended; its success is the exit code")
+    _version_arguments(submit)
+    status = _verb(verbs, "status", "tell how runs on the cluster are doing", _status)
+    status.add_argument("run", nargs="?", default="", help="id or name, or how it begins (default: the newest runs)")
+    status.add_argument("--workdir", default="", help="place that holds the run (default: what it was started with)")
+    logs = _verb(verbs, "logs", "show what a run on the cluster tells", _logs)
+    logs.add_argument("run", help="id or name, or how it begins")
+    logs.add_argument("--step", default="train", help="the step (default: %(default)s)")
+    logs.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    logs.add_argument("--lines", type=int, default=40, help="last lines to show (default: %(default)s)")
+    logs.add_argument("--workdir", default="", help="place that holds the run (default: what it was started with)")
+    stop = _verb(verbs, "stop", "stop a run on the cluster; what it has saved stays", _stop)
+    stop.add_argument("run", help="id or name, or how it begins")
+    _add_schedule(verbs.add_parser("schedule", help="list, set and remove runs that recur"))
+    deploy = _verb(verbs, "deploy", "bring about what a release says: the pipeline and its recurring runs", _deploy)
+    deploy.add_argument("--file", required=True, type=Path, help="deploy.yaml, as the chart writes it")
+    deploy.set_defaults(patience=300.0)
+
+
+def _add_schedule(schedule: argparse.ArgumentParser) -> None:
+    verbs = schedule.add_subparsers(required=True, metavar="VERB")
+    _verb(verbs, "ls", "list the runs that recur", _schedule_ls)
+    one = _verb(verbs, "set", "make a run recur; what is so already stays as it is", _schedule_set)
+    one.add_argument("name", help="the recurring run's name: a-z, 0-9 and '-'")
+    one.add_argument("--cron", required=True, help="six fields, seconds first, or the usual five: '0 3 * * *'")
+    _request(one)
+    one.add_argument("--workdir", default="", help="s3://bucket/prefix that holds everything (default: the release's)")
+    one.add_argument("--paused", action="store_true", help="keep it, but do not run it")
+    _version_arguments(one)
+    gone = _verb(verbs, "rm", "remove a recurring run; runs that it started go on", _schedule_rm)
+    gone.add_argument("name", help="its name")
+
+
+def _verb(verbs: Any, name: str, says: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.")
+    api = parser.add_argument_group("Kubeflow's API")
+    api.add_argument("--endpoint", default="", help="its address (default: KF_PIPELINES_ENDPOINT, or the cluster's)")
+    api.add_argument("--namespace", default="", help="the runs' namespace, where users are kept apart")
+    api.add_argument("--token-file", default="", help="file with a token, read again before each call")
+    api.add_argument("--ca-file", default="", help="certificates that the server's is checked against")
+    api.add_argument("--context", default="", help="context of the kubeconfig")
+    api.add_argument("--ui", default="", help="address of the dashboard, where it is another (for links)")
+    api.add_argument("--patience", type=float, default=10.0, help="seconds that it may be away (default: %(default)s)")
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+def _request(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", required=True, help=f"one of {', '.join(recipes())}, or a YAML file")
+    parser.add_argument(
+        "--source", default="", help="s3://bucket/prefix with the images (default: what the recipe says)"
+    )
+    parser.add_argument(
+        "--set", action="append", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override settings"
+    )
+
+
+def _version_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--file", type=Path, help="deploy.yaml of the release, to ask for this run's own machines")
+    parser.add_argument("--pipeline", default="darkroom", help="name of the pipeline (default: %(default)s)")
+    parser.add_argument("--experiment", default="darkroom", help="experiment of the run (default: %(default)s)")
+    parser.add_argument("--service-account", default="", help="account of the run's pods (default: the release's)")
+
+
+def _connect(arguments: argparse.Namespace, deployment: Deployment | None = None) -> Kubeflow:
+    from pipeline.kubeflow.client import connect
+
+    return connect(_access(arguments, deployment))
+
+
+def _access(arguments: argparse.Namespace, deployment: Deployment | None) -> Access:
+    from pipeline.kubeflow.client import Access
+
+    endpoint = arguments.endpoint or (deployment.endpoint if deployment else "")
+    namespace = arguments.namespace or (deployment.namespace if deployment else "kubeflow")
+    files = (arguments.token_file, arguments.ca_file)
+    return Access(endpoint, namespace, *files, arguments.context, arguments.ui, arguments.patience)
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _say(*lines: str) -> None:
+    console = _console()
+    for text in lines:
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from pipeline.kubeflow.deploy import check_workdir, parameters
+
+    deployment = _deployment(arguments)
+    overrides = [text for group in arguments.set for text in group]
+    settings = resolve(arguments.recipe, [*deployment.cluster, *overrides], arguments.source)
+    workdir = arguments.workdir or (deployment.workdir if arguments.file else "")
+    if workdir:
+        check_workdir(workdir)
+    given = parameters(arguments.recipe, workdir, arguments.source, overrides)
+    kubeflow = _connect(arguments, deployment)
+    version, account = _pinned(kubeflow, arguments, deployment, overrides)
+    name = arguments.name or settings.run
+    experiment_id = kubeflow.experiment(deployment.experiment)
+    started = {key: value for key, value in given.items() if key != "workdir" or value}
+    run_id = kubeflow.submit(name, version, experiment_id, started, account)
+    _say(f"run        {line(name)}", f"id         {run_id}", f"version    {version.name}")
+    _say(f"dashboard  {kubeflow.link(run_id)}", f"next       darkroom status {run_id}")
+    return _wait(kubeflow, run_id) if arguments.wait else EXIT_DONE
+
+
+def _deployment(arguments: argparse.Namespace) -> Deployment:
+    """Return the release's deployment, or what the arguments tell of it."""
+    if arguments.file is not None:
+        return read_deployment(arguments.file)
+    return Deployment.parse({"pipeline": arguments.pipeline, "experiment": arguments.experiment})
+
+
+def _pinned(
+    kubeflow: Kubeflow, arguments: argparse.Namespace, deployment: Deployment, overrides: Sequence[str]
+) -> tuple[Version, str]:
+    """Return the version that a run is pinned to, made for it where the release is known, and its pods' account."""
+    from pipeline.kubeflow.deploy import newest, upload
+
+    if arguments.file is None:
+        version, account = newest(kubeflow, deployment.pipeline)
+        return version, arguments.service_account or account
+    pipeline_id = kubeflow.make_pipeline(deployment.pipeline, "")
+    version = upload(kubeflow, pipeline_id, deployment, arguments.recipe, overrides, _say)
+    return version, arguments.service_account or deployment.service_account
+
+
+def _wait(kubeflow: Kubeflow, run_id: str, sleep: Callable[[float], object] = time.sleep) -> int:
+    """Wait until a run has ended.
+
+    Raises:
+        DarkroomError: Where it did not succeed.
+    """
+    state = ""
+    while True:
+        run = kubeflow.run(run_id)
+        if run.state != state:
+            state = run.state
+            _say(f"{datetime.now(UTC):%H:%M:%S}   {state.lower()}")
+        if state in _FINISHED:
+            break
+        sleep(_POLL_SECONDS)
+    if state != "SUCCEEDED":
+        raise DarkroomError(f"run {run_id} {state.lower()}{': ' + run.error if run.error else ''}; see darkroom status")
+    return EXIT_DONE
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    kubeflow = _connect(arguments)
+    now = datetime.now(UTC)
+    if not arguments.run:
+        _say(*runs_rows(kubeflow.runs(_MOST_RUNS), now))
+        return EXIT_DONE
+    run = _find(kubeflow, arguments.run)
+    _say(*run_rows(run, now), f"dashboard   {kubeflow.link(run.id)}")
+    try:
+        place = _place(run, arguments.workdir)
+        _say(*training_rows(place))
+    except DarkroomError as error:
+        _say(line(f"training    not known: {error}"))
+    return EXIT_DONE
+
+
+def _place(run: Run, workdir: str) -> Storage:
+    """Return the folder of a run, from the parameters that it was started with.
+
+    Raises:
+        ConfigError: Where its recipe cannot be read here.
+    """
+    told = run.parameters
+    settings = resolve(str(told.get("recipe", "")), list(told.get("overrides") or ()), str(told.get("source") or ""))
+    place = workdir or str(told.get("workdir") or "")
+    if not place:
+        raise ConfigError("the run took its workdir from the pipeline's version; say which it is (--workdir)")
+    folder = open_storage(place).child(f"runs/{settings.run}")
+    if not folder.exists("config.json"):
+        raise NotFound(f"{folder.url} has no config.json yet")
+    return folder
+
+
+def _find(kubeflow: Kubeflow, text: str) -> Run:
+    """Return the run of an id or name, or of how an id begins; of several of one name the newest."""
+    begins = []
+    for run in kubeflow.all_runs():
+        if text in (run.id, run.name):
+            return kubeflow.run(run.id)
+        if run.id.startswith(text) or run.name.startswith(text):
+            begins.append(run)
+    if len(begins) != 1:
+        ids = ", ".join(run.id for run in begins[:5])
+        what = f"{text!r} fits several runs: {ids}" if begins else f"no run {text!r} in Kubeflow"
+        raise ConfigError(f"{line(what)}; darkroom status lists them")
+    return kubeflow.run(begins[0].id)
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from pipeline.kubeflow.logs import show
+
+    kubeflow = _connect(arguments)
+    run = _find(kubeflow, arguments.run)
+    try:
+        place: Storage | None = _place(run, arguments.workdir)
+    except (ConfigError, StorageError) as error:
+        place = None
+        _say(line(f"the run's own records cannot be read: {error}"))
+
+    def ended() -> bool:
+        return kubeflow.run(run.id).state in _FINISHED
+
+    namespace = arguments.namespace or "kubeflow"
+    show(run.id, place, arguments.step, arguments.lines, namespace, arguments.follow, ended, _say)
+    return EXIT_DONE
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    kubeflow = _connect(arguments)
+    run = _find(kubeflow, arguments.run)
+    if run.state in _FINISHED:
+        _say(f"{line(run.name)} has ended already: {run.state.lower()}")
+        return EXIT_DONE
+    kubeflow.stop(run.id)
+    _say(
+        f"{line(run.name)} is being stopped; training saves its state first",
+        "What is captioned, encoded and saved stays: submitted again with equal",
+        "settings, the run goes on from there.",
+    )
+    return EXIT_DONE
+
+
+def _schedule_ls(arguments: argparse.Namespace) -> int:
+    _say(*recurring_rows(_connect(arguments).recurring()))
+    return EXIT_DONE
+
+
+def _schedule_set(arguments: argparse.Namespace) -> int:
+    from pipeline.kubeflow.deploy import check, parameters, reconcile
+    from pipeline.kubeflow.schedules import BY_HAND, Wanted
+
+    deployment = _deployment(arguments)
+    overrides = [text for group in arguments.set for text in group]
+    if not arguments.workdir and arguments.file is None:
+        raise ConfigError("--workdir is missing: expected s3://bucket/prefix, or the release's deploy.yaml (--file)")
+    workdir = arguments.workdir or deployment.workdir
+    one = {"name": arguments.name, "cron": arguments.cron, "recipe": arguments.recipe, "workdir": workdir}
+    one |= {"source": arguments.source, "overrides": overrides}
+    alone = Deployment.parse({**deployment.model_dump(), "schedules": [one]})
+    check(alone)
+    kubeflow = _connect(arguments, deployment)
+    version, account = _pinned(kubeflow, arguments, deployment, overrides)
+    wanted = Wanted(
+        arguments.name,
+        seconds_first(arguments.cron),
+        parameters(arguments.recipe, workdir, arguments.source, overrides),
+        version.name,
+        deployment.experiment,
+        account,
+        not arguments.paused,
+        BY_HAND,
+    )
+    reconcile(kubeflow, [wanted], {version.name: version}, BY_HAND, False, _say)
+    return EXIT_DONE
+
+
+def _schedule_rm(arguments: argparse.Namespace) -> int:
+    from pipeline.kubeflow.schedules import owner_of
+
+    kubeflow = _connect(arguments)
+    found = [one for one in kubeflow.recurring() if one.name == arguments.name]
+    if not found:
+        raise ConfigError(f"no recurring run {line(arguments.name)}; darkroom schedule ls lists them")
+    if foreign := [one for one in found if owner_of(one.description) is None]:
+        raise ConfigError(f"the recurring run {arguments.name} ({foreign[0].id}) is not darkroom's; see the dashboard")
+    for one in found:
+        kubeflow.delete_recurring(one.id)
+    _say(f"{arguments.name}: removed")
+    return EXIT_DONE
+
+
+def _deploy(arguments: argparse.Namespace) -> int:
+    from pipeline.kubeflow.deploy import deploy
+
+    deployment = read_deployment(arguments.file)
+    deploy(deployment, lambda: _connect(arguments, deployment), _say)
+    return EXIT_DONE

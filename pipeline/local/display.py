@@ -1,0 +1,173 @@
+"""What a person sees while the pipeline runs on this machine: a line per step, bars for long loops, a closing table.
+
+On a terminal, each running step has a bar at the bottom of the screen. Elsewhere there are only lines, one now and
+then for a step that takes long.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from components.errors import Preempted
+from pipeline.messages import closing_rows, count, duration, happening, line, outcome, title
+
+Event = Mapping[str, Any]
+
+_START = '{"event":'
+# Columns of a terminal that is 80 wide.
+_NAME, _TIME, _BAR = 11, 10, 16
+
+
+@dataclass
+class _Step:
+    """A step that is running.
+
+    Attributes:
+        bar: Its bar.
+        started: When it was started, on the narrator's clock.
+        spoke: When a line last told of it, on the narrator's clock.
+        notes: The newest event of each kind.
+    """
+
+    bar: TaskID
+    started: float
+    spoke: float
+    notes: dict[str, Event] = field(default_factory=dict)
+
+
+class Narrator:
+    """Shows a person what the steps tell.
+
+    Args:
+        console: Where to show it.
+        clock: Seconds that never go backwards.
+        every: Seconds between two lines of one long loop, where there are no bars.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic, every: float = 60.0) -> None:
+        self._console = console
+        self._clock = clock
+        self._every = every
+        self._running: dict[str, _Step] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}", table_column=Column(min_width=_NAME, no_wrap=True)),
+            _Elapsed(table_column=Column(min_width=_TIME, no_wrap=True, justify="right")),
+            BarColumn(bar_width=_BAR, table_column=Column(min_width=_BAR)),
+            TextColumn("{task.fields[told]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            expand=True,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            get_time=clock,
+        )
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, text: str, style: str = "") -> None:
+        """Show a line that no step told; it is never broken, so that a path in it can be copied."""
+        self._console.print(Text(text, style), soft_wrap=True)
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        match event["event"]:
+            case "step-started":
+                self._start(title(event))
+            case "step-ended":
+                self._end(event)
+            case "progress":
+                self._advance(event, event["done"], event["total"], event["what"])
+            case "step":
+                loss = event.get("loss")  # null where it was not finite
+                told = "" if loss is None else f", loss {loss:.3f}"
+                self._advance(event, event["step"], event["steps"], "steps", told)
+            case _:
+                self._note(event)
+
+    def close(self, numbers: Mapping[str, Any], seconds: Mapping[str, float], total: float) -> None:
+        """Show what a finished run amounts to; see `pipeline.messages.closing_rows`."""
+        self.say("")
+        for name, text in closing_rows(numbers, seconds, total):
+            self.say(f"{name:<17} {text}")
+
+    def _start(self, name: str) -> None:
+        now = self._clock()
+        self._running[name] = _Step(self._bars.add_task(name, total=None, told="starting"), now, now)
+
+    def _end(self, event: Event) -> None:
+        name = title(event)
+        step = self._running.pop(name, None)
+        if step is not None:
+            self._bars.remove_task(step.bar)
+            self._bars.refresh()
+        if event["status"] == "done":
+            notes = step.notes if step is not None else {}
+            self._line(name, event["seconds"], outcome(event["step"], event["result"], notes), "green")
+        elif event["exit_code"] == Preempted.exit_code:
+            self._line(name, event["seconds"], f"stopped: {line(event['error'])}", "yellow")
+        else:
+            self._line(name, event["seconds"], f"failed: {line(event['error'])}", "red")
+
+    def _advance(self, event: Event, done: int, total: int, what: str, more: str = "") -> None:
+        step = self._running.get(event["by"])
+        if step is None:
+            return
+        step.notes[event["event"]] = event
+        told = f"{count(done)}/{count(total)} {what}{more}"
+        self._bars.update(step.bar, completed=done, total=total, told=told)
+        if not self._console.is_terminal and self._clock() - step.spoke >= self._every:
+            self._remark(event["by"], step, told)
+
+    def _note(self, event: Event) -> None:
+        step = self._running.get(event.get("by", ""))
+        if step is None:
+            return
+        step.notes[event["event"]] = event
+        if event["event"] == "attempt-ended":
+            self._bars.update(step.bar, told="starting again")
+        sentence = happening(event)
+        if sentence is not None:
+            self._remark(event["by"], step, sentence)
+
+    def _remark(self, name: str, step: _Step, sentence: str) -> None:
+        step.spoke = self._clock()
+        self._line(name, step.spoke - step.started, f"· {sentence}", "dim")
+
+    def _line(self, name: str, seconds: float, text: str, style: str) -> None:
+        shown = Text.assemble((f"{name:<{_NAME}}", style), f" {duration(seconds):>{_TIME}}  {text}")
+        if self._console.is_terminal:
+            self._console.print(shown, no_wrap=True, overflow="ellipsis")
+        else:
+            self._console.print(shown, soft_wrap=True)
+
+
+class _Elapsed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(duration(task.elapsed or 0.0))
+
+
+def read_event(text: str) -> dict[str, Any] | None:
+    """Return the event that a line holds; a line that holds anything besides is somebody else's."""
+    if not text.lstrip().startswith(_START):
+        return None
+    try:
+        event = json.loads(text)
+    except ValueError:
+        return None
+    return event if isinstance(event.get("by"), str) else None

@@ -1,0 +1,243 @@
+"""What the terminal says of a run: what came out of each step, what happened to the training, what it all amounts to.
+
+Pure: what the steps told goes in, short plain text comes out. Only names may be hostile, and they come out printable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from components.errors import Preempted
+from components.html import formatting
+
+Values = Mapping[str, Any]
+
+# Characters for the time of each step, so that a line of the closing table is at most 80 wide.
+_FITS = 50
+# The most frequent reasons for which images were left out; the report has all.
+_REASONS = 3
+
+# Events that others tell better, or that only the log needs.
+_QUIET = frozenset(
+    {
+        "attempt-started", "autoencoder", "checkpoint", "compared", "done", "finished", "layout", "loading",
+        "preempted", "rank-started", "reported", "samples", "stop-asked", "training", "validation",
+    }
+)  # fmt: skip
+
+
+def title(event: Values) -> str:
+    """Return a step's name with its group, such as ``latents 003``."""
+    return str(event["step"]) if event.get("group") is None else f"{event['step']} {event['group']}"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time with two units at most, such as ``3 min 41 s``."""
+    return _spaced(formatting.duration(seconds)) if seconds >= 0.05 else "0.0 s"
+
+
+def line(text: str) -> str:
+    """Return text that shows what it holds, on one line."""
+    return formatting.one_line(text)
+
+
+def outcome(step: str, result: Values, notes: Values) -> str:
+    """Return what came out of a step in a few words.
+
+    Args:
+        step: Its name.
+        result: What it returned.
+        notes: What it told on the way; see `Narrator`.
+    """
+    say = _OUTCOMES.get(step)
+    return line(say(result, notes)) if say is not None else ""
+
+
+def happening(event: Values) -> str | None:
+    """Return the sentence for something that happened on the way, or None where a person need not read of it."""
+    name = event["event"]
+    if name in _QUIET:
+        return None
+    if name == "spot-notice":
+        return f"spot notice to rank {event['rank']} at step {count(event['step'])}"
+    if name == "resumed":
+        if event["step"] == 0:
+            return f"begun anew: {plural(len(event['skipped']), 'earlier checkpoint')} of no use (see events.jsonl)"
+        skipped = "".join(f"; skipped: {why}" for why in event["skipped"])
+        return line(f"resumed at step {count(event['step'])}{skipped}")
+    if name == "attempt-ended":
+        return _attempt_ended(event)
+    told = [f"{key} {value}" for key, value in event.items() if key not in ("event", "by")]
+    return line(f"{name}: {', '.join(told)}".replace("_", " "))
+
+
+def _attempt_ended(event: Values) -> str | None:
+    code = event["exit_code"]
+    if code == 0:
+        return None
+    how = "preempted" if code == Preempted.exit_code else f"crashed (exit code {code})"
+    return f"{how} at step {count(event['step'])}, {plural(event['steps_lost'], 'step')} lost"
+
+
+def closing_rows(numbers: Values, seconds: Mapping[str, float], total: float) -> Iterator[tuple[str, str]]:
+    """Yield what a finished run amounts to, as pairs of a name and a line.
+
+    Args:
+        numbers: Those of ``report.json``.
+        seconds: Wall time of each step.
+        total: Wall time of everything.
+    """
+    yield "images", f"{count(numbers['images'])}, of which {count(numbers['encoded'])} encoded now"
+    yield "rejected", _rejected(numbers)
+    yield "training", f"{plural(numbers['steps'], 'step')}{_interruptions(numbers)}"
+    yield "speed", _speed(numbers)
+    yield "prompt accuracy", _accuracy(numbers)
+    yield "Fréchet distance", _distance(numbers)
+    if numbers["published"] is not None:
+        yield "published", line(numbers["published"])
+    else:
+        yield "not published", line(numbers["reason"] or "it was not evaluated")
+    if numbers.get("usd") is not None:
+        yield "cost", _cost(numbers)
+    yield "time", duration(total) + _longest(seconds)
+
+
+def count(number: float | None) -> str:
+    """Return a whole number with separators between thousands."""
+    return formatting.count(number)
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a counted noun whose plural ends in s."""
+    return _spaced(formatting.plural(number, noun))
+
+
+def _spaced(text: str) -> str:
+    # A terminal breaks no line of ours, and who searches a log types plain spaces.
+    return text.replace(formatting.SPACE, " ")
+
+
+def _rejected(numbers: Values) -> str:
+    reasons = [f"{count(of)} {reason}" for reason, of in numbers["rejected_by_reason"].items()]
+    more = ", …" if len(reasons) > _REASONS else ""
+    return count(numbers["rejected"]) + line(f" ({', '.join(reasons[:_REASONS])}{more})" if reasons else "")
+
+
+def _interruptions(numbers: Values) -> str:
+    if not numbers["preemptions"] and not numbers["steps_lost"]:
+        return ""
+    return f", {plural(numbers['preemptions'], 'preemption')}, {plural(numbers['steps_lost'], 'step')} lost"
+
+
+def _speed(numbers: Values) -> str:
+    if numbers["samples_per_second"] is None:
+        return "not measured"
+    share = "" if numbers["goodput"] is None else f", goodput {formatting.percent(numbers['goodput'])}"
+    return _spaced(f"{count(numbers['samples_per_second'])} images/s in training{share}")
+
+
+def _longest(seconds: Mapping[str, float]) -> str:
+    """Return the steps that took longest, as many as fit."""
+    told = ""
+    for step, part in sorted(seconds.items(), key=lambda item: -item[1]):
+        longer = f"{told}{', ' if told else ' ('}{step} {duration(part)}"
+        if len(longer) > _FITS:
+            break
+        told = longer
+    return f"{told})" if told else ""
+
+
+def _accuracy(numbers: Values) -> str:
+    accuracy = numbers["prompt_accuracy"]
+    if accuracy is None:
+        return "not measured"
+    real = numbers["judge_accuracy"]
+    beside = "" if real is None else f" (of held-out real images: {real:.3f})"
+    return f"{accuracy:.3f} of {plural(numbers['generated'], 'image')}{beside}"
+
+
+def _distance(numbers: Values) -> str:
+    distance, reference = numbers["frechet_distance"], numbers["frechet_reference"]
+    if distance is None:
+        return "not measured"
+    return formatting.number(distance) + (
+        "" if reference is None else f" (held-out real images: {formatting.number(reference)})"
+    )
+
+
+def _cost(numbers: Values) -> str:
+    per = numbers["usd_per_1000_images"]
+    return formatting.usd(numbers["usd"]) + ("" if per is None else f", {formatting.usd(per)} per 1,000 images")
+
+
+def _ingest(result: Values, _: Values) -> str:
+    told = f"{plural(result['images'], 'image')}, {count(result['rejected'])} rejected"
+    if result["new"] >= result["images"]:
+        return told
+    more = "".join(f", {count(result[name])} {name}" for name in ("changed", "gone") if result[name])
+    return f"{told}, {count(result['new'])} new{more}"
+
+
+def _autoencoder(result: Values, notes: Values) -> str:
+    if not result["trained"]:
+        return "there already"
+    made = notes.get("autoencoder")
+    return f"trained on {plural(made['images'], 'image')}, loss {made['loss']:.3f}" if made else "trained"
+
+
+def _caption(result: Values, _: Values) -> str:
+    reused = f", {count(result['reused'])} known" if result["reused"] else ""
+    return f"{count(result['captioned'])} captioned{reused}, {count(result['rejected'])} rejected"
+
+
+def _clean(result: Values, _: Values) -> str:
+    if result["reused"]:
+        return f"{count(result['kept'])} kept, nothing has changed"
+    return f"{count(result['kept'])} kept, {count(result['left_out'])} left out"
+
+
+def _latents(result: Values, _: Values) -> str:
+    reused = f", {count(result['reused'])} known" if result["reused"] else ""
+    return f"{count(result['encoded'])} encoded{reused}, {plural(result['shards'], 'shard')}"
+
+
+def _index(result: Values, _: Values) -> str:
+    return f"{plural(result['images'], 'image')}, {count(result['held_out'])} of them held out"
+
+
+def _train(result: Values, notes: Values) -> str:
+    steps = plural(result["step"], "step")
+    if "training" not in notes:
+        return f"{steps}, trained before"
+    last = notes.get("step", {}).get("loss")  # null where it was not finite
+    loss = f", loss {last:.3f}" if last is not None else ""
+    tries = f", {result['attempts']} attempts" if result["attempts"] > 1 else ""
+    return f"{steps}{loss}{tries}"
+
+
+def _evaluate(result: Values, _: Values) -> str:
+    told = []
+    if result["prompt_accuracy"] is not None:
+        told.append(f"prompt accuracy {result['prompt_accuracy']:.3f}")
+    if result["frechet_distance"] is not None:
+        told.append(f"Fréchet distance {formatting.number(result['frechet_distance'])}")
+    news = "better" if result["better"] else "no better"
+    return ", ".join([*told, "measured before" if result["reused"] else news])
+
+
+def _publish(result: Values, _: Values) -> str:
+    return str(result["published"])
+
+
+_OUTCOMES: Mapping[str, Callable[[Values, Values], str]] = {
+    "ingest": _ingest,
+    "autoencoder": _autoencoder,
+    "caption": _caption,
+    "clean": _clean,
+    "latents": _latents,
+    "index": _index,
+    "train": _train,
+    "evaluate": _evaluate,
+    "publish": _publish,
+}

@@ -1,0 +1,270 @@
+"""A Kubernetes API server in this process: objects with resource versions, label selectors, and watches that stream.
+
+It knows nothing of what objects mean; see `tests.cluster.operators`. It can be away, forget its history (410),
+break streams in the middle of a line, and answer with errors.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+Json = dict[str, Any]
+BOOKMARK_SECONDS = 0.2
+NAMESPACE = "lab"
+
+
+def stamp(moment: float | None = None) -> str:
+    """Return a time as the API writes it, though to the microsecond: tests do not last for whole seconds."""
+    return datetime.fromtimestamp(time.time() if moment is None else moment, UTC).isoformat()
+
+
+class Refusal(Exception):
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = {"kind": "Status", "code": code, "reason": reason, "message": message}
+
+
+class Store:
+    """All objects and the history of their changes; every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.version = 100
+        self.oldest = 100
+        self.history: list[tuple[int, str, str, Json]] = []  # version, plural, kind of change, object
+        self.objects: dict[str, dict[str, Json]] = {}
+
+    def create(self, plural: str, found: Json) -> Json:
+        with self.changed:
+            name, now = found["metadata"]["name"], stamp()
+            if name in self.objects.setdefault(plural, {}):
+                raise Refusal(409, "AlreadyExists", f"{plural} {name!r} already exists")
+            made = copy.deepcopy(found)
+            made["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now, "namespace": NAMESPACE}
+            return self._put(plural, "ADDED", made)
+
+    def update(self, plural: str, name: str, change: Callable[[Json], None]) -> Json | None:
+        with self.changed:
+            if name not in self.objects.get(plural, {}):
+                return None
+            made = copy.deepcopy(self.objects[plural][name])
+            change(made)
+            return self._put(plural, "MODIFIED", made)
+
+    def delete(self, plural: str, name: str, uid: str | None = None) -> Json:
+        with self.changed:
+            found = self.get(plural, name)
+            if uid is not None and found["metadata"]["uid"] != uid:
+                raise Refusal(409, "Conflict", "the UID in the precondition does not match")
+            return self._put(plural, "DELETED", copy.deepcopy(found))
+
+    def get(self, plural: str, name: str) -> Json:
+        with self.changed:
+            if name not in self.objects.get(plural, {}):
+                raise Refusal(404, "NotFound", f"{plural} {name!r} not found")
+            return self.objects[plural][name]
+
+    def list(self, plural: str, selector: str = "") -> list[Json]:
+        with self.changed:
+            return [found for found in self.objects.get(plural, {}).values() if matches(found, selector)]
+
+    def forget(self) -> None:
+        """Compact the history: whoever asks for what was before now is told that it is gone."""
+        with self.changed:
+            self.history.clear()
+            self.version += 1
+            self.oldest = self.version
+
+    def _put(self, plural: str, change: str, found: Json) -> Json:
+        self.version += 1
+        found["metadata"]["resourceVersion"] = str(self.version)
+        name = found["metadata"]["name"]
+        if change == "DELETED":
+            del self.objects[plural][name]
+        else:
+            self.objects.setdefault(plural, {})[name] = found
+        self.history.append((self.version, plural, change, found))
+        self.changed.notify_all()
+        return found
+
+
+def matches(found: Json, selector: str) -> bool:
+    labels = found["metadata"].get("labels") or {}
+    return all(labels.get(key) == value for key, _, value in (one.partition("=") for one in selector.split(",") if one))
+
+
+class ApiServer:
+    """Serves a store over HTTP at `url`, and has bad days when told to."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self.logs: dict[str, str] = {}
+        self.seen: list[tuple[str, str]] = []  # method and path of every request
+        self.before: Callable[[str, str], None] = lambda method, path: None
+        self.after: Callable[[str, str], None] = lambda method, path: None
+        self.epoch = 0  # raised to break all streams
+        self.torn = False
+        self._server: ThreadingHTTPServer | None = None
+        self._port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        api = self
+
+        class Handler(_Handler):
+            server_api = api
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._server.daemon_threads = True
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
+
+    def stop(self) -> None:
+        """Go away: no connection is taken any more, and those that are open break."""
+        if self._server is None:
+            return
+        self.break_streams(torn=True)
+        self._server.shutdown()
+        self._server.server_close()
+        self._server = None
+
+    def break_streams(self, torn: bool = False) -> None:
+        """End all watches, in the middle of a line if told to."""
+        with self.store.changed:
+            self.torn = torn
+            self.epoch += 1
+            self.store.changed.notify_all()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_api: ApiServer
+
+    def _serve(self) -> None:
+        api, address = self.server_api, urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else {}
+        api.seen.append((self.command, address.path))
+        try:
+            api.before(self.command, address.path)
+            if query.get("watch") in ("true", "True"):
+                self._stream(_plural(address.path), query)
+                return
+            answer = self._answer(address.path.strip("/").split("/"), query, body)
+            api.after(self.command, address.path)
+        except Refusal as refusal:
+            self._send(refusal.code, refusal.status)
+            return
+        self._send(200, answer)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = _serve
+
+    def _answer(self, path: list[str], query: dict[str, str], body: Json) -> Any:
+        store = self.server_api.store
+        place = path[path.index("namespaces") + 2 :]
+        plural, name = place[0], place[1] if len(place) > 1 else None
+        if name is None and self.command == "POST":
+            return store.create(plural, body)
+        if name is None:
+            with store.changed:
+                items, version = store.list(plural, query.get("labelSelector", "")), str(store.version)
+            return {"kind": "List", "metadata": {"resourceVersion": version}, "items": items}
+        if place[2:] == ["log"]:
+            store.get(plural, name)
+            return self.server_api.logs.get(name, "")
+        if self.command == "PATCH":
+            merged = store.update(plural, name, lambda found: _merge(found, body))
+            if merged is None:
+                raise Refusal(404, "NotFound", f"{plural} {name!r} not found")
+            return merged
+        if self.command == "DELETE":
+            return store.delete(plural, name, (body.get("preconditions") or {}).get("uid"))
+        return store.get(plural, name)
+
+    def _stream(self, plural: str, query: dict[str, str]) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for line in self._changes(plural, query):
+                data = json.dumps(line).encode() + b"\n"
+                self._chunk(data)
+            if self.server_api.torn:
+                self._chunk(b'{"type": "MODIFIED", "obj')
+                self.close_connection = True
+                return
+            self._chunk(b"")
+        except OSError:
+            self.close_connection = True
+
+    def _changes(self, plural: str, query: dict[str, str]) -> Iterator[Json]:
+        api, store = self.server_api, self.server_api.store
+        version, selector, epoch = int(query["resourceVersion"]), query.get("labelSelector", ""), api.epoch
+        with store.changed:
+            if version < store.oldest:
+                gone = Refusal(410, "Expired", f"too old resource version: {version} ({store.oldest})")
+                yield {"type": "ERROR", "object": gone.status}
+                return
+        until = time.monotonic() + float(query.get("timeoutSeconds", 3600))
+        while time.monotonic() < until:
+            with store.changed:
+                news = [one for one in store.history if one[0] > version]
+                if not news:
+                    store.changed.wait(BOOKMARK_SECONDS)
+                    news = [one for one in store.history if one[0] > version]
+                if api.epoch != epoch:
+                    return
+                version = max(version, store.version)
+            for _version, kind, change, found in news:
+                if kind == plural and matches(found, selector):
+                    yield {"type": change, "object": found}
+            yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}}
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
+
+    def _send(self, code: int, answer: Any) -> None:
+        data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+        try:
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _plural(path: str) -> str:
+    parts = path.strip("/").split("/")
+    return parts[parts.index("namespaces") + 2]
+
+
+def _merge(target: Json, change: Json) -> None:
+    """Apply an RFC 7386 merge patch."""
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        elif value is None:
+            target.pop(key, None)
+        else:
+            target[key] = value

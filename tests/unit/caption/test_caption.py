@@ -1,0 +1,403 @@
+"""Captions come from the files beside the images, hold while nothing changes, and cost nothing twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from components.caption import group as captioning_group
+from components.caption.__main__ import main
+from components.caption.caption_rules import captions_of, check, from_bytes
+from components.caption.config import CaptionConfig
+from components.caption.group import caption
+from components.digests import sha256
+from components.errors import ConfigError, DataError, ImageRejected, StorageError
+from components.image.decoding import ImageLimits
+from components.image.records import (
+    Caption,
+    CaptionRecord,
+    Sidecar,
+    read_caption_rejections,
+    read_captions,
+    read_images,
+    write_images,
+)
+from components.ingest.config import IngestConfig
+from components.ingest.intake import ingest
+from components.progress import Progress
+from components.storage.base import Storage
+from components.storage.memory import MemoryStorage
+from components.storage.open import open_storage
+from tests.stores.mortal import contents, killed_everywhere
+
+KEY = "abcd"
+DATASET = f"datasets/{KEY}"
+
+
+def picture(seed: int, side: int = 16) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def put(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def photos(root: Path, count: int = 4) -> Path:
+    for number in range(count):
+        put(root / f"{number:02d}.png", picture(number))
+        put(root / f"{number:02d}.txt", f"picture {number}".encode())
+    return root
+
+
+def take(root: Path, work: Storage, **settings: Any) -> str:
+    config = IngestConfig.parse({"source": str(root), **settings})
+    return str(ingest(config, work, Progress(io.StringIO()))["source_id"])
+
+
+def write(source_id: str, work: Storage, group: str = "g", limits: ImageLimits | None = None, **settings: Any) -> Any:
+    config = CaptionConfig.parse({"model": None, **settings})
+    return caption(config, limits or ImageLimits(), group, source_id, KEY, work, Progress(io.StringIO()))
+
+
+def run(root: Path, work: Storage, **settings: Any) -> dict[str, int]:
+    result = write(take(root, work), work, **settings)
+    return {name: result[name] for name in ("captioned", "reused", "rejected")}
+
+
+def records(work: Storage) -> dict[str, CaptionRecord]:
+    return {record.name: record for record in read_captions(work.child(DATASET), "g")}
+
+
+def reasons(work: Storage) -> dict[str, str]:
+    return {rejection.name: rejection.reason for rejection in read_caption_rejections(work.child(DATASET), "g")}
+
+
+def counts(captioned: int = 0, reused: int = 0, rejected: int = 0) -> dict[str, int]:
+    return {"captioned": captioned, "reused": reused, "rejected": rejected}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"a cat\n", "a cat"),
+        (b"\xef\xbb\xbfa cat", "a cat"),
+        (b"  a\r\n\tcat \x00\x1b[31m sat ", "a cat [31m sat"),
+        ("日本 📷 naïve\u2028line".encode(), "日本 📷 naïve line"),
+        (b'<script>alert(1)</script> & "it\'s"', '<script>alert(1)</script> & "it\'s"'),
+    ],
+)
+def test_a_caption_is_one_line_and_otherwise_as_it_was_written(data: bytes, expected: str) -> None:
+    assert captions_of(from_bytes(data), CaptionConfig(max_characters=100)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "caption-empty"),
+        (b" \n\t\0 ", "caption-empty"),
+        (b"\xef\xbb\xbf", "caption-empty"),
+        (b"caf\xe9", "caption-not-utf8"),
+        ("a cat".encode("utf-16"), "caption-not-utf8"),
+        (b"\xed\xb3\xbf", "caption-not-utf8"),
+        (b"x" * 101, "caption-too-long"),
+    ],
+)
+def test_a_caption_that_cannot_be_used_has_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageRejected) as caught:
+        captions_of(from_bytes(data), CaptionConfig(max_characters=100))
+    assert caught.value.reason == reason
+
+
+@given(st.text(max_size=200))
+def test_any_text_becomes_one_line_or_is_refused(text: str) -> None:
+    try:
+        line = check(text, CaptionConfig(max_characters=50))
+    except ImageRejected:
+        return
+    assert 0 < len(line) <= 50
+    assert line == line.strip()
+    assert not any(unicodedata.category(letter) == "Cc" for letter in line)
+    assert check(line, CaptionConfig(max_characters=50)) == line
+
+
+def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
+    work = MemoryStorage("caption-sidecars")
+    assert run(photos(tmp_path / "photos"), work) == counts(captioned=4)
+    record = records(work)["02.png"]
+    data = (tmp_path / "photos/02.png").read_bytes()
+    assert record.captions == (Caption("picture 2", "sidecar:02.txt"),)
+    assert set(record.verdicts) == {"sharpness", "spread"}
+    assert len(record.phash or "") == 16
+    assert (record.sha256, record.bytes, record.width, record.height) == (sha256(data), len(data), 16, 16)
+    order = [record.sha256 for record in read_captions(work.child(DATASET), "g")]
+    assert order == sorted(order)
+
+
+def test_only_what_changed_is_captioned_again(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-again")
+    run(root, work)
+    assert run(root, work) == counts(reused=4)
+    put(root / "new.png", picture(50))
+    put(root / "new.txt", b"a new picture")
+    assert run(root, work) == counts(captioned=1, reused=4)
+    put(root / "01.txt", b"other words")
+    assert run(root, work) == counts(captioned=1, reused=4)
+    assert records(work)["01.png"].captions[0].text == "other words"
+    put(root / "02.png", picture(60))
+    assert run(root, work) == counts(captioned=1, reused=4)
+    (root / "03.png").unlink()
+    assert run(root, work) == counts(reused=4)
+    assert "03.png" not in records(work)
+    assert run(root, work, max_characters=1000) == counts(captioned=4)
+
+
+def test_a_renamed_image_keeps_its_caption_under_its_new_name(tmp_path: Path) -> None:
+    root, work = tmp_path / "photos", MemoryStorage("caption-renamed")
+    put(root / "old.png", picture(1))
+    run(root, work, missing="empty")
+    (root / "old.png").rename(root / "new.png")
+    assert run(root, work, missing="empty") == counts(reused=1)
+    assert list(records(work)) == ["new.png"]
+
+
+def test_what_ingest_says_anew_of_an_image_reaches_its_outcome(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos", 2), MemoryStorage("caption-renewed")
+    (root / "01.txt").unlink()
+    source_id = take(root, work)
+    write(source_id, work)
+    images = read_images(work, source_id, "g")
+    renewed = [replace(one, name=f"new-{one.name}", license="CC0-1.0", source="a museum") for one in images]
+    write_images(work, source_id, "g", renewed)
+    (root / "01.png").rename(root / "new-01.png")
+    assert write(source_id, work) == {"group": "g", **counts(reused=1, rejected=1)}
+    (record,) = records(work).values()
+    assert (record.name, record.license, record.source) == ("new-00.png", "CC0-1.0", "a museum")
+    assert list(reasons(work)) == ["new-01.png"]
+
+
+def test_how_it_is_read_does_not_change_what_is_written(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", 12)
+    put(root / "00.txt", b"")
+    works = [open_storage(str(tmp_path / "one")), MemoryStorage("caption-same")]
+    for readers, work in enumerate(works, start=1):
+        run(root, work, readers=readers, batch_size=readers)
+    written = [{entry.key: work.read(entry.key) for entry in work.list("datasets")} for work in works]
+    assert written[0] == written[1]
+    assert sorted(written[0]) == [f"{DATASET}/captions/g.jsonl", f"{DATASET}/captions/g.rejected.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "reason"), [(None, "caption-missing"), (b"", "caption-empty"), (b"\xff\xfe", "caption-not-utf8")]
+)
+def test_without_a_usable_caption_an_image_is_left_out_or_kept_without(
+    tmp_path: Path, sidecar: bytes | None, reason: str
+) -> None:
+    root, work = photos(tmp_path / "photos", 2), MemoryStorage(f"caption-missing-{reason}")
+    put(root / "alone.png", picture(9))
+    if sidecar is not None:
+        put(root / "alone.txt", sidecar)
+    assert run(root, work) == counts(captioned=2, rejected=1)
+    assert reasons(work) == {"alone.png": reason}
+    assert run(root, work, missing="empty") == counts(captioned=3)
+    record = records(work)["alone.png"]
+    assert record.captions == (Caption("", "none"),)
+    assert (reason in record.verdicts.get("caption", "")) == (sidecar is not None)
+
+
+def test_a_rejection_by_content_is_not_tried_again(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-poison")
+    put(root / "bad.png", picture(8, side=64)[:2000])
+    put(root / "bad.txt", b"a broken picture")
+    source_id = take(root, work)
+    assert write(source_id, work)["rejected"] == 1
+    first = reasons(work)["bad.png"]
+    (root / "bad.png").unlink()  # were it read, it would now be unreadable
+    assert write(source_id, work)["rejected"] == 1
+    assert reasons(work)["bad.png"] == first == "truncated"
+
+
+def test_a_rejection_that_may_pass_is_tried_again(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-passing")
+    source_id = take(root, work)
+    (root / "01.png").rename(tmp_path / "aside.png")
+    assert write(source_id, work)["rejected"] == 1
+    assert reasons(work) == {"01.png": "unreadable"}
+    (tmp_path / "aside.png").rename(root / "01.png")
+    assert write(source_id, work) == {"group": "g", **counts(captioned=1, reused=3)}
+
+
+def test_an_image_that_changed_since_ingest_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-changed")
+    source_id = take(root, work)
+    put(root / "01.png", picture(77))
+    assert write(source_id, work)["rejected"] == 1
+    assert reasons(work) == {"01.png": "changed"}
+
+
+def test_a_caption_file_that_vanished_since_ingest_costs_one_image(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-vanished")
+    source_id = take(root, work)
+    (root / "01.txt").unlink()
+    assert write(source_id, work)["rejected"] == 1
+    assert reasons(work) == {"01.png": "caption-unreadable"}
+
+
+def test_limits_hold_here_too(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-limits")
+    source_id = take(root, work)
+    assert write(source_id, work, limits=ImageLimits(min_side=17))["rejected"] == 4
+    assert write(source_id, work) == {"group": "g", **counts(captioned=4)}
+
+
+def test_a_killed_step_goes_on_where_it_was(tmp_path: Path) -> None:
+    class Full(MemoryStorage):
+        def write(self, key: str, data: bytes) -> None:
+            if key.endswith("captions/g.jsonl"):
+                raise StorageError("no space left")
+            super().write(key, data)
+
+        def child(self, prefix: str) -> Full:
+            return Full("caption-killed", prefix)
+
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-killed")
+    source_id = take(root, work)
+    with pytest.raises(StorageError, match="no space"):
+        write(source_id, Full("caption-killed"))
+    assert write(source_id, work) == {"group": "g", **counts(reused=4)}
+    assert [entry.key for entry in work.list(f"{DATASET}/captions") if "unfinished" in entry.key] == []
+
+
+def test_killed_anywhere_it_says_done_last_asks_nobody_twice_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captioning_group, "SAVE_EVERY", 2)
+    root = photos(tmp_path / "photos", 8)
+    put(root / "03.txt", b"words that are too many")
+    put(root / "05.png", picture(5)).with_suffix(".txt").unlink()
+
+    def before(work: Storage) -> None:
+        write(take(root, work), work, prefix="once,")
+
+    def after(work: Storage) -> int:
+        result = write(source_id, work, max_characters=20)
+        assert (result["captioned"] + result["reused"], result["rejected"]) == (6, 2)
+        return int(result["reused"])
+
+    whole = MemoryStorage(f"{tmp_path.name}-whole")
+    source_id = take(root, whole)
+    after(whole)
+    expected, reused = contents(whole.child(f"{DATASET}/captions")), []
+    for work in killed_everywhere(before, after, f"memory://{tmp_path.name}"):
+        found = contents(work.child(f"{DATASET}/captions"))
+        if found["g.jsonl"] == expected["g.jsonl"]:
+            assert found["g.rejected.jsonl"] == expected["g.rejected.jsonl"]
+        reused.append(after(work))
+        assert contents(work.child(f"{DATASET}/captions")) == expected
+    assert reused[0] == 0
+    assert reused == sorted(reused), "what was written down once is not asked for again"
+    assert reused[-1] == 6
+
+
+def test_what_a_killed_step_left_torn_is_done_again(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-torn")
+    for name, data in {"0": b'{"sha256": "ab', "1": b'{"reason": "empty", "sort": 1}\n'}.items():
+        work.write(f"{DATASET}/captions/g.unfinished/{name}.jsonl", data)
+    assert run(root, work) == counts(captioned=4)
+
+
+def test_each_group_has_its_own_file(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos", 20), MemoryStorage("caption-groups")
+    source_id = take(root, work, lanes=3)
+    groups = ("g00", "g01", "g10", "g11")
+    done = [write(source_id, work, group)["captioned"] for group in groups]
+    assert sum(done) == 20
+    found = [record.sha256 for group in groups for record in read_captions(work.child(DATASET), group)]
+    assert len(set(found)) == 20
+
+
+def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-older")
+    run(root, work)
+    key = f"{DATASET}/captions/g.jsonl"
+    lines = [dict(line) for line in work.read_lines(key)]
+    work.write_lines(key, ({**line, "captions": []} for line in lines))
+    with pytest.raises(DataError, match="no captions"):
+        read_captions(work.child(DATASET), "g")
+    assert run(root, work) == counts(captioned=4)
+    work.write_lines(key, ({**line, "captions": None, "caption": "a"} for line in lines))
+    with pytest.raises(DataError, match="expected an object of sha256"):
+        read_captions(work.child(DATASET), "g")
+    assert run(root, work) == counts(captioned=4)
+
+
+def test_a_group_that_splits_keeps_its_captions(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos", 9), MemoryStorage("caption-split")
+    source_id = take(root, work)
+    write(source_id, work)
+    assert take(root, work, group_images=3) == source_id
+    done = [write(source_id, work, group) for group in ("g00", "g01", "g10", "g11")]
+    assert sum(one["reused"] for one in done) == 9
+    assert sum(one["captioned"] for one in done) == 0
+    for captioned in (9, 0):  # the second time the group's own captions count, not those of the group it was a part of
+        done = [write(source_id, work, group, prefix="a") for group in ("g00", "g01", "g10", "g11")]
+        assert sum(one["captioned"] for one in done) == captioned
+
+
+def test_without_ingest_the_message_says_what_to_run() -> None:
+    with pytest.raises(DataError, match="run the ingest step first"):
+        write("0123456789abcdef", MemoryStorage("caption-nothing"))
+    with pytest.raises(DataError, match="run the caption step first"):
+        read_captions(MemoryStorage("caption-nothing"), "g")
+
+
+def test_a_captioner_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("caption-no-model")
+    with pytest.raises(ConfigError, match=r"/no/such/model.*no such folder"):
+        run(root, work, model="/no/such/model")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"missing": "guess"}, {"batch_size": 0}, {"max_characters": 10**9}, {"model": ""}]
+)
+def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        CaptionConfig.parse(settings)
+
+
+def test_the_command_prints_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = open_storage(os.fspath(tmp_path / "work"))
+    source_id = take(photos(tmp_path / "photos"), work)
+    arguments = ["--workdir", work.url, "--source-id", source_id, "--group", "g", "--encoding-key", KEY]
+    assert main([*arguments, "--limit", "min_side=16"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == {"event": "done", "group": "g", **counts(captioned=4)}
+    assert main([*arguments, "--limit", "min_size=16"]) == 78
+    assert "did you mean min_side?" in capsys.readouterr().err
+
+
+def test_words_that_ingest_brought_along_need_no_file(tmp_path: Path) -> None:
+    work = MemoryStorage("caption-inline")
+    source_id = take(photos(tmp_path / "photos", 1), work)
+    (image,) = read_images(work, source_id, "g")
+    inline = Sidecar("metadata.jsonl:00.png", 11, "tag", text="  a blue\ncat ")
+    write_images(work, source_id, "g", [replace(image, caption=inline)])
+    assert read_images(work, source_id, "g")[0].caption == inline
+    caption(CaptionConfig(), ImageLimits(), "g", source_id, KEY, work, Progress(io.StringIO()))
+    (record,) = read_captions(work.child(DATASET), "g")
+    assert record.captions == (Caption("a blue cat", "metadata:metadata.jsonl:00.png"),)

@@ -1,0 +1,251 @@
+"""The data report tells what is there, carries its pictures within itself, and nothing in the data can break it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from components.clean.config import CleanConfig
+from components.clean.histograms import aspects, histogram
+from components.clean.reporting import write_report
+from components.clean.sheets import read_sheets
+from components.clean.tally import (  # fmt: skip
+    LENGTHS,
+    SIDES,
+    WIDEST,
+    Shown,
+    Tally,
+    aspect_column,
+    forget_rare,
+    spans,
+    words_of,
+)
+from components.digests import sha256
+from components.image.filters import FilterConfig
+from components.image.records import Caption, CaptionRecord, Rejection
+from components.progress import Progress
+from components.report.config import ReportConfig
+from components.report.reporting import report
+from components.storage.memory import MemoryStorage
+
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202e\x00\n|`*[x](javascript:1)"
+
+
+SIDE = st.integers(1, 9000)
+
+
+class Page(HTMLParser):
+    """What a browser would see."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
+
+    def check(self) -> None:
+        assert not {tag for tag, _ in self.tags} & {"script", "iframe", "object", "embed", "form", "base", "a", "image"}
+        for _, attributes in self.tags:
+            assert not [name for name in attributes if name.startswith("on")]
+            assert all((attributes.get(name) or "data:").startswith("data:") for name in ("src", "href", "srcset"))
+
+    def count(self, tag: str) -> int:
+        return sum(1 for name, _ in self.tags if name == tag)
+
+
+def record(name: str, data: bytes = b"", text: str = "a red dog", **values: Any) -> CaptionRecord:
+    own: dict[str, Any] = {"captions": (Caption(text, "sidecar:x.txt"),), "width": 640, "height": 480, **values}
+    return CaptionRecord(sha256(data or name.encode("utf-8", "replace")), name, 100, caption_version="v", **own)
+
+
+def picture(seed: int, size: tuple[int, int] = (90, 60)) -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
+
+
+def written(tally: Tally, source: str = "memory://data-report-source", **config: Any) -> tuple[dict[str, Any], Page]:
+    dataset = MemoryStorage("data-report-dataset")
+    write_report(CleanConfig.parse(config), FilterConfig(), tally, source, "abcd", dataset)
+    assert dataset.read("report.md").decode()
+    page = Page(dataset.read("report.html").decode())
+    page.check()
+    return dataset.read_json("report.json"), page
+
+
+def test_images_captions_and_reasons_are_counted() -> None:
+    tally = Tally(10, 10)
+    tally.keep(record("a", text="A dog, a DOG and 3 Cats", license="CC0"))
+    captions = (Caption("one", "model:blip"), Caption("two words", "sidecar:b/c.txt"))
+    tally.keep(record("b", captions=captions, width=300, height=1200))
+    tally.leave_out(Rejection("c", "clean", "blurry", "said", "0" * 64, "v", 3.0, 20.0))
+    tally.leave_out(Rejection("d", "ingest", "not-an-image", "said"))
+    tally.leave_out(Rejection("e", "ingest", "not-an-image", "said"))
+    numbers = tally.numbers(words=3)
+    assert (numbers["images"], numbers["kept"], numbers["captions"]) == (5, 2, 3)
+    assert numbers["rejected"] == [
+        {"step": "ingest", "reason": "not-an-image", "images": 2, "threshold": None},
+        {"step": "clean", "reason": "blurry", "images": 1, "threshold": 20.0},
+    ]
+    assert numbers["words"] == [["dog", 2], ["cats", 1], ["one", 1]]
+    assert numbers["authors"] == [["sidecar", 2], ["model:blip", 1]]
+    assert numbers["licenses"] == [["", 1], ["CC0", 1]]
+    assert dict(numbers["shorter_sides"]) == {**dict.fromkeys(spans(SIDES), 0), "384–511": 1, "256–383": 1}
+    assert dict(numbers["caption_words"]) == {**dict.fromkeys(spans(LENGTHS), 0), "1–2": 2, "6–10": 1}
+    assert (numbers["aspects"][0], sum(numbers["aspects"])) == (1, 2)
+
+
+def test_columns_are_where_they_say() -> None:
+    assert spans((1, 3, 4)) == ["0", "1–2", "3", "4+"]
+    assert spans((32, 64)) == ["< 32", "32–63", "64+"]
+    assert [aspect_column(*size) for size in [(100, 100), (200, 100), (1, 4), (1, 9), (9, 1)]] == [
+        WIDEST, WIDEST + 4, 0, 0, 2 * WIDEST
+    ]  # fmt: skip
+    assert words_of("L'été — naïve-ish don’t_stop 東京タワー x" + "y" * 99) == [
+        "l'été", "naïve-ish", "don’t", "stop", "東京タワー", "x" + "y" * 39
+    ]  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.permutations(range(30)))
+def test_which_pictures_are_shown_does_not_depend_on_the_order(order: Sequence[int]) -> None:
+    shown = Shown(5)
+    for number in order:
+        shown.offer(f"{number:04d}", f"{number}.jpg", "", "")
+    assert [name for _, name, _, _ in shown.chosen] == [f"{number}.jpg" for number in range(5)]
+    nothing = Shown(0)
+    nothing.offer("a", "a", "", "")
+    assert nothing.chosen == []
+
+
+def test_a_world_of_words_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.clean.tally.DIFFERENT", 100)
+    tally = Tally(0, 0)
+    for number in range(3000):
+        tally.keep(record(f"{number}", text=f"dog word{number}x", license=f"licence {number}"))
+    numbers = tally.numbers(words=1000)
+    assert numbers["words"][0] == ["dog", 3000]
+    assert len(numbers["words"]) <= 101
+    assert len(numbers["licenses"]) <= 101
+
+
+def test_pictures_are_in_the_page_or_say_why_not() -> None:
+    source = MemoryStorage("data-report-source")
+    files = {
+        "good.png": picture(1),
+        "small.png": picture(2, (20, 10)),
+        "other.png": picture(3),
+        "torn.png": picture(4)[:99],
+    }
+    for name, data in files.items():
+        source.write(name, data)
+    tally = Tally(10, 10)
+    for name in ("good.png", "small.png"):
+        tally.keep(record(name, files[name], text=f"caption of {name}"))
+    tally.keep(record("gone.png"))
+    tally.leave_out(Rejection("torn.png", "caption", "truncated", "99 bytes", sha256(files["torn.png"])))
+    tally.leave_out(Rejection("other.png", "clean", "blurry", "changed since", "0" * 64, "v", 1.0, 2.0))
+    numbers, page = written(tally)
+    assert numbers["kept"] == 3
+    shown = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert sorted(str(attributes["alt"]) for attributes in shown) == ["caption of good.png", "caption of small.png"]
+    (small,) = [attributes for attributes in shown if attributes["width"] == "20"]
+    assert (small["height"], small["class"]) == ("10", "pixels")
+    for said in ("truncated", "changed", "unreadable", "3 of 5 images"):
+        assert said in page.text
+    _, page = written(tally, kept_pictures=0, source="/nowhere/at/all")
+    assert page.count("img") == 0
+
+
+def test_a_hundred_pictures_are_small_ones() -> None:
+    source = MemoryStorage("data-report-large")
+    data = picture(5, (1500, 900))
+    source.write("large.png", data)
+    shown = Shown(1)
+    shown.offer("a", "large.png", sha256(data), "text")
+    ((one,),) = read_sheets("memory://data-report-large", [shown], 100)
+    assert one.tile is not None
+    assert (one.tile.width, one.tile.height) == (100, 60)
+    assert one.tile.uri.startswith("data:image/jpeg;base64,")
+    assert len(one.tile.uri) < 20_000
+
+
+def test_nothing_in_the_data_becomes_a_tag() -> None:
+    tally = Tally(10, 10)
+    captions = (Caption(EVIL, f"model:{EVIL}"),)
+    tally.keep(record(EVIL, captions=captions, license=EVIL, source=EVIL))
+    tally.leave_out(Rejection(EVIL, EVIL, EVIL, EVIL, None))
+    _, page = written(tally)
+    assert page.text.count("<script>alert(1)</script>") >= 5
+    assert "\u202e" not in page.text
+    dataset = MemoryStorage("data-report-dataset")
+    summary = dataset.read("report.md").decode()
+    assert "<script" not in summary
+    assert "](javascript" not in summary.replace("\\]\\(", "")
+    assert "\n|`" not in summary
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=30), SIDE, SIDE), max_size=6))
+def test_any_data_make_a_page(images: list[tuple[str, str, int, int]]) -> None:
+    tally = Tally(3, 3)
+    for name, text, width, height in images:
+        tally.keep(record(name or "x", text=text, width=width, height=height, license=text or None))
+        tally.leave_out(Rejection(name, text, name, text))
+    numbers, _ = written(tally)
+    assert json.dumps(numbers)
+    assert sum(numbers["aspects"]) == len(images)
+
+
+def test_a_page_without_any_images_says_so() -> None:
+    numbers, page = written(Tally(5, 5))
+    assert numbers["images"] == 0
+    assert "No images were found." in page.text
+    assert "No image is left out." in page.text
+
+
+def test_a_histogram_shows_every_column_that_holds_something() -> None:
+    drawn = histogram([["a", 1], ["b", 0], ["c", 100_000]], (1, 2), "Things")
+    page = Page(str(drawn))
+    bars = [attributes for tag, attributes in page.tags if tag == "rect"]
+    assert [float(str(bar["height"])) > 1 for bar in bars] == [True, True]
+    assert "a: 1" in page.text
+    assert "c: 100,000" in page.text
+    assert page.tags[0][1]["aria-label"] == "Things: a 1, c 100,000"
+    assert Page(str(aspects([0] * (2 * WIDEST + 1)))).count("rect") == 0
+
+
+def test_the_runs_report_leads_to_it_and_nowhere_else(tmp_path: Path) -> None:
+    workdir = MemoryStorage("data-report-run")
+    step = {"step": "clean", "group": None, "status": "done", "started": 1.0, "seconds": 1.0, "error": None}
+    for told, link in [("datasets/ab-12/report.html", True), ("javascript:alert(1)", False), ("../../x", False)]:
+        workdir.write_json("runs/first/steps/clean.json", {**step, "result": {"report": told, "kept": 3}})
+        report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(io.StringIO()))
+        page = Page(workdir.read("runs/first/report.html").decode())
+        links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+        assert links == (["../../datasets/ab-12/report.html"] if link else [])
+
+
+def test_what_is_frequent_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.clean.tally.DIFFERENT", 4)
+    counter = Counter({"a": 9, "b": 8, "c": 1, "d": 1, "e": 1})
+    forget_rare(counter)
+    assert counter == {"a": 9, "b": 8}

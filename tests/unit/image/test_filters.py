@@ -1,0 +1,139 @@
+"""What is measured of a picture tells good ones from bad ones, and thresholds can change without another look."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+
+from components.errors import ConfigError
+from components.image.filters import FilterConfig, judge, look, read, sharpness, written
+
+
+def photograph(width: int = 320, height: int = 240) -> Image.Image:
+    """Return a picture with detail at every scale, as photographs have."""
+    random = np.random.default_rng(0)
+    layers = []
+    for side in (4, 8, 16, 32, 64, 128, 400):
+        noise = Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8))
+        layers.append(np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), np.float32))
+    return Image.fromarray(np.mean(layers, axis=0).astype(np.uint8))
+
+
+def value(picture: Image.Image, name: str) -> float:
+    return read(look(picture).scores[name])[0]
+
+
+def config(**values: object) -> FilterConfig:
+    return FilterConfig.parse(values)
+
+
+def test_the_laplacian_is_that_of_the_definition() -> None:
+    grey = np.random.default_rng(1).integers(0, 256, (9, 7), np.uint8)
+    kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    responses = [(kernel * grey[y : y + 3, x : x + 3].astype(int)).sum() for y in range(7) for x in range(5)]
+    assert sharpness(Image.fromarray(grey)) == pytest.approx(np.var(responses))
+    assert sharpness(Image.new("L", (2, 50))) == 0.0
+
+
+def test_the_more_blurred_the_lower_whatever_the_size() -> None:
+    sharp = photograph(1600, 1200)
+    values = [value(sharp.filter(ImageFilter.GaussianBlur(radius)), "sharpness") for radius in (0, 4, 8, 16)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 10 * values[-1]
+    # Beyond the size to which all are scaled, more pixels are not more detail.
+    enlarged = sharp.resize((2400, 1800), Image.Resampling.BICUBIC)
+    assert value(enlarged, "sharpness") == pytest.approx(values[0], rel=0.25)
+
+
+def test_the_small_picture_has_the_stated_size_and_is_never_enlarged() -> None:
+    assert look(photograph(1600, 1200)).small.size == (683, 512)
+    assert look(photograph(50, 40)).small.size == (50, 40)
+    assert look(Image.new("RGB", (4000, 1))).small.size == (4000, 1)
+
+
+def test_flat_is_what_has_one_colour_and_not_what_has_little_contrast() -> None:
+    assert value(Image.new("RGB", (64, 64), "teal"), "spread") == 0.0
+    # Red and green of equal luma are flat in grey and not in colour.
+    halves = Image.new("RGB", (64, 64), (255, 0, 0))
+    halves.paste((0, 130, 0), (0, 0, 32, 64))
+    assert value(halves, "spread") > 60
+    dim = Image.fromarray((np.asarray(photograph()) // 16).astype(np.uint8))
+    assert judge(look(dim).scores, FilterConfig()) is None
+    misfit = judge(look(Image.new("RGB", (64, 64), "teal")).scores, FilterConfig())
+    assert misfit is not None
+    assert misfit[:3] == ("flat", 0.0, 1.0)
+    assert all(part in misfit[3] for part in ("spread 0", " 1 ", "(filters.min_spread)"))
+
+
+def test_a_threshold_of_null_takes_everything() -> None:
+    flat = look(Image.new("RGB", (64, 64), "teal")).scores
+    assert judge(flat, config(min_spread=None)) is None
+    misfit = judge(flat, config(min_spread=None, min_sharpness=0.1))
+    assert misfit is not None
+    assert misfit[:3] == ("blurry", 0.0, 0.1)
+    assert all(part in misfit[3] for part in ("sharpness 0", " 0.1 ", "(filters.min_sharpness)"))
+
+
+@pytest.mark.parametrize(
+    ("score", "settings", "reason"),
+    [
+        ("watermark", {"watermark": {"model": "m", "max_probability": 0.7}}, "watermark"),
+        ("nsfw", {"nsfw": {"model": "m", "max_probability": 0.7}}, "nsfw"),
+    ],
+)
+def test_a_probability_may_be_as_high_as_the_threshold(score: str, settings: dict[str, object], reason: str) -> None:
+    assert judge({score: "0.7 abc"}, config(**settings)) is None
+    misfit = judge({score: "0.7001 abc"}, config(**settings))
+    assert misfit is not None
+    assert (misfit.reason, misfit.value, misfit.threshold) == (reason, 0.7001, 0.7)
+    assert f"filters.{score}.max_probability" in misfit.detail
+
+
+@pytest.mark.parametrize(
+    ("score", "settings", "reason"),
+    [
+        ("aesthetic", {"aesthetic": {"model": "m", "head": "h", "min_score": 5}}, "unsightly"),
+        ("similarity", {"similarity": {"model": "m", "min_cosine": 5e-1}}, "mismatch"),
+        ("sharpness", {"min_sharpness": 5}, "blurry"),
+        ("spread", {"min_spread": 5}, "flat"),
+    ],
+)
+def test_a_score_may_be_as_low_as_the_threshold(score: str, settings: dict[str, object], reason: str) -> None:
+    bound = 0.5 if score == "similarity" else 5.0
+    assert judge({score: written(bound, "v")}, config(**settings)) is None
+    misfit = judge({score: written(bound - 0.01, "v")}, config(**settings))
+    assert misfit is not None
+    assert (misfit.reason, misfit.threshold) == (reason, bound)
+
+
+def test_a_filter_without_a_model_judges_nothing_and_what_was_not_measured_is_not_judged() -> None:
+    scores = {"watermark": "1 abc", "nsfw": "1 abc", "aesthetic": "-3 abc", "similarity": "-1 abc"}
+    assert judge(scores, FilterConfig()) is None
+    assert judge({}, config(watermark={"model": "m"}, min_sharpness=1e5)) is None
+    assert judge({"watermark": "1 abc"}, config(watermark={"model": "m", "max_probability": None})) is None
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.text("0123456789abcdef", min_size=1, max_size=16))
+def test_what_is_written_is_read_again(number: float, version: str) -> None:
+    value, by = read(written(number, version))
+    assert by == version
+    assert value == pytest.approx(number, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"min_spread": -1}, "min_spread"),
+        ({"watermark": {"max_probability": 1.5}}, "watermark.max_probability"),
+        ({"nsfw": {"label": ""}}, "nsfw.label"),
+        ({"aesthetic": {"model": "clip"}}, "belong together"),
+        ({"aesthetic": {"head": "x.safetensors"}}, "belong together"),
+        ({"sharpness": 1}, "did you mean min_sharpness"),
+    ],
+)
+def test_a_wrong_setting_is_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        FilterConfig.parse(values)

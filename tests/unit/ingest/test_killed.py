@@ -1,0 +1,145 @@
+"""A run that is killed anywhere and started again writes the same bytes; a source that is known costs its listing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import StorageError
+from components.image.records import Rejection, read_images, read_manifest
+from components.image.sources import Source, SourceFile
+from components.ingest import known, reading
+from components.ingest.config import IngestConfig
+from components.ingest.intake import ingest
+from components.ingest.known import Seen
+from components.ingest.listing import Listed
+from components.progress import Progress
+from components.storage.base import Storage
+from components.storage.memory import MemoryStorage
+from tests.stores.mortal import contents, killed_everywhere
+
+
+class MadeUp(Source):
+    """A listing with nothing behind it: names, and the tags of their versions."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.url = "made-up"
+        self.files = files
+
+    def list(self) -> Iterator[SourceFile]:
+        for name, tag in sorted(self.files.items()):
+            yield SourceFile(name, 100, tag)
+
+    def _read(self, name: str, start: int, length: int | None) -> bytes:
+        raise AssertionError("nothing is to be read")
+
+
+def look(_: Source, __: IngestConfig, file: Listed) -> list[Seen | Rejection]:
+    digest = hashlib.sha256((file.name + file.tag).encode()).hexdigest()
+    small = file.name.startswith("small")
+    return [Seen(file.name, file.name, file.tag, 100, digest, 4 if small else 64, 64, "PNG")]
+
+
+class Mortal(MemoryStorage):
+    """A storage whose process dies at the operation that is said."""
+
+    def __init__(self, name: str, last: int) -> None:
+        super().__init__(name)
+        self.left = last
+
+    def _live(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise StorageError("killed")
+
+    def write(self, key: str, data: bytes) -> None:
+        self._live()
+        super().write(key, data)
+
+    def delete(self, key: str) -> None:
+        self._live()
+        super().delete(key)
+
+
+def run(files: dict[str, str], workdir: Storage, **settings: Any) -> dict[str, Any]:
+    config = IngestConfig.parse({"source": "made-up", "readers": 2, **settings})
+    return ingest(config, workdir, Progress(io.StringIO()), MadeUp(files), look)
+
+
+BEFORE = {f"{number:03d}.png": "1" for number in range(60)} | {"small.png": "1"}
+AFTER = {name: tag for name, tag in BEFORE.items() if name > "010"} | {f"n{i:02d}.png": "1" for i in range(40)}
+AFTER |= {"050.png": "2", "small-too.png": "1"}
+
+
+def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(known, "ROWS", 16)
+    whole = MemoryStorage("killed-never")
+    run(BEFORE, whole, group_images=40)
+    counts = run(AFTER, whole, group_images=20)
+    assert (counts["new"], counts["changed"], counts["gone"], counts["rejected"]) == (41, 1, 10, 2)
+    moments = 0
+    while True:
+        name = f"killed-at-{moments}"
+        run(BEFORE, MemoryStorage(name), group_images=40)
+        try:
+            run(AFTER, Mortal(name, moments), group_images=20)
+        except StorageError:
+            moments += 1
+        else:
+            break
+        run(AFTER, MemoryStorage(name), group_images=20)
+        assert contents(MemoryStorage(name)) == contents(whole), f"killed at operation {moments - 1}"
+    assert moments > 20
+
+
+def test_a_run_that_is_killed_does_not_pass_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(known, "ROWS", 16)
+    whole = MemoryStorage("killed-before")
+    run(BEFORE, whole, group_images=100)
+    killed = killed_everywhere(
+        lambda work: run(BEFORE, work, group_images=100),
+        lambda work: run(AFTER, work, group_images=100),
+        "memory://killed-and-back",
+    )
+    for moment, work in enumerate(killed):
+        run(BEFORE, work, group_images=100)
+        assert contents(work) == contents(whole), f"killed at {moment}"
+
+
+def test_readers_never_see_a_manifest_without_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
+    for moment in range(0, 40, 3):
+        name = f"killed-reading-{moment}"
+        source_id = str(run(BEFORE, MemoryStorage(name), group_images=40)["source_id"])
+        try:
+            run(AFTER, Mortal(name, moment), group_images=20)
+        except StorageError:
+            manifest = read_manifest(MemoryStorage(name), source_id)
+            for group in manifest.groups:
+                read_images(MemoryStorage(name), source_id, group)
+
+
+def test_ten_thousand_known_images_take_less_than_a_second() -> None:
+    files = {f"{number // 100:03d}/{number:05d}.png": "1" for number in range(10_000)}
+    work = MemoryStorage("killed-known")
+    assert run(files, work)["read"] == 10_000
+    began = time.process_time()
+    assert run(files, work)["read"] == 0
+    assert time.process_time() - began < 1
+
+
+def test_many_records_go_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.storage.base.LINES_IN_MEMORY", 10)
+    work = MemoryStorage(f"killed-{tmp_path.name}")
+    for count in (0, 9, 10, 11, 1000):
+        records = [{"number": number, "name": "\udcff"} for number in range(count)]
+        work.write_lines("records.jsonl", iter(records))
+        assert list(work.read_lines("records.jsonl")) == records

@@ -1,0 +1,152 @@
+"""Recurring runs are replaced only where they differ, never run twice at a time, and belong to who made them."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from components.errors import ConfigError
+from pipeline.kubeflow.cron import seconds_first
+from pipeline.kubeflow.schedules import Action, Found, Wanted, owner_of, plan
+
+WANTED = Wanted(
+    "nightly", "0 0 3 * * *", {"recipe": "demo", "workdir": "s3://b/w"}, "ir-1", "darkroom", "account", True, "release"
+)
+OTHER = WANTED._replace(cron="0 0 4 * * *")
+PAUSED = WANTED._replace(enabled=False)
+
+
+def found(wanted: Wanted, id: str = "1", enabled: bool = True) -> Found:
+    return Found(id, wanted.name, wanted.description, enabled)
+
+
+@pytest.mark.parametrize(
+    ("current", "wanted", "done"),
+    [
+        ([], [], []),
+        ([], [WANTED], ["create nightly ", "enable nightly "]),
+        ([], [PAUSED], ["create nightly "]),
+        ([found(WANTED)], [WANTED], ["keep nightly 1"]),
+        ([found(WANTED)], [PAUSED], ["disable nightly 1"]),
+        ([found(WANTED, enabled=False)], [WANTED], ["enable nightly 1"]),
+        ([found(OTHER)], [WANTED], ["create nightly ", "delete nightly 1", "enable nightly "]),
+        ([found(OTHER)], [PAUSED], ["create nightly ", "delete nightly 1"]),
+        ([found(WANTED)], [], ["delete nightly 1"]),
+        # Stopped half-way: the new one was created, the old one not yet deleted; or deleted, and not yet enabled.
+        ([found(OTHER), found(WANTED, "2", False)], [WANTED], ["delete nightly 1", "enable nightly 2"]),
+        ([found(WANTED, "2", False)], [WANTED], ["enable nightly 2"]),
+        # Made twice by two that ran at once: the one that runs stays.
+        ([found(WANTED, "1", False), found(WANTED, "2")], [WANTED], ["delete nightly 1", "keep nightly 2"]),
+        # Of others.
+        ([found(WANTED._replace(owner="other", name="weekly"))], [], []),
+        ([Found("1", "weekly", "made in the dashboard", True)], [], []),
+    ],
+)
+def test_what_is_done(current: list[Found], wanted: list[Wanted], done: list[str]) -> None:
+    assert [f"{one.do} {one.name} {one.id}" for one in plan(current, wanted, "release", True)] == done
+
+
+def test_only_a_release_removes_what_it_does_not_list() -> None:
+    assert plan([found(WANTED)], [], "release", False) == []
+
+
+@pytest.mark.parametrize("description", [WANTED._replace(owner="other").description, "made in the dashboard", ""])
+def test_what_belongs_to_others_is_left_alone(description: str) -> None:
+    with pytest.raises(ConfigError, match=r"nightly.*\(1\)"):
+        plan([Found("1", "nightly", description, True)], [WANTED], "release", True)
+
+
+def carry_out(current: list[Found], actions: list[Action], wanted: Wanted, most: int) -> tuple[list[Found], int]:
+    """Return what there is after the first actions, and how many were enabled at the same time."""
+    now, peak = list(current), 0
+    for action in actions[:most]:
+        target = action.id or "new"
+        if action.do == "create":
+            now.append(found(wanted, "new", False))
+        elif action.do == "delete":
+            now = [one for one in now if one.id != target]
+        elif action.do in ("enable", "disable"):
+            now = [one._replace(enabled=action.do == "enable") if one.id == target else one for one in now]
+        peak = max(peak, sum(one.enabled for one in now))
+    return now, peak
+
+
+@pytest.mark.parametrize("stopped_after", range(5))
+def test_stopped_anywhere_the_next_time_ends_the_same_and_never_two_run(stopped_after: int) -> None:
+    states = [found(WANTED, "1"), found(WANTED, "1", False), found(OTHER, "1"), found(OTHER, "1", False)]
+    for before, wanted in itertools.product([[], *([one] for one in states)], [WANTED, PAUSED]):
+        there, peak = carry_out(before, plan(before, [wanted], "release", True), wanted, stopped_after)
+        there, again = carry_out(there, plan(there, [wanted], "release", True), wanted, 9)
+        assert [(one.description, one.enabled) for one in there] == [(wanted.description, wanted.enabled)]
+        assert max(peak, again) <= 1
+
+
+@pytest.mark.parametrize("change", [{"cron": "0 1 1 * * *"}, {"version": "ir-2"}, {"service_account": ""},
+                                    {"experiment": "x"}, {"parameters": {"recipe": "sd15-full"}}])  # fmt: skip
+def test_each_part_makes_another_one(change: dict[str, object]) -> None:
+    assert WANTED._replace(**change).made_of != WANTED.made_of  # type: ignore[arg-type]
+
+
+MARK = "[darkroom evil " + 64 * "0" + "]"
+
+
+@pytest.mark.parametrize("parameters", [{"recipe": f"a\n{MARK}"}, {"recipe": MARK}, {"recipe": "a", "workdir": MARK}])
+def test_a_description_says_whose_it_is_whatever_the_recipe_says(parameters: dict[str, str]) -> None:
+    hostile = WANTED._replace(parameters=parameters)
+    assert owner_of(hostile.description) == "release"
+    assert "\n" not in hostile.description
+    assert plan([found(hostile)], [hostile], "release", True) == [Action("keep", "nightly", "1")]
+
+
+def test_the_usual_five_fields_are_the_same_as_six() -> None:
+    assert WANTED._replace(cron="0 3 * * *").made_of == WANTED.made_of
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("0 3 * * *", "0 0 3 * * *"),
+        ("30 0 3 * * *", "30 0 3 * * *"),
+        ("*/15 2-6/2 1,15 * MON-FRI", "0 */15 2-6/2 1,15 * MON-FRI"),
+        ("0 0 9 ? * 2-6", "0 0 9 ? * 2-6"),
+        ("0 0 29 2 *", "0 0 0 29 2 *"),
+        ("@weekly", "0 0 0 * * 0"),
+        ("@midnight", "0 0 0 * * *"),
+        ("@hourly", "0 0 * * * *"),
+        ("@monthly", "0 0 0 1 * *"),
+        ("@annually", "0 0 0 1 1 *"),
+        # A day that some of the months have, or some of the days, or that a day of the week stands in for.
+        ("0 0 31 mar,apr *", "0 0 0 31 mar,apr *"),
+        ("0 0 31 2/2 *", "0 0 0 31 2/2 *"),
+        ("0 0 15,31 4 *", "0 0 0 15,31 4 *"),
+        ("0 0 31 2 mon", "0 0 0 31 2 mon"),
+    ],
+)
+def test_a_cron_expression_gets_seconds(given: str, taken: str) -> None:
+    assert seconds_first(given) == taken
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("", "0 fields"),
+        ("@every 1h", "2 fields"),
+        ("* * * * * * *", "7 fields"),
+        ("60 * * * *", "minutes '60'.* 0-59"),
+        ("0 24 * * *", "hours '24'"),
+        ("0 0 * * 7", "day of the week '7'.* 0-6 .*sun-sat"),
+        ("0 0 0 * *", "day of the month '0'"),
+        ("*/0 * * * *", r"minutes '\*/0'"),
+        ("9-5 * * * *", "minutes '9-5'.* 9 .* 5"),
+        ("a b c d e", "minutes 'a'"),
+        ("0 0 30 2 *", "day 30"),
+        ("0 0 31 4,6 *", "day 31"),
+        ("0 0 31 apr *", "day 31"),
+        ("0 0 31 4-6/2 ?", "day 31"),
+        ("*-5 * * * *", r"minutes '\*-5'"),
+    ],
+)
+def test_what_is_no_cron_expression_is_refused(given: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        seconds_first(given)

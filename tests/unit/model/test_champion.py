@@ -1,0 +1,65 @@
+"""The champion is read as it was written, and weights are told apart by all that makes them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from components.errors import DataError
+from components.model.champion import Champion, read_champion, weights_sha256, write_champion
+from components.model.locations import COMMIT
+from components.storage.base import Storage
+from components.storage.open import open_storage
+
+ONE = Champion("v1", "models/digits/v1", "digits-1", 400, {"accuracy": None}, "how", "dataset", "weights", 1.5)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+def test_a_champion_is_read_as_it_was_written_while_its_folder_is_whole(workdir: Storage) -> None:
+    assert read_champion(workdir, "digits") is None
+    write_champion(workdir, "digits", ONE)
+    assert read_champion(workdir, "digits") is None, "its folder is not committed"
+    workdir.write(f"{ONE.path}/{COMMIT}", b"")
+    assert read_champion(workdir, "digits") == ONE
+    assert read_champion(workdir, "others") is None
+
+
+@pytest.mark.parametrize("change", [{"more": 1}, {"step": ...}])
+def test_a_champion_that_is_none_is_named_with_what_is_wrong(workdir: Storage, change: dict[str, Any]) -> None:
+    values = {name: value for name, value in (asdict(ONE) | change).items() if value is not ...}
+    workdir.write_json("models/digits/champion.json", values)
+    with pytest.raises(DataError, match=rf"models/digits/champion\.json.*{next(iter(change))}"):
+        read_champion(workdir, "digits")
+
+
+def weights() -> dict[str, NDArray[Any]]:
+    return {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
+
+
+def test_equal_weights_have_one_digest_however_they_lie_in_memory() -> None:
+    whole = weights()
+    wide = {name: array.astype(np.float64) for name, array in whole.items()}
+    across = {**whole, "a": np.asfortranarray(whole["a"])}
+    big = {name: array.astype(">f4") for name, array in whole.items()}
+    turned = dict(reversed(whole.items()))
+    assert len({weights_sha256(one) for one in (whole, wide, across, big, turned)}) == 1
+
+
+def test_weights_of_other_names_shapes_or_values_have_another_digest() -> None:
+    whole = weights()
+    others = [
+        {"a": whole["a"]},
+        {"a": whole["a"], "c": whole["b"]},
+        {**whole, "a": whole["a"].reshape(3, 2)},
+        {**whole, "b": np.array([1, 1 + 2**-23], np.float32)},
+    ]
+    assert len({weights_sha256(one) for one in (whole, *others)}) == 5

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.train.data.batches import accumulation, micro_batches
+
+sizes = st.integers(1, 200)
+
+
+@given(global_batch=sizes, world=st.integers(1, 17), micro_batch=st.integers(1, 40))
+def test_every_place_is_taken_once_and_all_ranks_run_as_often(global_batch: int, world: int, micro_batch: int) -> None:
+    parts = [micro_batches(global_batch, world, rank, micro_batch) for rank in range(world)]
+    assert [place for rank in parts for part in rank for place in part] == list(range(global_batch))
+    assert {len(rank) for rank in parts} == {accumulation(global_batch, world, micro_batch)}
+    assert max(len(part) for rank in parts for part in rank) <= micro_batch
+
+
+@given(global_batch=sizes, world=st.integers(1, 17))
+def test_ranks_are_as_equal_as_can_be(global_batch: int, world: int) -> None:
+    shares = [sum(len(part) for part in micro_batches(global_batch, world, rank, 8)) for rank in range(world)]
+    assert max(shares) - min(shares) <= 1
