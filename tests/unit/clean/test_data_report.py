@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -199,6 +200,7 @@ def test_nothing_in_the_data_becomes_a_tag() -> None:
     dataset = MemoryStorage("data-report-dataset")
     summary = dataset.read("report.md").decode()
     assert "<script" not in summary
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", summary + page.text.replace("\t", ""))
     assert "](javascript" not in summary.replace("\\]\\(", "")
     assert "\n|`" not in summary
 

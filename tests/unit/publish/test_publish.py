@@ -321,6 +321,7 @@ def test_the_card_says_what_was_done_to_tags(workdir: LocalStorage, base: Path, 
 def test_escaped_text_is_one_line_that_can_be_written() -> None:
     assert escape("plain words 123 \u00e9\u4e2d\U0001f4f7") == "plain words 123 \u00e9\u4e2d\U0001f4f7"
     assert escape("a\n\n# b\x00\udcff") == "a \\# b\ufffd\ufffd"
+    assert escape("\x1b[2Ja\u202eb\u2028c\x85d\x9be") == "\ufffd\\[2Ja\ufffdb c d\ufffde"
     escape("\udcff").encode()
 
 

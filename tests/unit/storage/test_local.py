@@ -15,6 +15,7 @@ import pytest
 
 from components.errors import NotFound, StorageError
 from components.storage.base import HIDDEN, Storage
+from components.storage.files import whole_file
 from components.storage.local import ABANDONED_NS, LocalStorage
 
 
@@ -69,6 +70,25 @@ def test_links_are_read_but_listings_stay_inside_and_end(local: LocalStorage, tm
     local.delete_tree("out")
     local.delete_tree("a")
     assert (tmp_path / "elsewhere/secret").exists()
+
+
+def test_a_link_is_deleted_and_what_it_leads_to_stays(local: LocalStorage, tmp_path: Path) -> None:
+    local.write("a/b", b"data")
+    for name, target in {"folder": "a", "file": "a/b", "dangling": "nowhere"}.items():
+        (local.local_path() / name).symlink_to(target)
+        local.delete(name)
+    assert [path.name for path in local.local_path().iterdir()] == ["a"]
+    assert local.read("a/b") == b"data"
+
+
+def test_only_what_begins_like_a_hidden_file_inside_the_folder_is_unfinished(
+    local: LocalStorage, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / f"{HIDDEN}1").write_bytes(b"somebody else's")
+    local.write(f"a/copy-of-{HIDDEN}1", b"an ordinary object")
+    (local.local_path() / "out").symlink_to(tmp_path / "elsewhere")
+    assert list(local.list_unfinished()) == []
 
 
 def test_only_files_are_listed(local: LocalStorage) -> None:
@@ -128,6 +148,44 @@ def kill_a_writer_of(path: Path) -> Path:
     assert ended.returncode == -signal.SIGKILL
     (hidden,) = path.parent.glob(".darkroom-tmp-*")
     return hidden
+
+
+def test_bytes_are_on_the_disk_before_they_have_a_name(
+    local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").write_bytes(b"new")
+    synced: list[tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def watched(file: int) -> None:
+        fsync(file)
+        named = (local.local_path() / "key").exists() and (local.local_path() / "key").read_bytes() == b"new"
+        synced.append((os.fstat(file).st_size, named))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    for change in (
+        lambda: local.write("key", b"new"),
+        lambda: local.create("key", b"new"),
+        lambda: local.upload("key", tmp_path / "source"),
+        lambda: LocalStorage(tmp_path).download("source", local.local_path("key")),
+    ):
+        synced.clear()
+        change()
+        assert synced == [(3, False)], "all three bytes, and not under their name yet"
+        local.delete("key")
+
+
+def test_no_hidden_file_stays_where_nobody_was_killed(local: LocalStorage, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"data")
+    local.write("a/written", b"data")
+    local.append("a/appended", b"data")
+    local.upload("a/uploaded", tmp_path / "source")
+    assert local.create("a/created", b"data")
+    assert not local.create("a/created", b"data")
+    with pytest.raises(KeyboardInterrupt), whole_file(local.local_path("a/interrupted")):
+        raise KeyboardInterrupt
+    names = sorted(path.name for path in local.local_path("a").iterdir())
+    assert names == ["appended", "created", "uploaded", "written"]
 
 
 @contextmanager

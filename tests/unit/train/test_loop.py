@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from components.dataset.format import Sample, npy, pack
 from components.dataset.versions import Dataset, Shard, make_dataset
 from components.digests import sha256
-from components.errors import DarkroomError, Diverged, Preempted
+from components.errors import DarkroomError, Diverged, Preempted, StorageError
 from components.model import checkpoints
 from components.progress import Progress
 from components.storage.base import Storage
+from components.storage.local import LocalStorage
 from components.storage.open import open_storage
+from components.train import checkpointing as saver_module
 from components.train.checkpointing import Saver
 from components.train.config import TrainConfig
 from components.train.data.reader import Drawing, MicroBatch, Reader
@@ -193,6 +195,35 @@ def test_what_was_done_before_a_stop_is_saved_and_told(
         assert [line[name] for name in ("step", "loss", "lr", "grad_norm", "epoch")] == [
             expected[name] for name in ("step", "loss", "lr", "grad_norm", "epoch")
         ]
+
+
+class Watched(LocalStorage):
+    """A folder that fails to take the first commit, and counts the steps that are told of by each."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.steps: list[int] = []
+
+    def write(self, key: str, data: bytes) -> None:
+        if key.endswith("/COMMIT"):
+            self.steps.append(len(list(self.read_lines("metrics.jsonl"))))
+            if len(self.steps) == 1:
+                raise StorageError("the store is away")
+        super().write(key, data)
+
+
+def test_what_a_stop_saves_is_told_before_and_tried_again(
+    data: tuple[Dataset, Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saver_module, "_RETRY_SECONDS", (0.0,))
+    run = Watched(tmp_path)
+    attempt = Attempt(data, run)
+    attempt.at[3] = lambda: attempt.stopping.ask("test") or 1.0  # type: ignore[func-returns-value]
+    with pytest.raises(Preempted):
+        attempt.go()
+    assert [event["step"] for event in attempt.events("checkpoint-failed")] == [3]
+    assert attempt.newest.step == 3
+    assert run.steps == [3, 3], "no checkpoint holds steps that nothing tells of"
 
 
 def test_a_stop_during_the_last_step_comes_too_late(data: tuple[Dataset, Storage], run: Storage) -> None:

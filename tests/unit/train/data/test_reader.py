@@ -119,6 +119,17 @@ def test_any_world_size_trains_on_the_same_rows_in_the_same_order(
     assert read(dataset, storage, 12, world, micro_batch=2, workers=2, prefetch=1) == alone
 
 
+@pytest.mark.parametrize("world", [1, 3, 9])
+def test_each_sample_of_a_global_batch_weighs_one(dataset: Dataset, storage: Storage, world: int) -> None:
+    """Nine ranks have more micro-batches than there are samples: what fills them weighs nothing."""
+    weights: list[float] = []
+    for rank in range(world):
+        reader = Reader(dataset, storage, DRAWING, settings(micro_batch=2), rank, world)
+        weights += [weight for batch in reader.read(0) for weight in batch.weights.tolist()]
+        reader.close()
+    assert sorted(weights) == [0.0] * (len(weights) - 7) + [1.0] * 7
+
+
 @pytest.mark.parametrize("remote_shards", ["cache", "range"])
 def test_any_storage_gives_the_same_rows(
     dataset: Dataset, storage: Storage, tmp_path: Path, remote_shards: str

@@ -19,9 +19,11 @@ class Unsteady(MemoryStorage):
         self.fails = False
         self.open = threading.Event()
         self.open.set()
+        self.reached = threading.Event()
         self.writes = 0
 
     def write(self, key: str, data: bytes) -> None:
+        self.reached.set()
         self.open.wait()
         if self.fails:
             raise StorageError("the store is away")
@@ -74,6 +76,22 @@ def test_a_store_that_fails_is_told_of_once_and_tried_again() -> None:
     journal.add("a", {"n": 4})
     journal.flush(wait=True)
     assert len(told) == 2
+
+
+def test_lines_that_came_while_a_write_failed_stand_behind_those_that_it_lost() -> None:
+    store = Unsteady("journal-order")
+    store.open.clear()
+    journal = Journal(store, failed=lambda problem: None)
+    journal.add("a", {"n": 0})
+    journal.flush()
+    assert store.reached.wait(30), "the first line is on its way"
+    journal.add("a", {"n": 1})
+    store.fails = True
+    store.open.set()
+    journal.flush(wait=True)
+    store.fails = False
+    journal.flush(wait=True)
+    assert numbers(journal) == [0, 1]
 
 
 def test_rewinding_takes_off_later_steps_and_torn_lines(tmp_path: Path) -> None:
