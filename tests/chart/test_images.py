@@ -20,40 +20,63 @@ IMAGES = ("darkroom", "darkroom-gpu")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
-def instructions(image: str) -> list[tuple[str, str]]:
-    """Return the instructions of a Dockerfile, continued lines joined."""
-    text = (ROOT / "images" / image / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+class Stage(NamedTuple):
+    """A stage of the Dockerfile: what it starts from, and its instructions with continued lines joined."""
+
+    base: str
+    instructions: list[tuple[str, str]]
+
+
+def stages() -> dict[str, Stage]:
+    text = (ROOT / "images" / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
     lines = [line.split(None, 1) for line in text.splitlines() if line and not line.startswith("#")]
-    return [(words[0], words[1] if len(words) > 1 else "") for words in lines]
+    first, *rest = [(words[0], words[1] if len(words) > 1 else "") for words in lines]
+    assert first == ("ARG", "BASE"), "without a default"
+    named: dict[str, Stage] = {}
+    for name, arguments in rest:
+        if name == "FROM":
+            base, _, stage = arguments.partition(" AS ")
+            named[stage] = Stage(base, [])
+        else:
+            named[stage].instructions.append((name, arguments))
+    return named
 
 
-def last_stage(image: str) -> list[tuple[str, str]]:
-    found = instructions(image)
-    return found[max(number for number, (name, _) in enumerate(found) if name == "FROM") :]
+def instructions(stage: str) -> list[tuple[str, str]]:
+    """Return the instructions of a stage, after those of the stages that it starts from."""
+    named = stages()
+    base, own = named[stage]
+    return [*(instructions(base) if base in named else []), *own]
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_the_base_is_given_and_never_a_tag_of_ours(image: str) -> None:
-    found = instructions(image)
-    assert found[0] == ("ARG", "BASE")  # without a default
-    assert {rest.split()[0] for name, rest in found if name == "FROM"} == {"${BASE}"}
+def build_of(image: str) -> str:
+    """Return the stage that an image's files come from."""
+    [source] = [rest for name, rest in instructions(image) if name == "COPY"]
+    match = re.fullmatch(r"--from=(\S+) /opt/darkroom /opt/darkroom", source)
+    assert match is not None
+    return match[1]
+
+
+def test_the_base_is_given_and_never_a_tag_of_ours() -> None:
+    named = stages()
+    assert {stage.base for stage in named.values()} - named.keys() == {"${BASE}"}
+    assert named.keys() >= set(IMAGES), "a target for each image"
 
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_what_runs_is_no_root_has_no_shell_and_no_build_tools(image: str) -> None:
-    stage = last_stage(image)
+    stage = instructions(image)
     assert not [rest for name, rest in stage if name in ("RUN", "ADD", "HEALTHCHECK")]
     assert [rest for name, rest in stage if name == "USER"] == ["10001:10001"]
     [entry] = [rest for name, rest in stage if name == "ENTRYPOINT"]
     assert json.loads(entry) == ["darkroom"]  # the exec form, so that it is PID 1
     [command] = [rest for name, rest in stage if name == "CMD"]
     assert json.loads(command) == ["--help"]
-    assert [rest for name, rest in stage if name == "COPY"] == ["--from=build /opt/darkroom /opt/darkroom"]
 
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_what_is_written_at_run_time_lies_below_tmp(image: str) -> None:
-    variables = dict(re.findall(r"(\w+)=(\S+)", " ".join(rest for name, rest in last_stage(image) if name == "ENV")))
+    variables = dict(re.findall(r"(\w+)=(\S+)", " ".join(rest for name, rest in instructions(image) if name == "ENV")))
     homes = {name: value for name, value in variables.items() if re.search("HOME|CACHE", name)}
     assert {"HOME", "XDG_CACHE_HOME"} <= homes.keys()
     assert all(value.startswith("/tmp") for value in homes.values())
@@ -62,7 +85,7 @@ def test_what_is_written_at_run_time_lies_below_tmp(image: str) -> None:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_dependencies_are_locked_and_extras_exist(image: str) -> None:
-    runs = " && ".join(rest for name, rest in instructions(image) if name == "RUN")
+    runs = " && ".join(rest for name, rest in instructions(build_of(image)) if name == "RUN")
     installs = re.findall(r"pip install [^&]*", runs)
     assert installs
     assert all("-c constraints.txt" in install for install in installs)
@@ -74,7 +97,9 @@ def test_dependencies_are_locked_and_extras_exist(image: str) -> None:
 
 
 def test_an_image_for_gpus_is_not_made_without_cuda() -> None:
-    runs = [rest for name, rest in instructions("darkroom-gpu") if name == "RUN" and "torch.version.cuda" in rest]
+    runs = [
+        rest for name, rest in instructions(build_of("darkroom-gpu")) if name == "RUN" and "torch.version.cuda" in rest
+    ]
     [check] = runs
     program = check.partition(" -c ")[2].strip("'")
     stand_in = (
@@ -90,7 +115,7 @@ def test_only_sources_reach_the_builder() -> None:
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
     copied = {
-        word for image in IMAGES for name, rest in instructions(image) if name == "COPY" and "--from" not in rest
+        word for image in IMAGES for name, rest in instructions(build_of(image)) if name == "COPY"
         for word in rest.split()[:-1]
     }  # fmt: skip
     assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
@@ -115,7 +140,7 @@ def test_the_recipe_demands_a_registry_and_a_base_by_digest() -> None:
     assert made.returncode == 0, made.stderr
     for image in IMAGES:
         assert f"--build-arg BASE='{pinned}'" in made.stdout
-        assert f"--file {image}/Dockerfile --tag 'registry.example/team/{image}:v1' .." in made.stdout
+        assert f"--file Dockerfile --target {image} --tag 'registry.example/team/{image}:v1' .." in made.stdout
 
 
 class Builder(NamedTuple):
@@ -154,8 +179,8 @@ def test_the_light_image_is_built_and_runs_as_nobody_on_a_read_only_root(builder
     names = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
     given = [f"--build-arg={name}={os.environ[name]}" for name in names if name in os.environ]
     given += ["--build-arg=BASE=localhost/base", f"--build-arg=PIP_CERT={CERTIFICATES}"]
-    recipe = str(ROOT / "images" / "darkroom" / "Dockerfile")
-    build = ["bud", "--isolation=chroot", "--network=host", *given, "--file", recipe, "--tag", "localhost/darkroom"]
+    given += ["--file", str(ROOT / "images" / "Dockerfile"), "--target", "darkroom"]
+    build = ["bud", "--isolation=chroot", "--network=host", *given, "--tag", "localhost/darkroom"]
     built = builder.run(*build, str(ROOT), check=False)
     assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
     config = json.loads(builder.run("inspect", "--type", "image", "localhost/darkroom").stdout)["OCIv1"]["config"]
