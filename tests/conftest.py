@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from components.storage.open import SCHEMES
+from tests.stores.memory import MemoryStorage
+
 pytest_plugins = ("tests.stores.fixtures",)
 
 # In seconds; what has no such mark gets the limit of pyproject.toml, and a test may have a mark of its own.
@@ -23,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Several tests and several ranks run side by side; threads beyond the cores would fight for them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    SCHEMES["memory"] = MemoryStorage
     # What starts the tests may ignore signals, as nohup and a shell's background jobs do, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

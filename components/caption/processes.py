@@ -52,8 +52,6 @@ def caption(job: Job, images: Sequence[str], count: int) -> Iterator[Outcome]:
     Raises:
         DarkroomError: Where one of them fails: the error that it had.
     """
-    if job.workdir.url.startswith("memory://"):
-        raise ConfigError("caption.processes must be 1 for a workdir in memory, which other processes do not see")
     with tempfile.TemporaryDirectory(prefix="darkroom-caption-") as folder:
         task = Path(folder) / "job.json"
         task.write_text(json.dumps({**job.to_json(), "images": list(images), "parent": os.getpid()}))

@@ -129,7 +129,7 @@ class Source(ABC):
 
 
 def open_source(url: str) -> Source:
-    """Open a source: a local folder (also ``file://``), ``s3://bucket/prefix`` or ``memory://name``.
+    """Open a source: a local folder (also ``file://``) or ``s3://bucket/prefix``.
 
     Raises:
         DataError: Where there is no such folder.

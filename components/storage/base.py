@@ -1,4 +1,4 @@
-"""The one seam to where bytes live: a local folder, an S3-compatible store, or memory. Nothing above it knows which.
+"""The one seam to where bytes live: a local folder or an S3-compatible store. Nothing above it knows which.
 
 A storage maps keys to bytes. Keys are relative and ``/``-separated; folders are only what keys have in common. Each
 object is written whole or not at all, and the keys of a listing are in the order of their code points, which is also

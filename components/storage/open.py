@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
 from components.errors import ConfigError, StorageError
 from components.storage.base import Storage, check_prefix
 
-_PLACES = "a local folder, file:///folder, s3://bucket/prefix, or memory://name for tests"
+_EXPECTED = "a local folder, file:///folder or s3://bucket/prefix"
 
 
 def open_storage(url: str) -> Storage:
-    """Open a place; nothing is made, asked or checked until it is used.
+    """Open a storage; nothing is made, asked or checked until it is used.
 
     Args:
-        url: A local folder (``some/folder``, ``file:///some/folder``), ``s3://bucket/prefix`` (endpoint, region and
-            credentials come from the usual AWS settings, ``AWS_ENDPOINT_URL`` among them), or ``memory://name``.
+        url: A local folder (``some/folder``, ``file:///some/folder``) or ``s3://bucket/prefix`` (endpoint, region and
+            credentials come from the usual AWS settings, ``AWS_ENDPOINT_URL`` among them).
 
     Raises:
-        ConfigError: Where the URL names no such place.
+        ConfigError: If the URL names no storage.
     """
-    # Each backend is imported where it is used: they import this module, and boto3 takes long.
-    scheme, colon, rest = url.partition("://")
-    if not colon or scheme == "file":
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme == "file":
         from components.storage.local import LocalStorage
 
         return LocalStorage(_folder(url))
-    place, _, prefix = rest.partition("/")
-    if scheme not in ("s3", "memory") or not place:
-        raise ConfigError(f"{url!r} is not a place; expected {_PLACES}")
+    bucket, _, prefix = rest.partition("/")
+    if scheme not in SCHEMES or not bucket:
+        raise ConfigError(f"{url!r} is not a storage; expected {_EXPECTED}")
     try:
         check_prefix(prefix)
     except StorageError as error:
-        raise ConfigError(f"{url!r} is not a place: {error}") from error
-    if scheme == "memory":
-        from components.storage.memory import MemoryStorage
+        raise ConfigError(f"{url!r} is not a storage: {error}") from error
+    return SCHEMES[scheme](bucket, prefix)
 
-        return MemoryStorage(place, prefix)
-    from components.storage.s3 import S3Storage
 
-    return S3Storage(place, prefix)
+def _open_s3(bucket: str, prefix: str) -> Storage:
+    from components.storage.s3 import S3Storage  # here, since boto3 takes long to import
+
+    return S3Storage(bucket, prefix)
+
+
+# What opens the storages of each scheme, given the bucket and the prefix of an address.
+SCHEMES: dict[str, Callable[[str, str], Storage]] = {"s3": _open_s3}
 
 
 def _folder(url: str) -> Path:
@@ -50,8 +54,8 @@ def _folder(url: str) -> Path:
         if not path.startswith("/"):
             raise ConfigError(f"{url!r} is not an absolute file URL; write file:///some/folder, or only the path")
     if not path or "\0" in path:
-        raise ConfigError(f"{url!r} is not a place; expected {_PLACES}")
+        raise ConfigError(f"{url!r} is not a storage; expected {_EXPECTED}")
     try:
         return Path(path).expanduser() if path.startswith("~/") else Path(path)
     except RuntimeError as error:
-        raise ConfigError(f"{url!r} is not a place: {error}; write the whole path") from error
+        raise ConfigError(f"{url!r} is not a storage: {error}; write the whole path") from error

@@ -43,7 +43,7 @@ class Training(NamedTuple):
 
     Attributes:
         run: The run's name.
-        workdir: The storage that holds everything, as `components.storage.base.open_storage` takes it.
+        workdir: The storage that holds everything, as `components.storage.open.open_storage` takes it.
         base_model: What to start from.
         encoding_key: Names the dataset's folder.
         dataset: The dataset's digest.

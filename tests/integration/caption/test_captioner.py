@@ -26,7 +26,7 @@ from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.progress import Progress
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "blue", "square", "photo", "of"]
 COLOURS = ("red", "blue")

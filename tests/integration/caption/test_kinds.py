@@ -36,7 +36,7 @@ from components.caption.config import CaptionConfig
 from components.caption.loading import without_videos
 from components.image.records import Caption
 from components.progress import Progress
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 
 WORDS = ["a", "red", "blue", "square", "this", "is"]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

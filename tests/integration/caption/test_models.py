@@ -46,8 +46,8 @@ from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.progress import Progress
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 
 KINDS = ("qwen", "smolvlm", "florence")
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

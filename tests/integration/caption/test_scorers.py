@@ -27,7 +27,7 @@ from components.image.records import read_accepted, read_captions
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.progress import Progress
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 
 COLOURS = ("red", "blue", "lime", "black")
 WORK = MemoryStorage("scorers")

@@ -37,8 +37,8 @@ from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.progress import Progress
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 from tests.stores.mortal import contents, killed_everywhere
 
 KEY = "abcd"

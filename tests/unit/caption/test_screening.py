@@ -22,7 +22,7 @@ from components.image.records import Caption, CaptionRecord, Outcome, Rejection,
 from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.progress import Progress
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 
 WORK = MemoryStorage("screening")
 

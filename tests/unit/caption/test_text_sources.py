@@ -25,7 +25,7 @@ from components.ingest.config import IngestConfig
 from components.ingest.intake import ingest
 from components.progress import Progress
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 
 QUIET = Progress(io.StringIO())
 

@@ -38,7 +38,7 @@ from components.image.records import Caption, CaptionRecord, Rejection
 from components.progress import Progress
 from components.report.config import ReportConfig
 from components.report.reporting import report
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202e\x00\n|`*[x](javascript:1)"
 

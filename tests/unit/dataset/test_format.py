@@ -29,8 +29,8 @@ from components.dataset.tars import OpenTar, open_ranged, open_whole
 from components.digests import sha256
 from components.errors import DataError, NotFound
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 
 NAME = "shards/16x24/0123456789abcdef"
 HOSTILE = 'a "digit"\n<script>alert(1)</script> \udcff 🎉 \x00'

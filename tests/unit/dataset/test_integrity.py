@@ -25,8 +25,8 @@ from components.dataset.versions import Shard, make_dataset
 from components.digests import canonical_json, sha256
 from components.errors import DataError
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 
 NAME = "shards/16x24/0123456789abcdef"
 Members = list[tuple[tarfile.TarInfo, bytes]]

@@ -6,7 +6,7 @@ import pytest
 
 from components.image.authors import author, count_authors, read_authors, write_authors
 from components.image.records import Caption, CaptionRecord
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 
 
 @pytest.mark.parametrize(

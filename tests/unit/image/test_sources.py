@@ -14,8 +14,8 @@ import pytest
 from components.errors import ConfigError, DataError, ImageRejected, StorageError
 from components.image.sources import FolderSource, Source, StorageSource, open_source
 from components.storage.base import Entry
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 
 
 def names(source: Source) -> list[str]:

@@ -24,8 +24,8 @@ from components.image.records import (
 from components.index.config import IndexConfig
 from components.index.versions import index
 from components.progress import Progress
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 from tests.stores.mortal import contents
 
 KEY, SOURCE = "fedcba9876543210", "0123456789abcdef"

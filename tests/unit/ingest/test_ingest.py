@@ -21,8 +21,8 @@ from components.ingest.digits import write_digits
 from components.ingest.intake import ingest
 from components.progress import Progress
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 
 
 def picture(seed: int, side: int = 16) -> bytes:

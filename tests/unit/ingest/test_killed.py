@@ -21,7 +21,7 @@ from components.ingest.known import Seen
 from components.ingest.listing import Listed
 from components.progress import Progress
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 from tests.stores.mortal import contents, killed_everywhere
 
 

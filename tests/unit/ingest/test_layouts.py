@@ -33,7 +33,7 @@ from components.ingest.intake import ingest
 from components.ingest.metadata import Told, read_metadata
 from components.progress import Progress
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
+from tests.stores.memory import MemoryStorage
 
 
 def picture(seed: int) -> bytes:

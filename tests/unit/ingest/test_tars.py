@@ -28,8 +28,8 @@ from components.ingest.intake import ingest
 from components.ingest.tar_walk import walk
 from components.progress import Progress
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 
 
 def picture(seed: int, side: int = 16) -> bytes:

@@ -15,8 +15,8 @@ import pytest
 from components.errors import ConfigError, DataError, NotFound, StorageError
 from components.storage.base import Storage
 from components.storage.local import LocalStorage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
+from tests.stores.memory import MemoryStorage
 
 BAD_KEYS = [
     "",
@@ -388,7 +388,7 @@ def test_urls_of_local_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "s3://bucket/a//b",
         "gs://bucket",
         "file://a",
-        "memory://",
+        "ftp://host/folder",
     ],
 )
 def test_urls_that_name_no_place(url: str) -> None:

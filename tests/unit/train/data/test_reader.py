@@ -17,11 +17,11 @@ from components.digests import sha256
 from components.errors import DataError, StorageError
 from components.rng import Stream, normals, uniforms
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
 from components.train.config import TrainConfig
 from components.train.data.buffers import Buffers
 from components.train.data.reader import Drawing, MicroBatch, Reader
+from tests.stores.memory import MemoryStorage
 
 SHAPES = {(16, 16): (8, 2, 2), (16, 24): (8, 2, 3)}
 TEXT = (5, 6)

@@ -12,9 +12,9 @@ import pytest
 from components.dataset.format import Sample, npy, pack
 from components.dataset.versions import Shard, make_dataset
 from components.digests import sha256
-from components.storage.memory import MemoryStorage
 from components.train.config import TrainConfig
 from components.train.data.reader import Drawing, Reader
+from tests.stores.memory import MemoryStorage
 
 PER_SHARD = 4096
 

@@ -14,8 +14,8 @@ import pytest
 from components.digests import sha256
 from components.errors import ConfigError, DataError, NotFound, StorageError
 from components.storage.base import HIDDEN
-from components.storage.memory import MemoryStorage
 from components.train.data.shard_cache import ShardCache
+from tests.stores.memory import MemoryStorage
 
 SIZE = 1000
 

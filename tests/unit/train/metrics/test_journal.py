@@ -6,9 +6,9 @@ import threading
 from pathlib import Path
 
 from components.errors import StorageError
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
 from components.train.metrics.journal import Journal
+from tests.stores.memory import MemoryStorage
 
 
 class Unsteady(MemoryStorage):

@@ -21,11 +21,11 @@ from components.dataset.versions import Dataset, Shard, make_dataset
 from components.digests import sha256
 from components.errors import DataError
 from components.storage.base import Storage
-from components.storage.memory import MemoryStorage
 from components.storage.open import open_storage
 from components.train.config import TrainConfig
 from components.train.data.reader import Drawing, MicroBatch
 from components.train.metrics.validation import HeldOut, Validation, choose, make_batch, share, stratified
+from tests.stores.memory import MemoryStorage
 
 DRAWING = Drawing(seed=3, timesteps=1000, scaling_factor=0.5, caption_dropout=1.0)
 SIZES = (9, 5, 12, 7)

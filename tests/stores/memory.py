@@ -1,6 +1,5 @@
-"""Storage in this process's memory, for tests and small experiments."""
+"""Storage in this process's memory, which tests open as ``memory://name``: not a folder, and quick."""
 
-# ruff: noqa: D102 - Storage documents what its methods promise
 from __future__ import annotations
 
 import threading
@@ -17,7 +16,7 @@ _places: dict[str, dict[str, bytes]] = {}
 
 
 class MemoryStorage(Storage):
-    """A place in memory; all storages of one name in this process share it."""
+    """A storage in memory; all of one name in this process share it."""
 
     def __init__(self, name: str, prefix: str = "") -> None:
         self._name = name
