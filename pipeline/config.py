@@ -22,7 +22,7 @@ from components.ingest.config import IngestConfig
 from components.latents.config import LatentsConfig
 from components.publish.config import PublishConfig
 from components.report.config import ReportConfig
-from components.settings import Settings, override, parse_values, read_values
+from components.settings import Operational, Settings, override, parse_values, read_values
 from components.train.config import TrainConfig
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PlacementConfig
@@ -30,8 +30,6 @@ from pipeline.pods_config import PodsConfig
 
 # Where the chart mounts the recipes of a release, which win over those of the image.
 RELEASE_RECIPES = Path("/etc/darkroom-recipes")
-# Where and how a run is carried out, not what it computes: these may change while it lasts, and it goes on.
-_OPERATIONAL = frozenset({"launch", "placement", "pods"})
 
 
 class RunConfig(Settings):
@@ -56,9 +54,9 @@ class RunConfig(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig = PublishConfig()
     report: ReportConfig = ReportConfig()
-    launch: LaunchConfig = LaunchConfig()
-    placement: PlacementConfig = PlacementConfig()
-    pods: PodsConfig = PodsConfig()
+    launch: Operational[LaunchConfig] = LaunchConfig()
+    placement: Operational[PlacementConfig] = PlacementConfig()
+    pods: Operational[PodsConfig] = PodsConfig()
 
     @field_validator("name")
     @classmethod
@@ -97,7 +95,7 @@ class RunConfig(Settings):
     @property
     def run(self) -> str:
         """The run's own name: equal settings continue the same run, with another budget or on other machines, too."""
-        return f"{self.name}-{short(self.model_dump(mode='json', exclude=set(_OPERATIONAL)), 8)}"
+        return f"{self.name}-{short(self.without_operational(), 8)}"
 
 
 def recipes() -> list[str]:

@@ -1,28 +1,42 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field, ValidationError
 
 from components.errors import ConfigError
-from components.settings import Settings, override, read_values
+from components.settings import Operational, Settings, override, read_values
 
 
 class Optimizer(Settings):
+    RENAMED: ClassVar[Mapping[str, str]] = {"lr": "learning_rate"}
+
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
+    fused: Operational[bool] = Field(False, description="run the fused kernel")
 
 
 class Run(Settings):
+    RENAMED: ClassVar[Mapping[str, str]] = {"lr": "optimizer.learning_rate", "optimizer": "optimizer.learning_rate"}
+
     steps: int = Field(10, ge=1, description="optimizer steps in all")
     optimizer: Optimizer = Optimizer()
     fallback: Optimizer | None = None
     stages: tuple[Optimizer, ...] = ()
 
 
-def refused(values: dict[str, object]) -> str:
+class Study(Settings):
+    runs: tuple[Run, ...] = (Run(),)
+    named: dict[str, Optimizer] = Field({"first": Optimizer()})
+    ranks: Operational[int] = Field(1, ge=1, description="processes")
+    logging: Operational[Optimizer] = Optimizer()
+
+
+def rejected(values: dict[str, object], config: type[Settings] = Run) -> str:
     with pytest.raises(ConfigError) as caught:
-        Run.parse(values)
+        config.parse(values)
     return str(caught.value)
 
 
@@ -41,11 +55,11 @@ def tells(message: str, *parts: str) -> bool:
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(values: dict[str, object], parts: tuple[str, ...]) -> None:
-    assert tells(refused(values), *parts)
+    assert tells(rejected(values), *parts)
 
 
 def test_a_name_like_no_other_is_answered_with_all() -> None:
-    assert tells(refused({"xyz": 1}), "xyz", "fallback, optimizer, stages, steps")
+    assert tells(rejected({"xyz": 1}), "xyz", "fallback, optimizer, stages, steps")
 
 
 @pytest.mark.parametrize(
@@ -58,16 +72,51 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_allowed(values: dict[str, object], parts: tuple[str, ...]) -> None:
-    assert tells(refused(values), *parts)
+    assert tells(rejected(values), *parts)
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
-    assert len(refused({"steps": 0, "optimizer": {"learning_rate": 2}}).splitlines()) == 2
+def test_everything_that_is_wrong_is_reported_at_once() -> None:
+    assert len(rejected({"steps": 0, "optimizer": {"learning_rate": 2}}).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "new_name"),
+    [
+        ({"runs": [{"lr": 3}]}, "runs.0.lr", "runs.0.optimizer.learning_rate"),
+        ({"runs": [{"fallback": {"lr": 3}}]}, "runs.0.fallback.lr", "runs.0.fallback.learning_rate"),
+        ({"runs": [{"optimizer": 3}]}, "runs.0.optimizer", "runs.0.optimizer.learning_rate"),
+        ({"logging": {"lr": 3}}, "logging.lr", "logging.learning_rate"),
+    ],
+)
+def test_a_renamed_setting_is_rejected_with_its_new_path(values: dict[str, object], name: str, new_name: str) -> None:
+    message = rejected(values, Study)
+    assert message.startswith(f"{name} is now {new_name}")
+    assert "3" in message
+
+
+def test_a_renamed_setting_is_rejected_in_an_override_too() -> None:
+    assert rejected(override({"steps": 3}, ["lr=1"])).startswith("lr is now optimizer.learning_rate")
+
+
+def test_a_section_that_was_a_value_still_says_what_is_wrong_inside_it() -> None:
+    assert rejected({"optimizer": {"learning_rate": 2}}).startswith("optimizer.learning_rate: 2 is not allowed")
+
+
+def test_operational_settings_are_no_part_of_what_is_computed() -> None:
+    decisive = {"learning_rate": 1e-4}
+    assert Study().without_operational() == {
+        "runs": [{"steps": 10, "optimizer": decisive, "fallback": None}],
+        "named": {"first": decisive},
+    }
+
+
+def test_an_operational_setting_keeps_its_bounds() -> None:
+    assert rejected({"ranks": 0}, Study).startswith("ranks: 0 is not allowed")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_none_are_refused(value: float) -> None:
-    assert "finite" in refused({"optimizer": {"learning_rate": value}})
+def test_numbers_that_are_none_are_rejected(value: float) -> None:
+    assert "finite" in rejected({"optimizer": {"learning_rate": value}})
 
 
 def test_override_reads_values_as_yaml_and_leaves_the_original_alone() -> None:
@@ -122,7 +171,7 @@ def test_a_malformed_override_is_refused(text: str, part: str) -> None:
     assert tells(str(caught.value).replace("\n", " "), repr(text), part)
 
 
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_mapping_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     with pytest.raises(ConfigError, match=r"recipe\.yaml.*No such file"):
         read_values(path)
