@@ -149,6 +149,14 @@ def parse_values(text: str, name: str) -> dict[str, Any]:
     return values
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by their dotted path, as ``--set`` takes them: ``{"optimizer.learning_rate": 0.1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _copy(value: Any) -> Any:
     """Copy mappings and lists, also those that YAML's anchors put in several places: each place has its own then."""
     if isinstance(value, Mapping):
@@ -198,11 +206,14 @@ def _describe(root: type[BaseModel], path: list[str]) -> str:
 
 def _suggest(root: type[BaseModel], path: list[str]) -> str:
     owner = _owner(root, path)
-    names = list(owner.model_fields) if owner else []
-    near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5)
+    fields = {name: name for name in owner.model_fields} if owner else {}
+    # A misspelt old name is as near as it ever was to what was meant.
+    old_names = owner.RENAMED if owner and issubclass(owner, Settings) else {}
+    paths = {**old_names, **fields}
+    near = difflib.get_close_matches(path[-1], paths, n=1, cutoff=0.5)
     if near:
-        return f"; did you mean {'.'.join([*path[:-1], near[0]])}?"
-    return f"; allowed here: {', '.join(sorted(names))}"
+        return f"; did you mean {'.'.join([*path[:-1], paths[near[0]]])}?"
+    return f"; allowed here: {', '.join(sorted(fields))}"
 
 
 def _owner(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:

@@ -75,12 +75,13 @@ class RunConfig(Settings):
 
     def _contradictions(self) -> Iterator[str]:
         launch, train, made = self.launch, self.train, self.model.scratch.architecture
-        if launch.spot_drill_step is not None and launch.spot_drill_step >= train.steps:
-            yield f"launch.spot_drill_step ({launch.spot_drill_step}) must be below train.steps ({train.steps})"
-        if launch.spot_drill_rank >= train.ranks:
-            yield f"launch.spot_drill_rank ({launch.spot_drill_rank}) must be below train.ranks ({train.ranks})"
-        if launch.spot_drill_step is not None and launch.where != "local":
-            yield f"launch.spot_drill_step needs launch.where local, not {launch.where}: on a cluster, delete a pod"
+        drill = launch.spot_drill
+        if drill.step is not None and drill.step >= train.steps:
+            yield f"launch.spot_drill.step ({drill.step}) must be below train.steps ({train.steps})"
+        if drill.rank >= train.ranks:
+            yield f"launch.spot_drill.rank ({drill.rank}) must be below train.ranks ({train.ranks})"
+        if drill.step is not None and launch.where != "local":
+            yield f"launch.spot_drill.step needs launch.where local, not {launch.where}: on a cluster, delete a pod"
         if self.model.base is None and self.latents.resolution != made.resolution:
             yield (
                 f"latents.resolution ({self.latents.resolution}) must be model.scratch.architecture.resolution "

@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress.event("finished", step=request.config.steps)
                 return EXIT_DONE
             command = [*RANK, *arguments, "--parent-pid", str(os.getpid())]
-            grace = Grace(request.config.stop_grace_seconds, request.config.crash_grace_seconds)
+            limits = request.config.limits
+            grace = Grace(limits.stop_grace_seconds, limits.crash_grace_seconds)
             return Agent(command, node, grace, signals, progress, request.parent).run(request.restarts)
     except DarkroomError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads it, not a log collector

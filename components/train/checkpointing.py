@@ -51,7 +51,7 @@ class Saver:
         self._attempt = shared_token()
         self._training = training
         self._shapes = shapes
-        self._config = config
+        self._config = config.checkpoint
         self._failed = failed
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="saver")
         self._given_up = threading.Event()

@@ -1,65 +1,25 @@
-"""Settings of the training step."""
+"""Settings of the training step.
+
+What is marked `Operational` says how a run is carried out: it may change between two attempts. All else decides what is
+computed, and is part of the training's identity.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from components.digests import digest
-from components.settings import Settings
-
-# How a run is carried out, not what it computes: these may change between two attempts of one training.
-OPERATIONAL = frozenset(
-    {
-        "ranks",
-        "micro_batch",
-        "zero_stage",
-        "gradient_checkpointing",
-        "compile",
-        "channels_last",
-        "max_skipped_steps",
-        "checkpoint_every",
-        "keep",
-        "keep_every",
-        "log_every",
-        "prefetch",
-        "workers",
-        "shard_threads",
-        "verify_shards",
-        "on_bad_shard",
-        "remote_shards",
-        "cache",
-        "cache_gib",
-        "notices",
-        "notices_every",
-        "notices_address",
-        "notices_rebalance",
-        "start_seconds",
-        "hang_seconds",
-        "stop_grace_seconds",
-        "crash_grace_seconds",
-        "validate_every",
-        "validation_samples",
-        "validation_seed",
-        "sample_every",
-        "sample_steps",
-        "sample_prompts",
-        "sample_denoising_steps",
-        "sample_guidance",
-        "trackers",
-        "tracker_project",
-    }
-)
+from components.settings import Operational, Settings
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class TrainConfig(Settings):
-    """What the trainer computes and how it goes about it."""
+class OptimizerConfig(Settings):
+    """AdamW, its learning rate, and how gradients are clipped."""
 
-    steps: int = Field(1000, ge=1, description="optimizer steps in all")
-    global_batch: int = Field(64, ge=1, description="images per optimizer step, over all ranks")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0 to its peak")
@@ -67,51 +27,109 @@ class TrainConfig(Settings):
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global L2 norm")
-    caption_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained with the empty prompt")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights, per step")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="dtype of forward and backward; masters are fp32, and fp16 losses are scaled dynamically"
-    )
-    window: int = Field(16, ge=1, description="shards of a bucket that are shuffled together")
 
-    ranks: int = Field(1, ge=1, description="processes on this node (on a cluster PET_NPROC_PER_NODE says so)")
-    micro_batch: int = Field(32, ge=1, description="images per forward pass and rank, at most")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed shards 1 moments, 2 gradients, 3 weights")
-    exact_across_world_sizes: bool = Field(
-        False,
-        description="make the weights' bytes the same at any number of ranks, slowly (stage 0, fp32)",
-    )
+
+class EmaConfig(Settings):
+    """The moving average of the weights, which is what is published."""
+
+    decay: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights, per step")
+
+
+class PerformanceConfig(Settings):
+    """Memory against time: the same computation, laid out in other ways."""
+
     gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
     compile: bool = Field(False, description="compile the UNet with torch.compile")
     channels_last: bool = Field(False, description="lay images out with the channels last, which tensor cores like")
-    max_skipped_steps: int = Field(
-        50, ge=0, description="steps in a row that are skipped for a gradient that is not finite, before training ends"
+
+
+class DataConfig(Settings):
+    """How samples are shuffled, read and checked."""
+
+    window: int = Field(16, ge=1, description="shards of a bucket that are shuffled together")
+    prefetch: Operational[int] = Field(4, ge=1, description="optimizer steps of data that are read ahead")
+    workers: Operational[int] = Field(
+        1, ge=1, le=64, description="threads per rank that read samples and draw their noise"
     )
-    checkpoint_every: int = Field(500, ge=1, description="optimizer steps between two checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
-    keep_every: int | None = Field(None, ge=1, description="checkpoints of each so-manyth step are kept, too")
-    log_every: int = Field(10, ge=1, description="optimizer steps between two lines of progress")
-    prefetch: int = Field(4, ge=1, description="optimizer steps of data that are read ahead")
-    workers: int = Field(1, ge=1, le=64, description="threads per rank that read samples and draw their noise")
-    shard_threads: int = Field(4, ge=1, le=64, description="threads per rank that fetch and check shards ahead")
-    verify_shards: bool = Field(True, description="check each shard's digest when a rank first opens it")
-    on_bad_shard: Literal["fail", "skip"] = Field(
-        "fail", description="a corrupt or missing shard ends training, or its samples count for nothing"
+    shard_threads: Operational[int] = Field(
+        4, ge=1, le=64, description="threads per rank that fetch and check shards ahead"
     )
-    remote_shards: Literal["cache", "range"] = Field(
+    verify_shards: Operational[bool] = Field(True, description="check each shard's digest when a rank first opens it")
+    on_bad_shard: Operational[Literal["fail", "skip"]] = Field(
+        "fail", description="if a shard is corrupt or missing: end training, or train without its samples"
+    )
+    remote_shards: Operational[Literal["cache", "range"]] = Field(
         "cache", description="shards of a remote dataset are fetched whole, or only the bytes of samples (not checked)"
     )
-    cache: str = Field("", description="folder on this node for remote shards; empty: one in the temporary folder")
-    cache_gib: float = Field(50.0, gt=0, description="most GiB that it may take: more than two windows of shards")
+    cache: Operational[str] = Field(
+        "", description="folder on this node for remote shards; empty: one in the temporary folder"
+    )
+    cache_gib: Operational[float] = Field(
+        50.0, gt=0, description="size limit of that folder in GiB: more than two windows of shards"
+    )
 
-    notices: Literal["none", "aws", "gcp", "azure"] = Field(
-        "none", description="cloud whose metadata server is asked whether it takes the machine away"
+
+class CheckpointConfig(Settings):
+    """When checkpoints are written, and which are kept."""
+
+    every: int = Field(500, ge=1, description="optimizer steps between two checkpoints")
+    keep: int = Field(2, ge=1, description="number of newest checkpoints to keep")
+    keep_every: int | None = Field(
+        None, ge=1, description="keep the checkpoints of steps divisible by this, too; null: only the newest"
     )
-    notices_every: float = Field(2.0, gt=0, le=60, description="seconds between two such questions")
-    notices_address: str = Field(
-        "http://169.254.169.254", pattern=r"^http://[^/\s]+$", description="address of the metadata server"
+
+
+class ValidationConfig(Settings):
+    """The loss on held-out samples."""
+
+    every: int | None = Field(
+        500, ge=1, description="optimizer steps between two measurements of the loss on held-out samples; null: never"
     )
-    notices_rebalance: bool = Field(False, description="stop also when AWS recommends to rebalance, long before")
+    samples: int = Field(256, ge=1, le=100_000, description="number of held-out samples to measure on, at most")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of their noise and timesteps; use the same to compare two runs"
+    )
+
+
+class SamplesConfig(Settings):
+    """Sample images that the model draws while it trains."""
+
+    every: int | None = Field(
+        None, ge=1, description="optimizer steps between two drawings of sample images; null: only after samples.steps"
+    )
+    steps: tuple[int, ...] = Field((), description="optimizer steps after which sample images are drawn")
+    prompts: tuple[str, ...] = Field((), description="prompts of the sample images")
+    denoising_steps: int = Field(20, ge=1, description="denoising steps of the sample images")
+    guidance: float = Field(2.0, ge=0, description="classifier-free guidance scale of the sample images")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.steps or self.every) and not self.prompts:
+            raise ValueError(f"{'steps' if self.steps else 'every'} asks for images but prompts is empty")
+        return self
+
+
+class MetricsConfig(Settings):
+    """Where metrics go, and how often."""
+
+    log_every: int = Field(10, ge=1, description="optimizer steps between two lines of progress")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="trackers that get the metrics besides the run's own files; credentials: from the environment"
+    )
+    project: str = Field(
+        "darkroom", min_length=1, max_length=100, description="W&B project and MLflow experiment of the run"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers names one twice: {', '.join(self.trackers)}")
+        return self
+
+
+class LimitsConfig(Settings):
+    """How long training may stand still, how long it may take to stop, and when it is given up."""
+
     start_seconds: float | None = Field(
         3600.0, gt=0, description="seconds until the first step is done, or the rank counts as hung; null: no limit"
     )
@@ -122,68 +140,118 @@ class TrainConfig(Settings):
         "null: no limit",
     )
     stop_grace_seconds: float = Field(
-        600.0, gt=0, description="seconds to save and end once asked to stop; then the ranks end without"
+        600.0, gt=0, description="seconds to save and end after a stop signal; then the ranks end without saving"
     )
     crash_grace_seconds: float = Field(
         5.0, ge=0, description="seconds that ranks go on after one has crashed, before they are killed"
     )
+    max_skipped_steps: int = Field(
+        50, ge=0, description="steps in a row that are skipped for a gradient that is not finite, before training ends"
+    )
 
-    validate_every: int | None = Field(
-        500, ge=1, description="optimizer steps between two measurements of the loss on held-out samples; null: never"
-    )
-    validation_samples: int = Field(256, ge=1, le=100_000, description="held-out samples measured on, at most")
-    validation_seed: int = Field(
-        0, ge=0, lt=2**63, description="seed of their noise and timesteps; runs to be compared share it"
-    )
-    sample_every: int | None = Field(
-        None, ge=1, description="optimizer steps between two drawings of sample images; null: only after sample_steps"
-    )
-    sample_steps: tuple[int, ...] = Field((), description="optimizer steps after which sample images are drawn")
-    sample_prompts: tuple[str, ...] = Field((), description="prompts of those images")
-    sample_denoising_steps: int = Field(20, ge=1, description="denoising steps of those images")
-    sample_guidance: float = Field(2.0, ge=0, description="classifier-free guidance scale of those images")
 
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
-        (), description="what is told the metrics besides the run's own files; credentials come from the environment"
+class NoticesConfig(Settings):
+    """Warnings of the cloud that it will reclaim this node."""
+
+    cloud: Literal["none", "aws", "gcp", "azure"] = Field(
+        "none", description="cloud whose metadata server is asked whether it will reclaim this node"
     )
-    tracker_project: str = Field(
-        "darkroom", min_length=1, max_length=100, description="W&B project and MLflow experiment of the run"
+    every: float = Field(2.0, gt=0, le=60, description="seconds between two such requests")
+    address: str = Field(
+        "http://169.254.169.254", pattern=r"^http://[^/\s]+$", description="address of the metadata server"
     )
+    rebalance: bool = Field(False, description="stop also when AWS recommends to rebalance, long before")
+
+
+class TrainConfig(Settings):
+    """What the trainer computes and how it goes about it."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        **{name: f"optimizer.{name}" for name in OptimizerConfig.model_fields},
+        **{name: f"performance.{name}" for name in PerformanceConfig.model_fields},
+        **{name: f"data.{name}" for name in DataConfig.model_fields},
+        **{name: f"limits.{name}" for name in LimitsConfig.model_fields},
+        "ema_decay": "ema.decay",
+        "checkpoint_every": "checkpoint.every",
+        "keep": "checkpoint.keep",
+        "keep_every": "checkpoint.keep_every",
+        "validate_every": "validation.every",
+        "validation_samples": "validation.samples",
+        "validation_seed": "validation.seed",
+        "sample_every": "samples.every",
+        "sample_steps": "samples.steps",
+        "sample_prompts": "samples.prompts",
+        "sample_denoising_steps": "samples.denoising_steps",
+        "sample_guidance": "samples.guidance",
+        "log_every": "metrics.log_every",
+        "trackers": "metrics.trackers",
+        "tracker_project": "metrics.project",
+        "notices": "notices.cloud",
+        "notices_every": "notices.every",
+        "notices_address": "notices.address",
+        "notices_rebalance": "notices.rebalance",
+    }
+
+    steps: int = Field(1000, ge=1, description="optimizer steps in all")
+    global_batch: int = Field(64, ge=1, description="images per optimizer step, over all ranks")
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained with the empty prompt")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="dtype of forward and backward; masters are fp32, and fp16 losses are scaled dynamically"
+    )
+    exact_across_world_sizes: bool = Field(
+        False, description="make the weights' bytes the same at any number of ranks, slowly (stage 0, fp32)"
+    )
+    ranks: Operational[int] = Field(
+        1, ge=1, description="processes on this node (on a cluster PET_NPROC_PER_NODE says so)"
+    )
+    micro_batch: Operational[int] = Field(32, ge=1, description="images per forward pass and rank, at most")
+    zero_stage: Operational[Literal[0, 1, 2, 3]] = Field(
+        1, description="DeepSpeed shards 1 moments, 2 gradients, 3 weights"
+    )
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    performance: Operational[PerformanceConfig] = PerformanceConfig()
+    data: DataConfig = DataConfig()
+    checkpoint: Operational[CheckpointConfig] = CheckpointConfig()
+    validation: Operational[ValidationConfig] = ValidationConfig()
+    samples: Operational[SamplesConfig] = SamplesConfig()
+    metrics: Operational[MetricsConfig] = MetricsConfig()
+    limits: Operational[LimitsConfig] = LimitsConfig()
+    notices: Operational[NoticesConfig] = NoticesConfig()
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
-        late = [step for step in self.sample_steps if not 0 < step <= self.steps]
+        warmup, late = self.optimizer.warmup_steps, [step for step in self.samples.steps if not 0 < step <= self.steps]
+        if warmup >= self.steps:
+            raise ValueError(f"optimizer.warmup_steps ({warmup}) must be below steps ({self.steps})")
         if late:
-            raise ValueError(f"sample_steps {late} lie outside 1..steps ({self.steps})")
+            raise ValueError(f"samples.steps {late} lie outside 1..steps ({self.steps})")
         if self.exact_across_world_sizes and (self.zero_stage != 0 or self.precision != "fp32"):
             raise ValueError(
                 "exact_across_world_sizes needs zero_stage 0 and precision fp32, "
                 f"not zero_stage {self.zero_stage} and {self.precision}"
             )
-        if (self.sample_steps or self.sample_every) and not self.sample_prompts:
-            asks = "sample_steps asks" if self.sample_steps else "sample_every asks"
-            raise ValueError(f"{asks} for images but sample_prompts is empty")
-        if len(set(self.trackers)) < len(self.trackers):
-            raise ValueError(f"trackers names one twice: {', '.join(self.trackers)}")
         return self
 
     def validates_after(self, step: int) -> bool:
         """Tell whether the loss on held-out samples is due after an optimizer step; it is before the first (0), too."""
-        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)
+        every = self.validation.every
+        return every is not None and (step % every == 0 or step == self.steps)
 
     def draws_after(self, step: int) -> bool:
         """Tell whether sample images are due after an optimizer step."""
-        return step in self.sample_steps or (
-            self.sample_every is not None and step > 0 and step % self.sample_every == 0
-        )
+        every = self.samples.every
+        return step in self.samples.steps or (every is not None and step > 0 and step % every == 0)
+
+    def saves_after(self, step: int) -> bool:
+        """Tell whether a checkpoint is due after an optimizer step."""
+        return step == self.steps or step % self.checkpoint.every == 0
 
     def pauses_after(self, step: int) -> bool:
         """Tell whether anything but the next step is due after an optimizer step."""
-        saves = step == self.steps or step % self.checkpoint_every == 0
-        return saves or self.validates_after(step) or self.draws_after(step)
+        return self.saves_after(step) or self.validates_after(step) or self.draws_after(step)
 
     def identity(self) -> str:
         """Return the digest of every setting that what is computed depends on."""
-        return digest(self.model_dump(mode="json", exclude=set(OPERATIONAL)))
+        return digest(self.without_operational())

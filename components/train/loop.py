@@ -75,7 +75,7 @@ def train(job: Training) -> None:
             monitor.step(one.step, loss=one.loss, **one.facts)
         stop = any(one.stop for one in agreed)
         job.watchdog.beat(step)
-        if stop or step == config.steps or step % config.checkpoint_every == 0:
+        if stop or config.saves_after(step):
             _checkpoint(job, step, watch, last=stop or step == config.steps)
         if stop and step < config.steps:
             monitor.event("preempted", step=step)
@@ -90,7 +90,7 @@ def _checkpoint(job: Training, step: int, watch: Stopwatch, last: bool) -> None:
         save = job.saver.save_now if last else job.saver.save
         save(step, job.engine.counters, job.engine.pieces)
     job.monitor.checkpoint(step, stall.seconds)
-    if job.config.on_bad_shard == "skip":
+    if job.config.data.on_bad_shard == "skip":
         left_out = first_problem("; ".join(job.reader.bad_shards.values()) or None)
         if left_out is not None:
             job.monitor.event("bad-shards", step=step, problem=left_out)
@@ -98,10 +98,10 @@ def _checkpoint(job: Training, step: int, watch: Stopwatch, last: bool) -> None:
 
 def _skip(job: Training, step: int, in_a_row: int) -> int:
     job.monitor.event("step-skipped", step=step, in_a_row=in_a_row)
-    if in_a_row > job.config.max_skipped_steps:
+    if in_a_row > job.config.limits.max_skipped_steps:
         raise Diverged(
             f"the gradient was not finite at step {step} and the {in_a_row - 1} before it; the last checkpoint is from "
-            "before. Lower train.learning_rate, or use precision fp32"
+            "before. Lower train.optimizer.learning_rate, or use precision fp32"
         )
     return in_a_row
 
@@ -130,7 +130,7 @@ def _sample(job: Training, step: int, watch: Stopwatch) -> None:
             except (DarkroomError, torch.OutOfMemoryError) as error:  # a picture less is no reason to stop training
                 problem = str(error)
     if sheet is not None:
-        columns = len(job.config.sample_prompts)
+        columns = len(job.config.samples.prompts)
         job.monitor.samples(step, sheet, (sheet.height, sheet.width // columns), spent.seconds)
     elif problem is not None:
         job.monitor.samples_failed(step, problem, spent.seconds)

@@ -38,8 +38,8 @@ def note_smaller(config: TrainConfig, run: Storage) -> DarkroomError:
     """Write down half the micro-batch for the next start, and return the error to end this one with."""
     if config.micro_batch == 1:
         return DarkroomError(
-            "out of memory with one image per forward pass; set train.gradient_checkpointing=true, a higher "
-            "train.zero_stage, or use a device with more memory"
+            "out of memory with one image per forward pass; set train.performance.gradient_checkpointing=true, a "
+            "higher train.zero_stage, or use a device with more memory"
         )
     smaller = config.micro_batch // 2
     run.write_json(_NOTE, {"micro_batch": smaller})

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopping.listen()
     try:
         request = parse(argv)
-        stopping.grace = request.config.stop_grace_seconds
+        stopping.grace = request.config.limits.stop_grace_seconds
         watchdog = _watchdog(request, rank, progress)
         watchdog.start()
         _watch_for_notices(request, stopping, rank, progress)
@@ -40,21 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _watchdog(request: Request, rank: int, progress: Progress) -> Watchdog:
-    config = request.config
-    return Watchdog(rank, progress, config.start_seconds, config.hang_seconds, request.parent)
+    limits = request.config.limits
+    return Watchdog(rank, progress, limits.start_seconds, limits.hang_seconds, request.parent)
 
 
 def _watch_for_notices(request: Request, stopping: Stopping, rank: int, progress: Progress) -> None:
     """Poll the cloud on one rank of each machine."""
-    config = request.config
-    if config.notices == "none" or os.environ.get("LOCAL_RANK", "0") != "0":
+    config = request.config.notices
+    if config.cloud == "none" or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    look = source(config.notices, config.notices_address, config.notices_rebalance)
+    look = source(config.cloud, config.address, config.rebalance)
 
     def trouble(problem: str) -> None:
-        progress.event("no-notices", rank=rank, source=config.notices_address, problem=problem)
+        progress.event("no-notices", rank=rank, source=config.address, problem=problem)
 
-    Poller(look, stopping.ask, trouble, config.notices_every).start()
+    Poller(look, stopping.ask, trouble, config.every).start()
 
 
 if __name__ == "__main__":

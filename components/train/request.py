@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
     values = read_values(arguments.config) if arguments.config else {}
     workdir = open_storage(arguments.workdir)
     config = TrainConfig.parse(override(values, arguments.set))
-    check_usable(config.trackers, workdir, os.environ)
+    check_usable(config.metrics.trackers, workdir, os.environ)
     given = {_variable(flag): getattr(arguments, flag[2:].replace("-", "_")) for flag in _TORCHRUN_FLAGS}
     return Request(
         config=config,

@@ -80,7 +80,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     _check_conditioning(unet, request.dataset)
     if checkpoint is not None:
         load_weights(unet, checkpoint.read_all("master"))
-    engine = Engine(_tuned(unet, config), make_loss(scheduler, config.channels_last), config)
+    engine = Engine(_tuned(unet, config), make_loss(scheduler, config.performance.channels_last), config)
     if checkpoint is not None:
         engine.restore(checkpoint)
     step = checkpoint.step if checkpoint is not None else 0
@@ -107,16 +107,16 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
 def _validation(
     dataset: Dataset, storage: Storage, drawing: Drawing, config: TrainConfig, rank: int, world: int
 ) -> Validation | None:
-    if config.validate_every is None or dataset.held_out == 0:
+    if config.validation.every is None or dataset.held_out == 0:
         return None
     return Validation(dataset, storage, drawing, config, rank, world)
 
 
 def _tuned(unet: Any, config: TrainConfig) -> nn.Module:
     """Trade memory for time, and time now for time later, as the settings say."""
-    if config.gradient_checkpointing:
+    if config.performance.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if config.compile:
+    if config.performance.compile:
         unet.compile()
     tuned: nn.Module = unet
     return tuned
@@ -168,10 +168,10 @@ def _draw_samples(
         model.unet.load_state_dict(weights)
         images = sampling.draw(
             *model,
-            prompts=config.sample_prompts,
-            seeds=[seed] * len(config.sample_prompts),
-            steps=config.sample_denoising_steps,
-            guidance=config.sample_guidance,
+            prompts=config.samples.prompts,
+            seeds=[seed] * len(config.samples.prompts),
+            steps=config.samples.denoising_steps,
+            guidance=config.samples.guidance,
             height=height,
             width=width,
         )

@@ -78,7 +78,7 @@ def make_plan(
         work_hours=None if case.work is None else case.work / HOUR,
         pool="local" if case.here else settings.placement.first_pool,
         pools=case.pools(),
-        checkpoint_every=train.checkpoint_every,
+        checkpoint_every=train.checkpoint.every,
         checkpoint_bytes=case.checkpoint_bytes,
         checkpoints_kept=case.checkpoints_kept,
         dataset_bytes=case.dataset_bytes,
@@ -173,7 +173,7 @@ class _Case:
     @property
     def checkpoints_kept(self) -> int:
         train = self.settings.train
-        return kept_checkpoints(train.steps, train.checkpoint_every, train.keep, train.keep_every)
+        return kept_checkpoints(train.steps, train.checkpoint.every, train.checkpoint.keep, train.checkpoint.keep_every)
 
     @property
     def dataset_bytes(self) -> int | None:
@@ -239,7 +239,7 @@ class _Case:
         def foretell(steps: int) -> Forecast:
             return forecast(work, self.trained, steps * step, how, self.nodes, usd)
 
-        price = replace(price, forecast=foretell(train.checkpoint_every))
+        price = replace(price, forecast=foretell(train.checkpoint.every))
         if math.isinf(how.between_losses) or how.stall == 0:  # nothing to save for, or nothing known of its cost
             return price
         # No checkpoint begins before the one before is written.

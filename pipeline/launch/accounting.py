@@ -162,22 +162,24 @@ def stopped_at(run: Storage, why: str, launch: LaunchConfig) -> int:
         raise DarkroomError(
             f"training was stopped by its {why} ({limit}) before it saved anything, so there is nothing to evaluate; "
             f"raise launch.{'budget_usd' if why == 'budget' else 'deadline_hours'}, or save more often "
-            "(train.checkpoint_every)"
+            "(train.checkpoint.every)"
         )
     return step
 
 
 def given_up(standing: Standing, code: int, launch: LaunchConfig, said: str) -> DarkroomError:
     """Return the error that ends a training which was started again too often."""
-    if standing.fruitless > launch.max_fruitless:
+    if standing.fruitless > launch.restarts.max_without_progress:
         return DarkroomError(
             f"training ended with exit code {code}, for the {standing.fruitless}th time without a checkpoint newer "
-            f"than step {standing.step}; launch.max_fruitless is {launch.max_fruitless}. Checkpoint more often "
-            f"(train.checkpoint_every), or find out what ends it. Its last words:\n{said}"
+            f"than step {standing.step}; launch.restarts.max_without_progress is "
+            f"{launch.restarts.max_without_progress}. Checkpoint more often (train.checkpoint.every), or find out what "
+            f"ends it. Its last words:\n{said}"
         )
     return DarkroomError(
         f"training ended with exit code {code} after {standing.preemptions} preemptions and {standing.crashes} "
-        f"crashes; launch.max_preemptions is {launch.max_preemptions}, launch.max_crashes is {launch.max_crashes}. "
+        f"crashes; launch.restarts.max_preemptions is {launch.restarts.max_preemptions}, "
+        f"launch.restarts.max_crashes is {launch.restarts.max_crashes}. "
         f"Its last words:\n{said}"
     )
 

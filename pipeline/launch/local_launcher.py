@@ -201,12 +201,12 @@ class _Attempt:
 
     def _drill(self, step: int) -> None:
         """Send the notice that a reclaimed machine gets, once in the life of a run."""
-        launch = self.settings.launch
-        if launch.spot_drill_step is None or step < launch.spot_drill_step:
+        drill = self.settings.launch.spot_drill
+        if drill.step is None or step < drill.step:
             return
         known = [*self.told, *accounting.lines(self.run_folder, EVENTS)]
         if any(event["event"] == "spot-notice" for event in known):
             return
-        os.kill(self.ranks[launch.spot_drill_rank], signal.SIGTERM)
-        self.told.append({"time": time.time(), "event": "spot-notice", "step": step, "rank": launch.spot_drill_rank})
-        self.progress.event("spot-notice", step=step, rank=launch.spot_drill_rank)
+        os.kill(self.ranks[drill.rank], signal.SIGTERM)
+        self.told.append({"time": time.time(), "event": "spot-notice", "step": step, "rank": drill.rank})
+        self.progress.event("spot-notice", step=step, rank=drill.rank)

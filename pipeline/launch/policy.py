@@ -145,15 +145,16 @@ def after(standing: Standing, end: End, terms: Terms) -> tuple[Standing, Action]
         fruitless=0 if fruitful or how == "done" else standing.fruitless + 1,
         waits=None,
     )
-    launch = terms.launch
+    restarts = terms.launch.restarts
     if how == "fatal":
         return standing, Action("fail", "refused")
     if how != "done" and (
-        standing.preemptions > launch.max_preemptions
-        or standing.crashes > launch.max_crashes
-        or standing.fruitless > launch.max_fruitless
+        standing.preemptions > restarts.max_preemptions
+        or standing.crashes > restarts.max_crashes
+        or standing.fruitless > restarts.max_without_progress
     ):
-        return standing, Action("fail", "no-progress" if standing.fruitless > launch.max_fruitless else "limits")
+        stuck = standing.fruitless > restarts.max_without_progress
+        return standing, Action("fail", "no-progress" if stuck else "limits")
     return standing, Action("wait", how)
 
 
@@ -212,23 +213,23 @@ def _few_are_enough(standing: Standing, sight: Sight, terms: Terms) -> bool:
 
 
 def _spot_does_not_come(standing: Standing, sight: Sight, terms: Terms) -> bool:
-    return standing.pool == "spot" and _waited(standing, sight, terms.launch.fallback_wait_minutes)
+    return standing.pool == "spot" and _waited(standing, sight, terms.launch.fallback.wait_minutes)
 
 
 def _spot_does_not_stay(standing: Standing, _sight: Sight, terms: Terms) -> bool:
-    most = terms.launch.fallback_preemptions
+    most = terms.launch.fallback.preemptions
     return standing.pool == "spot" and most is not None and standing.pool_preemptions >= most
 
 
 def _none_come(standing: Standing, sight: Sight, terms: Terms) -> bool:
     """Tell whether nothing came of asking for so many machines, and fewer may be asked for."""
-    has_other = standing.pool == "spot" and terms.launch.fallback_wait_minutes is not None
+    has_other = standing.pool == "spot" and terms.launch.fallback.wait_minutes is not None
     fewer = terms.fewest < standing.nodes
     return fewer and not has_other and _waited(standing, sight, terms.launch.shrink_wait_minutes)
 
 
 def _spot_again(standing: Standing, sight: Sight, terms: Terms) -> bool:
-    hours = terms.launch.return_to_spot_hours
+    hours = terms.launch.fallback.return_to_spot_hours
     away = standing.pool == "on-demand" and terms.has_spot
     return away and hours is not None and sight.now - standing.since >= hours * 3600
 

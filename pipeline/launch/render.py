@@ -16,6 +16,7 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from components.digests import digest, short
 from components.errors import ConfigError
+from components.settings import flatten
 from components.train.config import TrainConfig
 from pipeline import placement as places
 from pipeline.launch.pods import CONTAINER
@@ -134,22 +135,22 @@ def pod_grace(config: TrainConfig, placement: PlacementConfig, pool: Pool) -> in
     least = places.spot_grace(placement)
     if pool == "spot":
         return least
-    return max(least, math.ceil(config.stop_grace_seconds + config.crash_grace_seconds + _MARGIN_SECONDS))
+    return max(least, math.ceil(config.limits.stop_grace_seconds + config.limits.crash_grace_seconds + _MARGIN_SECONDS))
 
 
 def stop_seconds(config: TrainConfig, grace: int) -> float:
-    """Return train.stop_grace_seconds as it must be for all processes to have ended within a pod's grace.
+    """Return train.limits.stop_grace_seconds as it must be for all processes to have ended within a pod's grace.
 
     Raises:
         ConfigError: Where no time is left.
     """
-    left = grace - config.crash_grace_seconds - _MARGIN_SECONDS
+    left = grace - config.limits.crash_grace_seconds - _MARGIN_SECONDS
     if left < 1:
         raise ConfigError(
             f"machines of this placement are gone {grace} s after the notice, which leaves {left:g} s to save; lower "
-            f"train.crash_grace_seconds ({config.crash_grace_seconds:g}) or raise placement.grace_seconds"
+            f"train.limits.crash_grace_seconds ({config.limits.crash_grace_seconds:g}) or raise placement.grace_seconds"
         )
-    return min(config.stop_grace_seconds, left)
+    return min(config.limits.stop_grace_seconds, left)
 
 
 def _spec(
@@ -209,11 +210,12 @@ def _shared(placement: PlacementConfig, environment: Mapping[str, str]) -> list[
 
 
 def _arguments(training: Training, grace: int) -> list[str]:
-    config = training.config.model_copy(update={"stop_grace_seconds": stop_seconds(training.config, grace)})
+    stop = {"stop_grace_seconds": stop_seconds(training.config, grace)}
+    config = training.config.model_copy(update={"limits": training.config.limits.model_copy(update=stop)})
     arguments = ["--workdir", training.workdir, "--run", training.run, "--encoding-key", training.encoding_key]
     arguments += ["--dataset", training.dataset, "--base-model", training.base_model, "--seed", str(training.seed)]
     changed = config.model_dump(mode="json", exclude_defaults=True)
-    arguments += [f"--set={name}={_yaml(value)}" for name, value in changed.items()]
+    arguments += [f"--set={name}={_yaml(value)}" for name, value in flatten(changed).items()]
     if len(arguments) > _MAX_ARGUMENTS:
         raise ConfigError(f"{len(arguments)} arguments for the trainer, a TrainJob takes {_MAX_ARGUMENTS}")
     return arguments

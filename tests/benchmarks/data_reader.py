@@ -36,7 +36,7 @@ from components.dataset.format import Sample, npy, pack
 from components.dataset.versions import Shard, make_dataset, read_dataset, write_dataset
 from components.digests import sha256
 from components.storage.open import open_storage
-from components.train.config import TrainConfig
+from components.train.config import DataConfig, TrainConfig
 from components.train.data.buffers import Buffers
 from components.train.data.reader import Drawing, Reader
 from components.train.data.samples import Samples
@@ -113,7 +113,7 @@ def darkroom_drawing(folder: Path, workers: int) -> Batches:
     dataset = read_dataset(storage)
     assert dataset is not None
     drawing = Drawing(seed=0, timesteps=1000, scaling_factor=0.18215, caption_dropout=0.1)
-    yield from Reader(dataset, storage, drawing, config(workers=workers), 0, 1).steps(0, 10**9)
+    yield from Reader(dataset, storage, drawing, config(data=DataConfig(workers=workers)), 0, 1).steps(0, 10**9)
 
 
 def config(**settings: Any) -> TrainConfig:

@@ -58,7 +58,7 @@ def seconds_per_step(workdir: Storage, run: str) -> float:
 def stall(root: Path) -> None:
     """Measure and print the share of time blocked in saves."""
     workdir = prepare(root, channels=(128, 192))
-    settings = {"steps": 60, "global_batch": 64, "micro_batch": 64, "checkpoint_every": 10}
+    settings = {"steps": 60, "global_batch": 64, "micro_batch": 64, "checkpoint": {"every": 10}}
     if start(workdir, "stall", settings).wait():
         raise SystemExit("the training failed")
     step = seconds_per_step(workdir, "stall")
@@ -75,7 +75,7 @@ def stall(root: Path) -> None:
 def ranks(root: Path) -> None:
     """Measure and print how two ranks compare with two runs of one."""
     workdir = prepare(root, channels=(32, 48))
-    common = {"steps": 80, "micro_batch": 32, "checkpoint_every": 1000}
+    common = {"steps": 80, "micro_batch": 32, "checkpoint": {"every": 1000}}
     shares = []
     for turn in range(3):
         alone = [start(workdir, f"alone-{turn}-{i}", {**common, "global_batch": 32}) for i in range(2)]

@@ -11,6 +11,7 @@ published bar is 128 images/s per H200 (MLPerf Training v4.0, Stable Diffusion 2
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -142,9 +143,9 @@ def profile(workdir: Storage, shape: dict[str, Any], config: TrainConfig, steps:
     assert folder is not None
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    if config.compile:
+    if config.performance.compile:
         unet.compile()
-    engine = Engine(unet, make_loss(scheduler, config.channels_last), config)
+    engine = Engine(unet, make_loss(scheduler, config.performance.channels_last), config)
     source = batches(config, shape)
     for _ in range(3):
         engine.step(next(source), 1e-4)
@@ -168,11 +169,12 @@ def main(argv: list[str] | None = None) -> None:
     if not (arguments.tiny or torch.cuda.is_available()):
         raise SystemExit("Stable Diffusion 2 at 512² needs a GPU; --tiny runs a small UNet on this machine")
     ranks = max(1, torch.cuda.device_count())
-    values = {"steps": arguments.steps, "micro_batch": arguments.micro_batch, "compile": arguments.compile}
-    values |= {"global_batch": ranks * arguments.micro_batch, "ranks": ranks, "channels_last": not arguments.tiny}
-    values |= {"zero_stage": 1, "precision": "bf16", "checkpoint_every": arguments.steps}
-    values |= {"validate_every": None, "log_every": arguments.steps}
-    settings = [f"{name}={'null' if value is None else str(value).lower()}" for name, value in values.items()]
+    values: dict[str, Any] = {"steps": arguments.steps, "micro_batch": arguments.micro_batch, "ranks": ranks}
+    values |= {"global_batch": ranks * arguments.micro_batch, "zero_stage": 1, "precision": "bf16"}
+    values |= {"performance": {"compile": arguments.compile, "channels_last": not arguments.tiny}}
+    values |= {"checkpoint": {"every": arguments.steps}, "metrics": {"log_every": arguments.steps}}
+    values |= {"validation": {"every": None}}
+    settings = [f"{name}={json.dumps(value)}" for name, value in values.items()]
     shape = TINY if arguments.tiny else SD2
     with tempfile.TemporaryDirectory() as root:
         write_model(Path(root) / BASE, shape)

@@ -164,8 +164,8 @@ def measure(folder: str, steps: int, size: Size, zero_stage: int) -> list[tuple[
     dataset = read_dataset(data)
     assert dataset is not None
     config = TrainConfig.parse(
-        {"steps": steps, "global_batch": size.batch, "micro_batch": size.batch, "checkpoint_every": steps}
-        | {"log_every": 10, "ema_decay": 0.98, "zero_stage": zero_stage}
+        {"steps": steps, "global_batch": size.batch, "micro_batch": size.batch, "checkpoint": {"every": steps}}
+        | {"metrics": {"log_every": 10}, "ema": {"decay": 0.98}, "zero_stage": zero_stage}
     )
     model, scheduler = build_unet(size)
     other, _ = build_unet(size)

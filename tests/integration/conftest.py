@@ -184,12 +184,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         "global_batch": 10,
         "micro_batch": 3,
         "ranks": 2,
-        "learning_rate": 1e-3,
-        "schedule": "cosine",
-        "warmup_steps": 3,
-        "ema_decay": 0.9,
-        "window": 2,
-        "checkpoint_every": 7,
-        "log_every": 1,
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 3},
+        "ema": {"decay": 0.9},
+        "data": {"window": 2},
+        "checkpoint": {"every": 7},
+        "metrics": {"log_every": 1},
     }
     return Workshop(workdir, settings)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from components.errors import ConfigError
 from pipeline.config import RunConfig, portable, recipes, resolve, to_yaml
+from components.settings import Settings, flatten
+from pipeline.config import RunConfig, recipes, resolve, to_yaml
 
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
 
 
-def refused(*overrides: str, recipe: str = "demo") -> str:
+def rejected(*overrides: str, recipe: str = "demo") -> str:
     with pytest.raises(ConfigError) as caught:
         resolve(recipe, overrides)
     return str(caught.value)
@@ -31,8 +35,8 @@ def again(config: RunConfig) -> RunConfig:
 
 @pytest.mark.parametrize("recipe", [*recipes(), SMALL])
 def test_a_printed_run_is_the_same_run(recipe: str) -> None:
-    config = resolve(recipe, ["train.learning_rate=1e-4", "seed=9007199254740993"], source="other place")
-    assert config.train.learning_rate == 1e-4
+    config = resolve(recipe, ["train.optimizer.learning_rate=1e-4", "seed=9007199254740993"], source="other place")
+    assert config.train.optimizer.learning_rate == 1e-4
     assert config.seed == 2**53 + 1
     assert again(config) == config
     assert again(config).run == config.run
@@ -51,13 +55,13 @@ def test_the_name_of_a_run_stands_for_all_that_decides_its_result() -> None:
     elsewhere = ["launch.budget_usd=5", "launch.max_crashes=9", "placement.cloud=gke", "placement.nodes=4"]
     elsewhere += ["pods.heavy.hours=3"]
     assert resolve("demo").run == resolve("demo", elsewhere).run
-    runs = [resolve("demo", [override]).run for override in ("seed=1", "train.ranks=3", "publish.license=mit")]
+    runs = [resolve("demo", [override]).run for override in ("seed=1", "train.data.window=3", "publish.license=mit")]
     assert len({resolve("demo").run, *runs}) == 4
     assert all(run.startswith("demo-") for run in runs)
 
 
 def test_all_that_is_wrong_is_told_at_once_and_the_nearest_name_is_suggested() -> None:
-    told = refused("train.stepz=3", "train.global_batch=lots", "index.held_out=1.5", "latnets.resolution=32").split(
+    told = rejected("train.stepz=3", "train.global_batch=lots", "index.held_out=1.5", "latnets.resolution=32").split(
         "\n"
     )
     for parts in (
@@ -90,8 +94,8 @@ def test_what_contradicts_itself_is_refused(overrides: list[str], parts: tuple[s
 
 
 def test_all_contradictions_are_told_at_once() -> None:
-    told = refused(
-        "launch.spot_drill_step=900", "launch.spot_drill_rank=2", "latents.resolution=64", "index.held_out=0"
+    told = rejected(
+        "launch.spot_drill.step=900", "launch.spot_drill.rank=2", "latents.resolution=64", "index.held_out=0"
     )
     assert len(told.split("\n")) == 4
 
@@ -99,6 +103,24 @@ def test_all_contradictions_are_told_at_once() -> None:
 def test_what_only_looks_like_a_contradiction_is_taken() -> None:
     assert resolve("demo", ["latents.resolution=64", "model.base=some/model"]).latents.resolution == 64
     assert resolve("demo", ["index.held_out=0", "evaluate.promote_on=prompt_accuracy"]).index.held_out == 0
+
+
+def sections(config: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[Settings]]]:
+    """Yield all configs of a run, each with its path and a dot."""
+    for name, field in config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Settings):
+            yield f"{path}{name}.", section
+            yield from sections(section, f"{path}{name}.")
+
+
+def test_a_renamed_setting_is_rejected_with_a_path_that_exists() -> None:
+    settings = flatten(resolve("demo").model_dump())
+    renamed = [(path, *names) for path, config in sections(RunConfig) for names in config.RENAMED.items()]
+    assert ("train.", "keep_every", "checkpoint.keep_every") in renamed
+    for path, old_name, new_name in renamed:
+        assert f"{path}{new_name}" in settings
+        assert f"{path}{old_name} is now {path}{new_name}" in rejected(f"{path}{old_name}=0")
 
 
 def test_a_source_of_ones_own_is_never_filled_with_the_example() -> None:

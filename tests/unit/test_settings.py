@@ -94,6 +94,10 @@ def test_a_renamed_setting_is_rejected_with_its_new_path(values: dict[str, objec
     assert "3" in message
 
 
+def test_a_misspelt_old_name_is_answered_with_the_new_path() -> None:
+    assert rejected({"runs": [{"lrr": 3}]}, Study).endswith("did you mean runs.0.optimizer.learning_rate?")
+
+
 def test_a_renamed_setting_is_rejected_in_an_override_too() -> None:
     assert rejected(override({"steps": 3}, ["lr=1"])).startswith("lr is now optimizer.learning_rate")
 

@@ -141,10 +141,10 @@ class Reader:
 
     def steps(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches of optimizer steps ``first`` to ``last - 1``, read ahead by threads."""
-        with ThreadPoolExecutor(self._config.workers, thread_name_prefix="reader") as threads:
+        with ThreadPoolExecutor(self._config.data.workers, thread_name_prefix="reader") as threads:
             wanted = iter(range(first, last))
             ahead: deque[Future[list[MicroBatch]]] = deque(
-                threads.submit(self.read, step) for step in islice(wanted, self._config.prefetch)
+                threads.submit(self.read, step) for step in islice(wanted, self._config.data.prefetch)
             )
             try:
                 while ahead:

@@ -83,7 +83,7 @@ class Samples:
         self.empty = _read_empty(storage, EMPTY_CAPTION)
         sdxl = storage.exists(EMPTY_POOLED)
         self.empty_pooled = _read_empty(storage, EMPTY_POOLED) if sdxl else None
-        self.order = _order(dataset, config.window, seed)
+        self.order = _order(dataset, config.data.window, seed)
         self._buckets = [shard.bucket for shard in dataset.shards]
         self._global_batch = config.global_batch
         self._share = micro_batches(config.global_batch, world, rank, config.micro_batch)
@@ -95,13 +95,13 @@ class Samples:
             dataset,
             storage,
             _open_tar(config, local),
-            limit=min(max(2 * config.window * len(set(self._buckets)), _OPEN_AT_LEAST), _OPEN_AT_MOST),
-            verify=config.verify_shards,
-            skip_bad=config.on_bad_shard == "skip",
-            threads=config.shard_threads,
+            limit=min(max(2 * config.data.window * len(set(self._buckets)), _OPEN_AT_LEAST), _OPEN_AT_MOST),
+            verify=config.data.verify_shards,
+            skip_bad=config.data.on_bad_shard == "skip",
+            threads=config.data.shard_threads,
         )
         self._requests: ThreadPoolExecutor | None = None
-        if config.remote_shards == "range" and not local:
+        if config.data.remote_shards == "range" and not local:
             self._requests = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="requests")
 
     @property
@@ -224,11 +224,11 @@ def _order(dataset: Dataset, window: int, seed: int) -> Order:
 def _open_tar(config: TrainConfig, local: bool) -> OpenTar:
     if local:
         return open_whole
-    if config.remote_shards == "range":
+    if config.data.remote_shards == "range":
         return open_ranged
     # Of this user's own: a copy is trusted for its name.
-    folder = Path(config.cache) if config.cache else Path(tempfile.gettempdir()) / f"{_CACHE}-{os.getuid()}"
-    return ShardCache(folder, int(config.cache_gib * 2**30)).open
+    folder = Path(config.data.cache) if config.data.cache else Path(tempfile.gettempdir()) / f"{_CACHE}-{os.getuid()}"
+    return ShardCache(folder, int(config.data.cache_gib * 2**30)).open
 
 
 def _read_empty(storage: Storage, key: str) -> Half:

@@ -59,8 +59,8 @@ class ShardCache:
             return open_whole(storage, key, size, sha256, verify)
         if size > self._limit:
             raise ConfigError(
-                f"{key} has {size} bytes and the cache may hold {self._limit}; raise train.cache_gib to more than two "
-                "windows of shards, or set train.remote_shards=range"
+                f"{key} has {size} bytes and the cache may hold {self._limit}; raise train.data.cache_gib to more than "
+                "two windows of shards, or set train.data.remote_shards=range"
             )
         # A copy that nobody checked must not be taken for one that somebody did.
         copy = self._folder / f"{sha256}{'' if verify else '.unchecked'}.tar"

@@ -77,10 +77,10 @@ class Monitor:
             self._run.delete(SAMPLES)
         if step or skipped:
             self.event("resumed", step=step, skipped=list(skipped), undone=undone)
-        if self._config.trackers:
+        if self._config.metrics.trackers:
             about = {"run": self._run.url, "training": training, "step": step}
-            about |= {"project": self._config.tracker_project, "config": self._config.model_dump(mode="json")}
-            self._trackers = Trackers(self._config.trackers, about, self.event)
+            about |= {"project": self._config.metrics.project, "config": self._config.model_dump(mode="json")}
+            self._trackers = Trackers(self._config.metrics.trackers, about, self.event)
 
     def event(self, event: str, **fields: Any) -> None:
         """Record something that happened."""
@@ -101,7 +101,7 @@ class Monitor:
         flops: float = 0.0,
         **metrics: float,
     ) -> None:
-        """Record a step; its metrics are written every ``log_every`` steps and at the end.
+        """Record a step; its metrics are written every ``metrics.log_every`` steps and at the end.
 
         Args:
             step: The optimizer step.
@@ -125,7 +125,7 @@ class Monitor:
         line |= {"data_wait": data_wait, "checkpoint_stall": stall}
         line |= {"samples_per_second": speed.samples_per_second, "mfu": speed.mfu}
         self._journal.add(METRICS, {name: _finite(value) for name, value in line.items()})
-        if step % self._config.log_every == 0 or step == self._config.steps:
+        if step % self._config.metrics.log_every == 0 or step == self._config.steps:
             self._tell(step, loss, metrics)
 
     def _tell(self, step: int, loss: float, metrics: dict[str, float]) -> None:
@@ -216,7 +216,7 @@ class Monitor:
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")
         self._run.write(key, buffer.getvalue())
-        same = {"prompts": list(self._config.sample_prompts), "size": list(size)}
+        same = {"prompts": list(self._config.samples.prompts), "size": list(size)}
         self._run.write_json(SAMPLES, {**same, "steps": sorted({step, *self._drawn(same)})})
 
     def _drawn(self, same: dict[str, Any]) -> list[int]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from components.digests import short
 from components.errors import DarkroomError, NotFound
+from components.settings import flatten
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from components.train.metrics.trackers import MOST_BYTES
@@ -65,7 +66,10 @@ class About:
     def flat(self) -> dict[str, int | float | str | bool]:
         """The settings as plain values; what is none becomes JSON text."""
         plain = bool | int | float | str
-        return {name: value if isinstance(value, plain) else json.dumps(value) for name, value in self.config.items()}
+        return {
+            name: value if isinstance(value, plain) else json.dumps(value)
+            for name, value in flatten(self.config).items()
+        }
 
 
 class Place:

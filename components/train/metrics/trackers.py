@@ -44,12 +44,12 @@ def check_usable(trackers: Sequence[str], workdir: Storage, environment: Mapping
         if importlib.util.find_spec(name) is None or importlib.util.find_spec("accelerate") is None:
             raise ConfigError(
                 f"trackers asks for {name}, which is not installed here; run pip install accelerate {PACKAGES[name]}, "
-                "or take it out of train.trackers"
+                "or take it out of train.metrics.trackers"
             )
     if "mlflow" in trackers and workdir.local_path() is None and not environment.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
             f"trackers asks for mlflow, which cannot keep its runs in {workdir.url}; set MLFLOW_TRACKING_URI in the "
-            "environment to a server's URL, or take it out of train.trackers"
+            "environment to a server's URL, or take it out of train.metrics.trackers"
         )
 
 

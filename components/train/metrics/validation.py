@@ -91,7 +91,7 @@ class Validation:
         self._storage = storage
         self._drawing = drawing
         self._config = config
-        self._chosen = choose(dataset, config.validation_samples)
+        self._chosen = choose(dataset, config.validation.samples)
         self._chunks = list(share(dataset, self._chosen, config.micro_batch, rank, world))
         self._batches: list[MicroBatch] | None = None
 
@@ -140,10 +140,10 @@ class Validation:
         readers: dict[int, ShardReader] = {}
         for shard in dict.fromkeys(one.shard for one in chosen):
             entry = self._dataset.shards[shard]
-            verify = self._config.verify_shards
+            verify = self._config.data.verify_shards
             readers[shard] = ShardReader(self._storage, entry.name, entry.sha256, verify, open_tar)
         samples = [readers[one.shard].sample(one.number) for one in chosen]
-        return make_batch(samples, chosen, len(self._chosen), self._config.validation_seed, self._drawing)
+        return make_batch(samples, chosen, len(self._chosen), self._config.validation.seed, self._drawing)
 
 
 class Chunk(NamedTuple):

@@ -107,7 +107,7 @@ class Watchdog:
             self._progress.event("hung", rank=self._rank, step=self._step, seconds=round(idle, 1))
             print(  # noqa: T201
                 f"rank {self._rank}: hung {after}, for {idle:.0f} s; the stacks of its threads follow. If it was only "
-                "slow, raise train.hang_seconds or train.start_seconds",
+                "slow, raise train.limits.hang_seconds or train.limits.start_seconds",
                 file=sys.stderr,
                 flush=True,
             )

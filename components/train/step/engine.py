@@ -75,10 +75,10 @@ class Engine:
         model.to(device())
         adamw = torch.optim.AdamW(
             model.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
+            lr=config.optimizer.learning_rate,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.epsilon,
+            weight_decay=config.optimizer.weight_decay,
             fused=True,
         )
         kind = Exact if config.exact_across_world_sizes else Sharded if config.zero_stage else Replicated
@@ -102,7 +102,7 @@ class Engine:
         applied = isfinite(norm)
         if applied:
             self.updates += 1
-            torch._foreach_lerp_(self._ema, self._owned, 1.0 - self._config.ema_decay)
+            torch._foreach_lerp_(self._ema, self._owned, 1.0 - self._config.ema.decay)
         if self._config.precision == "fp16":
             self.loss_scale = self.loss_scale.after(overflowed=not applied)
         return Outcome(loss / samples, norm, applied)
@@ -114,7 +114,7 @@ class Engine:
 
     def _count(self, micro_batches: Sequence[MicroBatch]) -> int:
         """Return how many samples the global batch holds: fewer than usual where bad shards are left out of it."""
-        if self._config.on_bad_shard == "fail":
+        if self._config.data.on_bad_shard == "fail":
             return self._config.global_batch
         counted = torch.stack([batch.weights.sum() for batch in micro_batches]).sum()
         torch.distributed.all_reduce(counted)

@@ -39,7 +39,7 @@ class Replicated:
         self.module = model
         self.optimizer = optimizer
         self._loss = loss
-        self._max_norm = config.max_grad_norm
+        self._max_norm = config.optimizer.max_grad_norm
         self._parameters = list(model.parameters())
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], samples: int, scale: float) -> Tensor:

@@ -121,7 +121,7 @@ def _settings(config: TrainConfig, accumulated: int, model: nn.Module) -> dict[s
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": accumulated,
-        "gradient_clipping": config.max_grad_norm,
+        "gradient_clipping": config.optimizer.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": config.zero_stage,

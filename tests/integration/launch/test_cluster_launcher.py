@@ -55,7 +55,7 @@ def test_from_the_first_machine_to_the_last_step(lab: Lab) -> None:
 
 
 def test_three_preemptions_cost_no_crash_and_no_second_job(lab: Lab) -> None:
-    config = lab.settings(launch={"max_crashes": 0})
+    config = lab.settings(launch={"restarts": {"max_crashes": 0}})
     script = [Life(codes=(75,)), Life(codes=(75,)), Life(codes=(137, 1), taken=True)]
     with lab.operators(config, *script) as operators:
         assert lab.launch(config) == {"step": STEPS, "attempts": 4, "stopped": None}
@@ -67,7 +67,7 @@ def test_three_preemptions_cost_no_crash_and_no_second_job(lab: Lab) -> None:
 
 
 def test_when_spot_machines_do_not_come_on_demand_ones_are_asked_for(lab: Lab) -> None:
-    config = lab.settings(launch={"fallback_wait_minutes": 0.3 / 60})
+    config = lab.settings(launch={"fallback": {"wait_minutes": 0.3 / 60}})
     with lab.operators(config, Life(scheduled=0)) as operators:
         assert lab.launch(config)["step"] == STEPS
     pools = [job["metadata"]["annotations"][render.POOL] for job in operators.jobs]
@@ -125,7 +125,7 @@ def test_what_the_trainer_refuses_is_not_tried_again(lab: Lab, code: int, error:
 
 
 def test_too_many_crashes_end_it_with_the_last_lines_of_the_log(lab: Lab) -> None:
-    config = lab.settings(launch={"max_crashes": 1})
+    config = lab.settings(launch={"restarts": {"max_crashes": 1}})
     with lab.operators(config, Life(codes=(1,)), Life(codes=(9,), said="the disk is full")) as operators:
         with pytest.raises(DarkroomError, match=r"exit code 9 .* 0 preemptions .* 2 crashes.*\nthe disk is full"):
             lab.launch(config)
@@ -147,7 +147,7 @@ def test_words_that_kubernetes_does_not_tell_are_read_from_the_log(lab: Lab) -> 
 
 
 def test_a_jobset_that_gives_up_sooner_than_the_settings_is_submitted_anew(lab: Lab) -> None:
-    config = lab.settings(launch={"max_crashes": 2})
+    config = lab.settings(launch={"restarts": {"max_crashes": 2}})
     with lab.operators(config, Life(codes=(1,)), Life(codes=(1,))) as operators:
         operators.max_restarts = 0
         assert lab.launch(config)["attempts"] == 3
@@ -156,7 +156,7 @@ def test_a_jobset_that_gives_up_sooner_than_the_settings_is_submitted_anew(lab: 
 
 
 def test_restarts_without_a_newer_checkpoint_come_to_an_end(lab: Lab) -> None:
-    config = lab.settings(launch={"max_fruitless": 2})
+    config = lab.settings(launch={"restarts": {"max_without_progress": 2}})
     lives = [Life(steps=3, codes=(75,), saves=False)] * 5
     with lab.operators(config, *lives) as operators, pytest.raises(DarkroomError, match=r"75.*\b3.*max_fruitless is 2"):
         lab.launch(config)
@@ -329,7 +329,7 @@ def test_the_workflow_owns_the_job_and_a_later_one_takes_it_over(lab: Lab, monke
 
 
 def test_what_the_cluster_warns_of_while_machines_are_waited_for_is_told(lab: Lab) -> None:
-    config = lab.settings(launch={"fallback_wait_minutes": 0.3 / 60})
+    config = lab.settings(launch={"fallback": {"wait_minutes": 0.3 / 60}})
     job = f"{render.job_label(render.Training(config.run, lab.workdir.url, '', '', '', 0, config.train))}-1"
     about = {"kind": "Pod", "name": f"{job}-node-0-0-abcde"}
     warning = {"metadata": {"name": "w"}, "involvedObject": about, "reason": "FailedScheduling", "count": 3}

@@ -58,7 +58,7 @@ def test_a_crash_is_survived_and_paid_for(workshop: Any) -> None:
 
 
 def test_the_notice_of_the_drill_comes_once_and_loses_nothing(workshop: Any) -> None:
-    config = settings(workshop, "drill", spot_drill_step=8, spot_drill_rank=1)
+    config = settings(workshop, "drill", spot_drill={"step": 8, "rank": 1})
     assert start(workshop, config, Saboteur(99, nothing))["attempts"] == 2
     events = list(workshop.run(config.run).read_lines("events.jsonl"))
     assert [event["rank"] for event in events if event["event"] == "spot-notice"] == [1]

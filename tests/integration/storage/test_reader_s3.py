@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,10 @@ def fill(storage: Storage) -> Dataset:
     return make_dataset("key", {}, shards, rejected=0)
 
 
+def settings(**data: Any) -> TrainConfig:
+    return TrainConfig.parse({"global_batch": 10, "micro_batch": 3, "data": {"window": 2, **data}})
+
+
 def numbers(dataset: Dataset, storage: Storage, config: TrainConfig) -> list[bytes]:
     """Return what five steps of two ranks are trained with."""
     readers = [Reader(dataset, storage, DRAWING, config, rank, world=2) for rank in range(2)]
@@ -54,16 +59,16 @@ def test_s3_gives_what_a_folder_gives(s3: S3Storage, tmp_path: Path) -> None:
     local, remote = open_storage(str(tmp_path / "dataset")), open_storage(s3.url)
     dataset = fill(local)
     assert fill(remote) == dataset
-    config = TrainConfig(global_batch=10, micro_batch=3, window=2, cache=str(tmp_path / "cache"))
+    config = settings(cache=str(tmp_path / "cache"))
     expected = numbers(dataset, local, config)
 
     assert numbers(dataset, remote, config) == expected
     copies = {path.name for path in (tmp_path / "cache").iterdir()}
     assert copies == {f"{shard.sha256}.tar" for shard in dataset.shards}
-    assert numbers(dataset, remote, config.model_copy(update={"remote_shards": "range", "cache": ""})) == expected
+    assert numbers(dataset, remote, settings(remote_shards="range")) == expected
 
     for shard in dataset.shards:
         remote.delete(tar_key(shard.name))
     assert numbers(dataset, remote, config) == expected, "the copies are enough"
     with pytest.raises(DataError, match="is missing"):
-        numbers(dataset, remote, config.model_copy(update={"cache": str(tmp_path / "another")}))
+        numbers(dataset, remote, settings(cache=str(tmp_path / "another")))

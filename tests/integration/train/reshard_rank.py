@@ -25,7 +25,9 @@ def main(workdir: str, name: str, stage: str, precision: str) -> None:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     storage = open_storage(workdir)
     run = storage.child(f"runs/{name}")
-    config = TrainConfig.parse({"zero_stage": int(stage), "precision": precision, "global_batch": 7, "keep": 100})
+    config = TrainConfig.parse(
+        {"zero_stage": int(stage), "precision": precision, "global_batch": 7, "checkpoint": {"keep": 100}}
+    )
     unet = UNet2DConditionModel.from_pretrained(storage.local_path("models/base/tiny/unet"), use_safetensors=True)
     found = checkpoints.newest(run)
     assert found is not None

@@ -25,7 +25,7 @@ from tests.processes import Process
 pytestmark = pytest.mark.slow
 
 CRASH_CODES = set(range(1, 256)) - {Preempted.exit_code, ConfigError.exit_code, DataError.exit_code}
-LONG = ("steps=100000", "checkpoint_every=5")
+LONG = ("steps=100000", "checkpoint.every=5")
 
 
 class Agent:
@@ -112,7 +112,7 @@ def test_ranks_do_not_outlive_an_agent_that_is_killed(workshop: Any) -> None:
 
 
 def test_a_hung_rank_ends_the_gang_with_the_stacks_of_those_that_wait_for_it(workshop: Any) -> None:
-    agent = Agent(workshop, "hung", *LONG, "hang_seconds=3", "crash_grace_seconds=0.5")
+    agent = Agent(workshop, "hung", *LONG, "limits.hang_seconds=3", "limits.crash_grace_seconds=0.5")
     agent.until("step", at_step=6)
     started = time.monotonic()
     os.kill(agent.ranks[1], signal.SIGSTOP)
@@ -187,7 +187,7 @@ def two_machines(workshop: Any, run: str, *of_the_second: str) -> tuple[Agent, A
 
 def test_a_cloud_notice_to_one_machine_stops_both_after_the_same_step(workshop: Any) -> None:
     with aws_notice() as (address, reclaimed):
-        polls = ("notices=aws", f"notices_address={address}", "notices_every=0.05")
+        polls = ("notices.cloud=aws", f"notices.address={address}", "notices.every=0.05")
         first, second = two_machines(workshop, "two-notice", *polls)
         first.until("step", at_step=4)
         reclaimed.set()

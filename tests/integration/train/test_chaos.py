@@ -20,7 +20,7 @@ from components.errors import OutOfMemory, Preempted
 from components.model import checkpoints
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "0"))
-SETTINGS = ("steps=60", "checkpoint_every=2", "keep=3")
+SETTINGS = ("steps=60", "checkpoint.every=2", "checkpoint.keep=3")
 
 
 def strike(workshop: Any, name: str, dice: random.Random, *settings: str) -> Any:

@@ -15,7 +15,7 @@ from components.model import checkpoints
 
 pytestmark = pytest.mark.slow
 
-EXACT = ("exact_across_world_sizes=true", "zero_stage=0", "steps=6", "warmup_steps=1")
+EXACT = ("exact_across_world_sizes=true", "zero_stage=0", "steps=6", "optimizer.warmup_steps=1")
 
 
 @pytest.mark.parametrize("worlds", [(1, 3), pytest.param((1, 2, 3, 5), marks=pytest.mark.proof)])
@@ -33,7 +33,7 @@ def test_weights_are_the_same_bytes_at_any_world_size_when_asked(workshop: Any, 
 )
 def test_a_sample_that_is_not_finite_costs_its_step_only(workshop: Any, stage: int) -> None:
     """The dataset's one bad sample comes once per epoch: that step is skipped, with notices or without."""
-    settings = (f"zero_stage={stage}", "checkpoint_every=100")
+    settings = (f"zero_stage={stage}", "checkpoint.every=100")
     straight, stopped = f"poison-{stage}", f"poison-{stage}-stopped"
     ended = workshop.train(straight, *settings, dataset="poisoned")
     assert ended.code == 0, ended.output
@@ -55,17 +55,18 @@ def test_a_sample_that_is_not_finite_costs_its_step_only(workshop: Any, stage: i
 
 def test_gradients_that_stay_not_finite_end_the_training(workshop: Any) -> None:
     ended = workshop.train(
-        "diverging", "learning_rate=1", "warmup_steps=0", "weight_decay=1e30", "schedule=constant",
-        "max_skipped_steps=3", "checkpoint_every=1",
+        "diverging", "optimizer.learning_rate=1", "optimizer.warmup_steps=0", "optimizer.weight_decay=1e30",
+        "optimizer.schedule=constant",
+        "limits.max_skipped_steps=3", "checkpoint.every=1",
     )  # fmt: skip
     assert ended.code == ConfigError.exit_code, ended.output
-    assert "Lower train.learning_rate" in ended.output
+    assert "Lower train.optimizer.learning_rate" in ended.output
     assert [event["in_a_row"] for event in ended.told("step-skipped")] == [1, 2, 3, 4]
 
 
 def test_memory_that_does_not_suffice_halves_the_micro_batch(workshop: Any) -> None:
     name = "memory"
-    settings = ("global_batch=16384", "ranks=1", "steps=2", "warmup_steps=0", "sample_steps=[]")
+    settings = ("global_batch=16384", "ranks=1", "steps=2", "optimizer.warmup_steps=0", "samples.steps=[]")
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, before[1]))
     try:
@@ -92,7 +93,7 @@ def test_a_bad_shard_ends_the_training_or_is_left_out_as_the_settings_say(worksh
     assert dataset.shards[1].name in ended.output
 
     for run in ("skip-a", "skip-b"):
-        ended = workshop.train(run, "on_bad_shard=skip", dataset="bad-shard")
+        ended = workshop.train(run, "data.on_bad_shard=skip", dataset="bad-shard")
         assert ended.code == 0, ended.output
         assert dataset.shards[1].name in ended.told("bad-shards")[-1]["problem"]
     assert workshop.state("skip-a") == workshop.state("skip-b")

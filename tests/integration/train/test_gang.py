@@ -20,7 +20,7 @@ from tests.integration.train.test_agent import Agent, assert_gone
 
 CHART = Path(__file__).parents[3] / "charts/darkroom"
 NODES = 3
-SETTINGS = ("steps=24", "checkpoint_every=4", "crash_grace_seconds=1")
+SETTINGS = ("steps=24", "checkpoint.every=4", "limits.crash_grace_seconds=1")
 Strike = Callable[["Machine"], None]
 
 

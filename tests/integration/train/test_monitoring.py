@@ -21,15 +21,15 @@ from tests.integration.launch.saboteur import Saboteur
 
 pytestmark = pytest.mark.slow
 
-BARE = ("steps=12", "checkpoint_every=4", "validate_every=null")
+BARE = ("steps=12", "checkpoint.every=4", "validation.every=null")
 WATCHED = (
     *BARE[:2],
-    "validate_every=3",
-    "validation_samples=10",
-    "sample_every=5",
-    "sample_prompts=[number 1, number 2]",
-    "sample_denoising_steps=2",
-    "trackers=[tensorboard]",
+    "validation.every=3",
+    "validation.samples=10",
+    "samples.every=5",
+    "samples.prompts=[number 1, number 2]",
+    "samples.denoising_steps=2",
+    "metrics.trackers=[tensorboard]",
 )
 
 
@@ -136,8 +136,8 @@ def test_what_cannot_be_measured_or_drawn_does_not_end_training(workshop: Any) -
     # More samples than all others have, so that its bucket is the one to draw in.
     lost = Shard("shards/12x12/00000000000000ff", (12, 12), 100, 9, "00" * 32, tuple(range(100)))
     hold_out(workshop.workdir, "gone", lost)
-    watching = ("validate_every=2", "sample_every=2", "sample_prompts=[number 1]")
-    ended = workshop.train("gone", "steps=4", "checkpoint_every=4", *watching, dataset="gone")
+    watching = ("validation.every=2", "samples.every=2", "samples.prompts=[number 1]")
+    ended = workshop.train("gone", "steps=4", "checkpoint.every=4", *watching, dataset="gone")
     assert ended.code == 0, ended.output
     problems = {name: [event["problem"] for event in ended.told(name)] for name in ("validation", "samples")}
     assert len(problems["validation"]) == 3
@@ -147,9 +147,9 @@ def test_what_cannot_be_measured_or_drawn_does_not_end_training(workshop: Any) -
 
 
 def test_the_ledger_accounts_for_every_second(workshop: Any, held: str) -> None:
-    train = {**workshop.settings, "steps": 16, "checkpoint_every": 4, "validate_every": 4, "sample_every": 8}
-    train |= {"sample_prompts": ["number 1"], "sample_denoising_steps": 2}
-    drill = {"spot_drill_step": 6, "spot_drill_rank": 1}
+    train = {**workshop.settings, "steps": 16, "checkpoint": {"every": 4}, "validation": {"every": 4}}
+    train |= {"samples": {"every": 8, "prompts": ["number 1"], "denoising_steps": 2}}
+    drill = {"spot_drill": {"step": 6, "rank": 1}}
     config = RunConfig.parse(
         {"name": "account", "seed": 5, "ingest": {"source": "unused"}, "train": train, "launch": drill}
     )

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 INTERVAL = 20
 SLOW = 500_000  # bytes per second: a checkpoint of 1.2 MB takes more than two seconds, some thirty steps
-SETTINGS = ("steps=100000", f"checkpoint_every={INTERVAL}")
+SETTINGS = ("steps=100000", f"checkpoint.every={INTERVAL}")
 
 
 class SlowLine(socketserver.ThreadingTCPServer):
@@ -144,7 +144,7 @@ def test_a_save_that_cannot_be_done_in_time_is_given_up_and_the_one_before_stand
     far.line.bytes_per_second = inf
     stop = Stop(far, from_then_on=SLOW / 20)  # one checkpoint takes most of a minute now
     ended = far.workshop.train(
-        "too-slow", *SETTINGS, "stop_grace_seconds=4", at_step=2 * INTERVAL + INTERVAL // 2, act=stop
+        "too-slow", *SETTINGS, "limits.stop_grace_seconds=4", at_step=2 * INTERVAL + INTERVAL // 2, act=stop
     )
     assert ended.code == Preempted.exit_code, ended.output
     assert time.monotonic() - stop.asked < 8, "the rank that nobody asked ends as soon as the one that was"

@@ -12,7 +12,7 @@ from components.model import checkpoints
 
 pytestmark = pytest.mark.slow
 
-SHORT = ("steps=12", "checkpoint_every=100", "validate_every=null")
+SHORT = ("steps=12", "checkpoint.every=100", "validation.every=null")
 
 
 def losses(workshop: Any, name: str, *settings: str) -> Any:
@@ -39,14 +39,16 @@ def test_whole_copies_train_as_deepspeed_does(workshop: Any) -> None:
 
 def test_sparing_memory_changes_no_byte(workshop: Any) -> None:
     plain = losses(workshop, "plain", "zero_stage=0")
-    again = losses(workshop, "checkpointing", "zero_stage=0", "gradient_checkpointing=true")
+    again = losses(workshop, "checkpointing", "zero_stage=0", "performance.gradient_checkpointing=true")
     assert workshop.state("checkpointing") == workshop.state("plain")
     assert list(again) == list(plain)
 
 
 @pytest.mark.proof
 def test_channels_last_trains_alike(workshop: Any) -> None:
-    np.testing.assert_allclose(losses(workshop, "last", "channels_last=true"), losses(workshop, "first"), rtol=1e-4)
+    np.testing.assert_allclose(
+        losses(workshop, "last", "performance.channels_last=true"), losses(workshop, "first"), rtol=1e-4
+    )
 
 
 @pytest.mark.proof
@@ -68,5 +70,12 @@ def test_fp16_scales_its_losses_and_resumes_with_the_scale(workshop: Any, stage:
 @pytest.mark.proof
 def test_a_compiled_unet_trains_alike(workshop: Any) -> None:
     """It needs a C++ compiler here, and on a GPU only Triton."""
-    compiled = losses(workshop, "compiled", "compile=true", "ranks=1", "start_seconds=null", "hang_seconds=null")
+    compiled = losses(
+        workshop,
+        "compiled",
+        "performance.compile=true",
+        "ranks=1",
+        "limits.start_seconds=null",
+        "limits.hang_seconds=null",
+    )
     np.testing.assert_allclose(compiled, losses(workshop, "eager", "ranks=1"), rtol=1e-4)

@@ -29,7 +29,11 @@ def run(tmp_path: Path) -> Storage:
 
 
 def about(run: Storage, step: int = 0, training: str = "t1") -> dict[str, Any]:
-    config = {"learning_rate": 0.1, "betas": [0.9, 0.99], "sample_prompts": ["<b>\n"], "precision": "fp32"}
+    config = {
+        "optimizer": {"learning_rate": 0.1, "betas": [0.9, 0.99]},
+        "samples": {"prompts": ["<b>\n"]},
+        "precision": "fp32",
+    }
     return {"run": run.url, "training": training, "step": step, "project": "darkroom", "config": config}
 
 
@@ -170,7 +174,7 @@ def test_mlflow_continues_the_same_run(run: Storage, monkeypatch: pytest.MonkeyP
     assert (experiment.name, one.info.run_name) == ("darkroom", "first")
     history = client.get_metric_history(one.info.run_id, "train/loss")
     assert [(point.step, round(point.value, 4)) for point in history] == [(n, round(1 / n, 4)) for n in (1, 2, 3, 4)]
-    assert one.data.params["learning_rate"] == "0.1"
+    assert one.data.params["optimizer.learning_rate"] == "0.1"
     assert [item.path for item in client.list_artifacts(one.info.run_id, "samples")] == ["samples/step-000000002.png"]
 
 

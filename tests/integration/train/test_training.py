@@ -96,7 +96,7 @@ def test_a_finished_training_is_not_started_again(workshop: Any, uninterrupted: 
 
 
 def test_other_data_settings_or_weights_begin_anew(workshop: Any, uninterrupted: str) -> None:
-    ended = workshop.train("uninterrupted", "learning_rate=0.002", "steps=8")
+    ended = workshop.train("uninterrupted", "optimizer.learning_rate=0.002", "steps=8")
     assert ended.code == 0, ended.output
     assert "another training" in ended.told("resumed")[0]["skipped"][0]
     assert len(workshop.losses("uninterrupted")) == 8
@@ -105,5 +105,5 @@ def test_other_data_settings_or_weights_begin_anew(workshop: Any, uninterrupted:
 def test_wrong_settings_start_nothing(workshop: Any) -> None:
     ended = workshop.train("wrong", "learning_rte=1")
     assert ended.code == ConfigError.exit_code
-    assert "did you mean learning_rate?" in ended.output
+    assert "did you mean optimizer.learning_rate?" in ended.output
     assert not ended.told("rank-started")

@@ -33,7 +33,7 @@ MOSAIC: dict[str, Any] = {
     "ingest": {"source": "images"},
     "model": {"base": SD2_BASE},
     "latents": {"resolution": 512},
-    "train": {"steps": 850_000, "global_batch": 2048, "precision": "bf16", "checkpoint_every": 500},
+    "train": {"steps": 850_000, "global_batch": 2048, "precision": "bf16", "checkpoint": {"every": 500}},
     "launch": {"where": "trainjob"},
     "placement": {"cloud": "eks", "instance": "p4d.24xlarge", "gpus": 8, "nodes": 16},
 }
@@ -272,7 +272,7 @@ def test_tables_fit_a_small_terminal() -> None:
 # The verbs.
 
 OVERRIDES = [
-    "launch.where=trainjob", "launch.spot_drill_step=null", "placement.cloud=eks", "placement.instance=p4d.24xlarge",
+    "launch.where=trainjob", "launch.spot_drill.step=null", "placement.cloud=eks", "placement.instance=p4d.24xlarge",
     "placement.gpus=8", f"model.base={SD2_BASE}", "latents.resolution=512", "train.precision=bf16",
 ]  # fmt: skip
 

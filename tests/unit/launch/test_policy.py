@@ -92,7 +92,8 @@ CASES: dict[str, Case] = {
         {"pool": "on-demand", "since": START + 1800, "waits": None},
     ),
     "spot is waited for for ever": (
-        WAITED, {"phase": "waiting", "now": START + 99 * HOUR}, {"fallback_wait_minutes": None}, {}, "wait", "", {},
+        WAITED, {"phase": "waiting", "now": START + 99 * HOUR}, {"fallback": {"wait_minutes": None}}, {},
+        "wait", "", {},
     ),
     "spot does not stay": (
         {"pool_preemptions": 20}, {"phase": "running"}, {}, {}, "withdraw", "fallback",
@@ -107,12 +108,12 @@ CASES: dict[str, Case] = {
     ),
     "back to spot": (
         {"pool": "on-demand", "nodes": 2}, {"phase": "running", "now": START + 6 * HOUR},
-        {"return_to_spot_hours": 6}, {}, "withdraw", "return-to-spot",
+        {"fallback": {"return_to_spot_hours": 6}}, {}, "withdraw", "return-to-spot",
         {"pool": "spot", "nodes": 4, "since": START + 6 * HOUR},
     ),
     "never back": ({"pool": "on-demand"}, {"phase": "running", "now": START + 999 * HOUR}, {}, {}, "wait", "", {}),
     "no spot to go back to": (
-        {"pool": "on-demand"}, {"phase": "running", "now": START + 9 * HOUR}, {"return_to_spot_hours": 6},
+        {"pool": "on-demand"}, {"phase": "running", "now": START + 9 * HOUR}, {"fallback": {"return_to_spot_hours": 6}},
         {"spot": False}, "wait", "", {},
     ),
     "nor on a cloud that has none": (
@@ -188,7 +189,13 @@ def test_every_rule_has_a_case() -> None:
         ({"fruitless": 10, "step": 5}, End(75, False, 5), {}, "fail", "no-progress"),
         ({"fruitless": 10, "step": 4}, End(75, False, 5), {}, "wait", "free"),
         ({"fruitless": 10, "step": 5}, End(0, False, 5), {}, "wait", "done"),
-        ({"fruitless": 2, "step": 5}, End(1, False, 0), {"max_fruitless": 2}, "fail", "no-progress"),
+        (
+            {"fruitless": 2, "step": 5},
+            End(1, False, 0),
+            {"restarts": {"max_without_progress": 2}},
+            "fail",
+            "no-progress",
+        ),
     ],
 )
 def test_after_a_gang_has_ended(was: dict[str, Any], end: End, launch: dict[str, Any], do: str, why: str) -> None:
@@ -301,8 +308,8 @@ class Simulation:
 @pytest.mark.parametrize("seed", range(12))
 def test_years_of_a_spot_market(seed: int) -> None:
     budget = 4000.0 if seed % 3 else 600.0
-    launch = {"budget_usd": budget, "fallback_preemptions": 12, "return_to_spot_hours": 24, "poll_seconds": 60}
-    limits = terms({**launch, "deadline_hours": 3000, "max_fruitless": 30})
+    launch = {"budget_usd": budget, "fallback": {"preemptions": 12, "return_to_spot_hours": 24}, "poll_seconds": 60}
+    limits = terms({**launch, "deadline_hours": 3000, "restarts": {"max_without_progress": 30}})
     run = Simulation(seed, limits, steps=12_000, checkpoint_every=45)
     run.run()
     assert run.outcome in ("done", "budget"), run.outcome
@@ -327,8 +334,8 @@ def test_without_spot_machines_it_costs_more_and_without_fallback_it_takes_longe
         return run.spent, run.now - START
 
     for seed in range(4):
-        mixed = result(seed, return_to_spot_hours=6)
+        mixed = result(seed, fallback={"return_to_spot_hours": 6})
         safe = result(seed, spot=False)
-        patient = result(seed, fallback_wait_minutes=None, fallback_preemptions=None)
+        patient = result(seed, fallback={"wait_minutes": None, "preemptions": None})
         assert patient[0] < mixed[0] < safe[0]
         assert safe[1] <= mixed[1] <= patient[1]

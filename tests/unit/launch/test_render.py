@@ -93,7 +93,7 @@ def test_nothing_is_dropped_and_the_schema_takes_it(name: str, pool: Any) -> Non
 
 def test_what_a_machine_is_told() -> None:
     placement = PlacementConfig.parse(PLACEMENTS["gke"])
-    job = render(training(steps=5, stop_grace_seconds=60.0), placement, "spot", 3, 0)
+    job = render(training(steps=5, limits={"stop_grace_seconds": 60.0}), placement, "spot", 3, 0)
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     spec, trainer = job["spec"], job["spec"]["trainer"]
     assert spec["runtimeRef"] == {
@@ -103,7 +103,7 @@ def test_what_a_machine_is_told() -> None:
     }
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 8)
     assert trainer["command"] == ["python", "-m", "components.train"]
-    assert "--set=stop_grace_seconds=9.0" in trainer["args"], "15 s less 5 s for ranks that crash, less 1 s"
+    assert "--set=limits.stop_grace_seconds=9.0" in trainer["args"], "15 s less 5 s for ranks that crash, less 1 s"
     (patch,) = spec["runtimePatches"]
     (part,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = part["template"]["spec"]["template"]
@@ -121,11 +121,9 @@ def test_what_a_machine_is_told() -> None:
 @settings(deadline=None, max_examples=60)
 def test_the_trainer_reads_the_very_settings(prompts: list[str], rate: float, betas: tuple[float, float]) -> None:
     asked: dict[str, Any] = {
-        "sample_prompts": prompts,
-        "sample_steps": [2],
-        "learning_rate": rate,
-        "betas": betas,
-        "cache": "$(HOME)$$",
+        "samples": {"prompts": prompts, "steps": [2]},
+        "optimizer": {"learning_rate": rate, "betas": betas},
+        "data": {"cache": "$(HOME)$$"},
     }
     job = render(training(**asked), PlacementConfig.parse({"spot": False}), "on-demand", 1, 0)
     # The kubelet puts one $ in the place of two.
@@ -161,7 +159,7 @@ def test_ranks_end_before_their_machine_does(cloud: str, pool: Any, grace: int, 
     config, placement = TrainConfig(), PlacementConfig.parse({"cloud": cloud})
     assert pod_grace(config, placement, pool) == grace
     assert stop_seconds(config, grace) == stop
-    assert stop + config.crash_grace_seconds < grace
+    assert stop + config.limits.crash_grace_seconds < grace
 
 
 def test_a_pod_may_take_as_long_as_its_cloud_lets_it_and_a_rank_no_longer_than_it_was_told() -> None:

@@ -67,8 +67,8 @@ def dataset(storage: Storage) -> Dataset:
     return fill(storage)
 
 
-def settings(**values: Any) -> TrainConfig:
-    return TrainConfig(**{"global_batch": 7, "micro_batch": 3, "window": 2, **values})
+def settings(global_batch: int = 7, micro_batch: int = 3, **data: Any) -> TrainConfig:
+    return TrainConfig.parse({"global_batch": global_batch, "micro_batch": micro_batch, "data": {"window": 2, **data}})
 
 
 Row = tuple[Any, ...]

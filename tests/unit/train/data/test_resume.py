@@ -64,14 +64,8 @@ def test_resume_in_a_hundred_million_samples_takes_less_than_a_second_and_a_shar
 ) -> None:
     seconds = []
     for attempt in range(3):  # other processes may be in the way of one
-        config = TrainConfig(
-            global_batch=64,
-            micro_batch=1,
-            window=16,
-            remote_shards=remote_shards,
-            cache=str(tmp_path / str(attempt)),
-            shard_threads=1,
-        )
+        data = {"remote_shards": remote_shards, "cache": str(tmp_path / str(attempt)), "shard_threads": 1}
+        config = TrainConfig.parse({"global_batch": 64, "micro_batch": 1, "data": data})
         simulated.read_by.clear()
         began = time.perf_counter()
         # Of 64 ranks, so that this rank's share of the first batch is one sample.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,8 +79,8 @@ def losses_of(batch: MicroBatch) -> Tensor:
     return torch.stack([part.flatten(1).square().mean(1) for part in parts]).sum(0)
 
 
-def measured(dataset: Dataset, storage: Storage, **settings: int) -> float:
-    config = TrainConfig(steps=1, **settings)
+def measured(dataset: Dataset, storage: Storage, **settings: Any) -> float:
+    config = TrainConfig.parse({"steps": 1, **settings})
     return Validation(dataset, storage, DRAWING, config, 0, 1).loss(losses_of, torch.device("cpu"))
 
 
@@ -112,8 +113,8 @@ def test_the_loss_is_a_function_of_the_seed_and_the_samples(dataset: Dataset, st
     first = measured(dataset, storage)
     assert measured(dataset, storage) == first
     assert measured(dataset, storage, micro_batch=3) == pytest.approx(first, rel=1e-6)
-    assert measured(dataset, storage, validation_seed=1) != first
-    assert measured(dataset, storage, validation_samples=4) != first
+    assert measured(dataset, storage, validation={"seed": 1}) != first
+    assert measured(dataset, storage, validation={"samples": 4}) != first
 
 
 def test_the_loss_is_the_mean_over_the_samples(dataset: Dataset, storage: Storage, alone: None) -> None:
@@ -240,5 +241,5 @@ def test_of_a_remote_shard_only_the_samples_are_read(alone: None) -> None:
     place = Counting("validation-remote", "")
     data = write_dataset(place, sizes=(200,))
     Counting.read_bytes = 0
-    assert measured(data, place, validation_samples=2) > 0
+    assert measured(data, place, validation={"samples": 2}) > 0
     assert Counting.read_bytes < data.shards[0].bytes / 20

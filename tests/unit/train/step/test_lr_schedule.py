@@ -7,7 +7,7 @@ from components.train.step.lr_schedule import learning_rate
 
 
 def rates(**settings: object) -> list[float]:
-    config = TrainConfig.parse({"steps": 10, "learning_rate": 1.0, **settings})
+    config = TrainConfig.parse({"steps": 10, "optimizer": {"learning_rate": 1.0, **settings}})
     return [learning_rate(step, config) for step in range(10)]
 
 

@@ -1,0 +1,76 @@
+"""Which settings make a training another one, and which contradict each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from components.errors import ConfigError
+from components.settings import flatten, override
+from components.train.config import TrainConfig
+
+# samples.every needs prompts, and exact_across_world_sizes needs ZeRO stage 0.
+BASE = TrainConfig.parse({"zero_stage": 0, "samples": {"prompts": ["a"]}})
+SETTINGS = flatten(BASE.model_dump(mode="json"))
+DECISIVE = {
+    "steps", "global_batch", "caption_dropout", "precision", "exact_across_world_sizes",
+    "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.betas", "optimizer.epsilon",
+    "optimizer.weight_decay", "optimizer.max_grad_norm", "ema.decay", "data.window",
+}  # fmt: skip
+OTHER_VALUES = {
+    "precision": "bf16",
+    "optimizer.schedule": "cosine",
+    "optimizer.betas": [0.5, 0.5],
+    "data.on_bad_shard": "skip",
+    "data.remote_shards": "range",
+    "data.cache": "folder",
+    "samples.steps": [7],
+    "samples.prompts": ["b"],
+    "metrics.trackers": ["tensorboard"],
+    "metrics.project": "other",
+    "notices.cloud": "aws",
+    "notices.address": "http://127.0.0.1",
+}
+
+
+def another_value(name: str) -> Any:
+    value = SETTINGS[name]
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    if value is None or isinstance(value, bool):
+        return 7 if value is None else not value
+    return value + 1 if isinstance(value, int) else value / 2
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_training_is_another_one_if_a_setting_decides_what_is_computed(name: str) -> None:
+    values = override(BASE.model_dump(mode="json"), [f"{name}={another_value(name)}"])
+    changed = TrainConfig.parse(values)
+    assert changed != BASE
+    assert (changed.identity() != BASE.identity()) == (name in DECISIVE)
+
+
+def test_every_decisive_setting_exists() -> None:
+    assert set(SETTINGS) >= DECISIVE
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"samples": {"every": 5}}, ["samples", "every", "prompts"]),
+        ({"samples": {"steps": [1], "prompts": []}}, ["samples", "steps", "prompts"]),
+        ({"samples": {"steps": [9], "prompts": ["a"]}, "steps": 8}, ["samples.steps [9]", "steps (8)"]),
+        ({"optimizer": {"warmup_steps": 8}, "steps": 8}, ["optimizer.warmup_steps (8)", "steps (8)"]),
+        ({"exact_across_world_sizes": True, "zero_stage": 1}, ["exact_across_world_sizes", "zero_stage 1"]),
+        ({"metrics": {"trackers": ["wandb", "wandb"]}}, ["trackers", "wandb, wandb"]),
+        ({"metrics": {"trackers": ["tensorbord"]}}, ["trackers", "'tensorboard', 'wandb' or 'mlflow'"]),
+        ({"keep_every": 3}, ["keep_every is now checkpoint.keep_every"]),
+        ({"notices": "aws"}, ["notices is now notices.cloud", "'aws'"]),
+        ({"trackers": ["wandb"]}, ["trackers is now metrics.trackers"]),
+    ],
+)
+def test_wrong_settings_are_rejected(settings: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.parse(settings)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
