@@ -60,7 +60,7 @@ def test_compile_writes_a_pipeline(elsewhere: Path) -> None:
         (["--set", "train.stepz=3"], 78, ("train.stepz", "3", "train.steps?")),
         (["--set", "train.steps=many"], 78, ("train.steps", "'many'", "integer")),
         (["--set", "train.steps=0"], 78, ("train.steps", "0", "greater than or equal to 1")),
-        (["--set", "launch.spot_drill_step=999"], 78, ("launch.spot_drill_step (999)", "train.steps (8)")),
+        (["--set", "launch.spot_drill.step=999"], 78, ("launch.spot_drill.step (999)", "train.steps (8)")),
         (["--set", "train.steps"], 78, ("'train.steps'", "section.key=value")),
         (["--workdir", "memory://x"], 78, ("memory://x", "s3://")),
         (["--workdir", "ftp://x"], 78, ("'ftp://x'", "s3://")),

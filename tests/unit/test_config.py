@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from components.errors import ConfigError
-from pipeline.config import RunConfig, portable, recipes, resolve, to_yaml
 from components.settings import Settings, flatten
-from pipeline.config import RunConfig, recipes, resolve, to_yaml
+from pipeline.config import RunConfig, portable, recipes, resolve, to_yaml
 
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
 
@@ -52,7 +51,7 @@ def test_any_text_survives_being_printed(text: str) -> None:
 
 def test_the_name_of_a_run_stands_for_all_that_decides_its_result() -> None:
     assert resolve("demo").run == resolve("demo", ["seed=0", "train.ranks=2"]).run
-    elsewhere = ["launch.budget_usd=5", "launch.max_crashes=9", "placement.cloud=gke", "placement.nodes=4"]
+    elsewhere = ["launch.budget_usd=5", "launch.restarts.max_crashes=9", "placement.cloud=gke", "placement.nodes=4"]
     elsewhere += ["pods.heavy.hours=3"]
     assert resolve("demo").run == resolve("demo", elsewhere).run
     runs = [resolve("demo", [override]).run for override in ("seed=1", "train.data.window=3", "publish.license=mit")]
@@ -77,19 +76,19 @@ def test_all_that_is_wrong_is_told_at_once_and_the_nearest_name_is_suggested() -
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["launch.spot_drill_step=400"], ("launch.spot_drill_step (400)", "train.steps (400)")),
-        (["launch.spot_drill_rank=2"], ("launch.spot_drill_rank (2)", "train.ranks (2)")),
-        (["launch.where=trainjob"], ("launch.spot_drill_step", "launch.where", "local", "trainjob")),
-        (["train.sample_steps=[500]"], ("train: sample_steps [500]", "steps (400)")),
-        (["train.warmup_steps=400"], ("train: warmup_steps (400)", "steps (400)")),
+        (["launch.spot_drill.step=400"], ("launch.spot_drill.step (400)", "train.steps (400)")),
+        (["launch.spot_drill.rank=2"], ("launch.spot_drill.rank (2)", "train.ranks (2)")),
+        (["launch.where=trainjob"], ("launch.spot_drill.step", "launch.where", "local", "trainjob")),
+        (["train.samples.steps=[500]"], ("train: samples.steps [500]", "steps (400)")),
+        (["train.optimizer.warmup_steps=400"], ("train: optimizer.warmup_steps (400)", "steps (400)")),
         (["latents.resolution=64"], ("latents.resolution (64)", "model.scratch.architecture.resolution (32)")),
         (["index.held_out=0"], ("index.held_out (0)", "evaluate.promote_on", "prompt_accuracy")),
         (["name=base"], ("models/base",)),
         (["name=A_b"], ("name", "'A_b'")),
     ],
 )
-def test_what_contradicts_itself_is_refused(overrides: list[str], parts: tuple[str, ...]) -> None:
-    message = refused(*overrides)
+def test_what_contradicts_itself_is_rejected(overrides: list[str], parts: tuple[str, ...]) -> None:
+    message = rejected(*overrides)
     assert all(part in message for part in parts)
 
 
@@ -157,18 +156,18 @@ def test_a_file_travels_as_text_that_is_read_as_a_recipe(tmp_path: Path) -> None
     assert portable(portable(str(file))) == portable(str(file))
 
 
-def test_a_section_that_is_no_section_is_refused() -> None:
-    assert refused("ingest=3").startswith("ingest: 3 ")
-    assert "--set 'ingest.source=x': ingest " in refused("ingest=3", "ingest.source=x")
+def test_a_section_that_is_no_section_is_rejected() -> None:
+    assert rejected("ingest=3").startswith("ingest: 3 ")
+    assert "--set 'ingest.source=x': ingest " in rejected("ingest=3", "ingest.source=x")
 
 
-def test_a_recipe_that_is_none_is_refused(tmp_path: Path) -> None:
-    message = refused(recipe="dmeo")
+def test_a_recipe_that_is_none_is_rejected(tmp_path: Path) -> None:
+    message = rejected(recipe="dmeo")
     assert all(part in message for part in ("'dmeo'", *recipes(), ".yaml"))
-    assert str(tmp_path / "none.yaml") in refused(recipe=str(tmp_path / "none.yaml"))
+    assert str(tmp_path / "none.yaml") in rejected(recipe=str(tmp_path / "none.yaml"))
     file = tmp_path / "list.yaml"
     file.write_text("- 1\n")
-    assert f"{file} holds list" in refused(recipe=str(file))
+    assert f"{file} holds list" in rejected(recipe=str(file))
     file.write_text("name: x\n")
-    assert refused(recipe=str(file)).startswith("ingest: missing; ")
-    assert "ingest.source" in refused(recipe=str(file))
+    assert rejected(recipe=str(file)).startswith("ingest: missing; ")
+    assert "ingest.source" in rejected(recipe=str(file))

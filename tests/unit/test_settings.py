@@ -109,7 +109,7 @@ def test_a_section_that_was_a_value_still_says_what_is_wrong_inside_it() -> None
 def test_operational_settings_are_no_part_of_what_is_computed() -> None:
     decisive = {"learning_rate": 1e-4}
     assert Study().without_operational() == {
-        "runs": [{"steps": 10, "optimizer": decisive, "fallback": None}],
+        "runs": [{"steps": 10, "optimizer": decisive, "fallback": None, "stages": []}],
         "named": {"first": decisive},
     }
 

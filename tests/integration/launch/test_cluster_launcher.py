@@ -134,7 +134,7 @@ def test_too_many_crashes_end_it_with_the_last_lines_of_the_log(lab: Lab) -> Non
 
 
 def test_words_that_kubernetes_does_not_tell_are_read_from_the_log(lab: Lab) -> None:
-    config = lab.settings(launch={"max_crashes": 0})
+    config = lab.settings(launch={"restarts": {"max_crashes": 0}})
 
     def write() -> None:
         pods = [found["metadata"]["name"] for found in lab.server.store.list("pods")]
@@ -158,7 +158,10 @@ def test_a_jobset_that_gives_up_sooner_than_the_settings_is_submitted_anew(lab: 
 def test_restarts_without_a_newer_checkpoint_come_to_an_end(lab: Lab) -> None:
     config = lab.settings(launch={"restarts": {"max_without_progress": 2}})
     lives = [Life(steps=3, codes=(75,), saves=False)] * 5
-    with lab.operators(config, *lives) as operators, pytest.raises(DarkroomError, match=r"75.*\b3.*max_fruitless is 2"):
+    with (
+        lab.operators(config, *lives) as operators,
+        pytest.raises(DarkroomError, match=r"75.*\b3.*max_without_progress is 2"),
+    ):
         lab.launch(config)
     assert operators.lives in (3, 4), "the fourth may have begun"
 

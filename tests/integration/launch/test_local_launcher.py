@@ -67,8 +67,8 @@ def test_the_notice_of_the_drill_comes_once_and_loses_nothing(workshop: Any) -> 
 
 
 def test_too_many_crashes_end_it_with_the_last_words(workshop: Any) -> None:
-    config = settings(workshop, "hopeless", max_crashes=0)
-    with pytest.raises(DarkroomError, match=r"137.* 0 preemptions .* 1 crashes.*launch\.max_crashes"):
+    config = settings(workshop, "hopeless", restarts={"max_crashes": 0})
+    with pytest.raises(DarkroomError, match=r"137.* 0 preemptions .* 1 crashes.*launch\.restarts\.max_crashes"):
         start(workshop, config, Saboteur(1, lambda ranks: os.kill(ranks[0], signal.SIGKILL)))
 
 

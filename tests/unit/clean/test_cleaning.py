@@ -53,7 +53,7 @@ class Dataset:
 
     def __init__(self, name: str, groups: int = 2) -> None:
         self.work: Storage = MemoryStorage(name)
-        self.storage = self.work.child(f"datasets/{KEY}")
+        self.storage: Storage = self.work.child(f"datasets/{KEY}")
         self.groups = tuple(f"g{number}" for number in range(groups))
         self.records: dict[str, CaptionRecord] = {}
         write_manifest(self.work, "source", Manifest("memory://nowhere", 0, 0, self.groups, "digest"))

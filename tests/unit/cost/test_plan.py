@@ -114,7 +114,9 @@ def test_the_best_interval_is_dalys_for_what_a_pool_loses(pool: Any, lost_per_no
 def test_the_best_interval_is_no_shorter_than_a_save_and_no_longer_than_the_work() -> None:
     slow = plan(settings(), write_gb_per_second=0.001).pools["spot"]
     assert slow.best_seconds == pytest.approx(16 * SD2.parameters / 16 / 1e6, rel=0.01)
-    short = plan(settings(train={"steps": 10, "sample_steps": [], "warmup_steps": 0})).pools["spot"]
+    short = plan(settings(train={"steps": 10, "samples": {"steps": []}, "optimizer": {"warmup_steps": 0}})).pools[
+        "spot"
+    ]
     assert short.best_steps == 10
 
 

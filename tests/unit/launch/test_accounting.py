@@ -256,8 +256,8 @@ def test_lines_that_are_torn_or_no_objects_are_passed_over(run: Storage) -> None
 def test_what_is_evaluated_is_the_newest_checkpoint_and_without_one_the_limit_is_named(run: Storage) -> None:
     launch = LaunchConfig.parse({"budget_usd": 12.5, "deadline_hours": 3})
     for why, parts in {
-        "budget": ("12.5", "launch.budget_usd", "train.checkpoint_every"),
-        "deadline": ("3.0", "launch.deadline_hours", "train.checkpoint_every"),
+        "budget": ("12.5", "launch.budget_usd", "train.checkpoint.every"),
+        "deadline": ("3.0", "launch.deadline_hours", "train.checkpoint.every"),
     }.items():
         with pytest.raises(DarkroomError) as refused:
             accounting.stopped_at(run, why, launch)
@@ -269,13 +269,23 @@ def test_what_is_evaluated_is_the_newest_checkpoint_and_without_one_the_limit_is
 @pytest.mark.parametrize(
     ("fruitless", "parts"),
     [
-        (2, ("exit code 9", "2 preemptions", "3 crashes", "launch.max_preemptions", "launch.max_crashes", "7")),
-        (3, ("exit code 9", "step 40", "launch.max_fruitless", "train.checkpoint_every")),
+        (
+            2,
+            (
+                "exit code 9",
+                "2 preemptions",
+                "3 crashes",
+                "launch.restarts.max_preemptions",
+                "launch.restarts.max_crashes",
+                "7",
+            ),
+        ),
+        (3, ("exit code 9", "step 40", "launch.restarts.max_without_progress", "train.checkpoint.every")),
     ],
 )
 def test_who_gives_up_says_which_limit_it_was_and_the_last_words(fruitless: int, parts: tuple[str, ...]) -> None:
     standing = Standing(0.0, "spot", 1, 0.0, step=40, preemptions=2, crashes=3, fruitless=fruitless)
-    launch = LaunchConfig.parse({"max_fruitless": 2, "max_crashes": 7})
+    launch = LaunchConfig.parse({"restarts": {"max_without_progress": 2, "max_crashes": 7}})
     said = str(accounting.given_up(standing, 9, launch, "the disk is full\nreally"))
     assert said.endswith("\nthe disk is full\nreally")
     assert all(part in said for part in parts)

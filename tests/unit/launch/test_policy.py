@@ -117,7 +117,7 @@ CASES: dict[str, Case] = {
         {"spot": False}, "wait", "", {},
     ),
     "nor on a cloud that has none": (
-        {"pool": "on-demand"}, {"phase": "running", "now": START + 9 * HOUR}, {"return_to_spot_hours": 6},
+        {"pool": "on-demand"}, {"phase": "running", "now": START + 9 * HOUR}, {"fallback": {"return_to_spot_hours": 6}},
         {"cloud": "kind"}, "wait", "", {},
     ),
     "some came, and are enough": (
@@ -135,7 +135,8 @@ CASES: dict[str, Case] = {
         WAITED, {"phase": "waiting", "now": START + 900}, {"shrink_wait_minutes": 10}, {"min_nodes": 2}, "wait", "", {},
     ),
     "unless there is no other pool to go to": (
-        WAITED, {"phase": "waiting", "now": START + 900}, {"shrink_wait_minutes": 10, "fallback_wait_minutes": None},
+        WAITED, {"phase": "waiting", "now": START + 900},
+        {"shrink_wait_minutes": 10, "fallback": {"wait_minutes": None}},
         {"min_nodes": 2}, "withdraw", "shrink", {"nodes": 2},
     ),
     "some came, but too few": (

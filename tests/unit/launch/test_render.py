@@ -163,15 +163,15 @@ def test_ranks_end_before_their_machine_does(cloud: str, pool: Any, grace: int, 
 
 
 def test_a_pod_may_take_as_long_as_its_cloud_lets_it_and_a_rank_no_longer_than_it_was_told() -> None:
-    quick, placement = TrainConfig.parse({"stop_grace_seconds": 3}), PlacementConfig.parse({"cloud": "eks"})
+    quick, placement = TrainConfig.parse({"limits": {"stop_grace_seconds": 3}}), PlacementConfig.parse({"cloud": "eks"})
     assert pod_grace(quick, placement, "on-demand") == pod_grace(quick, placement, "spot") == 110
     assert stop_seconds(quick, 110) == 3
 
 
 def test_a_second_is_enough_to_save_and_less_is_not() -> None:
-    assert stop_seconds(TrainConfig.parse({"crash_grace_seconds": 13}), 15) == 1
+    assert stop_seconds(TrainConfig.parse({"limits": {"crash_grace_seconds": 13}}), 15) == 1
     with pytest.raises(ConfigError):
-        stop_seconds(TrainConfig.parse({"crash_grace_seconds": 13.5}), 15)
+        stop_seconds(TrainConfig.parse({"limits": {"crash_grace_seconds": 13.5}}), 15)
 
 
 def test_what_identifies_a_job_is_on_it() -> None:
@@ -211,5 +211,7 @@ def test_where_the_store_is_goes_along_unless_the_placement_says_it() -> None:
 
 
 def test_machines_that_leave_no_time_to_save_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"15 s .* 0 s .*train\.crash_grace_seconds \(14\).*placement\.grace_seconds"):
-        render(training(crash_grace_seconds=14), PlacementConfig.parse({"cloud": "gke"}), "spot", 1, 0)
+    with pytest.raises(
+        ConfigError, match=r"15 s .* 0 s .*train\.limits\.crash_grace_seconds \(14\).*placement\.grace_seconds"
+    ):
+        render(training(limits={"crash_grace_seconds": 14}), PlacementConfig.parse({"cloud": "gke"}), "spot", 1, 0)

@@ -63,7 +63,7 @@ def pieces(step: int) -> list[Piece]:
 
 
 def make_saver(run: LocalStorage, told: Told, rank: int = 0, world: int = 1, **settings: Any) -> Saver:
-    config = TrainConfig.parse({"keep": 9, **settings})
+    config = TrainConfig.parse({"checkpoint": {"keep": 9, **settings}})
     return Saver(run, rank, world, "training", {"w": (3 * world,)}, config, told)
 
 

@@ -38,8 +38,9 @@ from components.train.step.engine import Engine, load_weights
 from components.train.step.lr_schedule import learning_rate
 
 SETTINGS = {
-    "steps": 10, "global_batch": 4, "micro_batch": 4, "zero_stage": 0, "checkpoint_every": 4, "log_every": 100,
-    "validate_every": None, "learning_rate": 0.01, "schedule": "cosine", "warmup_steps": 2, "window": 1,
+    "steps": 10, "global_batch": 4, "micro_batch": 4, "zero_stage": 0, "checkpoint": {"every": 4},
+    "metrics": {"log_every": 100}, "validation": {"every": None}, "data": {"window": 1},
+    "optimizer": {"learning_rate": 0.01, "schedule": "cosine", "warmup_steps": 2},
 }  # fmt: skip
 DRAWING = Drawing(seed=3, timesteps=1000, scaling_factor=1.0, caption_dropout=0.0)
 LATE = 1e9  # seconds of a step below which it is read late: always
@@ -112,7 +113,7 @@ class Attempt:
         monitor.start(self._step, [])
         saver = Saver(self.run, 0, 1, "training", engine.shapes, config, monitor.save_failed)
         reader = Reader(*self.data, DRAWING, config, 0, 1)
-        validation = Validation(*self.data, DRAWING, config, 0, 1) if config.validate_every else None
+        validation = Validation(*self.data, DRAWING, config, 0, 1) if config.validation.every else None
         agreement = Agreement(self.stopping, engine.device, self.late_below)
         with monitor, saver:
             train(Training(config, self._step, engine, reader, saver, agreement, self.watchdog, monitor, self.draw,
@@ -235,7 +236,7 @@ def test_a_stop_during_the_last_step_comes_too_late(data: tuple[Dataset, Storage
 
 def test_steps_without_a_finite_gradient_count_only_in_a_row(data: tuple[Dataset, Storage], run: Storage) -> None:
     attempt = Attempt(data, run, at={step: lambda: nan for step in (2, 4, 5, 8)})
-    attempt.go(max_skipped_steps=2)
+    attempt.go(limits={"max_skipped_steps": 2})
     skipped = [(event["step"], event["in_a_row"]) for event in attempt.events("step-skipped")]
     assert skipped == [(2, 1), (4, 1), (5, 2), (8, 1)]
     assert attempt.newest.counters["updates"] == 6
@@ -246,7 +247,7 @@ def test_steps_without_a_finite_gradient_count_only_in_a_row(data: tuple[Dataset
 def test_too_many_of_them_in_a_row_end_the_training(data: tuple[Dataset, Storage], run: Storage) -> None:
     attempt = Attempt(data, run, at={step: lambda: nan for step in (5, 6, 7)})
     with pytest.raises(Diverged, match="at step 7 and the 2 before it"):
-        attempt.go(max_skipped_steps=2)
+        attempt.go(limits={"max_skipped_steps": 2})
     assert attempt.newest.step == 4
 
 
@@ -266,7 +267,7 @@ def test_images_that_cannot_be_drawn_are_told_of_and_training_goes_on(
         raise DarkroomError("no memory for it")
 
     attempt = Attempt(data, run, draw=draw)
-    attempt.go(sample_steps=[2], sample_prompts=["a"])
+    attempt.go(samples={"steps": [2], "prompts": ["a"]})
     assert [(event["step"], event["problem"]) for event in attempt.events("samples")] == [(2, "no memory for it")]
     assert attempt.newest.step == 10
 
@@ -274,7 +275,7 @@ def test_images_that_cannot_be_drawn_are_told_of_and_training_goes_on(
 def test_measuring_and_drawing_change_nothing_and_are_made_up_for_after_a_stop(
     data: tuple[Dataset, Storage], run: Storage, uninterrupted: Attempt
 ) -> None:
-    looks = {"validate_every": 5, "sample_steps": [5], "sample_prompts": ["a"]}
+    looks = {"validation": {"every": 5}, "samples": {"steps": [5], "prompts": ["a"]}}
     attempt = Attempt(data, run)
     attempt.at[5] = lambda: attempt.stopping.ask("test") or 1.0  # type: ignore[func-returns-value]
     with pytest.raises(Preempted):

@@ -134,7 +134,7 @@ def test_what_killed_processes_left_is_cleared_away(remote: Remote, folder: Path
 
 def test_what_is_missing_or_too_large_is_told(remote: Remote, folder: Path, tmp_path: Path) -> None:
     shard = remote.add(1)
-    with pytest.raises(ConfigError, match=r"train\.cache_gib"):
+    with pytest.raises(ConfigError, match=r"train\.data\.cache_gib"):
         ShardCache(folder, SIZE - 1).open(remote, *shard, verify=True)
     remote.delete("1.tar")
     with pytest.raises(NotFound):

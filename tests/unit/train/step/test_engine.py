@@ -39,8 +39,8 @@ RATES = (4e-3, 2e-2, 1e-2, 5e-3, 2e-3)
 WORLDS = (1, 2)
 # Adam's update does not depend on the gradient's scale; with an epsilon of the gradient's own size it does.
 SETTINGS: Mapping[str, Any] = {
-    "steps": STEPS, "global_batch": POSITIONS, "micro_batch": 2, "epsilon": 0.05, "ema_decay": 0.7,
-    "weight_decay": 0.1, "betas": (0.8, 0.95),
+    "steps": STEPS, "global_batch": POSITIONS, "micro_batch": 2, "ema": {"decay": 0.7},
+    "optimizer": {"epsilon": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.95)},
 }  # fmt: skip
 KINDS_OF_ENGINE: Mapping[str, Mapping[str, Any]] = {
     "stage 0": {"zero_stage": 0},
@@ -52,8 +52,8 @@ KINDS_OF_ENGINE: Mapping[str, Mapping[str, Any]] = {
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "default norm": {},
     # Two ranks share seven rows as three and four: one of them runs a micro-batch without a row.
-    "small norm": {"max_grad_norm": 0.01, "micro_batch": 1},
-    "bad rows left out": {"on_bad_shard": "skip"},
+    "small norm": {"optimizer": {**SETTINGS["optimizer"], "max_grad_norm": 0.01}, "micro_batch": 1},
+    "bad rows left out": {"data": {"on_bad_shard": "skip"}},
     "fp16": {"precision": "fp16"},
     "bf16": {"precision": "bf16"},
 }
@@ -116,17 +116,19 @@ def reference(variant: str) -> Trained:
     """Train as torch's documentation does: one process, whole batches, no engine."""
     config = config_of("stage 0", variant)
     model = make_model()
-    adamw = torch.optim.AdamW(model.parameters(), betas=config.betas, eps=config.epsilon, weight_decay=0.1)
+    adamw = torch.optim.AdamW(
+        model.parameters(), betas=config.optimizer.betas, eps=config.optimizer.epsilon, weight_decay=0.1
+    )
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     losses, norms = [], []
     for step, rate in enumerate(RATES):
         for group in adamw.param_groups:
             group["lr"] = rate
-        batch = rows(step, range(POSITIONS), skips=config.on_bad_shard == "skip")
+        batch = rows(step, range(POSITIONS), skips=config.data.on_bad_shard == "skip")
         loss = (loss_of(model, batch) * batch.weights).sum() / max(1.0, float(batch.weights.sum()))
         adamw.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)))
         adamw.step()
         for name, parameter in model.named_parameters():
             average[name] = 0.7 * average[name] + 0.3 * parameter.detach()
@@ -143,7 +145,7 @@ def take_steps(engine: Engine, config: TrainConfig, first: int, last: int) -> tu
     mine = micro_batches(POSITIONS, engine.world, engine.rank, config.micro_batch)
     shares, norms = [], []
     for step in range(first, last):
-        batches = [rows(step, places, skips=config.on_bad_shard == "skip") for places in mine]
+        batches = [rows(step, places, skips=config.data.on_bad_shard == "skip") for places in mine]
         outcome = engine.step(batches, RATES[step])
         assert outcome.applied
         shares.append(float(outcome.loss_share))
@@ -267,7 +269,7 @@ def test_the_moving_average_is_gathered_whole(gangs: dict[int, Storage], world: 
 
 @pytest.mark.parametrize("variant", ["default norm", "small norm"])
 def test_the_norms_are_such_that_clipping_shows(variant: str) -> None:
-    norms, limit = reference(variant).norms, config_of("stage 0", variant).max_grad_norm
+    norms, limit = reference(variant).norms, config_of("stage 0", variant).optimizer.max_grad_norm
     assert max(norms) > 2 * limit
     assert (min(norms) < limit) == (variant == "default norm"), "some steps are not clipped, or all are"
 
