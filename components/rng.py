@@ -1,4 +1,4 @@
-"""Counter-based randomness: what is drawn depends on where a sample stands in the run, never on who draws it.
+"""Counter-based randomness: numbers depend on a sample's position in the run, never on the process that draws them.
 
 There is no state to save, and rank, world size, worker and restart do not enter. The same numbers come out on every
 machine, to the last bit:
@@ -40,7 +40,7 @@ _TABLE_SHA256 = "e3bed71cc10c1b6254d508311df0416d6ec8d6b8458e76c757c2cc31ecfafa2
 
 
 class Stream(IntEnum):
-    """What a number is drawn for; two streams of one position are independent. The values are part of the format."""
+    """The purpose of a number; two streams of one position are independent. The values are part of the format."""
 
     NOISE = 1
     TIMESTEP = 2
@@ -58,8 +58,8 @@ def generator(seed: int, epoch: int, position: int, stream: Stream) -> np.random
     Args:
         seed: The run's seed, 0 ≤ seed < 2⁶⁴.
         epoch: The pass over the data, from 0.
-        position: The sample's place in the epoch's global order, from 0.
-        stream: What the numbers are for.
+        position: The sample's position in the epoch's global order, from 0.
+        stream: The purpose of the numbers.
     """
     return np.random.Generator(_philox(seed, epoch, position, stream))
 
@@ -98,7 +98,7 @@ def fill_normals(
 def uniforms(seed: int, epoch: ArrayLike, positions: ArrayLike, stream: Stream) -> NDArray[np.float64]:
     """Return one number in [0, 1) per position, of the positions' shape; ``epoch`` is one for all or one for each."""
     start = np.uint64(hash_key(seed, int(stream)))
-    # Sums of 64-bit words wrap around, which NumPy only tells of single words.
+    # Sums of 64-bit words wrap around, and NumPy warns of that only for single words.
     epochs = np.atleast_1d(np.asarray(epoch, dtype=np.uint64))
     words = scramble(scramble(epochs + start) + np.asarray(positions, dtype=np.uint64))
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -134,14 +134,14 @@ def _table() -> _Table:
     """Return the quantile of the middle of each of 65,536 equally likely cells.
 
     Raises:
-        DarkroomError: Where this machine computes another table than all others, so that no run could be repeated.
+        DarkroomError: If this machine computes another table than all others, so that no run would be repeatable.
     """
     normal = NormalDist()  # Wichura's algorithm AS241, Applied Statistics 37 (1988)
     upper = [round(_UNIT * normal.inv_cdf((cell + 0.5) / _CELLS)) for cell in range(_CELLS // 2, _CELLS)]
     half = np.array(upper, dtype="<i4")
-    if (found := sha256(half.tobytes())) != _TABLE_SHA256:
+    if (actual := sha256(half.tobytes())) != _TABLE_SHA256:
         raise DarkroomError(
-            f"the table of normal quantiles has digest {found[:16]}… here, expected {_TABLE_SHA256[:16]}…: this "
+            f"the table of normal quantiles has digest {actual[:16]}… here, expected {_TABLE_SHA256[:16]}…: this "
             "machine's logarithm differs from all others; train on another one, and please report it"
         )
     square = 2 * sum(value * value for value in upper) / _CELLS

@@ -28,23 +28,23 @@ from components.errors import DataError, NotFound
 from components.storage.base import Storage
 
 FORMAT = 2
-Kind = Literal["master", "exp_avg", "exp_avg_sq", "ema"]
-KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq", "ema")
+StateKind = Literal["master", "exp_avg", "exp_avg_sq", "ema"]
+KINDS: tuple[StateKind, ...] = ("master", "exp_avg", "exp_avg_sq", "ema")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A range of one flattened parameter: where it starts and what is kept for it.
+    """A range of one flattened parameter, with all arrays that are saved for it.
 
     Attributes:
         name: The parameter's name in the UNet's state dict.
-        start: The first element's place in the flattened parameter.
+        start: Index of its first element in the flattened parameter.
         arrays: One float32 array of equal length ``[n]`` per kind.
     """
 
     name: str
     start: int
-    arrays: Mapping[Kind, NDArray[np.float32]]
+    arrays: Mapping[StateKind, NDArray[np.float32]]
 
 
 def folder(step: int) -> str:
@@ -58,11 +58,11 @@ class Save:
 
     Attributes:
         step: The optimizer step that the state belongs to.
-        counters: What training counts besides its steps, such as ``updates``, how often the weights were changed.
+        counters: Numbers that training counts besides its steps, such as ``updates``, the changes of the weights.
         world: The number of ranks.
         training: Identity of what is trained.
         shapes: Every parameter's shape.
-        attempt: A token of this gang, so that a part left by an earlier one is not taken for one of its own.
+        attempt: A token of this attempt, so that a part of an earlier one is not mistaken for its own.
     """
 
     step: int
@@ -74,19 +74,19 @@ class Save:
 
 
 def write_part(run: Storage, save: Save, rank: int, pieces: Sequence[Piece]) -> None:
-    """Write what one rank holds, and then the note that its part is whole."""
+    """Write one rank's part, and then the record that the part is whole."""
     from safetensors.numpy import save as pack
 
     data = pack({f"{kind}/{piece.name}": array for piece in pieces for kind, array in piece.arrays.items()})
-    note = {
+    part = {
         "attempt": save.attempt,
         "file": f"rank-{rank:05d}.safetensors",
         "sha256": sha256(data),
         "bytes": len(data),
         "pieces": {piece.name: [piece.start, len(piece.arrays["master"])] for piece in pieces},
     }
-    run.write(f"{folder(save.step)}/{note['file']}", data)
-    run.write_json(f"{folder(save.step)}/rank-{rank:05d}.json", note)
+    run.write(f"{folder(save.step)}/{part['file']}", data)
+    run.write_json(f"{folder(save.step)}/rank-{rank:05d}.json", part)
 
 
 def commit(run: Storage, save: Save) -> bool:
@@ -95,22 +95,22 @@ def commit(run: Storage, save: Save) -> bool:
     Returns:
         Whether all parts were there and the checkpoint is committed now.
     """
-    notes = []
+    parts = []
     for rank in range(save.world):
         try:
-            note = run.read_json(f"{folder(save.step)}/rank-{rank:05d}.json")
+            part = run.read_json(f"{folder(save.step)}/rank-{rank:05d}.json")
         except NotFound:
             return False
-        if note.pop("attempt") != save.attempt:
+        if part.pop("attempt") != save.attempt:
             return False
-        notes.append(note)
+        parts.append(part)
     manifest = {
         "format": FORMAT,
         "step": save.step,
         "counters": dict(save.counters),
         "training": save.training,
         "shapes": {name: list(shape) for name, shape in save.shapes.items()},
-        "parts": notes,
+        "parts": parts,
     }
     data = json.dumps(manifest, indent=1, sort_keys=True).encode()
     run.write(f"{folder(save.step)}/manifest.json", data)
@@ -125,7 +125,7 @@ class Checkpoint:
     Attributes:
         run: The run's folder.
         step: The optimizer step that it was saved after.
-        counters: What training had counted besides its steps.
+        counters: Numbers that training had counted besides its steps.
         training: Identity of the training that it belongs to.
         shapes: Every parameter's shape.
         parts: Each rank's part: file, digest, size, and which pieces it holds.
@@ -148,18 +148,18 @@ class Checkpoint:
         """Compare the bytes of some parts, or of all, with their digests.
 
         Raises:
-            DataError: Where a part is missing, too short, or other than what was committed.
+            DataError: If a part is missing, too short, or not the one that was committed.
         """
         for part in self.parts if parts is None else parts:
             key = f"{folder(self.step)}/{part['file']}"
             try:
-                found = sha256(self.run.read(key))
+                actual = sha256(self.run.read(key))
             except NotFound:
                 raise DataError(f"{key} is missing") from None
-            if found != part["sha256"]:
-                raise DataError(f"{key} has SHA-256 {found[:12]}…, {part['sha256'][:12]}… was committed")
+            if actual != part["sha256"]:
+                raise DataError(f"{key} has SHA-256 {actual[:12]}…, {part['sha256'][:12]}… was committed")
 
-    def read(self, kind: Kind, name: str, start: int = 0, length: int | None = None) -> NDArray[np.float32]:
+    def read(self, kind: StateKind, name: str, start: int = 0, length: int | None = None) -> NDArray[np.float32]:
         """Return elements ``start … start+length`` of a flattened parameter, or all of it from ``start``."""
         size = prod(self.shapes[name])
         end = size if length is None else start + length
@@ -177,11 +177,11 @@ class Checkpoint:
             raise DataError(f"{folder(self.step)} holds {filled} of {end - start} elements of {kind} {name}")
         return result
 
-    def read_all(self, kind: Kind) -> dict[str, NDArray[np.float32]]:
+    def read_all(self, kind: StateKind) -> dict[str, NDArray[np.float32]]:
         """Return every parameter in its shape."""
         return {name: self.read(kind, name).reshape(shape) for name, shape in self.shapes.items()}
 
-    def _read_range(self, file: str, kind: Kind, name: str, start: int, length: int) -> NDArray[np.float32]:
+    def _read_range(self, file: str, kind: StateKind, name: str, start: int, length: int) -> NDArray[np.float32]:
         data_at, tensors = self._header(file)
         begin = data_at + tensors[f"{kind}/{name}"]["data_offsets"][0] + 4 * start
         return np.frombuffer(self.run.read(f"{folder(self.step)}/{file}", begin, 4 * length), dtype="<f4")
@@ -199,7 +199,7 @@ def open_checkpoint(run: Storage, step: int) -> Checkpoint:
     """Open the checkpoint of a step.
 
     Raises:
-        DataError: Where it is not committed, or its manifest is not the one that was committed.
+        DataError: If it is not committed, or its manifest is not the one that was committed.
     """
     try:
         data = run.read(f"{folder(step)}/manifest.json")
@@ -217,12 +217,12 @@ def open_checkpoint(run: Storage, step: int) -> Checkpoint:
 
 def steps(run: Storage) -> list[int]:
     """Return the steps of all checkpoint folders, whole or not, newest first."""
-    found = set()
+    numbers = set()
     for entry in run.list("checkpoints/"):
         name = entry.key.split("/")[1]
         if name.startswith("step-") and name[5:].isdigit():
-            found.add(int(name[5:]))
-    return sorted(found, reverse=True)
+            numbers.add(int(name[5:]))
+    return sorted(numbers, reverse=True)
 
 
 def candidates(run: Storage, training: str | None = None) -> Iterator[Checkpoint | DataError]:
@@ -245,12 +245,12 @@ def candidates(run: Storage, training: str | None = None) -> Iterator[Checkpoint
 
 
 def newest(run: Storage, training: str | None = None) -> Checkpoint | None:
-    """Return the newest committed checkpoint, its parts not verified yet; ``None`` where there is none."""
-    return next((found for found in candidates(run, training) if isinstance(found, Checkpoint)), None)
+    """Return the newest committed checkpoint, its parts not verified yet; ``None`` if there is none."""
+    return next((one for one in candidates(run, training) if isinstance(one, Checkpoint)), None)
 
 
 def prune(run: Storage, keep: int, every: int | None, newest_step: int) -> None:
-    """Delete checkpoints up to ``newest_step`` but the newest ``keep`` and those of every ``every``-th step.
+    """Delete checkpoints up to ``newest_step`` except the newest ``keep`` and those of steps divisible by ``every``.
 
     Those that were never committed go, too, and are none of the ``keep``: nobody could fall back to them. The marker
     goes first, so that a half deleted checkpoint is not taken for a whole one.
@@ -266,6 +266,6 @@ def prune(run: Storage, keep: int, every: int | None, newest_step: int) -> None:
 
 def discard_after(run: Storage, step: int) -> None:
     """Delete every checkpoint beyond a step: torn ones, and those of a training that this one replaces."""
-    for later in [found for found in steps(run) if found > step]:
+    for later in [number for number in steps(run) if number > step]:
         run.delete(f"{folder(later)}/COMMIT")
         run.delete_tree(folder(later))

@@ -3,10 +3,10 @@
     python -m components.train --workdir work --run first --encoding-key KEY --base-model DIR --set ranks=2
 
 One process per device is started here, as --nproc-per-node, PET_NPROC_PER_NODE or the setting ``ranks`` says (a
-number, auto, gpu or cpu). On several machines start this once on each, with --nnodes, --node-rank, --master-addr and
---master-port or the PET_* variables of the same names, as for torchrun. SIGTERM, SIGINT or SIGHUP stop after the step
-in hand, with the state saved. Exit codes: 0 done, 75 stopped and saved, 78 bad settings, 65 bad data, 124 hung,
-anything else a crash.
+number, auto, gpu or cpu). On several nodes start it once on each, with --nnodes, --node-rank, --master-addr and
+--master-port or the PET_* variables of the same names, as for torchrun. SIGTERM, SIGINT or SIGHUP stop after the
+current step, with the state saved. Exit codes: 0 done, 75 stopped and saved, 78 bad settings, 65 bad data, 124 hung,
+anything else: a crash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Signals().listening() as signals:
             request = parse(arguments, __doc__)
-            node = this_node({**os.environ, **request.place}, request.config.ranks)
+            node = this_node({**os.environ, **request.node_variables}, request.config.ranks)
             if _is_finished(request):
                 progress.event("finished", step=request.config.steps)
                 return EXIT_DONE
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_finished(request: Request) -> bool:
-    """Tell whether a whole checkpoint of this very training's last step is there."""
+    """Tell whether a whole checkpoint of this training's last step exists."""
     from components.dataset.versions import read_dataset, read_version
     from components.model import checkpoints, locations
     from components.train.identity import training_identity

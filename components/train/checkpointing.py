@@ -15,10 +15,10 @@ from components.storage.base import Storage
 from components.train.config import TrainConfig
 from components.train.processes.collectives import first_problem, shared_token
 
-# Between two looks whether all parts are there: at first as often as a local folder bears, then as a store is asked.
+# Between two checks whether all parts are there: short at first, for a local folder, then longer, for an object store.
 _FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.02, 0.5
 _RETRY_SECONDS = (0.5, 2.0, 8.0)
-# After a crash: less than what the agent gives ranks that are left.
+# After a crash: less than the time that the agent gives the remaining ranks.
 _LAST_SECONDS = 3.0
 
 
@@ -27,12 +27,12 @@ class Saver:
 
     Args:
         run: The run's folder.
-        rank: This process's place among the ranks.
+        rank: This process's rank.
         world: The number of ranks.
         training: The identity of what is trained.
         shapes: Every parameter's shape.
         config: The training's settings: which checkpoints stay.
-        failed: Told of a save that could not be written: its step and why.
+        failed: Called if a save could not be written, with its step and the reason.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Saver:
     def save(self, step: int, counters: Mapping[str, float], copy_out: Callable[[], Sequence[Piece]]) -> float:
         """Copy the state out and start to write it.
 
-        A save that fails is told and given up: training goes on, and the checkpoint before it still stands.
+        A save that fails is reported and given up: training goes on, and the checkpoint before it remains.
 
         Returns:
             Seconds that training stood still: waiting for the save before this one, and copying.
@@ -73,10 +73,10 @@ class Saver:
         return time.monotonic() - started
 
     def save_now(self, step: int, counters: Mapping[str, float], copy_out: Callable[[], Sequence[Piece]]) -> float:
-        """Save, wait until the checkpoint is committed, and try again where it fails.
+        """Save, wait until the checkpoint is committed, and try again if that fails.
 
         Raises:
-            StorageError: Where it still fails after the last try.
+            StorageError: If it still fails after the last try.
         """
         started = time.monotonic()
         for pause in (*_RETRY_SECONDS, None):
@@ -112,7 +112,7 @@ class Saver:
             self._commit = self._threads.submit(self._commit_when_whole, save)
 
     def _commit_when_whole(self, save: Save) -> None:
-        # The other ranks' notes on storage say when they are done: no collective runs beside the training's own.
+        # The other ranks' records on storage show when they are done: no collective runs beside the training's own.
         pause = _FIRST_POLL_SECONDS
         while not self._given_up.is_set():
             if commit(self._run, save):
@@ -134,7 +134,7 @@ class Saver:
 
 
 def _problem(future: Future[None] | None) -> str | None:
-    """Wait for a write and return why it failed; None where it did not, or where there was none to do here."""
+    """Wait for a write and return why it failed; None if it did not fail, or if there was nothing to write."""
     error = None if future is None else future.exception()
     if error is None:
         return None

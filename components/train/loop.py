@@ -32,8 +32,8 @@ class Training:
     """Everything that the loop works with, ready to go on after optimizer step ``step``.
 
     Attributes:
-        step_flops: Tells what the arithmetic of a global batch amounts to, from one of its micro-batches.
-        validation: Measures the loss on held-out samples; None where there are none, or none are asked for.
+        step_flops: Returns the FLOPs of a global batch, given one of its micro-batches; None if nobody needs them.
+        validation: Measures the loss on held-out samples; None if there are none, or if it is switched off.
     """
 
     config: TrainConfig
@@ -53,24 +53,24 @@ def train(job: Training) -> None:
     """Run the remaining optimizer steps.
 
     Raises:
-        Preempted: Where a rank was asked to stop; the state of the last step is committed.
-        Diverged: Where too many gradients in a row were not finite.
-        StorageError: Where a checkpoint could not be written.
+        Preempted: If a rank got a stop signal; the state of the last step is committed.
+        Diverged: If too many gradients in a row were not finite.
+        StorageError: If a checkpoint could not be written.
     """
     config, monitor = job.config, job.monitor
     monitor.event("training", step=job.step, steps=config.steps, samples=job.reader.samples)
     skipped = 0
     watch = Stopwatch(time.monotonic)
-    if any_rank(monitor.owes(job.step)):
-        _look(job, job.step, watch)
+    if any_rank(monitor.has_pending(job.step)):
+        _measure(job, job.step, watch)
     for step, batch in enumerate(watch.waiting(job.reader.steps(job.step, config.steps)), start=job.step + 1):
         rate = learning_rate(step - 1, config)
-        share, norm, applied = job.engine.step(batch, rate)
-        skipped = 0 if applied else _skip(job, step, skipped + 1)
+        result = job.engine.step(batch, rate)
+        skipped = 0 if result.applied else _skip(job, step, skipped + 1)
         epoch = step * config.global_batch / job.reader.samples
-        facts = {"epoch": epoch, "lr": rate, "grad_norm": norm, "samples": config.global_batch}
+        facts = {"epoch": epoch, "lr": rate, "grad_norm": result.gradient_norm, "samples": config.global_batch}
         facts |= {"flops": job.step_flops(batch[0]) if job.step_flops else 0.0, **asdict(watch.lap())}
-        agreed = job.agreement.reach(step, share, facts, at_once=config.pauses_after(step))
+        agreed = job.agreement.reach(step, result.loss_share, facts, at_once=config.pauses_after(step))
         for one in agreed:
             monitor.step(one.step, loss=one.loss, **one.facts)
         stop = any(one.stop for one in agreed)
@@ -80,7 +80,7 @@ def train(job: Training) -> None:
         if stop and step < config.steps:
             monitor.event("preempted", step=step)
             raise Preempted(f"asked to stop; the state after step {step} of {config.steps} is saved")
-        _look(job, step, watch)
+        _measure(job, step, watch)
     monitor.event("finished", step=config.steps)
 
 
@@ -91,23 +91,23 @@ def _checkpoint(job: Training, step: int, watch: Stopwatch, last: bool) -> None:
         save(step, job.engine.counters, job.engine.pieces)
     job.monitor.checkpoint(step, stall.seconds)
     if job.config.data.on_bad_shard == "skip":
-        left_out = first_problem("; ".join(job.reader.bad_shards.values()) or None)
-        if left_out is not None:
-            job.monitor.event("bad-shards", step=step, problem=left_out)
+        problem = first_problem("; ".join(job.reader.bad_shards.values()) or None)
+        if problem is not None:
+            job.monitor.event("bad-shards", step=step, problem=problem)
 
 
 def _skip(job: Training, step: int, in_a_row: int) -> int:
     job.monitor.event("step-skipped", step=step, in_a_row=in_a_row)
     if in_a_row > job.config.limits.max_skipped_steps:
         raise Diverged(
-            f"the gradient was not finite at step {step} and the {in_a_row - 1} before it; the last checkpoint is from "
-            "before. Lower train.optimizer.learning_rate, or use precision fp32"
+            f"the gradient was not finite at step {step} and the {in_a_row - 1} before it; the last checkpoint is "
+            "older. Lower train.optimizer.learning_rate, or use precision fp32"
         )
     return in_a_row
 
 
-def _look(job: Training, step: int, watch: Stopwatch) -> None:
-    """Measure the loss on held-out samples and draw sample images, where that is due after a step."""
+def _measure(job: Training, step: int, watch: Stopwatch) -> None:
+    """Measure the loss on held-out samples and draw sample images, if they are due after a step."""
     if job.validation is not None and job.config.validates_after(step):
         loss, problem = nan, None
         with watch.apart() as spent:
@@ -127,7 +127,7 @@ def _sample(job: Training, step: int, watch: Stopwatch) -> None:
         if weights is not None:
             try:
                 sheet = job.draw_samples(weights)
-            except (DarkroomError, torch.OutOfMemoryError) as error:  # a picture less is no reason to stop training
+            except (DarkroomError, torch.OutOfMemoryError) as error:  # a missing image is no reason to stop training
                 problem = str(error)
     if sheet is not None:
         columns = len(job.config.samples.prompts)

@@ -1,7 +1,7 @@
 """One rank of a training; ``python -m components.train`` starts as many as a node has devices.
 
 It reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them, and exits with the codes of
-`components.errors`. Whatever is heavy is imported once signals are heard and the watchdog runs.
+`components.errors`. Heavy modules are imported only once signals are handled and the watchdog runs.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def _watchdog(request: Request, rank: int, progress: Progress) -> Watchdog:
 
 
 def _watch_for_notices(request: Request, stopping: Stopping, rank: int, progress: Progress) -> None:
-    """Poll the cloud on one rank of each machine."""
+    """Poll the cloud on one rank of each node."""
     config = request.config.notices
     if config.cloud == "none" or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    look = source(config.cloud, config.address, config.rebalance)
+    read_notice = source(config.cloud, config.address, config.rebalance)
 
     def trouble(problem: str) -> None:
         progress.event("no-notices", rank=rank, source=config.address, problem=problem)
 
-    Poller(look, stopping.ask, trouble, config.every).start()
+    Poller(read_notice, stopping.ask, trouble, config.every).start()
 
 
 if __name__ == "__main__":
@@ -64,8 +64,8 @@ if __name__ == "__main__":
     except Exception:
         traceback.print_exc()
     finally:
-        # Threads that write a checkpoint, or the communication library's, may keep an interpreter that shuts down
-        # waiting for peers that are gone, or abort it, which would replace the code.
+        # Threads that write a checkpoint, or the communication library's, may make a closing interpreter wait for peers
+        # that are gone, or abort it, which would replace the exit code.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""The command line that the agent and its ranks share: which run, which data, which settings, which machine."""
+"""The command line that the agent and its ranks share: which run, which data, which settings, which node."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from components.storage.open import open_storage
 from components.train.config import TrainConfig
 from components.train.metrics.trackers import check_usable
 
-# The flags of torchrun that this command takes, too, and what they say.
+# The flags of torchrun that this command accepts, too, and their help texts.
 _TORCHRUN_FLAGS = {
-    "--nnodes": "machines in all",
-    "--node-rank": "this machine's number, from 0",
-    "--nproc-per-node": "processes on this machine: a number, auto, gpu or cpu",
-    "--master-addr": "host of machine 0, where the ranks meet",
+    "--nnodes": "number of nodes",
+    "--node-rank": "this node's number, from 0",
+    "--nproc-per-node": "processes on this node: a number, auto, gpu or cpu",
+    "--master-addr": "host of node 0, where the ranks meet",
     "--master-port": "port there",
 }
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be trained, where everything lies, and how this process was started.
+    """What to train, where everything is stored, and how this process was started.
 
     Attributes:
         config: The training's settings.
-        seed: Of the order of the data and of all noise.
-        base_model: What to start from.
-        workdir: Holds everything.
+        seed: Seed of the order of the data and of all noise.
+        base_model: The model to start from.
+        workdir: The folder of all runs, datasets and models.
         run: The run's folder.
         dataset: The dataset's folder.
         version: Digest of the version to train on; None for the newest when it begins.
-        place: Flags about this machine's place among others, by the ``PET_*`` variables that they override.
+        node_variables: The flags about this node among others, by the ``PET_*`` variables that they override.
         restarts: How often to start the ranks again after a crash.
-        parent: The process that this one shall not outlive, if any.
+        parent: Id of the process that this one must not outlive, if any.
     """
 
     config: TrainConfig
@@ -48,21 +48,21 @@ class Request:
     run: Storage
     dataset: Storage
     version: str | None
-    place: Mapping[str, str]
+    node_variables: Mapping[str, str]
     restarts: int
     parent: int | None
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return the parser of ``python -m components.train``; ``doc`` is what ``--help`` says first."""
+    """Return the parser of ``python -m components.train``; ``doc`` is the beginning of ``--help``."""
     parser = step_parser("train", doc)
     parser.add_argument("--run", required=True, help="name of the run; its folder is runs/RUN below the workdir")
     parser.add_argument("--encoding-key", required=True, help="name of the dataset's folder below datasets/")
     parser.add_argument("--dataset", metavar="DIGEST", help="version of the dataset to train on (default: the newest)")
     parser.add_argument("--base-model", required=True, help="diffusers folder, workdir:KEY or hub id to start from")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order of the data and of all noise")
-    for flag, says in _TORCHRUN_FLAGS.items():
-        parser.add_argument(flag, help=f"{says} (default: {_variable(flag)})")
+    for flag, text in _TORCHRUN_FLAGS.items():
+        parser.add_argument(flag, help=f"{text} (default: {_variable(flag)})")
     parser.add_argument(
         "--restarts", type=int, default=0, metavar="N", help="start the ranks again after a crash, N times at most"
     )
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
     """Read the command line.
 
     Raises:
-        ConfigError: Where a setting is wrong.
+        ConfigError: If a setting is wrong.
     """
     arguments = parser(doc).parse_args(argv)
     values = read_values(arguments.config) if arguments.config else {}
@@ -92,7 +92,7 @@ def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
         run=workdir.child(f"runs/{arguments.run}"),
         dataset=workdir.child(f"datasets/{arguments.encoding_key}"),
         version=arguments.dataset,
-        place={name: value for name, value in given.items() if value is not None},
+        node_variables={name: value for name, value in given.items() if value is not None},
         restarts=arguments.restarts,
         parent=arguments.parent_pid,
     )

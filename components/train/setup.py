@@ -1,4 +1,4 @@
-"""The work of one rank: join the others, make what training needs, and train; `components.train.rank` starts it."""
+"""The work of one rank: join the others, build the training, and train; `components.train.rank` starts it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from components.train.identity import training_identity
 from components.train.loop import Training, train
 from components.train.metrics.monitor import Monitor
 from components.train.metrics.validation import Validation
-from components.train.out_of_memory import fitting, is_out_of_memory, note_smaller
+from components.train.out_of_memory import fitting, is_out_of_memory, record_smaller
 from components.train.processes.agreement import Agreement
 from components.train.processes.collectives import first_problem
 from components.train.processes.stopping import Stopping
@@ -39,8 +39,8 @@ def work(request: Request, stopping: Stopping, watchdog: Watchdog) -> None:
     """Join the other ranks, go on from the newest whole checkpoint, and train.
 
     Raises:
-        Preempted: Where a rank was asked to stop; the state is saved.
-        DarkroomError: Whatever else `train` raises, and what loading finds wrong.
+        Preempted: If a rank got a stop signal; the state is saved.
+        DarkroomError: For any other error of `train`, and for wrong data or settings.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
@@ -53,7 +53,7 @@ def work(request: Request, stopping: Stopping, watchdog: Watchdog) -> None:
             train(job)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise note_smaller(request.config, request.run) from error
+            raise record_smaller(request.config, request.run) from error
         raise
     torch.distributed.barrier()
 
@@ -64,7 +64,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     config, run = request.config, request.run
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     peak = device_peak_flops(config.precision)
-    monitor = Monitor(run, config, Progress(), speaks=rank == 0, peak=None if peak is None else peak * world)
+    monitor = Monitor(run, config, Progress(), is_main_rank=rank == 0, peak=None if peak is None else peak * world)
     monitor.loading(world)
     base = locations.fetch(request.base_model, request.workdir)
     dataset = _dataset(request.dataset, request.version)
@@ -113,7 +113,7 @@ def _validation(
 
 
 def _tuned(unet: Any, config: TrainConfig) -> nn.Module:
-    """Trade memory for time, and time now for time later, as the settings say."""
+    """Apply train.performance: trade memory for time, and time to compile for faster steps."""
     if config.performance.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if config.performance.compile:
@@ -123,15 +123,15 @@ def _tuned(unet: Any, config: TrainConfig) -> nn.Module:
 
 
 def _dataset(storage: Storage, version: str | None) -> Dataset:
-    # Another run may commit a newer one at any time; a training goes on with the one that it began with.
+    # Another run may commit a newer version at any time; a training keeps the one that it began with.
     dataset = read_version(storage, version) if version else read_dataset(storage)
     if dataset is None:
-        raise DataError(f"there is no dataset at {storage.url}; run the latents and index steps first")
+        raise DataError(f"no dataset at {storage.url}; run the latents and index steps first")
     return dataset
 
 
 def _check_conditioning(unet: Any, dataset: Storage) -> None:
-    """Check that the dataset tells the UNet all that it wants to know."""
+    """Check that the dataset has all inputs that the UNet needs."""
     if unet.config.addition_embed_type == "text_time" and not dataset.exists(EMPTY_POOLED):
         raise DataError(
             f"the UNet is SDXL's, but {dataset.url} has no pooled text embeddings; encode with the model's encoders"
@@ -141,20 +141,20 @@ def _check_conditioning(unet: Any, dataset: Storage) -> None:
 def _find_checkpoint(
     run: Storage, training: str, rank: int, world: int
 ) -> tuple[checkpoints.Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that is whole, and why newer ones are not; the ranks share the verifying."""
+    """Return the newest whole checkpoint, and why newer ones were skipped; the ranks share the work of checking."""
     skipped: list[str] = []
-    for found in checkpoints.candidates(run, training):
+    for candidate in checkpoints.candidates(run, training):
+        own_problem = None
         try:
-            if isinstance(found, DataError):
-                raise found
-            found.verify(found.parts[rank::world])
-            problem = None
+            if isinstance(candidate, DataError):
+                raise candidate
+            candidate.verify(candidate.parts[rank::world])
         except DataError as error:
-            problem = str(error)
-        told = first_problem(problem)
-        if told is None and not isinstance(found, DataError):
-            return found, skipped
-        skipped.append(str(told))
+            own_problem = str(error)
+        problem = first_problem(own_problem)
+        if problem is None and not isinstance(candidate, DataError):
+            return candidate, skipped
+        skipped.append(str(problem))
     return None, skipped
 
 
@@ -162,7 +162,7 @@ def _draw_samples(
     base: Path, dataset: Dataset, config: TrainConfig, seed: int, device: torch.device, weights: dict[str, Tensor]
 ) -> Image.Image:
     height, width = dataset.main_bucket
-    # Whatever drawing does to the global generators, training is not to notice.
+    # Drawing may advance the global generators; training must not notice.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model = sampling.load_model(base, device)
         model.unet.load_state_dict(weights)

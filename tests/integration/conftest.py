@@ -41,8 +41,8 @@ class Ended:
     output: str
     events: list[dict[str, Any]] = field(default_factory=list)
 
-    def told(self, event: str) -> list[dict[str, Any]]:
-        return [found for found in self.events if found["event"] == event]
+    def events_named(self, event: str) -> list[dict[str, Any]]:
+        return [one for one in self.events if one["event"] == event]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Workshop:
         act: Callable[[Any], None] | None = None,
         dataset: str = "key",
     ) -> Ended:
-        """Train until the gang ends; when an optimizer step is told, ``act`` once on what `Gang` knows of it."""
+        """Train until the gang ends; at the first step from ``at_step`` on, ``act`` once on its `Gang`."""
 
         def hear(_gang: Gang, event: dict[str, Any]) -> bool:
             return event.get("event") == "step" and event["step"] >= at_step
@@ -96,7 +96,7 @@ class Workshop:
         act: Callable[[Any], None] | None,
         dataset: str = "key",
     ) -> Ended:
-        """Train until the gang ends; ``act`` once, when ``hear`` says so of an event."""
+        """Train until the gang ends; ``act`` once, on the first event for which ``hear`` returns true."""
         lines = []
         with self.start(name, *overrides, dataset=dataset) as process:
             gang = Gang(process)
@@ -123,7 +123,7 @@ class Workshop:
 
 @dataclass
 class Gang:
-    """The processes of one attempt, as the agent tells of them."""
+    """The processes of one attempt, as the agent's events describe them."""
 
     agent: Process
     ranks: dict[int, int] = field(default_factory=dict)

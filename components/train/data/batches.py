@@ -12,10 +12,10 @@ def accumulation(global_batch: int, world: int, micro_batch: int) -> int:
 
 
 def micro_batches(global_batch: int, world: int, rank: int, micro_batch: int) -> list[range]:
-    """Return the places in the global batch, from 0, that a rank takes, one range per micro-batch.
+    """Return the positions in the global batch, from 0, of a rank's samples, one range per micro-batch.
 
-    Over all ranks each place occurs once. Sizes differ by at most one; a range is empty where there are more ranks
-    and micro-batches than samples.
+    Over all ranks each position occurs once. Sizes differ by at most one; a range is empty if there are more ranks and
+    micro-batches than samples.
     """
     first, last = rank * global_batch // world, (rank + 1) * global_batch // world
     count = accumulation(global_batch, world, micro_batch)

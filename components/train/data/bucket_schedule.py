@@ -3,7 +3,7 @@
 Bucket b, with a share s_b of all samples, takes one batch in each stretch of 1/s_b batches, at a random moment of it
 (stratified, or jittered, sampling: Cook, "Stochastic Sampling in Computer Graphics", ACM TOG 5(1), 1986). Batches are
 numbered in the order of those moments. So no bucket strays from its share by much more than a batch, the pattern does
-not repeat, and which batch is which can be told without going through those before it.
+not repeat, and the bucket of any batch can be computed without going through those before it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from components.rng import hash_key
 
 _BUCKETS = 3  # beside the shuffles of `components.train.data.order`
-# Moments are whole numbers, in this part of a batch: no rounding differs between machines.
+# Moments are whole numbers, in this fraction of a batch: rounding is the same on every machine.
 _BATCH = 1 << 32
 
 
@@ -37,7 +37,7 @@ class BucketSchedule:
         buckets = len(self._sizes)
         if buckets == 1:
             return 0, number
-        # By moment t at least t - B and at most t + B batches have been, so the wanted one lies between these two.
+        # By moment t at least t - B and at most t + B batches have been, so this batch lies between these two.
         begin, end = max(0, number - buckets) * _BATCH, (number + buckets + 1) * _BATCH
         before = [self._count(bucket, begin) for bucket in range(buckets)]
         near = sorted(
@@ -49,7 +49,7 @@ class BucketSchedule:
         return bucket, turn
 
     def _count(self, bucket: int, moment: int) -> int:
-        """Return how many batches the bucket has taken before a moment."""
+        """Return the number of the bucket's batches before a moment."""
         whole = moment * self._sizes[bucket] // (self._total * _BATCH)
         return whole + (self._moment(bucket, whole) < moment)
 

@@ -1,4 +1,4 @@
-"""Memory for batches that is used again: fresh pages would cost about as much as what is copied into them."""
+"""Reusable memory for batches: fresh pages would cost about as much as the copying itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class Buffers:
-    """Hands out tensors in host memory, and takes their memory back when nobody refers to it any more.
+    """Hands out tensors in host memory, and reuses their memory when nothing refers to it any more.
 
-    With a GPU they are pinned, so that copying them to it does not wait, and PyTorch does the same with better
-    knowledge: it waits for copies that are under way.
+    With a GPU they are pinned, so that copies to it are asynchronous, and PyTorch's own allocator
+    reuses them, which also waits for copies that are under way.
     """
 
     def __init__(self, pinned: bool) -> None:
@@ -24,7 +24,7 @@ class Buffers:
         self._free: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor of this shape with anything in it."""
+        """Return an uninitialized tensor of this shape."""
         size = prod(shape) * dtype.itemsize
         if self._pinned or size == 0:
             return torch.empty(shape, dtype=dtype, pin_memory=self._pinned)

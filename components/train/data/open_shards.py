@@ -18,10 +18,10 @@ from components.storage.base import Storage
 
 
 class OpenShard:
-    """One open shard, whose samples are numbered as training does: without held-out ones and tombstones.
+    """One open shard, whose samples are numbered as in training: without held-out ones and tombstones.
 
     Args:
-        entry: The shard as the dataset has it.
+        entry: The shard's entry in the dataset.
         reader: The same shard, open.
     """
 
@@ -31,12 +31,12 @@ class OpenShard:
                 f"shard {entry.name} holds {len(reader)} samples, expected {entry.samples}; run index again"
             )
         self.reader = reader
-        left_out = np.array(sorted(left_out_of(entry)), dtype=np.int64)
-        # From which training sample on each of those left out shifts the numbers by one.
-        self._shifts = left_out - np.arange(len(left_out))
+        untrained = np.array(sorted(untrained_samples(entry)), dtype=np.int64)
+        # Each untrained sample shifts the numbers by one, from this training sample on.
+        self._shifts = untrained - np.arange(len(untrained))
 
     def local(self, numbers: NDArray[np.int64]) -> list[int]:
-        """Return the numbers in the shard of some of its training samples."""
+        """Map numbers among the training samples to numbers in the shard."""
         if len(self._shifts):
             numbers = numbers + self._shifts.searchsorted(numbers, side="right")
         local: list[int] = numbers.tolist()
@@ -44,19 +44,19 @@ class OpenShard:
 
 
 class OpenShards:
-    """Opens shards when they are asked for, or ahead of that, and closes those whose window was read longest ago.
+    """Opens shards when they are needed, or ahead of that, and closes the least recently used ones.
 
     Args:
         dataset: The committed dataset.
         storage: Its folder.
-        open_tar: Where the tars' bytes come from.
-        limit: How many shards are open at most.
+        open_tar: Opens a shard's tar.
+        limit: Number of open shards, at most.
         verify: Whether a shard's digest is checked when it is first opened.
-        skip_bad: Whether a shard that is corrupt or missing is left out instead of ending the training.
-        threads: How many shards are opened ahead at a time.
+        skip_bad: Whether a shard that is corrupt or missing is skipped instead of ending the training.
+        threads: Number of shards that are opened ahead at the same time.
 
     Attributes:
-        bad: The shards that are left out, and why.
+        bad: The names of the shards that are skipped, and why.
     """
 
     def __init__(
@@ -79,21 +79,21 @@ class OpenShards:
         self._unverified = np.full(len(dataset.shards), verify)
         self._lock = Lock()
         self._open: OrderedDict[int, Future[OpenShard]] = OrderedDict()
-        self._ready: dict[int, OpenShard] = {}  # the same, where nothing is to be waited for
+        self._ready: dict[int, OpenShard] = {}  # the same, without those that are still being opened
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="shards")
 
     def get(self, shard: int) -> OpenShard | None:
-        """Return an open shard; None where it is left out.
+        """Return an open shard; None if it is skipped.
 
         Raises:
-            DataError: Where it is corrupt or missing and none may be left out.
-            StorageError: Where it cannot be reached.
+            DataError: If it is corrupt or missing and may not be skipped.
+            StorageError: If it cannot be reached.
         """
         if (ready := self._ready.get(shard)) is not None:
             return ready
         with self._lock:
             future = self._open.get(shard)
-            # One that still waits for a thread is not waited for, nor is one that failed to be reached given up.
+            # If it still waits for a thread, or the store could not be reached, this thread opens it.
             mine = future is None or future.cancel() or _failed(future)
             if future is None or mine:
                 future = self._open[shard] = Future()
@@ -104,21 +104,21 @@ class OpenShards:
         try:
             return self._ready.setdefault(shard, future.result())
         except DataError as error:
-            self.leave_out(self._shards[shard].name, error)
+            self.skip(self._shards[shard].name, error)
             return None
 
-    def leave_out(self, name: str, error: DataError) -> None:
-        """Count a shard among the bad ones.
+    def skip(self, name: str, error: DataError) -> None:
+        """Skip a bad shard from now on.
 
         Raises:
-            DataError: The same error, where none may be left out.
+            DataError: The same error, if no shard may be skipped.
         """
         if not self._skip_bad:
             raise error
         self.bad[name] = str(error)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Begin to open shards that are not open yet; what is wrong with them shows when they are asked for."""
+        """Begin to open shards that are not open yet; errors are raised when they are used."""
         with self._lock:
             for shard in shards:
                 if shard not in self._open:
@@ -153,10 +153,10 @@ class OpenShards:
 
 
 def _failed(future: Future[OpenShard]) -> bool:
-    """Tell whether a shard could not be opened for a reason that may have passed."""
+    """Tell whether a shard could not be opened for a reason that may be temporary."""
     return future.done() and future.exception() is not None and not isinstance(future.exception(), DataError)
 
 
-def left_out_of(shard: Shard) -> set[int]:
+def untrained_samples(shard: Shard) -> set[int]:
     """Return the samples of a shard that are not trained on."""
     return {*shard.held_out, *shard.tombstones}

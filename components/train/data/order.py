@@ -12,8 +12,8 @@ beginning of the next.
 An epoch of a bucket is shuffled on three levels: blocks of up to 4,096 shards, the shards of a block, and the samples
 of a window of a few shards. So a reader has one window of shards open at a time and yet neighbours are well mixed; up
 to 4,096 shards, any two of them are as likely to share a window. Each shuffle sorts by a keyed hash; a block or a
-window is shuffled when a position in it is asked for. So finding a sample takes the same time however far into the
-run it is, and memory does not grow with the dataset beyond the shards' sizes: four bytes per shard where they differ.
+window is shuffled when a position in it is needed. So finding a sample takes the same time however far into the
+run it is, and memory does not grow with the dataset beyond the shards' sizes: four bytes per shard if they differ.
 
 Within a global batch samples stand in the order of their shards. Ranks take their shares from left to right, so each
 of them, and each node, sees few of the window's shards, without the world size having a say in the order.
@@ -32,28 +32,28 @@ from numpy.typing import ArrayLike, NDArray
 from components.rng import hash_key, scramble
 from components.train.data.bucket_schedule import BucketSchedule
 
-Numbers = NDArray[np.int64]
+IntArray = NDArray[np.int64]
 _BLOCK = 4096
-_BLOCKS, _SHARDS, _SAMPLES = range(3)  # what a shuffle is of
+_BLOCKS, _SHARDS, _SAMPLES = range(3)  # the three levels of shuffling
 
 
 class Places(NamedTuple):
-    """Where some samples of one bucket stand, and where they lie; one number of each kind per sample.
+    """The positions of some samples of one bucket in the run, and where they are stored; one number each per sample.
 
     Attributes:
         epochs: Their bucket's epoch, from 0.
-        positions: Their place in that epoch, from 0 to the number of samples - 1; each bucket has a range of its own.
-            Seed, epoch and position are what everything random about a sample depends on.
+        positions: Their positions in that epoch, from 0 to the number of samples - 1; each bucket has its own range.
+            Everything random about a sample depends on seed, epoch and position.
         shards: Numbers of their shards in the dataset.
         samples: Numbers among their shard's training samples.
     """
 
-    epochs: Numbers
-    positions: Numbers
-    shards: Numbers
-    samples: Numbers
+    epochs: IntArray
+    positions: IntArray
+    shards: IntArray
+    samples: IntArray
 
-    def take(self, chosen: slice | Numbers) -> Places:
+    def take(self, chosen: slice | IntArray) -> Places:
         """Return some of them."""
         return Places(*(numbers[chosen] for numbers in self))
 
@@ -69,9 +69,9 @@ class Window(NamedTuple):
     """
 
     end: int
-    members: Numbers
-    shards: Numbers
-    samples: Numbers
+    members: IntArray
+    shards: IntArray
+    samples: IntArray
 
 
 class Order:
@@ -79,10 +79,10 @@ class Order:
 
     Args:
         sizes: The number of training samples of each shard, in the dataset's order.
-        window: How many shards are shuffled together.
+        window: Number of shards that are shuffled together.
         seed: The run's seed.
-        buckets: How many shards each bucket has, in the dataset's order, which keeps a bucket's shards together; all
-            are of one bucket unless given.
+        buckets: Number of shards of each bucket, in the dataset's order, which keeps a bucket's shards together; if
+            not given, all are of one bucket.
 
     Attributes:
         samples: The number of samples of an epoch.
@@ -96,7 +96,7 @@ class Order:
         streams = []
         self.samples = 0
         for number, (first, last) in enumerate(pairwise(cuts)):
-            stream = Stream(counts[first:last], first, self.samples, window, (seed, number))
+            stream = BucketStream(counts[first:last], first, self.samples, window, (seed, number))
             self.samples += stream.samples
             streams += [stream] if stream.samples else []
         if not streams:
@@ -120,15 +120,15 @@ class Order:
         return window, stream.window(*after)
 
 
-class Stream:
+class BucketStream:
     """The samples of one bucket, epoch after epoch.
 
     Args:
         sizes: The number of training samples of each of its shards.
         first_shard: The number of its first shard in the dataset.
         first_position: The number of samples of the buckets before it.
-        window: How many shards are shuffled together.
-        key: What its shuffles depend on besides the epoch.
+        window: Number of shards that are shuffled together.
+        key: Key of its shuffles, besides the epoch.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Stream:
         self._blocks = _cut(len(sizes), _BLOCK)
         self._block_sizes = np.array([sizes[a:b].sum(dtype=np.int64) for a, b in pairwise(self._blocks)], np.int64)
         self.samples = int(self._block_sizes.sum())
-        # Neighbouring batches ask for the same, and a reader for what is next.
+        # Neighbouring batches need the same window, and a reader the next one, too.
         self._epoch = lru_cache(maxsize=2)(self._shuffle_blocks)
         self._block = lru_cache(maxsize=2)(self._shuffle_shards)
         self._samples = lru_cache(maxsize=3)(self._shuffle_samples)
@@ -165,19 +165,19 @@ class Stream:
         while count > 0:
             epoch, position = divmod(first, self.samples)
             window = self.window(epoch, position)
-            taken = min(count, window.end - position)
+            length = min(count, window.end - position)
             begin = position - (window.end - len(window.samples))
-            here = slice(begin, begin + taken)
-            positions = np.arange(position, position + taken) + self._first_position
-            yield Places(np.full(taken, epoch), positions, window.shards[here], window.samples[here])
-            first, count = first + taken, count - taken
+            here = slice(begin, begin + length)
+            positions = np.arange(position, position + length) + self._first_position
+            yield Places(np.full(length, epoch), positions, window.shards[here], window.samples[here])
+            first, count = first + length, count - length
 
-    def _shuffle_blocks(self, epoch: int) -> tuple[Numbers, Numbers]:
+    def _shuffle_blocks(self, epoch: int) -> tuple[IntArray, IntArray]:
         """Return the blocks in an epoch's order, and where each of them ends."""
         order = shuffled(len(self._block_sizes), *self._key, _BLOCKS, epoch)
         return order, np.cumsum(self._block_sizes[order])
 
-    def _shuffle_shards(self, epoch: int, block: int) -> tuple[Numbers, Numbers, list[int]]:
+    def _shuffle_shards(self, epoch: int, block: int) -> tuple[IntArray, IntArray, list[int]]:
         """Return a block's shards in an epoch's order, where each window ends, and which shard each begins with."""
         first, last = self._blocks[block : block + 2]
         shards = first + shuffled(last - first, *self._key, _SHARDS, epoch, block)
@@ -196,8 +196,8 @@ class Stream:
         return Window(start + int(ends[number]), members, members[owners], numbers)
 
 
-def shuffled(size: int, *key: int) -> Numbers:
-    """Return 0 … size - 1 in a random order that depends on the key alone: that of 64-bit hashes, ties as they were."""
+def shuffled(size: int, *key: int) -> IntArray:
+    """Return 0 … size - 1 in a random order that depends on the key alone: that of 64-bit hashes, ties unchanged."""
     words = np.arange(size, dtype=np.uint64) + np.uint64(hash_key(*key))
     return np.argsort(scramble(words), kind="stable")
 

@@ -1,6 +1,6 @@
 """From positions in the run to tensors: what each rank reads, and every random number its samples are trained with.
 
-Each optimizer step takes one global batch of the order, and of it this rank's share. What is random about a sample,
+Each optimizer step takes one global batch of the order, and of it this rank's share. Everything random about a sample,
 its noise, timestep, autoencoder sample and caption dropout, is a function of (seed, epoch, position). Threads read
 and draw a few steps ahead, off the training's critical path; how many there are changes nothing.
 """
@@ -30,16 +30,16 @@ from components.train.data.samples import Samples
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass of one rank is given.
+    """The input of one forward pass on one rank.
 
     Attributes:
         latents: Scaled latents without noise, ``[B, C, H/f, W/f]``.
         noise: Standard normal, like ``latents``.
         timesteps: ``[B]``, int64, in [0, number of timesteps).
-        text: Text embeddings, ``[B, L, D]``; that of the empty prompt where the caption was dropped. The reader gives
+        text: Text embeddings, ``[B, L, D]``; that of the empty prompt if the caption was dropped. The reader gives
             them in fp16, as they are stored.
         weights: ``[B]``: 1, or 0 for a row that only keeps this rank in step with the others, or whose shard is bad
-            and left out.
+            and skipped.
         keys: Each row's key in its shard, the SHA-256 of its image and, if not 0, the sample's number; empty for a row
             of weight 0.
         pooled: Pooled text embeddings, ``[B, P]``; None unless the model is SDXL's.
@@ -72,7 +72,7 @@ class MicroBatch:
             pooled=None if self.pooled is None else move(self.pooled).to(dtype),
             time_ids=None
             if self.time_ids is None
-            else move(self.time_ids).float(),  # bf16 could not tell 1024 from 1021
+            else move(self.time_ids).float(),  # bf16 cannot distinguish 1024 from 1021
         )
 
     def rows(self) -> Iterator[MicroBatch]:
@@ -117,7 +117,7 @@ class Reader:
         storage: Its folder.
         drawing: What the random numbers depend on.
         config: The training's settings.
-        rank: This process's place among the ranks.
+        rank: This process's rank.
         world: The number of ranks.
     """
 
@@ -136,20 +136,20 @@ class Reader:
 
     @property
     def bad_shards(self) -> dict[str, str]:
-        """The names of the shards that this rank has left out so far, and why."""
+        """The names of the shards that this rank has skipped so far, and why."""
         return self._samples.bad_shards
 
     def steps(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches of optimizer steps ``first`` to ``last - 1``, read ahead by threads."""
         with ThreadPoolExecutor(self._config.data.workers, thread_name_prefix="reader") as threads:
-            wanted = iter(range(first, last))
+            numbers = iter(range(first, last))
             ahead: deque[Future[list[MicroBatch]]] = deque(
-                threads.submit(self.read, step) for step in islice(wanted, self._config.data.prefetch)
+                threads.submit(self.read, step) for step in islice(numbers, self._config.data.prefetch)
             )
             try:
                 while ahead:
                     ready = ahead.popleft().result()
-                    ahead.extend(threads.submit(self.read, step) for step in islice(wanted, 1))
+                    ahead.extend(threads.submit(self.read, step) for step in islice(numbers, 1))
                     yield ready
             finally:
                 for future in ahead:
@@ -159,8 +159,8 @@ class Reader:
         """Return this rank's micro-batches of one optimizer step, counted from 0.
 
         Raises:
-            DataError: Where a shard is corrupt or missing and none may be left out.
-            StorageError: Where a shard cannot be reached.
+            DataError: If a shard is corrupt or missing and may not be skipped.
+            StorageError: If a shard cannot be reached.
         """
         return [self._micro_batch(share.places, share.counts) for share in self._samples.share(step)]
 
@@ -189,14 +189,14 @@ class Reader:
             noise=self._normals(places, Stream.NOISE, (channels // 2, height, width)),
             timesteps=torch.from_numpy(timesteps.astype(np.int64)),
             text=text,
-            weights=torch.from_numpy((copied.found & counts).astype(np.float32)),
+            weights=torch.from_numpy((copied.present & counts).astype(np.float32)),
             keys=tuple(copied.keys) if counts else ("",) * rows,
             pooled=None if added is None else torch.from_numpy(added.pooled),
             time_ids=None if added is None else torch.from_numpy(added.time_ids),
         )
 
     def _added(self, rows: int) -> Added | None:
-        """Return memory for what SDXL is told of each row besides."""
+        """Return memory for the additional inputs of SDXL."""
         empty = self._samples.empty_pooled
         if empty is None:
             return None

@@ -1,4 +1,4 @@
-"""From positions in the run to moments and texts: what one rank reads of every global batch, and how it is copied."""
+"""From positions in the run to moments and texts: which samples of a global batch a rank reads, and how."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from components.errors import DataError, NotFound
 from components.storage.base import Storage
 from components.train.config import TrainConfig
 from components.train.data.batches import micro_batches
-from components.train.data.open_shards import OpenShards, left_out_of
+from components.train.data.open_shards import OpenShards, untrained_samples
 from components.train.data.order import Order, Places, Window
 from components.train.data.shard_cache import ShardCache
 
 # Open shards cost file descriptors, of which a process often has 1,024, and some 100 KB each for a thousand samples.
 _OPEN_AT_LEAST, _OPEN_AT_MOST = 64, 512
-_REQUESTS = 16  # at a time, where samples are read one by one
+_REQUESTS = 16  # at a time, if samples are read one by one
 _CACHE = "darkroom-shards"
 
 Half = NDArray[np.float16]
@@ -37,7 +37,7 @@ class Share(NamedTuple):
     """One micro-batch of one rank.
 
     Attributes:
-        places: Where its samples lie.
+        places: Where its samples are stored.
         counts: Whether they count. A rank without samples runs one that does not: collectives need every rank.
     """
 
@@ -46,15 +46,15 @@ class Share(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """What became of the rows of a batch.
+    """Which rows of a batch were copied.
 
     Attributes:
-        keys: SHA-256 of each row's image; empty where the row was not found.
-        found: Whether each row was found; where not, its shard is left out and the row holds zeros.
+        keys: SHA-256 of each row's image; empty if its shard is skipped.
+        present: Whether each row was copied; if its shard is skipped it was not, and the row holds zeros.
     """
 
     keys: list[str]
-    found: NDArray[np.bool_]
+    present: NDArray[np.bool_]
 
 
 class Samples:
@@ -65,16 +65,16 @@ class Samples:
         storage: Its folder.
         config: The training's settings.
         seed: The run's seed.
-        rank: This process's place among the ranks.
+        rank: This process's rank.
         world: The number of ranks.
 
     Attributes:
-        order: Which samples stand where.
+        order: The order of all samples.
         empty: The text embedding of the empty prompt, ``[L, D]``, fp16.
         empty_pooled: Its pooled embedding, ``[P]``, fp16; None unless the samples are of SDXL.
 
     Raises:
-        DataError: Where the dataset has no sample to train on, or no embedding of the empty prompt.
+        DataError: If the dataset has no sample to train on, or no embedding of the empty prompt.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Samples:
 
     @property
     def bad_shards(self) -> dict[str, str]:
-        """The names of the shards that are left out so far, and why."""
+        """The names of the shards that are skipped so far, and why."""
         return dict(self._open.bad)
 
     def share(self, step: int) -> list[Share]:
@@ -127,7 +127,7 @@ class Samples:
         """Return the shape of each moments, ``[2C, h, w]``; all of a batch are of one bucket.
 
         Raises:
-            DataError: Where no shard of the bucket can be read.
+            DataError: If no shard of the bucket can be read.
         """
         bucket = self._buckets[int(places.shards[0])]
         if bucket not in self._shapes:
@@ -144,22 +144,22 @@ class Samples:
         """Copy samples into the rows of two arrays, or four.
 
         Args:
-            places: Where the samples lie, in the order of their shards.
+            places: Where the samples are stored, in the order of their shards.
             moments: ``[len(places), 2C, h, w]``, contiguous.
             text: ``[len(places), L, D]``, contiguous.
-            added: ``[len(places), P]`` and ``[len(places), 6]``, where the samples are of SDXL.
+            added: ``[len(places), P]`` and ``[len(places), 6]``, if the samples are for SDXL.
 
         Raises:
-            DataError: Where a shard is corrupt or missing and none may be left out.
-            StorageError: Where a shard cannot be reached.
+            DataError: If a shard is corrupt or missing and may not be skipped.
+            StorageError: If a shard cannot be reached.
         """
         moments_rows, text_rows = moments.reshape(len(moments), -1), text.reshape(len(text), -1)
         shapes = moments.shape[1:], text.shape[1:], None if added is None else added.pooled.shape[1:]
 
         def copy_shard(rows: slice) -> list[str]:
             shard, numbers = int(places.shards[rows.start]), places.samples[rows]
-            besides = None if added is None else Added(added.pooled[rows], added.time_ids[rows])
-            keys = self._copy(shard, numbers, shapes, moments_rows[rows], text_rows[rows], besides)
+            added_rows = None if added is None else Added(added.pooled[rows], added.time_ids[rows])
+            keys = self._copy(shard, numbers, shapes, moments_rows[rows], text_rows[rows], added_rows)
             if keys is None:
                 for array in (moments_rows, text_rows, *(added or ())):
                     array[rows] = 0
@@ -178,20 +178,20 @@ class Samples:
         text: Half,
         added: Added | None,
     ) -> list[str] | None:
-        """Copy samples of one shard and return their keys; None where the shard is left out."""
+        """Copy samples of one shard and return their keys; None if the shard is skipped."""
         opened = self._open.get(shard)
         if opened is None:
             return None
         reader = opened.reader
         try:
-            if (found := (reader.moments_shape, reader.text_shape, reader.pooled_shape)) != shapes:
+            if (actual := (reader.moments_shape, reader.text_shape, reader.pooled_shape)) != shapes:
                 raise DataError(
-                    f"shard {reader.name} has arrays of shapes {found}, expected {shapes}; run latents again"
+                    f"shard {reader.name} has arrays of shapes {actual}, expected {shapes}; run latents again"
                 )
             local = opened.local(numbers)
             reader.copy(local, moments, text, added)
         except DataError as error:
-            self._open.leave_out(reader.name, error)
+            self._open.skip(reader.name, error)
             return None
         return [reader.keys[number] for number in local]
 
@@ -199,7 +199,7 @@ class Samples:
         return self._requests.map(copy, parts) if self._requests is not None else map(copy, parts)
 
     def _expected(self, window: Window) -> list[int]:
-        """Return the shards of a window that this rank's share is likely to lie in: a batch is in shards' order."""
+        """Return the shards of a window that this rank will probably read: a batch is in the order of its shards."""
         members = sorted(window.members.tolist())
         count = len(members)
         first, last = self._rank * count // self._world - 1, -(-(self._rank + 1) * count // self._world) + 1
@@ -213,7 +213,7 @@ class Samples:
 
 
 def _order(dataset: Dataset, window: int, seed: int) -> Order:
-    sizes = np.array([shard.samples - len(left_out_of(shard)) for shard in dataset.shards], dtype=np.uint32)
+    sizes = np.array([shard.samples - len(untrained_samples(shard)) for shard in dataset.shards], dtype=np.uint32)
     if not sizes.sum():
         raise DataError("the dataset has no sample to train on; add images, or lower index.held_out")
     # Shards are sorted by name, which begins with the bucket, so a bucket's shards are together.
@@ -226,7 +226,7 @@ def _open_tar(config: TrainConfig, local: bool) -> OpenTar:
         return open_whole
     if config.data.remote_shards == "range":
         return open_ranged
-    # Of this user's own: a copy is trusted for its name.
+    # One folder per user: a copy with the right name is trusted.
     folder = Path(config.data.cache) if config.data.cache else Path(tempfile.gettempdir()) / f"{_CACHE}-{os.getuid()}"
     return ShardCache(folder, int(config.data.cache_gib * 2**30)).open
 

@@ -1,9 +1,9 @@
-"""Copies of remote shards on this machine's disk: each is fetched once, checked once, and then mapped.
+"""Copies of remote shards on this node's disk: each is fetched once, checked once, and then mapped.
 
-All processes of a machine share the folder. A copy is named for its digest and gets its name when it is whole and
-checked, so what has a name can be used, and a file that somebody still maps may be deleted under them: the system keeps
-its bytes until the last one lets go. A lock of the system's, which dies with its process, only spares several ranks
-the same download at the same moment; nothing breaks where a disk knows no locks.
+All processes of a node share the folder. A copy is named by its digest and gets its name when it is whole and checked,
+so every named file can be used. A file that a process still maps may be deleted: the system keeps its bytes until the
+last process unmaps it. A file lock, which ends with its process, only keeps several ranks from the same download at
+the same moment; on a disk without locks nothing breaks.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from components.errors import ConfigError, DataError
 from components.storage.base import HIDDEN, Storage
 from components.storage.files import explained
 
-# A download that nobody has added to for so long was its process's last: one hour, in nanoseconds.
+# A partial download that has not grown for this long belongs to a dead process: one hour, in nanoseconds.
 _ABANDONED_NS = 3600 * 10**9
-# Opening a copy fails where another process deletes it just then: with room for the open windows, hardly ever twice.
+# Opening a copy fails if another process deletes it at that moment; if the open windows fit, hardly ever twice.
 _ATTEMPTS = 5
 
 
 class ShardCache:
-    """A folder of copies, the least recently opened of which are deleted when it grows beyond its bound.
+    """A folder of copies, the least recently opened of which are deleted when it grows beyond its limit.
 
     Args:
-        folder: Where the copies are; made where it is missing. It may be shared with other trainings.
-        limit: Most bytes that the copies may take. It should hold two windows of shards: those that are read now and
+        folder: The folder of the copies; created if missing. It may be shared with other trainings.
+        limit: Size limit of all copies, in bytes. It should hold two windows of shards: those that are read now and
             those that are fetched meanwhile.
     """
 
@@ -41,19 +41,19 @@ class ShardCache:
         self._limit = limit
 
     def open(self, storage: Storage, key: str, size: int, sha256: str, verify: bool) -> WholeTar:
-        """Open a tar: a local one where it is, any other from its copy, which is made where it is missing.
+        """Open a tar: a local one in place, any other from its copy, which is downloaded if missing.
 
         Args:
-            storage: Where the tar lies.
+            storage: The storage that holds the tar.
             key: Its key there.
             size: Its length in bytes.
             sha256: Its digest.
             verify: Whether to check the digest of what is fetched; a copy was checked before it got its name.
 
         Raises:
-            NotFound: Where there is no such tar.
-            DataError: Where it is another one.
-            ConfigError: Where it is larger than the cache.
+            NotFound: If the tar does not exist.
+            DataError: If its size or digest is wrong.
+            ConfigError: If it is larger than the cache.
         """
         if storage.local_path(key) is not None:
             return open_whole(storage, key, size, sha256, verify)
@@ -62,7 +62,7 @@ class ShardCache:
                 f"{key} has {size} bytes and the cache may hold {self._limit}; raise train.data.cache_gib to more than "
                 "two windows of shards, or set train.data.remote_shards=range"
             )
-        # A copy that nobody checked must not be taken for one that somebody did.
+        # An unchecked copy must not be mistaken for a checked one.
         copy = self._folder / f"{sha256}{'' if verify else '.unchecked'}.tar"
         with explained(f"cache a shard in {self._folder}"):
             for _ in range(_ATTEMPTS):
@@ -74,7 +74,7 @@ class ShardCache:
     def _map(self, copy: Path, size: int) -> WholeTar:
         with copy.open("rb") as file:
             os.utime(copy)  # it is now the most recently used
-            if os.fstat(file.fileno()).st_size != size:  # a power cut, or somebody's hand
+            if os.fstat(file.fileno()).st_size != size:  # after a power cut, or changed by hand
                 copy.unlink(missing_ok=True)
                 raise FileNotFoundError(copy)
             return map_tar(file)
@@ -93,7 +93,7 @@ class ShardCache:
                 partial.unlink(missing_ok=True)
 
     def _download(self, storage: Storage, key: str, size: int, sha256: str | None, path: Path) -> None:
-        """Download a tar and check it; once more where it does not hold, for the fault may be the network's."""
+        """Download a tar and check it; once more if it is wrong, since the network may have been at fault."""
         for attempt in (1, 2):
             storage.download(key, path)
             try:
@@ -106,17 +106,17 @@ class ShardCache:
                     raise
 
     def _make_room(self, size: int, now: int) -> None:
-        """Delete the least recently opened copies until ``size`` more bytes fit, and what killed downloads left."""
+        """Delete the least recently opened copies until ``size`` more bytes fit, and abandoned downloads."""
         copies, total = [], size
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
-                found = path.stat()
+                status = path.stat()
                 if path.suffix == ".tar":
-                    copies.append((found.st_mtime_ns, path, found.st_size))
-                elif path.name.startswith(HIDDEN) and found.st_mtime_ns < now - _ABANDONED_NS:
+                    copies.append((status.st_mtime_ns, path, status.st_size))
+                elif path.name.startswith(HIDDEN) and status.st_mtime_ns < now - _ABANDONED_NS:
                     path.unlink()
                     continue
-                total += found.st_size
+                total += status.st_size
         for _, path, freed in sorted(copies):
             if total <= self._limit:
                 break
@@ -125,7 +125,7 @@ class ShardCache:
 
     @contextmanager
     def _alone(self, copy: Path) -> Iterator[int]:
-        """Wait until no other process fetches this copy, if the disk has locks; give the time by the disk's clock."""
+        """Wait until no other process fetches this copy, if the disk has locks; yield the disk's own time."""
         path = copy.with_suffix(".lock")
         with path.open("wb") as file:
             with suppress(OSError):

@@ -1,8 +1,8 @@
 """Files of JSON lines that grow while training runs, on any storage, without holding it up.
 
 In a local folder a line is written at once. Elsewhere to append means to write the whole object anew, so a thread does
-that, one write at a time, and what has gathered meanwhile goes with the next. Lines that cannot be written are kept for
-the next time: a store that is away for a while costs nothing.
+that, one write at a time, and lines that arrive meanwhile go with the next. Lines that cannot be written are kept for
+the next write: if the store is away for a while, nothing is lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Journal:
 
     Args:
         run: The run's folder.
-        failed: Told why lines could not be written, once until it works again; it may be called from a thread.
+        failed: Called with the reason if lines cannot be written, once until it works again; possibly from a thread.
     """
 
     def __init__(self, run: Storage, failed: Callable[[str], None]) -> None:
@@ -35,12 +35,12 @@ class Journal:
         self._writing: Future[None] | None = None
 
     def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Note a line; it is written with the next flush."""
+        """Queue a line; it is written with the next flush."""
         with self._lock:
             self._unwritten.setdefault(key, []).append(record)
 
     def flush(self, wait: bool = False) -> None:
-        """Write what was noted; ``wait`` until it is there, as far as it can be written at all."""
+        """Write the queued lines; with ``wait``, return only once they are written or have failed."""
         if self._thread is None:
             self._write()
             return
@@ -52,14 +52,14 @@ class Journal:
             self._writing.result()
 
     def lines(self, key: str) -> list[dict[str, Any]]:
-        """Return what a file holds; a line that was torn when its writer was killed is passed over."""
+        """Return the lines of a file; a line that was torn when its writer was killed is skipped."""
         return list(_parsed(self._read(key)))
 
     def rewind(self, key: str, step: int | None) -> int:
-        """Take the lines off a file that tell of steps beyond ``step``, if any, and those that were torn.
+        """Remove the lines about steps beyond ``step``, unless it is None, and torn ones.
 
         Returns:
-            How many whole lines were taken off.
+            How many whole lines were removed.
         """
         data = self._read(key)
         lines = list(_parsed(data))

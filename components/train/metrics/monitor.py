@@ -1,8 +1,8 @@
-"""What a training tells: metrics of each step, events, validation, sample images, trackers; only rank 0 speaks.
+"""What a training reports: metrics of each step, events, validation, sample images, trackers; only rank 0 does.
 
 ``metrics.jsonl`` has a line per optimizer step, ``validation.jsonl`` one per measurement of the loss on held-out
-samples, ``events.jsonl`` all that happened, with what `components.accounting.ledger` needs to account for every second,
-and ``samples/`` the images drawn on the way. A resumed training takes off the first two what it will do again.
+samples, ``events.jsonl`` one per event, which is all that `components.accounting.ledger` needs to account for every
+second, and ``samples/`` the sample images. A resumed training removes from the first two the steps that it will repeat.
 """
 
 from __future__ import annotations
@@ -26,65 +26,65 @@ from components.train.metrics.trackers import Trackers
 
 METRICS, EVENTS, VALIDATION = "metrics.jsonl", "events.jsonl", "validation.jsonl"
 SAMPLES = "samples/index.json"
-# How long trackers get at the end to bring out what they still have; a machine that is taken away does not wait.
-_PATIENCE_SECONDS = 30.0
-_PATIENCE_WHEN_STOPPED_SECONDS = 2.0
+# How long trackers get at the end to deliver what they still have; a node that is reclaimed does not wait.
+_CLOSE_SECONDS = 30.0
+_CLOSE_SECONDS_WHEN_STOPPED = 2.0
 
 
 class Monitor:
-    """Writes what a run's folder tells of its training, and tells its progress.
+    """Records a training in its run's folder, and reports its progress.
 
     Args:
         run: The run's folder.
         config: The training's settings.
-        progress: Where events go besides the file.
-        speaks: Whether this process is the one that tells; the others' calls do nothing.
-        peak: FLOP/s that all ranks' devices could do together; None where that is not known.
+        progress: Gets the events, too.
+        is_main_rank: Whether this process is rank 0; on the others all calls do nothing.
+        peak: FLOP/s that all ranks' devices could do together; None if unknown.
     """
 
     def __init__(
-        self, run: Storage, config: TrainConfig, progress: Progress, speaks: bool, peak: float | None = None
+        self, run: Storage, config: TrainConfig, progress: Progress, is_main_rank: bool, peak: float | None = None
     ) -> None:
         self._run = run
         self._config = config
         self._progress = progress
-        self._speaks = speaks
+        self._is_main_rank = is_main_rank
         self._peak = peak
         self._journal = Journal(run, lambda problem: progress.event("journal-failed", problem=problem))
         self._trackers: Trackers | None = None
         self._trained = 0.0  # seconds of the steps since the last checkpoint
-        self._begin_stretch()
+        self._start_interval()
 
     def loading(self, ranks: int) -> None:
-        """Tell that this gang has met and begins to load."""
-        if self._speaks:
+        """Record that all ranks have joined and begin to load."""
+        if self._is_main_rank:
             self._journal.rewind(EVENTS, None)
             self.event("loading", ranks=ranks)
 
     def start(self, step: int, skipped: Sequence[str], training: str = "") -> None:
-        """Forget what was told of steps beyond the one that training goes on from, and tell where it starts.
+        """Remove the records of steps that training will repeat, and record from which step it goes on.
 
         Args:
             step: The optimizer step that training goes on from.
-            skipped: Why newer checkpoints were not taken.
+            skipped: Why newer checkpoints were skipped, one reason each.
             training: The identity of what is trained.
         """
-        if not self._speaks:
+        if not self._is_main_rank:
             return
-        undone = self._journal.rewind(METRICS, step)
+        repeated = self._journal.rewind(METRICS, step)
         self._journal.rewind(VALIDATION, step)
         if step == 0:
             self._run.delete(SAMPLES)
         if step or skipped:
-            self.event("resumed", step=step, skipped=list(skipped), undone=undone)
+            self.event("resumed", step=step, skipped=list(skipped), repeated_steps=repeated)
         if self._config.metrics.trackers:
-            about = {"run": self._run.url, "training": training, "step": step}
-            about |= {"project": self._config.metrics.project, "config": self._config.model_dump(mode="json")}
-            self._trackers = Trackers(self._config.metrics.trackers, about, self.event)
+            description = {"run": self._run.url, "training": training, "step": step}
+            description |= {"project": self._config.metrics.project, "config": self._config.model_dump(mode="json")}
+            self._trackers = Trackers(self._config.metrics.trackers, description, self.event)
 
     def event(self, event: str, **fields: Any) -> None:
         """Record something that happened."""
-        if self._speaks:
+        if self._is_main_rank:
             self._journal.add(EVENTS, {"time": time.time(), "event": event, **fields})
             self._journal.flush()
             self._progress.event(event, **fields)
@@ -110,10 +110,10 @@ class Monitor:
             seconds: How long it took; see `components.train.metrics.throughput.Lap`.
             data_wait: How much of that this rank waited for its batch, in seconds.
             stall: How long training stood still for a checkpoint before it, in seconds.
-            flops: What its arithmetic amounts to; 0 where that is not known.
-            metrics: What else is known: ``epoch``, ``lr``, ``grad_norm``.
+            flops: Its floating-point operations; 0 if unknown.
+            metrics: Further numbers: ``epoch``, ``lr``, ``grad_norm``.
         """
-        if not self._speaks:
+        if not self._is_main_rank:
             return
         lap, alone = Lap(seconds, data_wait, stall), Throughput(self._peak)
         for throughput in (alone, self._throughput):
@@ -126,10 +126,10 @@ class Monitor:
         line |= {"samples_per_second": speed.samples_per_second, "mfu": speed.mfu}
         self._journal.add(METRICS, {name: _finite(value) for name, value in line.items()})
         if step % self._config.metrics.log_every == 0 or step == self._config.steps:
-            self._tell(step, loss, metrics)
+            self._report(step, loss, metrics)
 
-    def _tell(self, step: int, loss: float, metrics: dict[str, float]) -> None:
-        """Tell of the steps since it was last done."""
+    def _report(self, step: int, loss: float, metrics: dict[str, float]) -> None:
+        """Report the mean over the steps since the last report."""
         speed = self._throughput.speed()
         shares: dict[str, float | None] = {
             "samples_per_second": round(speed.samples_per_second, 2),
@@ -139,11 +139,11 @@ class Monitor:
         }
         self._journal.flush()
         self._progress.event("step", step=step, steps=self._config.steps, loss=_finite(loss), **shares)
-        told = {"train/loss": sum(self._losses) / len(self._losses)}
-        told |= {f"train/{name}": value for name, value in metrics.items()}
-        told |= {f"throughput/{name}": value for name, value in shares.items() if value is not None}
-        self._track(step, told)
-        self._begin_stretch()
+        values = {"train/loss": sum(self._losses) / len(self._losses)}
+        values |= {f"train/{name}": value for name, value in metrics.items()}
+        values |= {f"throughput/{name}": value for name, value in shares.items() if value is not None}
+        self._track(step, values)
+        self._start_interval()
 
     def checkpoint(self, step: int, stall: float) -> None:
         """Record that a checkpoint was copied out, for which training stood still for ``stall`` seconds."""
@@ -158,24 +158,24 @@ class Monitor:
 
     def flush(self) -> None:
         """Write what is still in memory, and wait until it is there."""
-        if self._speaks:
+        if self._is_main_rank:
             self._journal.flush(wait=True)
 
     def validation(self, step: int, loss: float, samples: int, seconds: float, problem: str | None = None) -> None:
         """Record the loss on ``samples`` held-out samples, or the problem that kept it from being measured."""
-        if not self._speaks:
+        if not self._is_main_rank:
             return
-        told = {"step": step, "loss": _finite(loss), "samples": samples, "seconds": round(seconds, 4)}
+        line = {"step": step, "loss": _finite(loss), "samples": samples, "seconds": round(seconds, 4)}
         if problem is not None:
-            self.event("validation", **told, problem=problem)
+            self.event("validation", **line, problem=problem)
             return
-        self._journal.add(VALIDATION, told)
-        self.event("validation", **told)
+        self._journal.add(VALIDATION, line)
+        self.event("validation", **line)
         self._track(step, {"validation/loss": loss})
 
     def samples(self, step: int, sheet: Image.Image, size: tuple[int, int], seconds: float) -> None:
-        """Keep a row of images, one per sample prompt, that the model draws at this step; ``size`` is (H, W) of one."""
-        if not self._speaks:
+        """Store a row of sample images, one per prompt, drawn after this step; ``size`` is (H, W) of one image."""
+        if not self._is_main_rank:
             return
         key = f"samples/step-{step:09d}.png"
         try:
@@ -191,9 +191,9 @@ class Monitor:
         """Record that no images could be drawn."""
         self.event("samples", step=step, seconds=round(seconds, 4), problem=problem)
 
-    def owes(self, step: int) -> bool:
-        """Tell whether validation or sample images are due after a step and have not been told of."""
-        if not self._speaks:
+    def has_pending(self, step: int) -> bool:
+        """Tell whether validation or sample images are due after a step and not recorded yet."""
+        if not self._is_main_rank:
             return False
         validated = not self._config.validates_after(step) or any(
             line["step"] == step for line in self._journal.lines(VALIDATION)
@@ -206,10 +206,10 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is still in memory and end the trackers, quickly where training did not come to its end."""
+        """Write what is still in memory and end the trackers, quickly if training did not reach its end."""
         self.flush()
         if self._trackers is not None:
-            self._trackers.close(_PATIENCE_SECONDS if kind is None else _PATIENCE_WHEN_STOPPED_SECONDS)
+            self._trackers.close(_CLOSE_SECONDS if kind is None else _CLOSE_SECONDS_WHEN_STOPPED)
             self.flush()
 
     def _write_samples(self, key: str, step: int, sheet: Image.Image, size: tuple[int, int]) -> None:
@@ -220,7 +220,7 @@ class Monitor:
         self._run.write_json(SAMPLES, {**same, "steps": sorted({step, *self._drawn(same)})})
 
     def _drawn(self, same: dict[str, Any]) -> list[int]:
-        """Return the steps whose images are there, none where those are of something else than ``same``."""
+        """Return the steps whose images exist; none if they are of other prompts or sizes than ``same``."""
         try:
             index = self._run.read_json(SAMPLES)
         except NotFound:
@@ -231,11 +231,11 @@ class Monitor:
         if self._trackers is not None:
             self._trackers.log(step, {name: value for name, value in values.items() if isfinite(value)})
 
-    def _begin_stretch(self) -> None:
+    def _start_interval(self) -> None:
         self._throughput = Throughput(self._peak)
         self._losses: list[float] = []
 
 
 def _finite(value: float | None) -> float | None:
-    """Return what JSON knows: it has no NaN and no infinity."""
+    """Return a number, or None for NaN and infinity, which JSON does not have."""
     return value if value is not None and isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Where a training's time goes: a stopwatch over the loop, and rates over a stretch of steps; the clock is given.
+"""Where a training's time goes: a stopwatch over the loop, and rates over several steps; the clock is passed in.
 
 Every second of the loop belongs to one thing. A step lasts from the end of the step before to its own end, less what
 was measured apart in between: checkpoints, validation, sample images.
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 @dataclass
-class Stretch:
-    """Some time of the loop; ``seconds`` is known once it is over."""
+class Interval:
+    """A part of the loop's time; ``seconds`` is set when it is over."""
 
     seconds: float = 0.0
 
@@ -61,22 +61,22 @@ class Stopwatch:
             yield batch
 
     @contextmanager
-    def apart(self) -> Iterator[Stretch]:
-        """Measure something that is no part of a step."""
+    def apart(self) -> Iterator[Interval]:
+        """Measure something that is not part of a step."""
         began = self._clock()
-        stretch = Stretch()
+        interval = Interval()
         try:
-            yield stretch
+            yield interval
         finally:
-            stretch.seconds = self._clock() - began
-            self._apart += stretch.seconds
+            interval.seconds = self._clock() - began
+            self._apart += interval.seconds
 
     @contextmanager
-    def stalled(self) -> Iterator[Stretch]:
+    def stalled(self) -> Iterator[Interval]:
         """Measure what training stands still for while a checkpoint is copied."""
-        with self.apart() as stretch:
-            yield stretch
-        self._stall += stretch.seconds
+        with self.apart() as interval:
+            yield interval
+        self._stall += interval.seconds
 
     def lap(self) -> Lap:
         """End a step."""
@@ -104,10 +104,10 @@ class Speed:
 
 
 class Throughput:
-    """Adds up steps and tells their speed.
+    """Adds up steps and computes their speed.
 
     Args:
-        peak: FLOP/s of all ranks' devices together; None where that is not known.
+        peak: FLOP/s of all ranks' devices together; None if unknown.
     """
 
     def __init__(self, peak: float | None) -> None:
@@ -115,7 +115,7 @@ class Throughput:
         self._samples = self._flops = self._seconds = self._data_wait = self._stall = 0.0
 
     def add(self, lap: Lap, samples: float, flops: float) -> None:
-        """Count a step of ``samples`` samples, whose arithmetic amounts to ``flops``."""
+        """Count a step of ``samples`` samples and ``flops`` floating-point operations."""
         self._samples += samples
         self._flops += flops
         self._seconds += lap.seconds

@@ -1,7 +1,7 @@
-"""The process of one tracker: it is told lines of JSON on standard input and tells them on through accelerate.
+"""The process of one tracker: it reads lines of JSON from standard input and logs them through accelerate.
 
-`components.train.metrics.trackers` starts it. What it keeps on disk lies in ``runs/<run>/tracking/``: in place where
-the run lies in a local folder, otherwise in a temporary folder that is uploaded at checkpoints and at the end.
+`components.train.metrics.trackers` starts it. Its files are in ``runs/<run>/tracking/``: directly if the run is in a
+local folder, otherwise in a temporary folder that is uploaded at checkpoints and at the end.
 Credentials and addresses come from the environment, as each library reads them (``WANDB_API_KEY``,
 ``MLFLOW_TRACKING_URI``, …).
 """
@@ -26,23 +26,23 @@ from components.errors import DarkroomError, NotFound
 from components.settings import flatten
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from components.train.metrics.trackers import MOST_BYTES
+from components.train.metrics.trackers import MAX_LINE_BYTES
 
 FOLDER = "tracking"
-# Each letter takes six bytes in JSON at most, and what is written at once should arrive whole.
-_MOST_LETTERS = (MOST_BYTES - 100) // 6
+# A letter takes at most six bytes in JSON, and a message must arrive whole.
+_MAX_LETTERS = (MAX_LINE_BYTES - 100) // 6
 _LAST_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class About:
-    """What a tracker is told of its run.
+class RunDescription:
+    """What a tracker shows about its run.
 
     Attributes:
         run: URL of the run's folder.
-        training: Identity of what is trained: a run that begins another training is another run to a tracker.
+        training: Identity of the training: if a run begins another training, that is another run for the tracker.
         step: The optimizer step that training goes on from.
-        project: Under which runs are gathered: W&B's project, MLflow's experiment.
+        project: W&B's project, MLflow's experiment.
         config: The training's settings.
     """
 
@@ -59,12 +59,12 @@ class About:
 
     @property
     def id(self) -> str:
-        """What the run is known by, also after a restart."""
+        """The run's id for trackers, the same after a restart."""
         return short([self.run, self.training])
 
     @property
     def flat(self) -> dict[str, int | float | str | bool]:
-        """The settings as plain values; what is none becomes JSON text."""
+        """The settings by dotted path, as plain values; lists become JSON text."""
         plain = bool | int | float | str
         return {
             name: value if isinstance(value, plain) else json.dumps(value)
@@ -72,108 +72,113 @@ class About:
         }
 
 
-class Place:
-    """Where a tracker keeps its files.
+class TrackerFiles:
+    """The folder of a tracker's files.
 
     Args:
         run: The run's folder.
         name: The tracker's.
-        stack: Cleans up.
+        stack: Deletes the temporary folder at the end.
     """
 
     def __init__(self, run: Storage, name: str, stack: ExitStack) -> None:
         self.run = run
         self._key = f"{FOLDER}/{name}"
         local = run.local_path(self._key)
-        self._is_elsewhere = local is None
+        self._is_remote = local is None
         self.path = (local or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         self.path.mkdir(parents=True, exist_ok=True)
         self._uploaded: dict[Path, tuple[int, int]] = {}
 
     def save(self) -> None:
-        """Upload what has changed since the last time, unless it lies in the run's folder anyway."""
-        if not self._is_elsewhere:
+        """Upload the files that changed since the last time, unless they are in the run's folder already."""
+        if not self._is_remote:
             return
         for path in sorted(path for path in self.path.rglob("*") if path.is_file() and not path.is_symlink()):
-            found = path.stat()
-            state = (found.st_size, found.st_mtime_ns)
+            status = path.stat()
+            state = (status.st_size, status.st_mtime_ns)
             if self._uploaded.get(path) != state:
                 self.run.upload(f"{self._key}/{path.relative_to(self.path).as_posix()}", path)
                 self._uploaded[path] = state
 
 
-def start_tensorboard(about: About, place: Place) -> Any:
-    """Start TensorBoard's log; steps that are done again replace those that were lost."""
+def start_tensorboard(description: RunDescription, files: TrackerFiles) -> Any:
+    """Start TensorBoard's log; repeated steps replace those that were lost."""
     from accelerate.tracking import TensorBoardTracker
 
-    tracker = TensorBoardTracker(".", place.path, purge_step=about.step + 1)
+    tracker = TensorBoardTracker(".", files.path, purge_step=description.step + 1)
     tracker.start()
-    if about.step == 0:
-        tracker.store_init_configuration(about.flat)
+    if description.step == 0:
+        tracker.store_init_configuration(description.flat)
     return tracker
 
 
-def start_wandb(about: About, place: Place) -> Any:
-    """Start or continue a run of W&B; it passes over steps that it was told before, whose numbers are the same."""
+def start_wandb(description: RunDescription, files: TrackerFiles) -> Any:
+    """Start or continue a run of W&B; it ignores steps that it has already, whose numbers are the same."""
     from accelerate.tracking import WandBTracker
 
     tracker = WandBTracker(
-        about.project, name=about.name, id=about.id, resume="allow", dir=place.path, settings={"console": "off"}
+        description.project,
+        name=description.name,
+        id=description.id,
+        resume="allow",
+        dir=files.path,
+        settings={"console": "off"},
     )
     tracker.start()
-    tracker.store_init_configuration(about.flat)
+    tracker.store_init_configuration(description.flat)
     return tracker
 
 
-def start_mlflow(about: About, place: Place) -> Any:
-    """Start or continue a run of MLflow, in the run's folder unless MLFLOW_TRACKING_URI names a place."""
+def start_mlflow(description: RunDescription, files: TrackerFiles) -> Any:
+    """Start or continue a run of MLflow, in the run's folder unless MLFLOW_TRACKING_URI is set."""
     # MLflow calls a folder legacy, but its other local store takes a database.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    os.environ.setdefault("MLFLOW_TRACKING_URI", place.path.as_uri())
+    os.environ.setdefault("MLFLOW_TRACKING_URI", files.path.as_uri())
     from accelerate.tracking import MLflowTracker
 
-    known = f"{FOLDER}/mlflow.json"
+    record_key = f"{FOLDER}/mlflow.json"
     try:
-        noted = place.run.read_json(known)
+        record = files.run.read_json(record_key)
     except NotFound:
-        noted = {}
-    run_id = noted.get("run_id") if noted.get("id") == about.id else None
-    tracker = MLflowTracker(about.project, run_id=run_id, run_name=about.name)
+        record = {}
+    run_id = record.get("run_id") if record.get("id") == description.id else None
+    tracker = MLflowTracker(description.project, run_id=run_id, run_name=description.name)
     tracker.start()
     if run_id is None:
-        tracker.store_init_configuration(about.flat)
-        place.run.write_json(known, {"id": about.id, "run_id": tracker.tracker.info.run_id})
+        tracker.store_init_configuration(description.flat)
+        files.run.write_json(record_key, {"id": description.id, "run_id": tracker.tracker.info.run_id})
     return tracker
 
 
-START: dict[str, Callable[[About, Place], Any]] = {
+START: dict[str, Callable[[RunDescription, TrackerFiles], Any]] = {
     "tensorboard": start_tensorboard,
     "wandb": start_wandb,
     "mlflow": start_mlflow,
 }
 
 
-def follow(tracker: Any, place: Place, lines: Iterable[bytes | str]) -> None:
-    """Tell a tracker what it is told, line by line, until there are no more."""
+def follow(tracker: Any, files: TrackerFiles, lines: Iterable[bytes | str]) -> None:
+    """Pass lines on to a tracker until there are no more."""
     for line in lines:
-        told = json.loads(line)
-        if "values" in told:
-            tracker.log(told["values"], step=told["step"])
-        elif "sheet" in told:
-            _show(tracker, place, told["sheet"], told["step"], *told["size"])
-        elif "save" in told:
-            place.save()
+        message = json.loads(line)
+        if "values" in message:
+            tracker.log(message["values"], step=message["step"])
+        elif "sheet" in message:
+            _show(tracker, files, message["sheet"], message["step"], *message["size"])
+        elif "save" in message:
+            files.save()
     tracker.finish()
-    place.save()
+    files.save()
 
 
-def _show(tracker: Any, place: Place, sheet: str, step: int, height: int, width: int) -> None:
+def _show(tracker: Any, files: TrackerFiles, sheet: str, step: int, height: int, width: int) -> None:
     import numpy as np
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(sheet).name
-        place.run.download(sheet, path)
+        files.run.download(sheet, path)
         if tracker.name == "mlflow":
             tracker.log_artifact(str(path), "samples")
             return
@@ -185,23 +190,23 @@ def _show(tracker: Any, place: Place, sheet: str, step: int, height: int, width:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one tracker until its standard input ends; say on standard output how it goes, and why it gives up."""
-    name, about = argv[0], About(**json.loads(argv[1]))
+    """Run one tracker until its standard input ends; write to standard output that it has started, or its problem."""
+    name, description = argv[0], RunDescription(**json.loads(argv[1]))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when training does
     threading.Thread(target=_outlive, args=(os.getppid(),), daemon=True).start()
-    say = _take_stdout()
+    send = _take_stdout()
     try:
         with ExitStack() as stack:
             from accelerate import PartialState
 
             PartialState(cpu=True)  # its loggers ask for it
-            place = Place(open_storage(about.run), name, stack)
-            tracker = START[name](about, place)
-            say({"url": getattr(tracker.tracker, "url", None)})
-            follow(tracker, place, sys.stdin.buffer)
-    except Exception as error:  # whatever a tracker trips over is no reason to stop training
-        say({"problem": f"{type(error).__name__}: {error}"[:_MOST_LETTERS]})
+            files = TrackerFiles(open_storage(description.run), name, stack)
+            tracker = START[name](description, files)
+            send({"url": getattr(tracker.tracker, "url", None)})
+            follow(tracker, files, sys.stdin.buffer)
+    except Exception as error:  # no failure of a tracker may stop training
+        send({"problem": f"{type(error).__name__}: {error}"[:_MAX_LETTERS]})
         return DarkroomError.exit_code
     return 0
 
@@ -215,16 +220,16 @@ def _outlive(parent: int) -> None:
 
 
 def _take_stdout() -> Callable[[dict[str, Any]], None]:
-    """Return what writes a line to the standard output, and leave the libraries none to print to."""
+    """Return a function that writes a line to standard output, and redirect all other output to nowhere."""
     ours = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
 
-    def say(what: dict[str, Any]) -> None:
-        with suppress(OSError):  # nobody listens any more
-            os.write(ours, json.dumps(what).encode() + b"\n")
+    def send(message: dict[str, Any]) -> None:
+        with suppress(OSError):  # training has ended
+            os.write(ours, json.dumps(message).encode() + b"\n")
 
-    return say
+    return send
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Validation loss: the loss on held-out samples with the same noise and timesteps each time it is measured.
 
-Which samples are taken, and everything random about them, is a function of (seed, held-out samples), where a sample is
-known by its shard, whose name is a digest of what it holds. So the losses of two steps, or of two runs on the same
-data, differ by what was learned alone. Captions are never dropped, and timesteps are stratified: with *n* samples, each
-*n*-th of the noise schedule is met once.
+Which samples are used, and everything random about them, is a function of (seed, held-out samples); a sample is
+identified by its number and its shard's name, a digest of the shard's content. So the losses of two steps, or of two
+runs on the same data, differ only by what was learned. Captions are never dropped, and timesteps are stratified: with
+*n* samples, each *n*-th of the noise schedule occurs once.
 
 The weights measured are those in training, not their moving average: the curve is read beside the training loss, which
 is theirs, and nothing has to be swapped in and out again. The average is what the evaluation and the sample images use.
@@ -37,12 +37,12 @@ _EPOCH = 2**63 - 1
 
 
 class HeldOut(NamedTuple):
-    """A sample to validate on.
+    """A sample to measure on.
 
     Attributes:
         shard: Its shard's number in the dataset.
         number: Its number in that shard.
-        position: What its random numbers are keyed by, 0 ≤ position < 2⁶³.
+        position: The key of its random numbers, 0 ≤ position < 2⁶³.
         stratum: Which part of the noise schedule its timestep is from; each of 0 … n-1 occurs once.
     """
 
@@ -55,7 +55,7 @@ class HeldOut(NamedTuple):
 def choose(dataset: Dataset, limit: int) -> list[HeldOut]:
     """Return at most ``limit`` held-out samples, those of a shard together, so that few shards are read.
 
-    Shards are taken in the order of a digest of their names, as good as random, until there are enough samples.
+    Shards are used in the order of a digest of their names, as good as random, until there are enough samples.
     """
     keyed: list[tuple[int, int, int]] = []
     for shard in sorted(range(len(dataset.shards)), key=lambda number: digest(["shard", dataset.shards[number].name])):
@@ -80,7 +80,7 @@ class Validation:
         storage: Its folder.
         drawing: The noise schedule's length and the latents' scale; its seed is not used.
         config: The training's settings.
-        rank: This process's place among the ranks.
+        rank: This process's rank.
         world: The number of ranks.
     """
 
@@ -97,7 +97,7 @@ class Validation:
 
     @property
     def samples(self) -> int:
-        """How many samples are validated on."""
+        """The number of samples to measure on."""
         return len(self._chosen)
 
     def loss(self, losses: Callable[[MicroBatch], Tensor], device: torch.device) -> float:
@@ -111,27 +111,27 @@ class Validation:
             device: Where ranks exchange tensors.
 
         Raises:
-            DataError: On every rank, where any cannot read its held-out samples.
+            DataError: On every rank, if any cannot read its held-out samples.
         """
         if self._batches is None:
             self._batches = self._read_all()
-        told = torch.zeros(len(self._chosen), dtype=torch.float64, device=device)
+        all_losses = torch.zeros(len(self._chosen), dtype=torch.float64, device=device)
         for chunk, batch in zip(self._chunks, self._batches, strict=True):
-            found = losses(batch).to(told)
+            chunk_losses = losses(batch).to(all_losses)
             if chunk.counts:
-                told[chunk.places] = found
-        torch.distributed.all_reduce(told)
-        return float(np.mean(told.cpu().numpy()))
+                all_losses[chunk.indices] = chunk_losses
+        torch.distributed.all_reduce(all_losses)
+        return float(np.mean(all_losses.cpu().numpy()))
 
     def _read_all(self) -> list[MicroBatch]:
         batches: list[MicroBatch] = []
-        problem = None
+        own_problem = None
         try:
-            batches = [self._read([self._chosen[place] for place in chunk.places]) for chunk in self._chunks]
+            batches = [self._read([self._chosen[index] for index in chunk.indices]) for chunk in self._chunks]
         except (DataError, StorageError) as error:
-            problem = str(error)
-        if (told := first_problem(problem)) is not None:
-            raise DataError(f"held-out samples cannot be read: {told}")
+            own_problem = str(error)
+        if (problem := first_problem(own_problem)) is not None:
+            raise DataError(f"held-out samples cannot be read: {problem}")
         return batches
 
     def _read(self, chosen: Sequence[HeldOut]) -> MicroBatch:
@@ -147,23 +147,23 @@ class Validation:
 
 
 class Chunk(NamedTuple):
-    """What one forward pass takes: places among the chosen samples, and whether its losses count."""
+    """The samples of one forward pass, as indices of the chosen ones, and whether its losses count."""
 
-    places: list[int]
+    indices: list[int]
     counts: bool
 
 
 def share(dataset: Dataset, chosen: Sequence[HeldOut], micro_batch: int, rank: int, world: int) -> Iterator[Chunk]:
     """Yield a rank's forward passes: as many on each rank, as collectives demand, and of one shape each."""
     buckets: dict[tuple[int, int], list[int]] = {}
-    for place, one in enumerate(chosen):
-        buckets.setdefault(dataset.shards[one.shard].bucket, []).append(place)
+    for index, one in enumerate(chosen):
+        buckets.setdefault(dataset.shards[one.shard].bucket, []).append(index)
     for bucket in sorted(buckets):
-        places = buckets[bucket]
-        chunks = [places[start : start + micro_batch] for start in range(0, len(places), micro_batch)]
+        indices = buckets[bucket]
+        chunks = [indices[start : start + micro_batch] for start in range(0, len(indices), micro_batch)]
         turns = ceil(len(chunks) / world)
         for number in range(rank * turns, (rank + 1) * turns):
-            # A rank with nothing left to do runs one sample that does not count.
+            # A rank with no chunk of its own runs one sample that does not count.
             yield Chunk(chunks[number], True) if number < len(chunks) else Chunk(chunks[-1][:1], False)
 
 
@@ -173,10 +173,10 @@ def make_batch(
     """Return held-out samples with their noise and timesteps.
 
     Args:
-        samples: What was read, all of one shape.
-        chosen: What each of them is.
-        strata: Into how many parts the noise schedule is divided.
-        seed: Of everything random.
+        samples: The samples, all of one shape.
+        chosen: The entry of each of them.
+        strata: Number of parts of the noise schedule.
+        seed: Seed of all random numbers.
         drawing: The noise schedule's length and the latents' scale.
     """
     positions = [one.position for one in chosen]

@@ -1,7 +1,7 @@
 """One optimizer step over all ranks: exact mean over the global batch, clipping, AdamW, moving average.
 
-How the model lies on the ranks is the business of `replicated` (stage 0) and `sharded` (stages 1 to 3, DeepSpeed). What
-they have in common is here, and so are the moving average and the state that checkpoints keep, written once for all.
+How the model is spread over the ranks is up to `replicated` (stage 0) and `zero` (stages 1 to 3, DeepSpeed). Here is
+what they share: the moving average, and the state that checkpoints hold.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def init_distributed(device: str) -> None:
     deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
 
 
-class Outcome(NamedTuple):
-    """What one optimizer step came to.
+class StepResult(NamedTuple):
+    """The result of one optimizer step.
 
     Attributes:
         loss_share: This rank's part of the mean loss, a scalar on its device; the parts of all ranks add up to it.
-        gradient_norm: The global L2 norm of the gradient before it was clipped; not finite where it overflowed.
-        applied: Whether the weights were changed: not where the gradient is not finite.
+        gradient_norm: The global L2 norm of the gradient before it was clipped; not finite if it overflowed.
+        applied: Whether the weights were changed: not if the gradient is not finite.
     """
 
     loss_share: Tensor
@@ -59,10 +59,10 @@ class Engine:
         config: The training's settings.
 
     Attributes:
-        updates: How often the weights were changed: the steps less those that were skipped.
-        loss_scale: What the next step's losses are multiplied with; 1 but in fp16.
+        updates: Number of times that the weights were changed: the steps without the skipped ones.
+        loss_scale: Factor of the next step's losses; 1 unless the precision is fp16.
         shapes: Every parameter's shape.
-        device: Where this rank computes.
+        device: The device that this rank computes on.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, config: TrainConfig) -> None:
@@ -82,30 +82,30 @@ class Engine:
             fused=True,
         )
         kind = Exact if config.exact_across_world_sizes else Sharded if config.zero_stage else Replicated
-        self._held = kind(model, adamw, self._loss, config)
-        self.device = self._held.device
-        self.fragments = list(self._held.fragments())
+        self._model = kind(model, adamw, self._loss, config)
+        self.device = self._model.device
+        self.fragments = list(self._model.fragments())
         self._owned = [fragment.master[fragment.owned] for fragment in self.fragments]
         self._ema = [owned.clone() for owned in self._owned]
 
-    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> Outcome:
+    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
         """Take one optimizer step; every rank calls it with its own share of the same global batch.
 
-        Where the gradient is not finite the weights, the moments and the moving average stay as they are.
+        If the gradient is not finite, the weights, the moments and the moving average stay as they are.
         """
-        for group in self._held.optimizer.param_groups:
+        for group in self._model.optimizer.param_groups:
             group["lr"] = learning_rate
         on_device = [batch.to(self.device, self._dtype) for batch in micro_batches]
         samples = self._count(on_device)
-        loss = self._held.accumulate(on_device, samples, self.loss_scale.value)
-        norm = self._held.update(self.loss_scale.value)
+        loss = self._model.accumulate(on_device, samples, self.loss_scale.value)
+        norm = self._model.update(self.loss_scale.value)
         applied = isfinite(norm)
         if applied:
             self.updates += 1
             torch._foreach_lerp_(self._ema, self._owned, 1.0 - self._config.ema.decay)
         if self._config.precision == "fp16":
             self.loss_scale = self.loss_scale.after(overflowed=not applied)
-        return Outcome(loss / samples, norm, applied)
+        return StepResult(loss / samples, norm, applied)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -113,7 +113,7 @@ class Engine:
         return torch.bfloat16 if self._config.precision == "bf16" and self._config.zero_stage else torch.float32
 
     def _count(self, micro_batches: Sequence[MicroBatch]) -> int:
-        """Return how many samples the global batch holds: fewer than usual where bad shards are left out of it."""
+        """Return the number of samples of the global batch: fewer than usual if bad shards are skipped."""
         if self._config.data.on_bad_shard == "fail":
             return self._config.global_batch
         counted = torch.stack([batch.weights.sum() for batch in micro_batches]).sum()
@@ -122,8 +122,8 @@ class Engine:
 
     @torch.no_grad()
     def losses(self, batch: MicroBatch) -> Tensor:
-        """Return each sample's loss, ``[B]``, and learn nothing from it; every rank calls it equally often."""
-        module = self._held.module
+        """Return each sample's loss, ``[B]``, without gradients; every rank calls it equally often."""
+        module = self._model.module
         module.eval()
         try:
             return self._loss(module, batch.to(self.device, self._dtype))
@@ -132,7 +132,7 @@ class Engine:
 
     @property
     def counters(self) -> dict[str, float]:
-        """What has been counted so far and is part of the state."""
+        """The numbers that are part of the state."""
         scale = self.loss_scale
         return {"updates": self.updates, "loss_scale": scale.value, "loss_scale_steady": scale.steady}
 
@@ -166,7 +166,7 @@ class Engine:
             start = fragment.start + fragment.owned.start
             ema.copy_(_tensor(checkpoint.read("ema", fragment.name, start, len(ema))))
         self.updates = int(checkpoint.counters["updates"])
-        self._held.set_step(self.updates)
+        self._model.set_step(self.updates)
         if self._config.precision == "fp16":
             self.loss_scale = LossScale(
                 checkpoint.counters["loss_scale"], int(checkpoint.counters["loss_scale_steady"])
@@ -193,9 +193,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -
 
 
 def _mixed(loss: Loss, config: TrainConfig) -> Loss:
-    """Return the loss as it is computed beside float32 weights, where the precision asks for less."""
+    """Return the loss in mixed precision, if the settings ask for it and the weights are float32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-    if dtype is None or (config.precision == "bf16" and config.zero_stage):  # there the weights themselves are bf16
+    if dtype is None or (config.precision == "bf16" and config.zero_stage):  # with ZeRO the weights themselves are bf16
         return loss
 
     def mixed(model: nn.Module, batch: MicroBatch) -> Tensor:

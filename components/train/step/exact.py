@@ -1,8 +1,8 @@
 """Sums whose result does not depend on how their terms were spread over ranks.
 
 Floating-point addition is not associative, so an all-reduce gives other last bits for each number of ranks. Here the
-terms of a global batch are the leaves of one fixed binary tree over their places 0 … n-1; who adds two neighbours does
-not matter, because which two are added does not change. Each rank adds up what it can of its own stretch, at most
+terms of a global batch are the leaves of one fixed binary tree over their positions 0 … n-1; which rank adds two
+neighbours does not matter, because the same two are added. Each rank adds up what it can of its own stretch, at most
 2 log₂ n subtrees remain, and rank 0 adds those.
 """
 
@@ -14,27 +14,28 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor
 
-Node = tuple[int, int]  # (level, index): covers places index·2^level to (index+1)·2^level - 1
+# (level, index): covers the terms index·2^level to (index+1)·2^level - 1.
+Subtree = tuple[int, int]
 
 
 class TreeSum:
-    """A partial sum over some places of a fixed tree.
+    """A partial sum over some leaves of a fixed tree.
 
     Args:
-        size: The number of places, n.
+        size: The number of leaves, n.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.nodes: dict[Node, Tensor] = {}
+        self.nodes: dict[Subtree, Tensor] = {}
 
-    def add(self, node: Node, term: Tensor) -> None:
-        """Add the sum of a subtree, and join it with its neighbours as far as they are there."""
+    def add(self, node: Subtree, term: Tensor) -> None:
+        """Add the sum of a subtree, and join it with its neighbours, if they are there."""
         while node != root(self._size):
             level, index = node
             sibling = (level, index ^ 1)
             if sibling[1] << level >= self._size:
-                pass  # nothing lies there, so the parent is worth what its one child is
+                pass  # no leaf there, so the parent's sum is that of its one child
             elif sibling in self.nodes:
                 other = self.nodes.pop(sibling)
                 term = term + other if index % 2 == 0 else other + term
@@ -44,17 +45,17 @@ class TreeSum:
         self.nodes[node] = term
 
 
-def root(size: int) -> Node:
-    """Return the node that covers all places."""
+def root(size: int) -> Subtree:
+    """Return the node that covers all leaves."""
     return (max(size - 1, 0).bit_length(), 0)
 
 
-def covering(first: int, last: int, size: int) -> list[Node]:
-    """Return the nodes that remain when all places from ``first`` to ``last - 1`` are added up, in order."""
+def covering(first: int, last: int, size: int) -> list[Subtree]:
+    """Return the nodes that remain when the leaves ``first`` to ``last - 1`` are added up, in order."""
     partial = TreeSum(size)
-    nothing = torch.zeros(0)
-    for place in range(first, last):
-        partial.add((0, place), nothing)
+    empty = torch.zeros(0)
+    for leaf in range(first, last):
+        partial.add((0, leaf), empty)
     return sorted(partial.nodes, key=lambda node: node[1] << node[0])
 
 
@@ -80,7 +81,7 @@ def sum_over_ranks(partial: TreeSum, bounds: Sequence[int], like: Tensor) -> Ten
     return whole
 
 
-def _received(bounds: Sequence[int], like: Tensor) -> Iterator[tuple[Node, Tensor]]:
+def _received(bounds: Sequence[int], like: Tensor) -> Iterator[tuple[Subtree, Tensor]]:
     for sender, (first, last) in enumerate(islice(pairwise(bounds), 1, None), start=1):
         for node in covering(first, last, bounds[-1]):
             term = like.new_empty(like.shape)

@@ -1,7 +1,7 @@
-"""Which piece of which parameter a rank holds: the map between what ranks compute with and checkpoints.
+"""Which piece of which parameter a rank holds: the map between the ranks' tensors and checkpoints.
 
 Ranks keep fp32 masters and Adam's moments whole or cut up, in ways that differ by ZeRO stage. A `Fragment` is a view of
-what a rank holds under the parameter's own name and range, so that everything else (moving average, checkpoints,
+that, by the parameter's own name and range, so that everything else (moving average, checkpoints,
 loading at another world size) is written once.
 """
 
@@ -22,11 +22,11 @@ class Fragment:
 
     Attributes:
         name: The parameter's name in the UNet's state dict.
-        start: The first element's place in the flattened parameter.
+        start: Index of its first element in the flattened parameter.
         master: The float32 weights, ``[n]``.
         moments: AdamW's ``exp_avg`` and ``exp_avg_sq``, ``[n]`` each.
-        owned: The part of the fragment that this rank alone writes to checkpoints: all of it, but where ranks hold
-            whole copies (stage 0) each owns its share.
+        owned: The part of the fragment that this rank alone writes to checkpoints: all of it, but if ranks hold
+            whole copies (stage 0) each owns a share.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Fragment:
 
 
 def adamw_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """Return AdamW's state of a parameter, made as its first step would make it if there is none."""
+    """Return AdamW's state of a parameter, created as its first step would create it."""
     state: dict[str, Tensor] = optimizer.state[parameter]
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

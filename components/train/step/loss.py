@@ -1,4 +1,4 @@
-"""The denoising loss: what a UNet is asked to predict from a noisy latent."""
+"""The denoising loss: what a UNet predicts from a noisy latent, compared with the target."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def denoising_loss(
     ``v = α ε − σ x`` (Salimans & Ho 2022, arXiv:2202.00512, appendix D) or the sample itself.
 
     Args:
-        model: The UNet; called with noisy latents, timesteps and text, and with what SDXL's is told besides.
-        scheduler: A diffusers scheduler that adds noise; its configuration says what is predicted.
+        model: The UNet; called with noisy latents, timesteps and text, and with SDXL's additional inputs.
+        scheduler: A diffusers scheduler that adds noise; its configuration names what is predicted.
         batch: The micro-batch, on the model's device.
-        layout: How images lie in memory; convolutions hand it on from layer to layer.
+        layout: Memory layout of images; convolutions pass it on from layer to layer.
 
     Raises:
-        ConfigError: Where the scheduler predicts something else.
+        ConfigError: If the scheduler predicts something else.
     """
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
     noisy = noisy.contiguous(memory_format=layout)
-    told = {} if batch.pooled is None else {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
-    besides = {"added_cond_kwargs": told} if told else {}
-    predicted = model(noisy, batch.timesteps, encoder_hidden_states=batch.text, **besides).sample
+    added = {} if batch.pooled is None else {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+    conditioning = {"added_cond_kwargs": added} if added else {}
+    predicted = model(noisy, batch.timesteps, encoder_hidden_states=batch.text, **conditioning).sample
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         target = batch.noise
@@ -51,11 +51,11 @@ def denoising_loss(
 
 
 def make_loss(scheduler: Any, channels_last: bool = False) -> Loss:
-    """Return the denoising loss as the engine calls for it.
+    """Return the denoising loss as a function of model and micro-batch, for the engine.
 
     Args:
         scheduler: As ``denoising_loss`` takes it.
-        channels_last: Whether images lie in memory with the channels last. The weights stay as they are: DeepSpeed lays
+        channels_last: Whether images are in memory with the channels last. The weights stay as they are: DeepSpeed puts
             them end to end, and a convolution follows its input.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format

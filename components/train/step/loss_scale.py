@@ -1,4 +1,4 @@
-"""What fp16 losses are multiplied with, so that small gradients do not vanish.
+"""The factor of fp16 losses that keeps small gradients from vanishing.
 
 Micikevicius et al., "Mixed Precision Training", ICLR 2018, arXiv:1710.03740, section 3.2.
 """
@@ -13,12 +13,12 @@ _GROWS_AFTER = 1000
 
 @dataclass(frozen=True)
 class LossScale:
-    """A power of two that halves where a gradient overflows and doubles after a long time without.
+    """A power of two that halves if a gradient overflows and doubles after many steps without overflow.
 
-    It is a function of which steps overflowed, so it belongs to the state that checkpoints keep.
+    It depends on which steps overflowed, so it is part of the state in checkpoints.
 
     Attributes:
-        value: What the loss is multiplied with, and the gradient divided by.
+        value: Factor of the loss, by which the gradient is divided.
         steady: Steps since it last changed.
     """
 

@@ -1,7 +1,7 @@
 """ZeRO stage 0: every rank holds the whole model, adds up the gradients with the others, and takes the same step.
 
-Nothing is sharded here, so nothing of DeepSpeed is needed. What it does at this stage, it does per parameter in Python,
-which a small UNet feels; here a step is a few calls over all parameters at once.
+Nothing is sharded here, so nothing of DeepSpeed is needed. At this stage it loops over parameters in Python, which is
+slow for a small UNet; here a step is a few calls over all parameters at once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Replicated:
         Args:
             micro_batches: The share.
             samples: How many samples the global batch holds.
-            scale: What losses are multiplied with before gradients are taken.
+            scale: Factor of the losses before gradients are computed.
         """
         total = torch.zeros((), device=self.device)
         for batch in micro_batches:
@@ -76,7 +76,7 @@ class Replicated:
         return norm
 
     def _sum(self, gradients: Sequence[Tensor]) -> None:
-        """Add up over ranks, in place, in buckets that are the same in every attempt: the order makes the last bits."""
+        """Add up over ranks, in place, in the same buckets in every attempt: the last bits depend on the order."""
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             torch.distributed.all_reduce(flat)
@@ -93,7 +93,7 @@ class Replicated:
             yield Fragment(name, 0, parameter.data.view(-1), moments, share)
 
     def set_step(self, step: int) -> None:
-        """Tell AdamW how many steps it has taken, which its bias correction depends on."""
+        """Set the number of AdamW's steps, which its bias correction depends on."""
         for parameter in self._parameters:
             adamw_state(self.optimizer, parameter)["step"].fill_(step)
 

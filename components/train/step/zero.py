@@ -24,7 +24,7 @@ _BUCKET_MIN, _BUCKET_MAX = 1_000_000, 200_000_000
 
 
 class Sharded:
-    """A model in DeepSpeed's hands.
+    """A model that DeepSpeed shards.
 
     Args:
         model: The UNet.
@@ -53,7 +53,7 @@ class Sharded:
         Args:
             micro_batches: The share.
             samples: How many samples the global batch holds.
-            scale: What losses are multiplied with before gradients are taken.
+            scale: Factor of the losses before gradients are computed.
         """
         if self._fp16:
             self.optimizer.override_loss_scale(scale)
@@ -80,39 +80,39 @@ class Sharded:
         return self._scattered() if self._stage == 3 else self._partitioned()
 
     def set_step(self, step: int) -> None:
-        """Tell AdamW how many steps it has taken, which its bias correction depends on."""
+        """Set the number of AdamW's steps, which its bias correction depends on."""
         zero = self.optimizer
         for flat in zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups:
             adamw_state(zero.optimizer, flat)["step"].fill_(step)
 
     def _partitioned(self) -> Iterator[Fragment]:
-        # Stages 1 and 2 lay a group's parameters end to end and give each rank one equal stretch of that.
+        # Stages 1 and 2 lay a group's parameters end to end and give each rank one equal part of that.
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         zero = self.optimizer
         for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
             state = adamw_state(zero.optimizer, flat)
             for parameter in group:
-                linked = parameter._hp_mapping  # None where the parameter lies in other ranks' stretches
+                linked = parameter._hp_mapping  # None if the parameter is only in other ranks' parts
                 if linked is not None:
-                    place = linked.get_hp_fragment_address()
-                    moments = {kind: state[kind].narrow(0, place.start, place.numel) for kind in MOMENTS}
-                    master = flat.data.narrow(0, place.start, place.numel)
+                    address = linked.get_hp_fragment_address()
+                    moments = {kind: state[kind].narrow(0, address.start, address.numel) for kind in MOMENTS}
+                    master = flat.data.narrow(0, address.start, address.numel)
                     start = linked.lp_fragment_address.start
-                    yield Fragment(names[id(parameter)], start, master, moments, slice(0, place.numel))
+                    yield Fragment(names[id(parameter)], start, master, moments, slice(0, address.numel))
 
     def _scattered(self) -> Iterator[Fragment]:
         # Stage 3 cuts each parameter by itself into equal parts; the last ones are padded.
         zero = self.optimizer
         parameter: Any  # DeepSpeed gives each a size of its own
         for name, parameter in self.module.named_parameters():
-            group, place, length = zero.grad_position[zero.get_param_id(parameter)]
+            group, offset, length = zero.grad_position[zero.get_param_id(parameter)]
             start = self.rank * length
             length = max(0, min(length, parameter.ds_numel - start))
             flat = zero.fp32_partitioned_groups_flat[group]
             state = adamw_state(zero.optimizer, flat)
             if length:
-                moments = {kind: state[kind].narrow(0, place, length) for kind in MOMENTS}
-                yield Fragment(name, start, flat.data.narrow(0, place, length), moments, slice(0, length))
+                moments = {kind: state[kind].narrow(0, offset, length) for kind in MOMENTS}
+                yield Fragment(name, start, flat.data.narrow(0, offset, length), moments, slice(0, length))
 
 
 def _settings(config: TrainConfig, accumulated: int, model: nn.Module) -> dict[str, Any]:

@@ -29,13 +29,13 @@ def main(workdir: str, name: str, stage: str, precision: str) -> None:
         {"zero_stage": int(stage), "precision": precision, "global_batch": 7, "checkpoint": {"keep": 100}}
     )
     unet = UNet2DConditionModel.from_pretrained(storage.local_path("models/base/tiny/unet"), use_safetensors=True)
-    found = checkpoints.newest(run)
-    assert found is not None
-    load_weights(unet, found.read_all("master"))
+    checkpoint = checkpoints.newest(run)
+    assert checkpoint is not None
+    load_weights(unet, checkpoint.read_all("master"))
     engine = Engine(unet, lambda model, batch: batch.weights, config)
-    engine.restore(found)
-    with Saver(run, rank, world, found.training, engine.shapes, config, lambda step, problem: None) as saver:
-        saver.save_now(found.step + 1, engine.counters, engine.pieces)
+    engine.restore(checkpoint)
+    with Saver(run, rank, world, checkpoint.training, engine.shapes, config, lambda step, problem: None) as saver:
+        saver.save_now(checkpoint.step + 1, engine.counters, engine.pieces)
     torch.distributed.barrier()
 
 

@@ -37,8 +37,8 @@ def strike(workshop: Any, name: str, dice: random.Random, *settings: str) -> Any
         nonlocal started
         if event.get("event") in ("step", "checkpoint"):
             started += 1
-        wanted = {"loading": "rank-started", "training": "step", "saving": "checkpoint"}[phase]
-        return event.get("event") == wanted and len(gang.ranks) == 2 and (phase == "loading" or started >= step)
+        awaited = {"loading": "rank-started", "training": "step", "saving": "checkpoint"}[phase]
+        return event.get("event") == awaited and len(gang.ranks) == 2 and (phase == "loading" or started >= step)
 
     def kill(gang: Any) -> None:
         ranks = gang.ranks if whole_gang else {rank: gang.ranks[rank]}
@@ -90,4 +90,4 @@ def test_many_random_kills_change_no_byte(workshop: Any, stage: int, precision: 
     assert workshop.state(stormy) == workshop.state(calm)
     assert workshop.losses(stormy) == workshop.losses(calm)
     newest = [checkpoints.newest(workshop.run(name)) for name in (stormy, calm)]
-    assert len({found.digest for found in newest if found is not None}) == 1
+    assert len({one.digest for one in newest if one is not None}) == 1

@@ -37,7 +37,7 @@ def test_a_sample_that_is_not_finite_costs_its_step_only(workshop: Any, stage: i
     straight, stopped = f"poison-{stage}", f"poison-{stage}-stopped"
     ended = workshop.train(straight, *settings, dataset="poisoned")
     assert ended.code == 0, ended.output
-    skipped = [event["step"] for event in ended.told("step-skipped")]
+    skipped = [event["step"] for event in ended.events_named("step-skipped")]
     assert len(skipped) == 300 // 47, "30 steps of 10 samples see 47 samples six times, and a few of them once more"
     lines = workshop.run(straight).read_lines("metrics.jsonl")
     assert [line["step"] for line in lines if line["loss"] is None] == skipped
@@ -45,7 +45,7 @@ def test_a_sample_that_is_not_finite_costs_its_step_only(workshop: Any, stage: i
     workshop.train(
         stopped, *settings, dataset="poisoned", at_step=skipped[2], act=lambda gang: gang.signal(1, signal.SIGTERM)
     )
-    assert workshop.train(stopped, *settings, dataset="poisoned").told("resumed")
+    assert workshop.train(stopped, *settings, dataset="poisoned").events_named("resumed")
     assert workshop.state(stopped) == workshop.state(straight)
     newest = checkpoints.newest(workshop.run(straight))
     assert newest is not None
@@ -61,7 +61,7 @@ def test_gradients_that_stay_not_finite_end_the_training(workshop: Any) -> None:
     )  # fmt: skip
     assert ended.code == ConfigError.exit_code, ended.output
     assert "Lower train.optimizer.learning_rate" in ended.output
-    assert [event["in_a_row"] for event in ended.told("step-skipped")] == [1, 2, 3, 4]
+    assert [event["in_a_row"] for event in ended.events_named("step-skipped")] == [1, 2, 3, 4]
 
 
 def test_memory_that_does_not_suffice_halves_the_micro_batch(workshop: Any) -> None:
@@ -95,6 +95,6 @@ def test_a_bad_shard_ends_the_training_or_is_left_out_as_the_settings_say(worksh
     for run in ("skip-a", "skip-b"):
         ended = workshop.train(run, "data.on_bad_shard=skip", dataset="bad-shard")
         assert ended.code == 0, ended.output
-        assert dataset.shards[1].name in ended.told("bad-shards")[-1]["problem"]
+        assert dataset.shards[1].name in ended.events_named("bad-shards")[-1]["problem"]
     assert workshop.state("skip-a") == workshop.state("skip-b")
     assert len(workshop.losses("skip-a")) == 30

@@ -68,18 +68,18 @@ def validation(run: Storage) -> list[tuple[int, float]]:
 )
 def test_watching_does_not_change_a_bit(workshop: Any, watched: Storage, held: str, stage: int, precision: str) -> None:
     how = (f"zero_stage={stage}", f"precision={precision}")
-    name = f"unseen-{stage}"
-    assert workshop.train(name, *BARE, *how, dataset=held).code == 0
-    seen = "watched"
+    bare = f"bare-{stage}"
+    assert workshop.train(bare, *BARE, *how, dataset=held).code == 0
+    monitored = "watched"
     if stage != 1:
-        seen = f"seen-{stage}"
-        ended = workshop.train(seen, *WATCHED, *how, dataset=held)
+        monitored = f"watched-{stage}"
+        ended = workshop.train(monitored, *WATCHED, *how, dataset=held)
         assert ended.code == 0, ended.output
-    assert [step for step, _ in validation(workshop.run(seen))] == [0, 3, 6, 9, 12]
-    assert workshop.run(seen).read_json("samples/index.json")["steps"] == [5, 10]
-    assert not workshop.run(name).exists("validation.jsonl")
-    assert workshop.state(seen) == workshop.state(name)
-    assert workshop.losses(seen) == workshop.losses(name)
+    assert [step for step, _ in validation(workshop.run(monitored))] == [0, 3, 6, 9, 12]
+    assert workshop.run(monitored).read_json("samples/index.json")["steps"] == [5, 10]
+    assert not workshop.run(bare).exists("validation.jsonl")
+    assert workshop.state(monitored) == workshop.state(bare)
+    assert workshop.losses(monitored) == workshop.losses(bare)
 
 
 @pytest.mark.proof
@@ -104,11 +104,11 @@ def test_a_broken_training_is_watched_like_a_whole_one(workshop: Any, watched: S
 
 def tensorboard(run: Storage) -> dict[str, list[tuple[int, float]]]:
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = reading.EventAccumulator(str(run.local_path("tracking/tensorboard")))
-    found.Reload()
-    same = [tag for tag in found.Tags()["scalars"] if not tag.startswith("throughput/")]
+    accumulator = reading.EventAccumulator(str(run.local_path("tracking/tensorboard")))
+    accumulator.Reload()
+    same = [tag for tag in accumulator.Tags()["scalars"] if not tag.startswith("throughput/")]
     assert {"train/loss", "train/lr", "validation/loss"} <= set(same)
-    return {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in same}
+    return {tag: [(point.step, point.value) for point in accumulator.Scalars(tag)] for tag in same}
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -139,7 +139,7 @@ def test_what_cannot_be_measured_or_drawn_does_not_end_training(workshop: Any) -
     watching = ("validation.every=2", "samples.every=2", "samples.prompts=[number 1]")
     ended = workshop.train("gone", "steps=4", "checkpoint.every=4", *watching, dataset="gone")
     assert ended.code == 0, ended.output
-    problems = {name: [event["problem"] for event in ended.told(name)] for name in ("validation", "samples")}
+    problems = {name: [event["problem"] for event in ended.events_named(name)] for name in ("validation", "samples")}
     assert len(problems["validation"]) == 3
     assert "shards/12x12/00000000000000ff" in problems["validation"][0]
     assert len(problems["samples"]) == 2
@@ -177,8 +177,8 @@ def test_the_ledger_accounts_for_every_second(workshop: Any, held: str) -> None:
     useful = sum(part["useful"] for part in spent.values())
     assert list(steps) == list(range(1, 17))
     assert useful == pytest.approx(sum(steps.values()), rel=0.01, abs=0.01)
-    told = list(run.read_lines("events.jsonl"))
+    events = list(run.read_lines("events.jsonl"))
     for name in ("validation", "samples"):
         state = {"validation": "validating", "samples": "sampling"}[name]
-        seconds = sum(event["seconds"] for event in told if event["event"] == name)
+        seconds = sum(event["seconds"] for event in events if event["event"] == name)
         assert sum(part[state] for part in spent.values()) == pytest.approx(seconds, rel=0.01, abs=0.01)

@@ -132,9 +132,9 @@ def test_a_notice_during_a_slow_save_loses_nothing_and_is_over_within_ten_second
     assert saved is not None
     saved.verify()
     assert len(saved.parts) == 2, "every rank saved this step"
-    assert [event["step"] for event in ended.told("preempted")] == [saved.step]
+    assert [event["step"] for event in ended.events_named("preempted")] == [saved.step]
     assert max(line["step"] for line in run.read_lines("metrics.jsonl")) == saved.step
-    last = ended.told("checkpoint")[-1]
+    last = ended.events_named("checkpoint")[-1]
     assert last["step"] == saved.step
     assert last["stall_seconds"] > 1.5, "or the line was not slow"
 
@@ -148,13 +148,13 @@ def test_a_save_that_cannot_be_done_in_time_is_given_up_and_the_one_before_stand
     )
     assert ended.code == Preempted.exit_code, ended.output
     assert time.monotonic() - stop.asked < 8, "the rank that nobody asked ends as soon as the one that was"
-    assert {event["rank"] for event in ended.told("stop-unsaved")} == {0, 1}
-    assert [event["rank"] for event in ended.told("stop-asked")] == [1]
+    assert {event["rank"] for event in ended.events_named("stop-unsaved")} == {0, 1}
+    assert [event["rank"] for event in ended.events_named("stop-asked")] == [1]
     far.line.bytes_per_second = inf
     saved = checkpoints.newest(far.workshop.run("too-slow"))
     assert saved is not None
     saved.verify()
-    done = max(event["step"] for event in ended.told("step"))
+    done = max(event["step"] for event in ended.events_named("step"))
     assert done - saved.step <= INTERVAL
 
 

@@ -22,9 +22,9 @@ def losses(workshop: Any, name: str, *settings: str) -> Any:
 
 
 def newest(workshop: Any, name: str) -> checkpoints.Checkpoint:
-    found = checkpoints.newest(workshop.run(name))
-    assert found is not None
-    return found
+    checkpoint = checkpoints.newest(workshop.run(name))
+    assert checkpoint is not None
+    return checkpoint
 
 
 def test_whole_copies_train_as_deepspeed_does(workshop: Any) -> None:
@@ -56,10 +56,10 @@ def test_channels_last_trains_alike(workshop: Any) -> None:
 def test_fp16_scales_its_losses_and_resumes_with_the_scale(workshop: Any, stage: int) -> None:
     settings = (f"zero_stage={stage}", "precision=fp16")
     name, stopped = f"fp16-{stage}", f"fp16-{stage}-stopped"
-    found = losses(workshop, name, *settings)
-    np.testing.assert_allclose(found, losses(workshop, f"{name}-fp32", f"zero_stage={stage}"), rtol=0.01)
+    measured = losses(workshop, name, *settings)
+    np.testing.assert_allclose(measured, losses(workshop, f"{name}-fp32", f"zero_stage={stage}"), rtol=0.01)
     workshop.train(stopped, *SHORT, *settings, at_step=4, act=lambda gang: gang.signal(0, signal.SIGTERM))
-    assert workshop.train(stopped, *SHORT, *settings).told("resumed")
+    assert workshop.train(stopped, *SHORT, *settings).events_named("resumed")
     assert workshop.state(stopped) == workshop.state(name)
     last = [newest(workshop, run).counters for run in (name, stopped)]
     assert last[0] == last[1]

@@ -52,9 +52,11 @@ def test_state_is_equal_after_every_change_of_stage_and_world_size(workshop: Any
     assert last is not None
     assert (last.step, last.counters) == (first.step + len(LEGS), first.counters)
     for step in range(first.step + 1, last.step + 1):
-        found = checkpoints.open_checkpoint(run, step)
-        found.verify()
+        checkpoint = checkpoints.open_checkpoint(run, step)
+        checkpoint.verify()
         for kind in checkpoints.KINDS:
             for parameter, array in first.read_all(kind).items():
-                np.testing.assert_array_equal(found.read_all(kind)[parameter], array, err_msg=f"{kind} {parameter}")
+                np.testing.assert_array_equal(
+                    checkpoint.read_all(kind)[parameter], array, err_msg=f"{kind} {parameter}"
+                )
     assert {len(checkpoints.open_checkpoint(run, first.step + 1 + i).parts) for i in range(len(LEGS))} == {1, 2, 3, 5}

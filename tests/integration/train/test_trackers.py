@@ -1,4 +1,4 @@
-"""Trackers are told what training tells, and whatever happens to one of them, training goes on."""
+"""Trackers get what training logs, and whatever happens to one of them, training goes on."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fine(event: str, **fields: Any) -> None:
     assert event == "tracking", f"{event}: {fields}"
 
 
-class Told(list[dict[str, Any]]):
+class Events(list[dict[str, Any]]):
     def __call__(self, event: str, **fields: Any) -> None:
         self.append({"event": event, **fields})
 
@@ -55,9 +55,9 @@ class Told(list[dict[str, Any]]):
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder))
-    found.Reload()
-    return [(point.step, round(point.value, 4)) for point in found.Scalars(tag)]
+    events_file = EventAccumulator(str(folder))
+    events_file.Reload()
+    return [(point.step, round(point.value, 4)) for point in events_file.Scalars(tag)]
 
 
 def draw_sheet(run: Storage) -> None:
@@ -86,14 +86,14 @@ def test_tensorboard_has_each_step_once_after_a_restart(run: Storage) -> None:
     assert folder is not None
     assert scalars(folder, "train/loss") == [(step, round(1 / step, 4)) for step in (1, 2, 3, 4, 5)]
     assert [step for step, _ in scalars(folder, "validation/loss")] == [3, 4, 5]
-    found = EventAccumulator(str(folder))
-    found.Reload()
-    shown = [np.asarray(Image.open(io.BytesIO(one.encoded_image_string))) for one in found.Images("samples")]
+    events_file = EventAccumulator(str(folder))
+    events_file.Reload()
+    shown = [np.asarray(Image.open(io.BytesIO(one.encoded_image_string))) for one in events_file.Images("samples")]
     shown += [
         np.asarray(Image.open(io.BytesIO(one.encoded_image_string)))
-        for tag in found.Tags()["images"]
+        for tag in events_file.Tags()["images"]
         if tag != "samples"
-        for one in found.Images(tag)
+        for one in events_file.Images(tag)
     ]
     pixels = np.concatenate([one.reshape(-1, 3) for one in shown])
     assert {tuple(pixel) for pixel in pixels.tolist()} == {(255, 0, 0), (0, 0, 255)}
@@ -148,10 +148,10 @@ def test_wandb_offline_continues_the_same_run(run: Storage, monkeypatch: pytest.
     assert folder is not None
     files = sorted(folder.rglob("run-*.wandb"))
     assert len({path.name for path in files}) == 1, "one run"
-    assert len(files) == 2, "told in two parts"
-    told = b"".join(path.read_bytes() for path in files)
-    assert b"train/loss" in told
-    assert b"learning_rate" in told
+    assert len(files) == 2, "written in two parts"
+    data = b"".join(path.read_bytes() for path in files)
+    assert b"train/loss" in data
+    assert b"learning_rate" in data
     assert list(folder.rglob("samples_*.png"))
 
 
@@ -184,23 +184,23 @@ def test_a_tracker_that_fails_says_why_once(run: Storage, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("HOME", str(run.url))
-    told = Told()
-    trackers = Trackers(["wandb"], about(run), told)
+    events = Events()
+    trackers = Trackers(["wandb"], about(run), events)
     os.waitid(os.P_PID, child(trackers), os.WEXITED | os.WNOWAIT)
     for step in range(1, 50):
         trackers.log(step, {"train/loss": 1.0})
     trackers.close(patience=60)
-    (dropped,) = told
+    (dropped,) = events
     assert (dropped["event"], dropped["tracker"]) == ("tracker-dropped", "wandb")
     assert "API key" in dropped["why"] or "api_key" in dropped["why"], dropped
 
 
 def test_a_tracker_that_hangs_is_dropped_and_holds_nobody_up(run: Storage) -> None:
-    told = Told()
-    trackers = Trackers(["tensorboard"], about(run), told)
+    events = Events()
+    trackers = Trackers(["tensorboard"], about(run), events)
     os.kill(child(trackers), signal.SIGSTOP)
     longest, step = 0.0, 0
-    while not told:
+    while not events:
         step += 1
         assert step < 100_000
         began = time.monotonic()
@@ -214,8 +214,8 @@ def test_a_tracker_that_hangs_is_dropped_and_holds_nobody_up(run: Storage) -> No
 
 
 def test_a_tracker_that_dies_is_dropped_once(run: Storage) -> None:
-    told = Told()
-    trackers = Trackers(["tensorboard"], about(run), told)
+    events = Events()
+    trackers = Trackers(["tensorboard"], about(run), events)
     os.kill(child(trackers), signal.SIGKILL)
     os.waitid(os.P_PID, child(trackers), os.WEXITED | os.WNOWAIT)
     for step in range(1, 5):
@@ -227,17 +227,17 @@ def test_a_tracker_that_dies_is_dropped_once(run: Storage) -> None:
 
 
 def test_a_tracker_outlives_training_to_bring_out_what_it_has(run: Storage) -> None:
-    told = Told()
-    trackers = Trackers(["tensorboard"], about(run), told)
+    events = Events()
+    trackers = Trackers(["tensorboard"], about(run), events)
     trackers.log(1, {"train/loss": 1.0})
     trackers.close(patience=0.0)  # it has not even started
-    assert [event["event"] for event in told] == ["tracker-left"]
+    assert [event["event"] for event in events] == ["tracker-left"]
     os.waitid(os.P_PID, child(trackers), os.WEXITED | os.WNOWAIT)
     folder = run.local_path("tracking/tensorboard")
     assert folder is not None
     assert scalars(folder, "train/loss") == [(1, 1.0)]
     trackers.close(patience=60)
-    assert [event["event"] for event in told] == ["tracker-left", "tracking"]
+    assert [event["event"] for event in events] == ["tracker-left", "tracking"]
 
 
 def test_a_missing_package_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:

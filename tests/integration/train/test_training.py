@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def uninterrupted(workshop: Any) -> str:
     ended = workshop.train("uninterrupted")
     assert ended.code == 0, ended.output
-    assert [event["step"] for event in ended.told("checkpoint")] == [7, 14, 21, 28, 30]
+    assert [event["step"] for event in ended.events_named("checkpoint")] == [7, 14, 21, 28, 30]
     state: str = workshop.state("uninterrupted")
     return state
 
@@ -28,12 +28,12 @@ def test_a_notice_to_one_rank_stops_all_after_one_step_and_nothing_is_lost(works
     assert ended.code == Preempted.exit_code, ended.output
     saved = checkpoints.newest(workshop.run("notice"))
     assert saved is not None
-    assert [event["step"] for event in ended.told("preempted")] == [saved.step]
+    assert [event["step"] for event in ended.events_named("preempted")] == [saved.step]
     assert 11 <= saved.step <= 13, "the step in hand when the notice came, and no more than one after"
 
     ended = workshop.train("notice")
     assert ended.code == 0, ended.output
-    assert [event["step"] for event in ended.told("resumed")] == [saved.step]
+    assert [event["step"] for event in ended.events_named("resumed")] == [saved.step]
     assert workshop.state("notice") == uninterrupted
     assert len(workshop.losses("notice")) == 30
     assert workshop.losses("notice") == workshop.losses("uninterrupted")
@@ -62,7 +62,7 @@ def test_a_torn_checkpoint_is_skipped_loudly(workshop: Any, uninterrupted: str) 
 
     ended = workshop.train("torn")
     assert ended.code == 0, ended.output
-    (resumed,) = ended.told("resumed")
+    (resumed,) = ended.events_named("resumed")
     assert resumed["step"] == 14
     assert part in resumed["skipped"][0]
     assert workshop.state("torn") == uninterrupted
@@ -85,7 +85,7 @@ def test_another_world_size_sees_the_same_samples(workshop: Any, uninterrupted: 
     workshop.train("elastic", at_step=9, act=lambda gang: gang.signal(0, signal.SIGTERM))
     ended = workshop.train("elastic", "ranks=3", "micro_batch=2", "zero_stage=2")
     assert ended.code == 0, ended.output
-    assert ended.told("resumed")
+    assert ended.events_named("resumed")
     np.testing.assert_allclose(workshop.losses("elastic"), workshop.losses("uninterrupted"), rtol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_a_finished_training_is_not_started_again(workshop: Any, uninterrupted: 
 def test_other_data_settings_or_weights_begin_anew(workshop: Any, uninterrupted: str) -> None:
     ended = workshop.train("uninterrupted", "optimizer.learning_rate=0.002", "steps=8")
     assert ended.code == 0, ended.output
-    assert "another training" in ended.told("resumed")[0]["skipped"][0]
+    assert "another training" in ended.events_named("resumed")[0]["skipped"][0]
     assert len(workshop.losses("uninterrupted")) == 8
 
 
@@ -106,4 +106,4 @@ def test_wrong_settings_start_nothing(workshop: Any) -> None:
     ended = workshop.train("wrong", "learning_rte=1")
     assert ended.code == ConfigError.exit_code
     assert "did you mean optimizer.learning_rate?" in ended.output
-    assert not ended.told("rank-started")
+    assert not ended.events_named("rank-started")

@@ -25,14 +25,14 @@ def run(tmp_path: Path) -> Storage:
 
 
 def pieces(rank: int, world: int) -> list[Piece]:
-    found = []
+    pieces = []
     for name, shape in SHAPES.items():
         size = int(np.prod(shape))
         start, end = rank * size // world, (rank + 1) * size // world
         if end > start:
             arrays = {kind: WHOLE[kind][name][start:end].astype(np.float32) for kind in KINDS}
-            found.append(Piece(name, start, arrays))
-    return found
+            pieces.append(Piece(name, start, arrays))
+    return pieces
 
 
 def saving(step: int, world: int, attempt: str = "x", training: str = "t") -> Save:
@@ -47,23 +47,23 @@ def save(run: Storage, step: int, world: int, attempt: str = "x", training: str 
 
 
 def newest(run: Storage) -> Checkpoint:
-    found = checkpoints.newest(run)
-    assert found is not None
-    return found
+    checkpoint = checkpoints.newest(run)
+    assert checkpoint is not None
+    return checkpoint
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_any_range_is_read_back_whatever_the_world_size(run: Storage, world: int) -> None:
     save(run, 10, world)
-    found = newest(run)
-    found.verify()
-    assert (found.step, found.counters, found.training) == (10, {"updates": 9}, "t")
+    checkpoint = newest(run)
+    checkpoint.verify()
+    assert (checkpoint.step, checkpoint.counters, checkpoint.training) == (10, {"updates": 9}, "t")
     for kind in KINDS:
         for name, shape in SHAPES.items():
-            np.testing.assert_array_equal(found.read_all(kind)[name], WHOLE[kind][name].reshape(shape))
+            np.testing.assert_array_equal(checkpoint.read_all(kind)[name], WHOLE[kind][name].reshape(shape))
             for start in range(5):
                 expected = WHOLE[kind][name][start : start + 2]
-                np.testing.assert_array_equal(found.read(kind, name, start, len(expected)), expected)
+                np.testing.assert_array_equal(checkpoint.read(kind, name, start, len(expected)), expected)
 
 
 def test_it_is_not_committed_before_every_rank_is_done(run: Storage) -> None:
@@ -162,10 +162,10 @@ def test_one_that_is_deleted_half_does_not_count(tmp_path: Path, delete: Callabl
 def test_those_of_another_training_are_passed_over_and_named(run: Storage) -> None:
     save(run, 10, 1, training="mine")
     save(run, 20, 1, training="other")
-    found = list(checkpoints.candidates(run, "mine"))
-    assert "another training" in str(found[0])
-    assert isinstance(found[1], Checkpoint)
-    assert found[1].step == 10
+    candidates = list(checkpoints.candidates(run, "mine"))
+    assert "another training" in str(candidates[0])
+    assert isinstance(candidates[1], Checkpoint)
+    assert candidates[1].step == 10
 
 
 def test_prune_keeps_the_newest_and_discard_removes_what_lies_beyond(run: Storage) -> None:

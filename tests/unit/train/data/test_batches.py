@@ -11,7 +11,7 @@ sizes = st.integers(1, 200)
 @given(global_batch=sizes, world=st.integers(1, 17), micro_batch=st.integers(1, 40))
 def test_every_place_is_taken_once_and_all_ranks_run_as_often(global_batch: int, world: int, micro_batch: int) -> None:
     parts = [micro_batches(global_batch, world, rank, micro_batch) for rank in range(world)]
-    assert [place for rank in parts for part in rank for place in part] == list(range(global_batch))
+    assert [position for rank in parts for part in rank for position in part] == list(range(global_batch))
     assert {len(rank) for rank in parts} == {accumulation(global_batch, world, micro_batch)}
     assert max(len(part) for rank in parts for part in rank) <= micro_batch
 

@@ -98,10 +98,10 @@ def test_many_who_ask_wait_for_one_who_opens(dataset: Dataset, storage: Storage)
     opener = Opener(5)
     shards = open_shards(dataset, storage, opener)
     with ThreadPoolExecutor(4) as threads:
-        asked = [threads.submit(shards.get, 5) for _ in range(4)]
+        requests = [threads.submit(shards.get, 5) for _ in range(4)]
         assert opener.waiting.wait(60)
         opener.go_on.set()
-        assert {first_value(future.result()) for future in asked} == {5.0}
+        assert {first_value(future.result()) for future in requests} == {5.0}
     assert len(opener.opened) == 1
 
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from components.train.data import order as order_module
 from components.train.data.order import Order, Places, shuffled
 
-Seen = list[tuple[int, int, int, int]]
+Rows = list[tuple[int, int, int, int]]
 
 
-def rows(places: Places) -> Seen:
+def rows(places: Places) -> Rows:
     return list(zip(*(numbers.tolist() for numbers in places), strict=True))
 
 
-def batches(order: Order, size: int, count: int, first: int = 0) -> Seen:
+def batches(order: Order, size: int, count: int, first: int = 0) -> Rows:
     return [row for number in range(first, first + count) for row in rows(order.batch(number, size))]
 
 
@@ -43,10 +43,10 @@ def test_every_sample_stands_once_in_every_epoch(
 ) -> None:
     monkeypatch.setattr(order_module, "_BLOCK", block)
     order = Order(sizes, window, seed=3)
-    seen = batches(order, size=1, count=3 * order.samples)
+    visited = batches(order, size=1, count=3 * order.samples)
     expected = [(shard, sample) for shard, size in enumerate(sizes) for sample in range(size)]
     for epoch in range(3):
-        here = [row for row in seen if row[0] == epoch]
+        here = [row for row in visited if row[0] == epoch]
         assert [row[1] for row in here] == list(range(order.samples))
         assert sorted(row[2:] for row in here) == expected
 
@@ -66,7 +66,7 @@ def test_buckets_and_their_tails_are_whole_in_every_epoch(
         return
     order = Order(flat, window, seed, [len(bucket) for bucket in sizes])
     owner = [number for number, bucket in enumerate(sizes) for _ in bucket]
-    seen: dict[tuple[int, int], Seen] = {}
+    visited: dict[tuple[int, int], Rows] = {}
     drawn: Counter[int] = Counter()
     # The smallest bucket takes one batch in each stretch of this many.
     stretch = -(-order.samples // min(sum(bucket) for bucket in sizes if sum(bucket)))
@@ -76,9 +76,9 @@ def test_buckets_and_their_tails_are_whole_in_every_epoch(
         (bucket,) = {owner[shard] for _, _, shard, _ in batch}
         drawn[bucket] += size
         for row in batch:
-            seen.setdefault((bucket, row[0]), []).append(row)
+            visited.setdefault((bucket, row[0]), []).append(row)
     ends = list(accumulate(map(sum, sizes)))
-    for (bucket, epoch), here in seen.items():
+    for (bucket, epoch), here in visited.items():
         held = sum(sizes[bucket])
         assert len({row[1] for row in here}) == len(here), "no position twice"
         assert len({row[2:] for row in here}) == len(here), "no sample twice"
@@ -99,7 +99,7 @@ def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
 def test_epochs_and_seeds_give_other_orders() -> None:
     first, second = Order([50, 50], 2, seed=1), Order([50, 50], 2, seed=2)
     zero, one, other = batches(first, 1, 100), batches(first, 1, 100, first=100), batches(second, 1, 100)
-    assert len({tuple(row[2:] for row in seen) for seen in (zero, one, other)}) == 3
+    assert len({tuple(row[2:] for row in visited) for visited in (zero, one, other)}) == 3
 
 
 def test_only_one_window_of_shards_is_open_at_a_time() -> None:
@@ -118,10 +118,10 @@ def test_a_batch_stands_in_the_order_of_its_shards_so_that_a_rank_sees_few() -> 
     for number in range(25):  # the first window: 3,200 samples
         batch = order.batch(number, 128)
         assert batch.shards.tolist() == sorted(batch.shards.tolist())
-        for rank, seen in enumerate(of_rank):
-            seen.update(batch.shards[16 * rank : 16 * (rank + 1)].tolist())
+        for rank, visited in enumerate(of_rank):
+            visited.update(batch.shards[16 * rank : 16 * (rank + 1)].tolist())
     assert len(set.union(*of_rank)) == 16
-    assert max(len(seen) for seen in of_rank) <= 6
+    assert max(len(visited) for visited in of_rank) <= 6
 
 
 def test_samples_are_shuffled_well() -> None:

@@ -1,4 +1,4 @@
-"""The reader: whoever reads, a sample has the same numbers; what is damaged is told, or counts for nothing."""
+"""The reader: a sample has the same numbers on every rank; a damaged shard is reported, or its samples are skipped."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ Row = tuple[Any, ...]
 def rows_of(batches: list[MicroBatch]) -> list[Row]:
     """Return what each row of weight 1 is trained with."""
     rows = [row for batch in batches for row in batch.rows()]
-    arrays = ([tensor.numpy().tobytes() for tensor in (row.latents, row.noise, row.text)] for row in rows)
-    return [(row.keys[0], int(row.timesteps), *told) for row, told in zip(rows, arrays, strict=True)]
+    of_rows = ([tensor.numpy().tobytes() for tensor in (row.latents, row.noise, row.text)] for row in rows)
+    return [(row.keys[0], int(row.timesteps), *arrays) for row, arrays in zip(rows, of_rows, strict=True)]
 
 
 def read(dataset: Dataset, storage: Storage, steps: int, world: int = 1, **values: Any) -> list[Row]:
@@ -252,9 +252,9 @@ def test_bad_shard_can_count_for_nothing_and_all_else_stays(
     missing = [(batch, row) for batch in batches for row in range(len(batch.keys)) if batch.weights[row] == 0]
     assert len(missing) == sum(row[0] in lost for row in whole)
     assert all(batch.keys[row] == "" and np.isfinite(batch.latents[row].numpy()).all() for batch, row in missing)
-    told = {name: why for reader in readers for name, why in reader.bad_shards.items()}
-    assert set(told) == {bad.name}
-    assert bad.name in told[bad.name]
+    problems = {name: why for reader in readers for name, why in reader.bad_shards.items()}
+    assert set(problems) == {bad.name}
+    assert bad.name in problems[bad.name]
 
 
 def test_bucket_without_a_shard_that_can_be_read_ends_training(dataset: Dataset, storage: Storage) -> None:
@@ -279,7 +279,7 @@ def test_dataset_with_nothing_to_train_on_is_refused(dataset: Dataset, storage: 
 
 
 class Flaky(MemoryStorage):
-    """A place that cannot be reached at times."""
+    """A storage that cannot be reached at times."""
 
     failing = False
 
@@ -297,5 +297,5 @@ def test_place_that_cannot_be_reached_is_no_bad_shard(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the network is down"):
         reader.read(0)
     storage.failing = False
-    assert len(rows_of(reader.read(0))) == 7, "it is asked again"
+    assert len(rows_of(reader.read(0))) == 7, "it is read again"
     assert reader.bad_shards == {}

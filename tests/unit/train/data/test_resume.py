@@ -73,7 +73,7 @@ def test_resume_in_a_hundred_million_samples_takes_less_than_a_second_and_a_shar
         assert reader.samples > 10**8 - PER_SHARD
         (batch,) = reader.read(int(share * reader.samples) // 64)
         seconds.append(time.perf_counter() - began)
-        here = [told for told in list(simulated.read_by) if told[0] == get_ident() and told[1].endswith(".tar")]
+        here = [record for record in list(simulated.read_by) if record[0] == get_ident() and record[1].endswith(".tar")]
         reader.close()
         assert batch.weights.tolist() == [1.0]
         assert len({key for _, key, _ in here}) <= 1

@@ -21,7 +21,7 @@ SIZE = 1000
 
 
 class Remote(MemoryStorage):
-    """A remote place that counts downloads, and spoils those that it is told to."""
+    """A remote storage that counts downloads, and damages some on demand."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -43,10 +43,10 @@ class Remote(MemoryStorage):
 
 @pytest.fixture
 def remote(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    place = Remote(request.node.name)
-    yield place
-    for entry in place.list():
-        place.delete(entry.key)
+    storage = Remote(request.node.name)
+    yield storage
+    for entry in storage.list():
+        storage.delete(entry.key)
 
 
 @pytest.fixture

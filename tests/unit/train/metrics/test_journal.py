@@ -12,7 +12,7 @@ from tests.stores.memory import MemoryStorage
 
 
 class Unsteady(MemoryStorage):
-    """A store that fails when told to, and waits until it may go on."""
+    """A store that fails on demand, and waits until it may go on."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, "")
@@ -60,14 +60,14 @@ def test_a_slow_store_holds_nobody_up() -> None:
 
 
 def test_a_store_that_fails_is_told_of_once_and_tried_again() -> None:
-    told: list[str] = []
+    problems: list[str] = []
     store = Unsteady("journal-failing")
     store.fails = True
-    journal = Journal(store, told.append)
+    journal = Journal(store, problems.append)
     for n in range(3):
         journal.add("a", {"n": n})
         journal.flush(wait=True)
-    assert told == ["the store is away"]
+    assert problems == ["the store is away"]
     store.fails = False
     journal.add("a", {"n": 3})
     journal.flush(wait=True)
@@ -75,7 +75,7 @@ def test_a_store_that_fails_is_told_of_once_and_tried_again() -> None:
     store.fails = True
     journal.add("a", {"n": 4})
     journal.flush(wait=True)
-    assert len(told) == 2
+    assert len(problems) == 2
 
 
 def test_lines_that_came_while_a_write_failed_stand_behind_those_that_it_lost() -> None:

@@ -1,4 +1,4 @@
-"""What a training tells can be read back, survives a restart, and says what holds training up."""
+"""What a training reports can be read back, survives a restart, and shows what slows training down."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def config(**settings: Any) -> TrainConfig:
 
 
 def monitor(run: Storage, settings: TrainConfig, output: io.StringIO | None = None, **more: Any) -> Monitor:
-    return Monitor(run, settings, Progress(output or io.StringIO()), speaks=True, **more)
+    return Monitor(run, settings, Progress(output or io.StringIO()), is_main_rank=True, **more)
 
 
-def take_steps(told: Monitor, first: int, last: int, **metrics: float) -> None:
+def take_steps(watcher: Monitor, first: int, last: int, **metrics: float) -> None:
     for step in range(first, last + 1):
         values = {"loss": 1.0 / step, "lr": 0.1, "grad_norm": 2.0, "epoch": step / 10, "samples": 8, "seconds": 0.5}
-        told.step(step, **{**values, **metrics})
+        watcher.step(step, **{**values, **metrics})
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def run(tmp_path: Path) -> Storage:
 
 
 def test_a_line_per_step_says_what_the_step_cost(run: Storage) -> None:
-    told = monitor(run, config(), peak=1000.0)
-    told.start(0, [])
-    take_steps(told, 1, 4, data_wait=0.1, stall=0.25, flops=200.0)
+    watcher = monitor(run, config(), peak=1000.0)
+    watcher.start(0, [])
+    take_steps(watcher, 1, 4, data_wait=0.1, stall=0.25, flops=200.0)
     lines = list(run.read_lines("metrics.jsonl"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[3] == {
@@ -64,10 +64,10 @@ def test_a_line_per_step_says_what_the_step_cost(run: Storage) -> None:
 
 def test_the_log_line_is_over_the_steps_since_the_last_one(run: Storage) -> None:
     output = io.StringIO()
-    told = monitor(run, config(metrics={"log_every": 2}), output)
-    told.start(0, [])
-    take_steps(told, 1, 1, data_wait=0.5)
-    take_steps(told, 2, 4, stall=0.125)
+    watcher = monitor(run, config(metrics={"log_every": 2}), output)
+    watcher.start(0, [])
+    take_steps(watcher, 1, 1, data_wait=0.5)
+    take_steps(watcher, 2, 4, stall=0.125)
     lines = [json.loads(line) for line in output.getvalue().splitlines()]
     shares = {"mfu": None, "data_wait_share": 0.5, "checkpoint_stall_share": round(0.125 / 1.125, 4)}
     assert lines[0] == {"event": "step", "step": 2, "steps": 100, "loss": 0.5, "samples_per_second": 16.0, **shares}
@@ -124,48 +124,48 @@ def test_trackers_are_told_finite_numbers_only(run: Storage) -> None:
 
 def test_a_restart_takes_off_what_is_done_again(run: Storage) -> None:
     settings = config(validation={"every": 2})
-    told = monitor(run, settings)
-    told.start(0, [])
-    take_steps(told, 1, 6)
+    watcher = monitor(run, settings)
+    watcher.start(0, [])
+    take_steps(watcher, 1, 6)
     for step in (2, 4, 6):
-        told.validation(step, 1.0, 5, 0.1)
+        watcher.validation(step, 1.0, 5, 0.1)
     run.append("metrics.jsonl", b'{"step": 7, "lo')
 
-    told = monitor(run, settings)
-    told.start(3, ["checkpoints/step-000000006 is torn"])
+    watcher = monitor(run, settings)
+    watcher.start(3, ["checkpoints/step-000000006 is torn"])
     assert [line["step"] for line in run.read_lines("metrics.jsonl")] == [1, 2, 3]
     assert [line["step"] for line in run.read_lines("validation.jsonl")] == [2]
     resumed = [event for event in run.read_lines("events.jsonl") if event["event"] == "resumed"]
-    assert [(event["step"], event["undone"], len(event["skipped"])) for event in resumed] == [(3, 3, 1)]
+    assert [(event["step"], event["repeated_steps"], len(event["skipped"])) for event in resumed] == [(3, 3, 1)]
 
 
 def test_a_checkpoint_says_how_long_was_trained_for_it(run: Storage) -> None:
-    told = monitor(run, config())
-    told.start(0, [])
-    take_steps(told, 1, 3)
-    told.flush()
+    watcher = monitor(run, config())
+    watcher.start(0, [])
+    take_steps(watcher, 1, 3)
+    watcher.flush()
     assert len(list(run.read_lines("metrics.jsonl"))) == 3, "no checkpoint holds steps that nothing tells of"
-    told.checkpoint(3, 0.25)
-    take_steps(told, 4, 4)
-    told.checkpoint(4, 0.5)
-    found = [event for event in run.read_lines("events.jsonl") if event["event"] == "checkpoint"]
-    assert [(one["step"], one["stall_seconds"], one["trained_seconds"]) for one in found] == [
+    watcher.checkpoint(3, 0.25)
+    take_steps(watcher, 4, 4)
+    watcher.checkpoint(4, 0.5)
+    checkpoints = [event for event in run.read_lines("events.jsonl") if event["event"] == "checkpoint"]
+    assert [(one["step"], one["stall_seconds"], one["trained_seconds"]) for one in checkpoints] == [
         (3, 0.25, 1.5),
         (4, 0.5, 0.5),
     ]
 
 
-def draw(told: Monitor, step: int) -> None:
-    told.samples(step, Image.new("RGB", (16, 8)), (8, 8), 1.5)
+def draw(watcher: Monitor, step: int) -> None:
+    watcher.samples(step, Image.new("RGB", (16, 8)), (8, 8), 1.5)
 
 
 def test_sample_images_are_listed_as_far_as_they_are_drawn(run: Storage) -> None:
     settings = config(samples={"every": 10, "prompts": ["a", "b"]})
-    told = monitor(run, settings)
-    told.start(0, [])
-    draw(told, 10)
-    draw(told, 20)
-    draw(told, 20)
+    watcher = monitor(run, settings)
+    watcher.start(0, [])
+    draw(watcher, 10)
+    draw(watcher, 20)
+    draw(watcher, 20)
     assert run.read_json("samples/index.json") == {"prompts": ["a", "b"], "size": [8, 8], "steps": [10, 20]}
     assert run.exists("samples/step-000000010.png")
 
@@ -185,12 +185,12 @@ def test_a_store_that_takes_no_images_does_not_end_training(run: Storage) -> Non
                 raise StorageError("no space left")
             super().write(key, data)
 
-    told = monitor(Full(Path(run.url)), config(samples={"every": 10, "prompts": ["a", "b"]}))
-    told.start(0, [])
-    draw(told, 10)
+    watcher = monitor(Full(Path(run.url)), config(samples={"every": 10, "prompts": ["a", "b"]}))
+    watcher.start(0, [])
+    draw(watcher, 10)
     (event,) = run.read_lines("events.jsonl")
     assert (event["event"], event["step"], event["seconds"], event["problem"]) == ("samples", 10, 1.5, "no space left")
-    assert told.owes(10)
+    assert watcher.has_pending(10)
 
 
 def test_what_is_due_after_which_step() -> None:
@@ -208,21 +208,21 @@ def test_what_is_due_after_which_step() -> None:
 
 
 def test_what_a_stop_kept_from_being_done_is_owed(run: Storage) -> None:
-    told = monitor(run, config(validation={"every": 5}, samples={"every": 10, "prompts": ["a", "b"]}))
-    told.start(0, [])
-    assert told.owes(0), "the loss before the first step"
-    assert not told.owes(3)
-    assert told.owes(10)
-    told.validation(10, 1.0, 5, 0.1)
-    assert told.owes(10)
-    draw(told, 10)
-    assert not told.owes(10)
-    assert not Monitor(run, config(), Progress(io.StringIO()), speaks=False).owes(0)
+    watcher = monitor(run, config(validation={"every": 5}, samples={"every": 10, "prompts": ["a", "b"]}))
+    watcher.start(0, [])
+    assert watcher.has_pending(0), "the loss before the first step"
+    assert not watcher.has_pending(3)
+    assert watcher.has_pending(10)
+    watcher.validation(10, 1.0, 5, 0.1)
+    assert watcher.has_pending(10)
+    draw(watcher, 10)
+    assert not watcher.has_pending(10)
+    assert not Monitor(run, config(), Progress(io.StringIO()), is_main_rank=False).has_pending(0)
 
 
 def test_other_ranks_say_nothing(run: Storage) -> None:
     output = io.StringIO()
-    silent = Monitor(run, config(metrics={"trackers": ["tensorboard"]}), Progress(output), speaks=False)
+    silent = Monitor(run, config(metrics={"trackers": ["tensorboard"]}), Progress(output), is_main_rank=False)
     silent.start(0, ["skipped"])
     take_steps(silent, 1, 4)
     silent.validation(4, 1.0, 5, 0.1)

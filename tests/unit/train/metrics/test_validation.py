@@ -194,12 +194,12 @@ def test_each_stratum_of_the_schedule_is_met(strata: int, timesteps: int) -> Non
 def test_ranks_share_the_work_and_run_equally_often(dataset: Dataset, limit: int, micro_batch: int, world: int) -> None:
     chosen = choose(dataset, limit)
     ranks = [list(share(dataset, chosen, micro_batch, rank, world)) for rank in range(world)]
-    done = sorted(chain.from_iterable(chunk.places for rank in ranks for chunk in rank if chunk.counts))
+    done = sorted(chain.from_iterable(chunk.indices for rank in ranks for chunk in rank if chunk.counts))
     assert done == list(range(len(chosen)))
     assert len({len(rank) for rank in ranks}) == 1
     for chunk in chain.from_iterable(ranks):
-        assert 1 <= len(chunk.places) <= micro_batch
-        assert len({dataset.shards[chosen[place].shard].bucket for place in chunk.places}) == 1
+        assert 1 <= len(chunk.indices) <= micro_batch
+        assert len({dataset.shards[chosen[index].shard].bucket for index in chunk.indices}) == 1
 
 
 @settings(deadline=None)
@@ -211,22 +211,22 @@ def test_forward_passes_take_the_same_samples_at_any_world_size(
 
     def passes(world: int) -> set[tuple[int, ...]]:
         ranks = (share(dataset, chosen, micro_batch, rank, world) for rank in range(world))
-        return {tuple(chunk.places) for rank in ranks for chunk in rank if chunk.counts}
+        return {tuple(chunk.indices) for rank in ranks for chunk in rank if chunk.counts}
 
     assert passes(world) == passes(1)
 
 
 def test_a_damaged_shard_is_an_error_that_names_it_and_may_be_mended(alone: None) -> None:
-    place = open_storage("memory://validation-damaged")
-    data = write_dataset(place)
+    remote = open_storage("memory://validation-damaged")
+    data = write_dataset(remote)
     name = data.shards[choose(data, 1)[0].shard].name
-    tar = place.read(f"{name}.tar")
-    place.write(f"{name}.tar", tar[:-1])
-    validation = Validation(data, place, DRAWING, TrainConfig(steps=1), 0, 1)
+    tar = remote.read(f"{name}.tar")
+    remote.write(f"{name}.tar", tar[:-1])
+    validation = Validation(data, remote, DRAWING, TrainConfig(steps=1), 0, 1)
     with pytest.raises(DataError, match=name):
         validation.loss(losses_of, torch.device("cpu"))
-    place.write(f"{name}.tar", tar)
-    assert validation.loss(losses_of, torch.device("cpu")) == measured(data, place)
+    remote.write(f"{name}.tar", tar)
+    assert validation.loss(losses_of, torch.device("cpu")) == measured(data, remote)
 
 
 def test_of_a_remote_shard_only_the_samples_are_read(alone: None) -> None:
@@ -238,8 +238,8 @@ def test_of_a_remote_shard_only_the_samples_are_read(alone: None) -> None:
             Counting.read_bytes += len(data) if key.endswith(".tar") else 0
             return data
 
-    place = Counting("validation-remote", "")
-    data = write_dataset(place, sizes=(200,))
+    remote = Counting("validation-remote", "")
+    data = write_dataset(remote, sizes=(200,))
     Counting.read_bytes = 0
-    assert measured(data, place, validation={"samples": 2}) > 0
+    assert measured(data, remote, validation={"samples": 2}) > 0
     assert Counting.read_bytes < data.shards[0].bytes / 20

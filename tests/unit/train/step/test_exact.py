@@ -13,8 +13,8 @@ def spread(terms: torch.Tensor, world: int) -> torch.Tensor:
     for rank in range(world):
         first, last = rank * size // world, (rank + 1) * size // world
         partial = TreeSum(size)
-        for place in range(first, last):
-            partial.add((0, place), terms[place])
+        for leaf in range(first, last):
+            partial.add((0, leaf), terms[leaf])
         assert sorted(partial.nodes, key=lambda node: node[1] << node[0]) == covering(first, last, size)
         for node in covering(first, last, size):
             whole.add(node, partial.nodes[node])
