@@ -1,8 +1,11 @@
-"""What a Stable Diffusion UNet amounts to, told from its shape alone: its weights and its arithmetic, without torch.
+"""The number of weights and of operations of a Stable Diffusion UNet, by a formula over its shape, without torch.
+
+This is for plans and forecasts (`pipeline.cost`), which are made before there is a model and where torch may not be
+installed. A run's own utilization uses `components.train.step.flops`, which counts the layers that really run and is
+the truth; a test compares the two.
 
 The layers are those of diffusers' ``UNet2DConditionModel``, in the order of its forward pass. A multiply and an add are
-two operations, and only matrix products and convolutions count, as in `components.train.step.flops`, which counts the
-same by running a model without memory; a test holds the two against each other.
+two operations, and only matrix products and convolutions count.
 """
 
 from __future__ import annotations

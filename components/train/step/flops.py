@@ -1,7 +1,11 @@
-"""The two halves of model FLOPs utilization: what a step's arithmetic amounts to, and what the device could do at most.
+"""The two halves of model FLOPs utilization: the operations of a step, and the peak of the device.
+
+The operations are counted by running the model's own code on PyTorch's meta device, layer by layer. That count is the
+truth: it is of the UNet that is trained, whatever its layers are. `components.model.unet_shape` computes the same by a
+formula, for plans and forecasts that are made before there is a model, and without torch; a test compares the two.
 
 MFU (Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", JMLR 24, 2023, appendix B) counts the operations
-that the model needs, each once: activations that are computed twice to save memory do not make it higher. A multiply
+that the model needs, each once: computing activations twice to save memory does not raise it. A multiply
 and an add are two operations.
 """
 
@@ -28,7 +32,7 @@ def device_peak_flops(precision: str) -> float | None:
 
 
 class StepFlops:
-    """Knows what the arithmetic of one optimizer step amounts to; each shape is counted once.
+    """Counts the FLOPs of an optimizer step; each shape is counted once and remembered.
 
     Args:
         unet: A diffusers UNet.
@@ -49,14 +53,14 @@ class StepFlops:
 
 
 def forward_flops(unet: Any, latent: Sequence[int], text: Sequence[int]) -> int:
-    """Return how many FLOPs one forward pass over one sample takes, counted on a copy without memory: nothing is run.
+    """Return the FLOPs of one forward pass over one sample, counted on a copy without memory or computation.
 
     Args:
-        unet: A diffusers UNet; only its class and configuration are looked at.
+        unet: A diffusers UNet; only its class and configuration are used.
         latent: The latent's shape ``[C, H/f, W/f]``.
         text: The text embedding's shape ``[L, D]``.
     """
-    # On the meta device attention is made of plain products, which the counter knows; CPU kernels would be missed.
+    # On the meta device attention is made of plain products, which the counter counts; fused CPU kernels it would miss.
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = type(unet).from_config(unet.config).eval()
         model(
@@ -69,7 +73,7 @@ def forward_flops(unet: Any, latent: Sequence[int], text: Sequence[int]) -> int:
 
 
 def _added(config: Any) -> dict[str, torch.Tensor] | None:
-    """Return what SDXL's UNet is told besides, of the shapes that its configuration gives."""
+    """Return SDXL's additional inputs, in the shapes that the configuration gives."""
     if config.addition_embed_type != "text_time":
         return None
     ids = TIME_IDS_COUNT * config.addition_time_embed_dim
