@@ -18,7 +18,7 @@ _RECORD = "micro_batch.json"
 _CPU_WORDS = ("can't allocate memory", "bad_alloc")
 
 
-def fitting(config: TrainConfig, run: Storage) -> TrainConfig:
+def with_recorded_micro_batch(config: TrainConfig, run: Storage) -> TrainConfig:
     """Return the settings with the smaller micro-batch that an earlier attempt recorded, if one did."""
     try:
         recorded = int(run.read_json(_RECORD)["micro_batch"])
@@ -34,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def record_smaller(config: TrainConfig, run: Storage) -> DarkroomError:
+def record_smaller_micro_batch(config: TrainConfig, run: Storage) -> DarkroomError:
     """Record half the micro-batch for the next start, and return the error to end this one with."""
     if config.micro_batch == 1:
         return DarkroomError(

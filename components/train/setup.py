@@ -24,7 +24,7 @@ from components.train.identity import training_identity
 from components.train.loop import Training, train
 from components.train.metrics.monitor import Monitor
 from components.train.metrics.validation import Validation
-from components.train.out_of_memory import fitting, is_out_of_memory, record_smaller
+from components.train.out_of_memory import is_out_of_memory, record_smaller_micro_batch, with_recorded_micro_batch
 from components.train.processes.agreement import Agreement
 from components.train.processes.collectives import first_problem
 from components.train.processes.stopping import Stopping
@@ -46,14 +46,14 @@ def work(request: Request, stopping: Stopping, watchdog: Watchdog) -> None:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     init_distributed(device)
-    request = replace(request, config=fitting(request.config, request.run))
+    request = replace(request, config=with_recorded_micro_batch(request.config, request.run))
     try:
         job = _prepare(request, stopping, watchdog)
         with job.monitor, job.saver:
             train(job)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise record_smaller(request.config, request.run) from error
+            raise record_smaller_micro_batch(request.config, request.run) from error
         raise
     torch.distributed.barrier()
 

@@ -174,13 +174,13 @@ class BucketStream:
 
     def _shuffle_blocks(self, epoch: int) -> tuple[IntArray, IntArray]:
         """Return the blocks in an epoch's order, and where each of them ends."""
-        order = shuffled(len(self._block_sizes), *self._key, _BLOCKS, epoch)
+        order = permutation(len(self._block_sizes), *self._key, _BLOCKS, epoch)
         return order, np.cumsum(self._block_sizes[order])
 
     def _shuffle_shards(self, epoch: int, block: int) -> tuple[IntArray, IntArray, list[int]]:
         """Return a block's shards in an epoch's order, where each window ends, and which shard each begins with."""
         first, last = self._blocks[block : block + 2]
-        shards = first + shuffled(last - first, *self._key, _SHARDS, epoch, block)
+        shards = first + permutation(last - first, *self._key, _SHARDS, epoch, block)
         cuts = _cut(last - first, self._window)
         ends = np.cumsum(self._sizes[shards], dtype=np.int64)
         return shards, ends[np.array(cuts[1:]) - 1], cuts
@@ -189,14 +189,14 @@ class BucketStream:
         shards, ends, cuts = self._block(epoch, block)
         members = shards[cuts[number] : cuts[number + 1]]
         sizes = self._sizes[members].astype(np.int64)
-        drawn = shuffled(int(sizes.sum()), *self._key, _SAMPLES, epoch, block, number)
+        drawn = permutation(int(sizes.sum()), *self._key, _SAMPLES, epoch, block, number)
         owners = np.repeat(np.arange(len(members)), sizes)[drawn]
         numbers = drawn - (np.cumsum(sizes) - sizes)[owners]
         members = members + self._first_shard
         return Window(start + int(ends[number]), members, members[owners], numbers)
 
 
-def shuffled(size: int, *key: int) -> IntArray:
+def permutation(size: int, *key: int) -> IntArray:
     """Return 0 … size - 1 in a random order that depends on the key alone: that of 64-bit hashes, ties unchanged."""
     words = np.arange(size, dtype=np.uint64) + np.uint64(hash_key(*key))
     return np.argsort(scramble(words), kind="stable")

@@ -174,7 +174,7 @@ class Reader:
         moments = self._buffers.empty((rows, channels, height, width), torch.float16)
         text = self._buffers.empty((rows, *self._samples.empty.shape), torch.float16)
         added = self._added(rows)
-        copied = self._samples.copy(places, moments.numpy(), text.numpy(), added)
+        result = self._samples.copy(places, moments.numpy(), text.numpy(), added)
 
         seed, epochs, positions = self._drawing.seed, places.epochs, places.positions
         dropped = uniforms(seed, epochs, positions, Stream.CAPTION_DROPOUT) < self._drawing.caption_dropout
@@ -189,8 +189,8 @@ class Reader:
             noise=self._normals(places, Stream.NOISE, (channels // 2, height, width)),
             timesteps=torch.from_numpy(timesteps.astype(np.int64)),
             text=text,
-            weights=torch.from_numpy((copied.present & counts).astype(np.float32)),
-            keys=tuple(copied.keys) if counts else ("",) * rows,
+            weights=torch.from_numpy((result.present & counts).astype(np.float32)),
+            keys=tuple(result.keys) if counts else ("",) * rows,
             pooled=None if added is None else torch.from_numpy(added.pooled),
             time_ids=None if added is None else torch.from_numpy(added.time_ids),
         )

@@ -45,7 +45,7 @@ class Share(NamedTuple):
     counts: bool
 
 
-class Copied(NamedTuple):
+class CopyResult(NamedTuple):
     """Which rows of a batch were copied.
 
     Attributes:
@@ -140,7 +140,7 @@ class Samples:
             self._shapes[bucket] = shape
         return self._shapes[bucket]
 
-    def copy(self, places: Places, moments: Half, text: Half, added: Added | None = None) -> Copied:
+    def copy(self, places: Places, moments: Half, text: Half, added: Added | None = None) -> CopyResult:
         """Copy samples into the rows of two arrays, or four.
 
         Args:
@@ -165,9 +165,9 @@ class Samples:
                     array[rows] = 0
             return keys or [""] * len(numbers)
 
-        copied = self._each(copy_shard, _stretches(places.shards))
-        keys = [key for part in copied for key in part]
-        return Copied(keys, np.array(keys, dtype=bool))
+        groups = self._each(copy_shard, _stretches(places.shards))
+        keys = [key for group in groups for key in group]
+        return CopyResult(keys, np.array(keys, dtype=bool))
 
     def _copy(
         self,

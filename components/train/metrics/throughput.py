@@ -92,7 +92,7 @@ class Speed:
 
     Attributes:
         samples_per_second: Over all ranks.
-        mfu: Model FLOPs utilization, 0..1; None where the device's peak is not known.
+        mfu: Model FLOPs utilization, 0..1; None if the device's peak is unknown.
         data_wait_share: Share of the time in which rank 0 waited for data.
         checkpoint_stall_share: Share of the time in which training stood still for checkpoints.
     """

@@ -36,7 +36,7 @@ from components.train.processes.collectives import first_problem
 _EPOCH = 2**63 - 1
 
 
-class HeldOut(NamedTuple):
+class HeldOutSample(NamedTuple):
     """A sample to measure on.
 
     Attributes:
@@ -52,7 +52,7 @@ class HeldOut(NamedTuple):
     stratum: int
 
 
-def choose(dataset: Dataset, limit: int) -> list[HeldOut]:
+def choose(dataset: Dataset, limit: int) -> list[HeldOutSample]:
     """Return at most ``limit`` held-out samples, those of a shard together, so that few shards are read.
 
     Shards are used in the order of a digest of their names, as good as random, until there are enough samples.
@@ -65,7 +65,7 @@ def choose(dataset: Dataset, limit: int) -> list[HeldOut]:
             break
     chosen = keyed[:limit]
     strata = {position: stratum for stratum, position in enumerate(sorted(position for _, _, position in chosen))}
-    return [HeldOut(shard, number, position, strata[position]) for shard, number, position in chosen]
+    return [HeldOutSample(shard, number, position, strata[position]) for shard, number, position in chosen]
 
 
 def _position(dataset: Dataset, shard: int, number: int) -> int:
@@ -134,7 +134,7 @@ class Validation:
             raise DataError(f"held-out samples cannot be read: {problem}")
         return batches
 
-    def _read(self, chosen: Sequence[HeldOut]) -> MicroBatch:
+    def _read(self, chosen: Sequence[HeldOutSample]) -> MicroBatch:
         # Of a remote shard only the samples' own bytes are read.
         open_tar = open_ranged if self._storage.local_path() is None else open_whole
         readers: dict[int, ShardReader] = {}
@@ -153,7 +153,9 @@ class Chunk(NamedTuple):
     counts: bool
 
 
-def share(dataset: Dataset, chosen: Sequence[HeldOut], micro_batch: int, rank: int, world: int) -> Iterator[Chunk]:
+def share(
+    dataset: Dataset, chosen: Sequence[HeldOutSample], micro_batch: int, rank: int, world: int
+) -> Iterator[Chunk]:
     """Yield a rank's forward passes: as many on each rank, as collectives demand, and of one shape each."""
     buckets: dict[tuple[int, int], list[int]] = {}
     for index, one in enumerate(chosen):
@@ -168,7 +170,7 @@ def share(dataset: Dataset, chosen: Sequence[HeldOut], micro_batch: int, rank: i
 
 
 def make_batch(
-    samples: Sequence[Sample], chosen: Sequence[HeldOut], strata: int, seed: int, drawing: Drawing
+    samples: Sequence[Sample], chosen: Sequence[HeldOutSample], strata: int, seed: int, drawing: Drawing
 ) -> MicroBatch:
     """Return held-out samples with their noise and timesteps.
 
@@ -186,7 +188,7 @@ def make_batch(
     sample_posterior(moments, latents, drawing.scaling_factor)
     noise = normals(seed, _EPOCH, positions, Stream.NOISE, shape)
     within = uniforms(seed, _EPOCH, positions, Stream.TIMESTEP)
-    timesteps = stratified(np.array([one.stratum for one in chosen]), strata, within, drawing.timesteps)
+    timesteps = stratified_timesteps(np.array([one.stratum for one in chosen]), strata, within, drawing.timesteps)
     added = [sample.added for sample in samples if sample.added is not None]
     return MicroBatch(
         latents=latents,
@@ -200,7 +202,7 @@ def make_batch(
     )
 
 
-def stratified(
+def stratified_timesteps(
     stratum: NDArray[np.int64], strata: int, within: NDArray[np.float64], timesteps: int
 ) -> NDArray[np.int64]:
     """Return one timestep in [0, timesteps) per sample: ``within`` in [0, 1) says where in its stratum it lies."""

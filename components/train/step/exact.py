@@ -50,7 +50,7 @@ def root(size: int) -> Subtree:
     return (max(size - 1, 0).bit_length(), 0)
 
 
-def covering(first: int, last: int, size: int) -> list[Subtree]:
+def covering_subtrees(first: int, last: int, size: int) -> list[Subtree]:
     """Return the nodes that remain when the leaves ``first`` to ``last - 1`` are added up, in order."""
     partial = TreeSum(size)
     empty = torch.zeros(0)
@@ -71,19 +71,19 @@ def sum_over_ranks(partial: TreeSum, bounds: Sequence[int], like: Tensor) -> Ten
     rank, size = torch.distributed.get_rank(), bounds[-1]
     whole = like.new_empty(like.shape)
     if rank == 0:
-        for node, term in _received(bounds, like):
+        for node, term in _receive(bounds, like):
             partial.add(node, term)
         whole.copy_(partial.nodes[root(size)])
     else:
-        for node in covering(bounds[rank], bounds[rank + 1], size):
+        for node in covering_subtrees(bounds[rank], bounds[rank + 1], size):
             torch.distributed.send(partial.nodes[node], dst=0)
     torch.distributed.broadcast(whole, src=0)
     return whole
 
 
-def _received(bounds: Sequence[int], like: Tensor) -> Iterator[tuple[Subtree, Tensor]]:
+def _receive(bounds: Sequence[int], like: Tensor) -> Iterator[tuple[Subtree, Tensor]]:
     for sender, (first, last) in enumerate(islice(pairwise(bounds), 1, None), start=1):
-        for node in covering(first, last, bounds[-1]):
+        for node in covering_subtrees(first, last, bounds[-1]):
             term = like.new_empty(like.shape)
             torch.distributed.recv(term, src=sender)
             yield node, term

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.train.data import order as order_module
-from components.train.data.order import Order, Places, shuffled
+from components.train.data.order import Order, Places, permutation
 
 Rows = list[tuple[int, int, int, int]]
 
@@ -28,11 +28,11 @@ def batches(order: Order, size: int, count: int, first: int = 0) -> Rows:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 17, 1000])
 def test_shuffled_is_a_permutation_that_depends_on_every_part_of_its_key(size: int) -> None:
-    drawn = shuffled(size, 7, 1)
+    drawn = permutation(size, 7, 1)
     assert sorted(drawn.tolist()) == list(range(size))
     if size > 10:
-        assert drawn.tolist() != shuffled(size, 7, 2).tolist()
-        assert drawn.tolist() != shuffled(size, 1, 7).tolist()
+        assert drawn.tolist() != permutation(size, 7, 2).tolist()
+        assert drawn.tolist() != permutation(size, 1, 7).tolist()
 
 
 @pytest.mark.parametrize("sizes", [[1], [3, 5, 0, 7, 2], [64] * 9, [0, 0, 4], [1] * 30])

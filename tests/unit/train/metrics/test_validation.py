@@ -25,7 +25,14 @@ from components.storage.base import Storage
 from components.storage.open import open_storage
 from components.train.config import TrainConfig
 from components.train.data.reader import Drawing, MicroBatch
-from components.train.metrics.validation import HeldOut, Validation, choose, make_batch, share, stratified
+from components.train.metrics.validation import (
+    HeldOutSample,
+    Validation,
+    choose,
+    make_batch,
+    share,
+    stratified_timesteps,
+)
 from tests.stores.memory import MemoryStorage
 
 DRAWING = Drawing(seed=3, timesteps=1000, scaling_factor=0.5, caption_dropout=1.0)
@@ -169,7 +176,7 @@ def test_neither_the_run_s_seed_nor_its_caption_dropout_enters(dataset: Dataset,
 
 
 def test_a_batch_is_drawn_as_training_draws(storage: Storage) -> None:
-    one = HeldOut(shard=0, number=0, position=2**63 - 1, stratum=1)
+    one = HeldOutSample(shard=0, number=0, position=2**63 - 1, stratum=1)
     batch = make_batch([sample(0, 2)], [one], 4, seed=0, drawing=DRAWING)
     assert batch.latents.shape == batch.noise.shape == (1, 4, 2, 2)
     assert 250 <= int(batch.timesteps) < 500
@@ -183,7 +190,7 @@ def test_a_batch_is_drawn_as_training_draws(storage: Storage) -> None:
 @given(st.integers(1, 3000), st.integers(1, 2000))
 def test_each_stratum_of_the_schedule_is_met(strata: int, timesteps: int) -> None:
     for within in (0.0, 0.5, np.nextafter(1.0, 0.0)):
-        drawn = stratified(np.arange(strata), strata, np.full(strata, within), timesteps)
+        drawn = stratified_timesteps(np.arange(strata), strata, np.full(strata, within), timesteps)
         assert 0 <= drawn.min() <= drawn.max() < timesteps
         most = -(-strata // timesteps) + 1
         assert max(Counter(drawn.tolist()).values()) <= most, "no timestep is met much more often than others"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from components.train.step.exact import TreeSum, covering, root
+from components.train.step.exact import TreeSum, covering_subtrees, root
 
 
 def spread(terms: torch.Tensor, world: int) -> torch.Tensor:
@@ -15,8 +15,8 @@ def spread(terms: torch.Tensor, world: int) -> torch.Tensor:
         partial = TreeSum(size)
         for leaf in range(first, last):
             partial.add((0, leaf), terms[leaf])
-        assert sorted(partial.nodes, key=lambda node: node[1] << node[0]) == covering(first, last, size)
-        for node in covering(first, last, size):
+        assert sorted(partial.nodes, key=lambda node: node[1] << node[0]) == covering_subtrees(first, last, size)
+        for node in covering_subtrees(first, last, size):
             whole.add(node, partial.nodes[node])
     assert list(whole.nodes) == [root(size)]
     return whole.nodes[root(size)]
@@ -44,4 +44,4 @@ def test_plain_sums_would_differ() -> None:
 
 def test_few_subtrees_remain() -> None:
     stretches = [(first, last) for first in range(0, 1000, 37) for last in range(first + 1, 1001, 11)]
-    assert max(len(covering(first, last, 1000)) for first, last in stretches) <= 20
+    assert max(len(covering_subtrees(first, last, 1000)) for first, last in stretches) <= 20
