@@ -210,7 +210,7 @@ def test_a_tracker_that_hangs_is_dropped_and_holds_nobody_up(run: Storage) -> No
     assert longest < 3.0
     trackers.log(step, {"train/loss": 1.0})
     trackers.close(patience=60)
-    assert [(event["event"], event["tracker"]) for event in told] == [("tracker-dropped", "tensorboard")]
+    assert [(event["event"], event["tracker"]) for event in events] == [("tracker-dropped", "tensorboard")]
 
 
 def test_a_tracker_that_dies_is_dropped_once(run: Storage) -> None:
@@ -221,7 +221,7 @@ def test_a_tracker_that_dies_is_dropped_once(run: Storage) -> None:
     for step in range(1, 5):
         trackers.log(step, {"train/loss": 1.0})
     trackers.close(patience=60)
-    (dropped,) = told
+    (dropped,) = events
     assert (dropped["event"], dropped["tracker"]) == ("tracker-dropped", "tensorboard")
     assert "-9" in dropped["why"]
 

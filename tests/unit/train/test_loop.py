@@ -109,7 +109,7 @@ class Attempt:
         engine = Engine(model, self._loss, config)
         if found is not None:
             engine.restore(found)
-        monitor = Monitor(self.run, config, Progress(io.StringIO()), speaks=True)
+        monitor = Monitor(self.run, config, Progress(io.StringIO()), is_main_rank=True)
         monitor.start(self._step, [])
         saver = Saver(self.run, 0, 1, "training", engine.shapes, config, monitor.save_failed)
         reader = Reader(*self.data, DRAWING, config, 0, 1)

@@ -9,7 +9,7 @@ from components.errors import DarkroomError, OutOfMemory
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from components.train.config import TrainConfig
-from components.train.out_of_memory import fitting, is_out_of_memory, note_smaller
+from components.train.out_of_memory import is_out_of_memory, record_smaller_micro_batch, with_recorded_micro_batch
 
 
 @pytest.fixture
@@ -19,23 +19,23 @@ def run(request: pytest.FixtureRequest) -> Storage:
 
 def test_each_start_that_does_not_fit_halves_the_micro_batch(run: Storage) -> None:
     config = TrainConfig(micro_batch=7, global_batch=64)
-    assert fitting(config, run) == config
+    assert with_recorded_micro_batch(config, run) == config
     sizes = []
     for _ in range(2):
-        assert isinstance(note_smaller(fitting(config, run), run), OutOfMemory)
-        sizes.append(fitting(config, run).micro_batch)
+        assert isinstance(record_smaller_micro_batch(with_recorded_micro_batch(config, run), run), OutOfMemory)
+        sizes.append(with_recorded_micro_batch(config, run).micro_batch)
     assert sizes == [3, 1]
-    assert fitting(config, run).global_batch == 64
-    assert fitting(TrainConfig(micro_batch=2), run).micro_batch == 1
+    assert with_recorded_micro_batch(config, run).global_batch == 64
+    assert with_recorded_micro_batch(TrainConfig(micro_batch=2), run).micro_batch == 1
 
 
 def test_the_setting_may_be_made_smaller_than_the_note(run: Storage) -> None:
-    note_smaller(TrainConfig(micro_batch=16), run)
-    assert fitting(TrainConfig(micro_batch=4), run).micro_batch == 4
+    record_smaller_micro_batch(TrainConfig(micro_batch=16), run)
+    assert with_recorded_micro_batch(TrainConfig(micro_batch=4), run).micro_batch == 4
 
 
 def test_one_image_that_does_not_fit_ends_the_training(run: Storage) -> None:
-    error = note_smaller(TrainConfig(micro_batch=1), run)
+    error = record_smaller_micro_batch(TrainConfig(micro_batch=1), run)
     assert not isinstance(error, OutOfMemory), "or it would be started again for ever"
     assert isinstance(error, DarkroomError)
     assert not run.exists("micro_batch.json")
