@@ -1,4 +1,4 @@
-"""Axes: from numbers to places on paper, and where the ticks go."""
+"""Axes: where a drawing places numbers and ticks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-# Steps of a time axis that people read at a glance, in seconds.
+# Steps of a time axis that people read easily, in seconds.
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
 
 

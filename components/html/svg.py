@@ -12,10 +12,10 @@ WIDTHS = {"large": 1060, "medium": 660, "small": 340}
 
 def element(name: str, *inside: str, **attributes: object) -> Markup:
     """Return one element; ``stroke_width`` becomes ``stroke-width`` and ``class_`` becomes ``class``."""
-    told = Markup("").join(
+    attribute_text = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _text(value)) for key, value in attributes.items()
     )
-    return Markup("<{0}{1}>{2}</{0}>").format(name, told, Markup("").join(inside))
+    return Markup("<{0}{1}>{2}</{0}>").format(name, attribute_text, Markup("").join(inside))
 
 
 def drawing(width: int, height: int, label: str, *inside: str) -> Markup:

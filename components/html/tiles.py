@@ -1,4 +1,4 @@
-"""Pictures small enough that a page can carry them within itself."""
+"""Images small enough to be embedded in a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXACT = 64
 
 
 class Tile(NamedTuple):
-    """One picture as a ``data:`` URI; width and height in pixels."""
+    """One image as a ``data:`` URI; width and height in pixels."""
 
     uri: str
     width: int
@@ -21,7 +21,7 @@ class Tile(NamedTuple):
 
 
 def tile(image: Image.Image, longest: int, quality: int = 90) -> Tile:
-    """Return a picture that a page can carry, scaled down where a side is longer than ``longest`` pixels."""
+    """Return an image as a page embeds it, scaled down if a side is longer than ``longest`` pixels."""
     buffer = io.BytesIO()
     if max(image.size) <= EXACT:
         kind = "png"

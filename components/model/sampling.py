@@ -1,8 +1,8 @@
-"""Pictures drawn from prompts by the diffusers pipeline, the same pictures however they are batched.
+"""Images drawn from prompts by the diffusers pipeline, the same images however they are batched.
 
-The noise that picture *i* starts from, and any noise that its scheduler adds on the way, depend on its seed and on *i*
-alone. Its batch-mates, the size of the batch and the state of the global generators do not enter, so two draws differ
-by no more than the rounding of floating-point sums.
+The noise that image *i* starts from, and any noise that its scheduler adds on the way, depend on its seed and on *i*
+alone. Its neighbours in the batch, the batch size and the state of the global generators do not enter, so two draws
+differ by no more than the rounding of floating-point sums.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-# StableDiffusionPipeline refuses other sizes, whatever the autoencoder's factor.
+# StableDiffusionPipeline rejects other sizes, whatever the autoencoder's factor.
 SIZE_MULTIPLE = 8
 
 
@@ -73,7 +73,7 @@ def draw(
     batch: int = 16,
     first: int = 0,
 ) -> list[Image.Image]:
-    """Draw one picture per prompt.
+    """Draw one image per prompt.
 
     The models stay on their device and in their mode, the scheduler as it is; all models must share one device and
     one dtype.
@@ -83,22 +83,22 @@ def draw(
         vae: Decodes its latents.
         text_encoder: Encodes the prompts.
         tokenizer: Splits the prompts; what is too long is cut off.
-        scheduler: Whose configuration says how to walk from noise to picture.
+        scheduler: Whose configuration says how to get from noise to an image.
         prompts: What to draw.
         seeds: One per prompt, 0 ≤ seed < 2⁶⁴.
         steps: Denoising steps.
         guidance: Weight of classifier-free guidance (Ho & Salimans 2022); 1 or less means none.
-        height: Height of the pictures in pixels, a multiple of 8.
-        width: Width of the pictures in pixels, a multiple of 8.
-        batch: How many pictures to draw at once.
-        first: Number of the first picture, for a caller that draws a long list in pieces.
+        height: Height of the images in pixels, a multiple of 8.
+        width: Width of the images in pixels, a multiple of 8.
+        batch: How many images to draw at once.
+        first: Number of the first image, for a caller that draws a long list in pieces.
 
     Returns:
-        RGB pictures in the order of the prompts.
+        RGB images in the order of the prompts.
 
     Raises:
-        ConfigError: Where the size cannot be drawn.
-        DataError: Where the model draws numbers that are not finite.
+        ConfigError: If the size cannot be drawn.
+        DataError: If the model draws numbers that are not finite.
     """
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ConfigError(f"cannot draw {width}×{height} pixels: both sides must be multiples of {SIZE_MULTIPLE}")
@@ -111,7 +111,7 @@ def draw(
         for start in range(0, len(prompts), batch):
             chosen = range(start, min(start + batch, len(prompts)))
             noise = [normals(seeds[i], 0, [first + i], Stream.SAMPLING, latent) for i in chosen]
-            drawn = pipeline(
+            output = pipeline(
                 prompt=[prompts[i] for i in chosen],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
@@ -121,16 +121,16 @@ def draw(
                 generator=[_torch_generator(seeds[i], first + i) for i in chosen],
                 output_type="np",
             )
-            images += [_to_image(pixels, prompts[i]) for pixels, i in zip(drawn.images, chosen, strict=True)]
+            images += [_to_image(pixels, prompts[i]) for pixels, i in zip(output.images, chosen, strict=True)]
     finally:
         unet.train(training)
     return images
 
 
 def contact_sheet(images: Iterable[Image.Image], columns: int) -> Image.Image:
-    """Return one picture with ``images``, all of one size, side by side in rows of ``columns``; no gaps, white rest."""
+    """Return one image with ``images``, all of one size, side by side in rows of ``columns``; no gaps, white rest."""
     tiles = list(images)
-    assert tiles, "a contact sheet needs a picture"
+    assert tiles, "a contact sheet needs an image"
     width, height = tiles[0].size
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (min(columns, len(tiles)) * width, rows * height), "white")
@@ -153,7 +153,7 @@ def _pipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        # A scheduler remembers where it stands, so the pipeline gets one of its own.
+        # A scheduler has state, so the pipeline gets one of its own.
         scheduler=type(scheduler).from_config(scheduler.config),
         safety_checker=None,
         feature_extractor=None,
@@ -177,13 +177,13 @@ def _import_pipeline() -> Any:
 
 
 def _torch_generator(seed: int, position: int) -> torch.Generator:
-    """Return the generator of one picture's later noise, for schedulers that add some at each step."""
+    """Return the generator of one image's later noise, for schedulers that add some at each step."""
     state = generator(seed, 0, position, Stream.SAMPLING).integers(2**63, dtype=np.int64)
     return torch.Generator().manual_seed(int(state))
 
 
 def _to_image(pixels: NDArray[Any], prompt: str) -> Image.Image:
-    """Turn ``[H, W, 3]`` in [0, 1] into a picture."""
+    """Turn ``[H, W, 3]`` in [0, 1] into an image."""
     if not np.isfinite(pixels).all():
         raise DataError(
             f"the model draws numbers that are not finite for {prompt!r}: its training diverged (lower the learning "
