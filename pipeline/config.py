@@ -17,6 +17,7 @@ from components.clean.config import CleanConfig
 from components.digests import short
 from components.errors import ConfigError
 from components.evaluate.config import EvaluateConfig
+from components.evaluate.metric import Need
 from components.index.config import IndexConfig
 from components.ingest.config import IngestConfig
 from components.latents.config import LatentsConfig
@@ -87,11 +88,12 @@ class RunConfig(Settings):
                 f"latents.resolution ({self.latents.resolution}) must be model.scratch.architecture.resolution "
                 f"({made.resolution}), which the model is made for"
             )
-        if self.index.held_out == 0 and self.evaluate.promote_on == "frechet_distance":
-            yield (
-                "index.held_out (0) leaves no images for the Fréchet distance, which decides whether the model is "
-                "published; hold some out, or set evaluate.promote_on to prompt_accuracy"
-            )
+        for name, metric in self.evaluate.deciding.items():
+            if self.index.held_out == 0 and Need.HELD_OUT_IMAGES in metric.needs:
+                yield (
+                    f"index.held_out (0) leaves no held-out images for {name}, which decides whether the model is "
+                    "published; hold some out, or set evaluate.promotion to other metrics"
+                )
 
     @property
     def run(self) -> str:

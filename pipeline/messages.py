@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from components.errors import Preempted
+from components.evaluate.summary import metric_rows, summary
 from components.html import formatting
 
 Values = Mapping[str, Any]
@@ -92,8 +93,7 @@ def closing_rows(numbers: Values, seconds: Mapping[str, float], total: float) ->
     yield "rejected", _rejected(numbers)
     yield "training", f"{plural(numbers['steps'], 'step')}{_interruptions(numbers)}"
     yield "speed", _speed(numbers)
-    yield "prompt accuracy", _accuracy(numbers)
-    yield "Fréchet distance", _distance(numbers)
+    yield from ((line(label), line(text)) for label, text in metric_rows(numbers["metrics"]))
     if numbers["published"] is not None:
         yield "published", line(numbers["published"])
     else:
@@ -148,24 +148,6 @@ def _longest(seconds: Mapping[str, float]) -> str:
     return f"{told})" if told else ""
 
 
-def _accuracy(numbers: Values) -> str:
-    accuracy = numbers["prompt_accuracy"]
-    if accuracy is None:
-        return "not measured"
-    real = numbers["judge_accuracy"]
-    beside = "" if real is None else f" (of held-out real images: {real:.3f})"
-    return f"{accuracy:.3f} of {plural(numbers['generated'], 'image')}{beside}"
-
-
-def _distance(numbers: Values) -> str:
-    distance, reference = numbers["frechet_distance"], numbers["frechet_reference"]
-    if distance is None:
-        return "not measured"
-    return formatting.number(distance) + (
-        "" if reference is None else f" (held-out real images: {formatting.number(reference)})"
-    )
-
-
 def _cost(numbers: Values) -> str:
     per = numbers["usd_per_1000_images"]
     return formatting.usd(numbers["usd"]) + ("" if per is None else f", {formatting.usd(per)} per 1,000 images")
@@ -217,13 +199,7 @@ def _train(result: Values, notes: Values) -> str:
 
 
 def _evaluate(result: Values, _: Values) -> str:
-    told = []
-    if result["prompt_accuracy"] is not None:
-        told.append(f"prompt accuracy {result['prompt_accuracy']:.3f}")
-    if result["frechet_distance"] is not None:
-        told.append(f"Fréchet distance {formatting.number(result['frechet_distance'])}")
-    news = "better" if result["better"] else "no better"
-    return ", ".join([*told, "measured before" if result["reused"] else news])
+    return summary(result)
 
 
 def _publish(result: Values, _: Values) -> str:

@@ -256,9 +256,9 @@ def evaluate(config: str, encoding_key: str, base_model: str, log: Log) -> bool:
         return evaluate(settings.evaluate, settings.name, *where, progress)
 
     result = recorded(job, "evaluate", work)
-    for name in ("prompt_accuracy", "frechet_distance"):
-        if result.get(name) is not None:
-            log(name, result[name])
+    for name, metric in result["metrics"].items():
+        if metric["value"] is not None:
+            log(name, metric["value"])
     return bool(result["better"])
 
 

@@ -1,10 +1,10 @@
-r"""Draw fixed prompts with a run's newest weights and tell whether they beat the champion.
+r"""Draw fixed prompts with a run's newest weights, measure the images, and compare with the champion.
 
     python -m components.evaluate --workdir workdir --name digits --run first --source-id 0123456789abcdef \
         --encoding-key 89abcdef01234567 --base-model workdir:models/base/fedcba9876543210 \
         --set 'prompts=["a handwritten digit one", "a handwritten digit two"]'
 
-What ingest, index and train printed goes into the options. Starting it again measures only what is new.
+The options take what ingest and autoencoder printed. Starting it again measures only what is new.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from components.storage.base import Storage
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the step and return its exit code."""
     parser = step_parser("evaluate", __doc__)
-    parser.add_argument("--name", required=True, help="the model whose champion is to be beaten")
+    parser.add_argument("--name", required=True, help="name of the model; its champion is what a new version must beat")
     parser.add_argument("--run", required=True, help="the run whose newest checkpoint is evaluated")
-    parser.add_argument("--source-id", required=True, help="what ingest called the source")
-    parser.add_argument("--encoding-key", required=True, help="what the dataset is called")
+    parser.add_argument("--source-id", required=True, help="the source, as ingest printed it")
+    parser.add_argument("--encoding-key", required=True, help="the dataset, its folder below datasets/")
     parser.add_argument("--base-model", required=True, help="the model whose UNet was trained")
     return run_step(parser, EvaluateConfig, argv, _work)
 

@@ -2,60 +2,95 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
+from components.evaluate.metric import Metric, Need
+from components.evaluate.registry import METRICS, MetricName
 from components.settings import Settings
+
+if TYPE_CHECKING:
+
+    class MetricSettings(Settings):
+        """One section per metric; made from the registry, so type checkers see an empty one."""
+
+else:
+    MetricSettings = create_model(
+        "MetricSettings",
+        __base__=Settings,
+        __module__=__name__,
+        __doc__="Settings of single metrics, for those that have any.",
+        **{
+            name: (type(metric.settings), metric.settings)
+            for name, metric in METRICS.items()
+            if type(metric.settings).model_fields
+        },
+    )
+
+
+class PromotionConfig(Settings):
+    """What it takes to replace the champion."""
+
+    metric: MetricName = Field("frechet_distance", description="the metric in which a new model must beat the champion")
+    required: dict[MetricName, float] = Field(
+        {}, description="for any metric, the value that a model must reach to be published, such as {x: 0.9}"
+    )
 
 
 class EvaluateConfig(Settings):
     """What is drawn, how it is measured, and what it takes to replace the champion."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "promote_on": "promotion.metric",
+        "min_prompt_accuracy": "promotion.required.prompt_accuracy",
+        "feature_side": "metrics.frechet_distance.side",
+        "judge_side": "metrics.prompt_accuracy.side",
+        "judge_gamma": "metrics.prompt_accuracy.gamma",
+        "judge_c": "metrics.prompt_accuracy.c",
+        "judge_images": "metrics.prompt_accuracy.min_images",
+    }
+
     prompts: tuple[str, ...] = Field(
-        ("a photograph",), min_length=1, description="what to draw; prompt accuracy needs captions equal to them"
+        ("a photograph",), min_length=1, description="what to draw; some metrics need captions equal to them"
     )
-    images_per_prompt: int = Field(8, ge=1, description="pictures drawn of each prompt")
-    steps: int = Field(30, ge=1, le=1000, description="denoising steps of each picture")
+    images_per_prompt: int = Field(8, ge=1, description="images drawn of each prompt")
+    steps: int = Field(30, ge=1, le=1000, description="denoising steps of each image")
     guidance: float = Field(5.0, ge=0, le=50, description="weight of classifier-free guidance; 1 or less means none")
-    seed: int = Field(0, ge=0, lt=2**64, description="seed of the noise that the pictures start from")
-    batch: int = Field(16, ge=1, description="pictures drawn at once")
+    seed: int = Field(0, ge=0, lt=2**64, description="seed of the noise that the images start from")
+    batch: int = Field(16, ge=1, description="images drawn at once")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where to draw; auto is the GPU where there is one"
+        "auto", description="where to draw; auto is the GPU if there is one, else the CPU"
     )
     threads: int = Field(
-        1, ge=1, le=1024, description="CPU threads of one operation; they show in a picture's last bits"
+        1, ge=1, le=1024, description="CPU threads of one operation; they change the last bits of an image"
     )
-    sheet_columns: int = Field(8, ge=1, description="pictures in a row of a contact sheet")
+    sheet_columns: int = Field(8, ge=1, description="images in a row of a contact sheet")
     real_images: int = Field(
-        2000, ge=2, description="most real images that are read from each of the two sides, trained on and held out"
+        2000, ge=2, description="real images to read, at most, of those trained on and of those held out"
     )
-    feature_side: int = Field(
-        64, ge=8, le=512, description="side in pixels at which the Fréchet distance looks at images"
-    )
-    judge_side: int = Field(16, ge=2, le=128, description="side in pixels at which the judge looks at images, in gray")
-    judge_gamma: float | None = Field(
-        None, gt=0, description="steepness of the judge's RBF kernel; null means 1 / (pixels · variance)"
-    )
-    judge_c: float = Field(5.0, gt=0, description="the judge's penalty for a misread training image")
-    judge_images: int = Field(
-        5, ge=1, description="fewest real training images of each prompt for a judge to be fitted"
-    )
-    promote_on: Literal["frechet_distance", "prompt_accuracy"] = Field(
-        "frechet_distance", description="the metric in which a new model must beat the champion"
-    )
-    min_prompt_accuracy: float = Field(
-        0.0, ge=0, le=1, description="prompt accuracy below which nothing is promoted; 0 asks for none"
-    )
+    metrics: MetricSettings = MetricSettings()
+    promotion: PromotionConfig = PromotionConfig()
+
+    @property
+    def deciding(self) -> Mapping[str, Metric[Settings]]:
+        """The metrics that promotion depends on, by name."""
+        return {name: METRICS[name] for name in (self.promotion.metric, *self.promotion.required)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.prompts)) < len(self.prompts):
-            raise ValueError("prompts holds a prompt twice: ask for more images_per_prompt instead")
-        needs_accuracy = self.promote_on == "prompt_accuracy" or self.min_prompt_accuracy > 0
-        if needs_accuracy and len(self.prompts) < 2:
-            raise ValueError(
-                "promote_on and min_prompt_accuracy ask for prompt accuracy, which takes at least two prompts to tell "
-                "apart; add prompts, or promote on frechet_distance with min_prompt_accuracy 0"
-            )
+        problems = list(self._contradictions())
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if len(set(self.prompts)) < len(self.prompts):
+            yield "prompts holds a prompt twice: ask for more images_per_prompt instead"
+        for name, metric in self.deciding.items():
+            if Need.PROMPTS_TO_TELL_APART in metric.needs and len(self.prompts) < 2:
+                yield (
+                    f"promotion depends on {name}, which needs {Need.PROMPTS_TO_TELL_APART.value}; add prompts, or set "
+                    "promotion.metric and promotion.required to other metrics"
+                )

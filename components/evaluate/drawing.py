@@ -1,4 +1,4 @@
-"""A trained model ready to draw, and the fixed set of pictures that each model is asked for."""
+"""A trained model ready to draw, and the images that each model draws: the same prompts, the same noise."""
 
 from __future__ import annotations
 
@@ -15,25 +15,31 @@ from components.evaluate.config import EvaluateConfig
 from components.model.sampling import Model, draw, load_model
 
 
-def load_candidate(folder: Path, weights: Mapping[str, NDArray[Any]], where: str, device: torch.device) -> Model:
-    """Load a base model with trained weights in its UNet; ``where`` says where they come from.
+def load_candidate(folder: Path, weights: Mapping[str, NDArray[Any]], origin: str, device: torch.device) -> Model:
+    """Load a base model with trained weights in its UNet.
+
+    Args:
+        folder: The base model.
+        weights: Of the UNet, by name.
+        origin: Where the weights come from, for an error message.
+        device: Where the model will draw.
 
     Raises:
-        DataError: Where they are not the weights of such a UNet.
+        DataError: If they are not the weights of such a UNet.
     """
     model = load_model(folder, device)
     try:
         model.unet.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except RuntimeError as error:
-        said = str(error).replace("\n", " ")[:500]
-        raise DataError(f"the weights of {where} do not fit the base model's UNet: {said}") from None
+        problem = str(error).replace("\n", " ")[:500]
+        raise DataError(f"the weights of {origin} do not fit the base model's UNet: {problem}") from None
     return model
 
 
 def draw_prompts(
     model: Model, config: EvaluateConfig, height: int, width: int
 ) -> Iterator[tuple[str, list[Image.Image]]]:
-    """Yield each prompt with its pictures; picture *i* of all has noise *i* of the seed, whichever model draws it."""
+    """Yield each prompt with its images; image *i* of all has noise *i* of the seed, whichever model draws it."""
     count = config.images_per_prompt
     together = max(1, config.batch // count)
     for start in range(0, len(config.prompts), together):

@@ -1,4 +1,4 @@
-"""How reports say numbers, times and names to a person."""
+"""Numbers, times and names as reports show them to a person."""
 
 from __future__ import annotations
 
@@ -60,8 +60,13 @@ def percent(share: float | None) -> str:
     return shown.removesuffix(".0") + f"{SPACE}%"
 
 
+def quantity(value: float | None, unit: str) -> str:
+    """Return the value of a metric: one with the unit ``share`` in per cent, any other as a number."""
+    return percent(value) if unit == "share" else number(value)
+
+
 def usd(amount: float | None) -> str:
-    """Return an amount in US dollars: cents where they matter, and of less than a dollar two significant digits."""
+    """Return an amount in US dollars: cents if they matter, two significant digits below a dollar."""
     if amount is None:
         return DASH
     size = abs(amount)
@@ -78,9 +83,9 @@ def moment(seconds: float) -> str:
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """Return the numbers and the answers of a step's result in one line, its time aside: ``images 1,797 · read 5``."""
-    told = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "seconds"}
-    return " · ".join(f"{name.replace('_', ' ')}{SPACE}{_fact(value)}" for name, value in told.items())
+    """Return the numbers and yes-or-no answers of a step's result in one line, without its time: ``images 1,797``."""
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "seconds"}
+    return " · ".join(f"{name.replace('_', ' ')}{SPACE}{_fact(value)}" for name, value in numbers.items())
 
 
 def _fact(value: float) -> str:
@@ -114,7 +119,7 @@ def _shown(character: str) -> str:
 
 
 def distinct(prompts: Sequence[str]) -> list[str]:
-    """Return what tells prompts apart: each without the words that all begin with and all end with."""
+    """Return prompts without the words that all of them begin with and all end with."""
     words = [prompt.split() for prompt in prompts]
     if len(words) < 2:
         return list(prompts)

@@ -1,7 +1,7 @@
-"""The model card: what a published model is, how good it is, and what it was made from.
+"""The model card: what a published model is, what was measured of it, and what it was made from.
 
 Names, prompts and descriptions may hold anything, so all text is escaped. Neither a time nor the run's name is in
-it: the same model gets the same card.
+it, so the same model gets the same card.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from components.html.formatting import quantity
+from components.model.metric_results import MetricResult, Metrics
 from components.publish.config import PublishConfig
 
 # CommonMark 0.31, section 2.4: a backslash takes the meaning from ASCII punctuation; these have one.
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-.!|~&$:@^=]")
 
-# What shaped the weights; where the run found its images and where it ran is nobody else's business.
+# What shaped the weights. Where the images came from and where the run ran are private.
 _SECTIONS = ("seed", "model", "caption", "latents", "index", "train", "evaluate")
-
-_METRICS = {
-    "prompt_accuracy": "share of the drawn pictures that a judge fitted to real images reads as their prompt",
-    "judge_accuracy": "the same judge on real images that it never saw",
-    "frechet_distance": "drawn pictures against real held-out ones, lower is better",
-    "frechet_reference": "real training images against real held-out ones, for scale",
-    "generated": "pictures that were drawn",
-}
 
 
 def render_card(
-    name: str, version: str, config: PublishConfig, evaluation: Mapping[str, Any], settings: Mapping[str, Any] | None
+    name: str,
+    version: str,
+    config: PublishConfig,
+    evaluation: Mapping[str, Any],
+    metrics: Metrics,
+    settings: Mapping[str, Any] | None,
 ) -> str:
     """Return the card as Markdown with a YAML head.
 
@@ -38,7 +37,8 @@ def render_card(
         version: The published version.
         config: Description and licence.
         evaluation: What ``evaluation.json`` says.
-        settings: The run's settings by section, None where they were not kept.
+        metrics: What was measured, by name.
+        settings: The run's settings by section, None if they were not kept.
     """
     parts = [
         _head(config),
@@ -48,8 +48,8 @@ def render_card(
         "## Use",
         _USE,
         "## Measured",
-        _table(("metric", "value", "meaning"), _metric_rows(evaluation)),
-        _table(("prompt", "drawn", "read as asked"), _prompt_rows(evaluation["prompts"])),
+        _table(("metric", "value", "on real images", "what it is", "how it was computed"), _metric_rows(metrics)),
+        _prompts(evaluation["prompts"], metrics),
         "## Made from",
         _table(("what", "value"), _origin_rows(evaluation)),
         *_captions(evaluation.get("captions_by") or {}, settings),
@@ -88,24 +88,41 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _metric_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    unknown = evaluation["unknown"]
-    values = {name: evaluation["metrics"].get(name) for name in _METRICS}
+def _metric_rows(metrics: Metrics) -> list[list[str]]:
     return [
         [
-            name.replace("_", " "),
-            f"not measured: {escape(unknown.get(name, ''))}" if values[name] is None else f"{values[name]:.6g}",
-            meaning,
+            escape(metric.label),
+            _quantity(metric.value, metric) if metric.value is not None else f"not measured: {escape(metric.reason)}",
+            _reference(metric),
+            escape(f"{metric.description}; {metric.direction} is better"),
+            escape(f"{metric.estimator}; {metric.samples:,} generated images"),
         ]
-        for name, meaning in _METRICS.items()
+        for metric in metrics.values()
     ]
 
 
-def _prompt_rows(prompts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [
-        [escape(row["prompt"]), str(row["images"]), "–" if row["correct"] is None else str(row["correct"])]
+def _reference(metric: MetricResult) -> str:
+    if metric.reference is None:
+        return "–"
+    return f"{_quantity(metric.reference, metric)} ({escape(metric.reference_label)})"
+
+
+def _quantity(value: float | None, metric: MetricResult) -> str:
+    return escape(quantity(value, metric.unit))
+
+
+def _prompts(prompts: Sequence[Mapping[str, Any]], metrics: Metrics) -> str:
+    """Return the prompts with the metrics that have a value for each."""
+    names = [name for name in metrics if any(name in row["metrics"] for row in prompts)]
+    rows = [
+        [
+            escape(row["prompt"]),
+            str(row["images"]),
+            *(_quantity(row["metrics"].get(name), metrics[name]) for name in names),
+        ]
         for row in prompts
     ]
+    return _table(("prompt", "images", *(escape(metrics[name].label) for name in names)), rows)
 
 
 def _origin_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
@@ -115,12 +132,12 @@ def _origin_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
         ["optimizer step", str(evaluation["step"])],
         ["dataset digest", evaluation["dataset_digest"]],
         ["weights digest", evaluation["weights_sha256"]],
-        ["picture size", f"{width} × {height} pixels"],
+        ["image size", f"{width} × {height} pixels"],
     ]
 
 
 def _captions(authors: Mapping[str, int], settings: Mapping[str, Any] | None) -> list[str]:
-    """Return who wrote the captions, and what was done to tags; nothing where it was not written down."""
+    """Return who wrote the captions, and what was done to tags; nothing if it was not recorded."""
     if not authors:
         return []
     rows = [[escape(who), f"{count:,}"] for who, count in authors.items()]
@@ -134,7 +151,7 @@ def _tags(settings: Mapping[str, Any] | None) -> str:
     return (
         f"Captions that are lists of tags: {max(tags['shuffled'], 1)} of each list, "
         f"{'shuffled' if tags['shuffled'] else 'in their order'} behind the first {tags['keep']}, "
-        f"any other tag left out with chance {tags['dropout']:g}."
+        f"any other tag dropped with chance {tags['dropout']:g}."
     )
 
 

@@ -8,7 +8,7 @@ from components.settings import Settings
 
 
 class PublishConfig(Settings):
-    """What the model card says besides what is known already."""
+    """What the model card says besides what Darkroom knows."""
 
     description: str = Field("", max_length=10_000, description="what the model is for, as plain text; for its card")
     license: str | None = Field(

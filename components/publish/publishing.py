@@ -16,16 +16,17 @@ from components.errors import DataError, NotFound
 from components.model import checkpoints
 from components.model.champion import Champion, read_champion, weights_sha256, write_champion
 from components.model.locations import COMMIT, check_parts, fetch
+from components.model.metric_results import parse_metrics, read_evaluation
 from components.progress import Progress
 from components.publish.card import render_card
 from components.publish.config import PublishConfig
 from components.storage.base import Storage
 
-# Raised whenever the same weights and the same base would be published as other bytes.
-FORMAT = 1
+# Goes up whenever the same weights and the same base would be published as other bytes.
+FORMAT = 2
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
-# What the champion keeps of its evaluation.
-_MEASURED = ("step", "metrics", "measurement", "dataset_digest", "weights_sha256")
+# What the champion keeps of its evaluation, besides the metrics.
+_EVALUATED = ("step", "measurement", "dataset_digest", "weights_sha256")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -49,19 +50,20 @@ def publish(
         run: The run, below ``runs/``.
         base_model: The model whose UNet was trained; its other parts are published along with the new one.
         workdir: Where everything lies.
-        progress: Told of each file.
+        progress: Receives an event for each file.
         clock: Seconds since 1970, for ``champion.json``.
 
     Returns:
         ``published``, the folder's key below the workdir, and ``version``.
 
     Raises:
-        DataError: Where the run was not evaluated, or its checkpoint is no longer what was evaluated.
-        ConfigError: Where the base model is no whole Stable Diffusion model.
+        DataError: If the run was not evaluated, or its checkpoint is no longer what was evaluated.
+        ConfigError: If the base model is no whole Stable Diffusion model.
     """
-    place = workdir.child(f"runs/{run}")
-    evaluation = _read_evaluation(place, base_model)
-    weights = _evaluated_weights(place, evaluation)
+    folder = workdir.child(f"runs/{run}")
+    evaluation = _read_evaluation(folder, base_model)
+    metrics = parse_metrics(evaluation["metrics"])
+    weights = _evaluated_weights(folder, evaluation)
     base = fetch(base_model, workdir)
     check_parts(base, base_model)
     files = _base_files(base)
@@ -71,21 +73,19 @@ def publish(
     path = f"models/{name}/{version}"
     target = workdir.child(path)
     if not target.exists(COMMIT):
-        card = render_card(name, version, config, evaluation, _settings(place))
+        card = render_card(name, version, config, evaluation, metrics, _settings(folder))
         texts = {"model_index.json": index, "README.md": card.encode()}
         _write_folder(target, weights, files, texts, progress)
     champion = read_champion(workdir, name)
     if champion is None or champion.version != version:
-        measured = {key: evaluation[key] for key in _MEASURED}
-        write_champion(workdir, name, Champion(version=version, path=path, run=run, published=clock(), **measured))
+        evaluated = {key: evaluation[key] for key in _EVALUATED}
+        new = Champion(version=version, path=path, run=run, published=clock(), metrics=metrics, **evaluated)
+        write_champion(workdir, name, new)
     return {"published": path, "version": version}
 
 
 def _read_evaluation(run: Storage, base_model: str) -> dict[str, Any]:
-    try:
-        evaluation: dict[str, Any] = run.read_json("evaluation/evaluation.json")
-    except NotFound:
-        raise DataError(f"{run.url} was not evaluated (no evaluation/evaluation.json); run the evaluate step") from None
+    evaluation = read_evaluation(run)
     if evaluation["base_model"] != base_model:
         raise DataError(
             f"{run.url} was evaluated with the base model {evaluation['base_model']!r}, not {base_model!r}; "
@@ -113,14 +113,14 @@ def _base_files(base: Path) -> dict[str, Path]:
 
 
 def _is_published(path: Path) -> bool:
-    """Leave out pickles, and variants such as ``model.fp16.safetensors``, which nobody asked for."""
+    """Tell whether a file is published: neither pickles are, nor variants such as ``model.fp16.safetensors``."""
     if path.suffix == ".safetensors":
         return "." not in path.stem
     return path.suffix in (".json", ".txt") and path.is_file()
 
 
 def _model_index(base: Path) -> bytes:
-    """Return the base model's index without the parts that are not published, so that nothing warns of them."""
+    """Return the base model's index without the parts that are not published, so that diffusers does not miss them."""
     index = json.loads((base / "model_index.json").read_bytes())
     kept = {key: index[key] for key in ("_class_name", "_diffusers_version", "unet", *PARTS) if key in index}
     nothing = {key: [None, None] for key in ("safety_checker", "feature_extractor", "image_encoder")}
@@ -146,10 +146,10 @@ def _write_folder(
     from safetensors.numpy import save_file
 
     with tempfile.TemporaryDirectory(prefix="darkroom-publish-") as folder:
-        # diffusers reads only what says that it comes from torch.
-        made = Path(folder) / Path(WEIGHTS).name
-        save_file(dict(weights), made, metadata={"format": "pt"})
-        paths = {**files, WEIGHTS: made}
+        # diffusers reads only files whose metadata says that they come from torch.
+        unet = Path(folder) / Path(WEIGHTS).name
+        save_file(dict(weights), unet, metadata={"format": "pt"})
+        paths = {**files, WEIGHTS: unet}
         for key in progress.track(sorted(paths), "files published", len(paths)):
             target.upload(key, paths[key])
         digests = {key: digest_file(path) for key, path in paths.items()}

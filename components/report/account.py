@@ -10,9 +10,12 @@ from typing import Any
 
 from components.accounting.bill import bill, costs
 from components.accounting.ledger import LedgerLine, by_state
+from components.model.metric_results import plain_metrics
 from components.report.attempts import Attempt, attempts
-from components.report.records import Metric, Records, StepRecord
+from components.report.records import Records, StepMetrics, StepRecord
 
+# The format of report.json; it goes up whenever a key gets another name or meaning.
+FORMAT = 2
 FAILED = "failed"
 _ON_A_CLUSTER = ("pending", "pulling")
 _DOLLARS = ("usd", "usd_per_useful_hour", "usd_per_1000_images")
@@ -20,14 +23,14 @@ _DOLLARS = ("usd", "usd_per_useful_hour", "usd_per_1000_images")
 
 @dataclass(frozen=True)
 class Failure:
-    """The first step that failed, and what it said."""
+    """The first step that failed, and its error."""
 
     step: str
     message: str
 
 
 def account(records: Records, status: str, versions: Mapping[str, str]) -> dict[str, Any]:
-    """Return the numbers of a run; what nothing is known about is None.
+    """Return the numbers of a run; those without a record are None.
 
     Args:
         records: What the run left behind.
@@ -41,6 +44,7 @@ def account(records: Records, status: str, versions: Mapping[str, str]) -> dict[
     tries = attempts(records.events)
     ledger = ledger_seconds(records.ledger)
     return {
+        "format": FORMAT,
         "run": records.run,
         "status": FAILED if failed else status.lower(),
         "error": asdict(failed) if failed else None,
@@ -60,7 +64,7 @@ def account(records: Records, status: str, versions: Mapping[str, str]) -> dict[
 
 
 def failure(records: Records, status: str) -> Failure | None:
-    """Return the first step that failed; a run that failed without saying so failed in an unknown step."""
+    """Return the first step that failed; a failed run without a failed step has failed in the pipeline."""
     for record in records.steps:
         if record.status == FAILED:
             return Failure(step_name(record), record.error or "It recorded no error; its log may hold one.")
@@ -92,7 +96,7 @@ def step_seconds(steps: Iterable[StepRecord]) -> dict[str, float]:
 def ledger_seconds(lines: Iterable[LedgerLine]) -> dict[str, float]:
     """Return the training's wall seconds by state, in the order of the ledger's states; empty without a ledger.
 
-    What only a cluster does is left out where it took no time.
+    States that only a cluster has are left out if they took no time.
     """
     return {
         state: sums.seconds for state, sums in by_state(lines).items() if sums.seconds or state not in _ON_A_CLUSTER
@@ -100,7 +104,7 @@ def ledger_seconds(lines: Iterable[LedgerLine]) -> dict[str, float]:
 
 
 def published(records: Records) -> str | None:
-    """Return the folder that this run published: as its publish step said, or else as the champion says."""
+    """Return the folder that this run published: as its publish step recorded it, or else as the champion has it."""
     for record in records.steps:
         path = (record.result or {}).get("published")
         if record.step == "publish" and record.status != FAILED and isinstance(path, str):
@@ -111,55 +115,51 @@ def published(records: Records) -> str | None:
 
 def _evaluated(records: Records) -> dict[str, Any]:
     evaluation = records.evaluation
-    metrics = evaluation.metrics if evaluation else {}
-    prompts = evaluation.prompts if evaluation else []
-    judged = [prompt for prompt in prompts if prompt.correct is not None]
+    if evaluation is None:
+        return {"metrics": {}, "decided_by": [], "generated": None, "better": None, "reason": None}
     return {
-        "prompt_accuracy": metrics.get("prompt_accuracy"),
-        "frechet_distance": metrics.get("frechet_distance"),
-        "frechet_reference": metrics.get("frechet_reference"),
-        "judge_accuracy": metrics.get("judge_accuracy"),
-        "generated": sum(prompt.images for prompt in prompts) if prompts else None,
-        "correct": sum(prompt.correct or 0 for prompt in judged) if judged else None,
-        "better": evaluation.better if evaluation else None,
-        "reason": evaluation.reason if evaluation else None,
+        "metrics": plain_metrics(evaluation.metrics),
+        "decided_by": evaluation.decided_by,
+        "generated": sum(prompt.images for prompt in evaluation.prompts) or None,
+        "better": evaluation.better,
+        "reason": evaluation.reason,
     }
 
 
 def _data(records: Records) -> dict[str, Any]:
     dataset = records.dataset
     reasons = Counter(rejected.reason for rejected in records.rejected)
-    rejected = dataset.rejected if dataset else _told(records, "ingest", "rejected") or 0
+    rejected = dataset.rejected if dataset else _sum_of(records, "ingest", "rejected") or 0
     return {
-        "images": dataset.images if dataset else _told(records, "ingest", "images"),
+        "images": dataset.images if dataset else _sum_of(records, "ingest", "images"),
         "held_out": dataset.held_out if dataset else None,
         "dataset_digest": dataset.digest if dataset else None,
         "rejected": max(rejected, len(records.rejected)),
         "rejected_by_reason": dict(reasons.most_common()),
         "captions_by": _captions_by(records),
         "data_report": _data_report(records),
-        "encoded": _told(records, "latents", "encoded"),
-        "reused": _told(records, "latents", "reused"),
+        "encoded": _sum_of(records, "latents", "encoded"),
+        "reused": _sum_of(records, "latents", "reused"),
     }
 
 
 def _captions_by(records: Records) -> dict[str, int]:
     """Return how many captions each author wrote, the busiest first."""
-    told = [(record.result or {}).get("captions_by") for record in records.steps if record.step == "index"]
-    counts = next((counts for counts in told if isinstance(counts, dict)), {})
+    results = [(record.result or {}).get("captions_by") for record in records.steps if record.step == "index"]
+    counts = next((counts for counts in results if isinstance(counts, dict)), {})
     plain = {name: count for name, count in counts.items() if isinstance(count, int) and 0 < count < 1e15}
     return dict(sorted(plain.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _data_report(records: Records) -> str | None:
     """Return where the clean step's report is, below the workdir; a link leads nowhere else."""
-    told = [str((record.result or {}).get("report")) for record in records.steps if record.step == "clean"]
-    return next((key for key in told if re.fullmatch(r"datasets/[\w-]+/report\.html", key)), None)
+    keys = [str((record.result or {}).get("report")) for record in records.steps if record.step == "clean"]
+    return next((key for key in keys if re.fullmatch(r"datasets/[\w-]+/report\.html", key)), None)
 
 
 def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]) -> dict[str, Any]:
     samples = sum(metric.samples for metric in records.metrics)
-    # Without a ledger the steps' own times are the best that is known of useful time.
+    # Without a ledger, the steps' own times are the best estimate of useful time.
     useful = ledger.get("useful") or sum(metric.seconds for metric in records.metrics)
     whole = sum(ledger.values())
     return {
@@ -175,17 +175,17 @@ def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]
 
 
 def _paid(records: Records) -> dict[str, Any]:
-    """Return the bill, and the dollars that dashboards plot; those are None where nothing is paid for."""
+    """Return the bill, and the dollars that dashboards plot; those are None if nothing is paid for."""
     launch = (records.config or {}).get("launch")
     budget = launch.get("budget_usd") if isinstance(launch, dict) else None
-    known = float(budget) if isinstance(budget, int | float) and not isinstance(budget, bool) else None
-    told = bill(records.ledger, sum(metric.samples for metric in records.metrics), records.plan, known)
-    dollars = {name: told[name] if costs(told) else None for name in _DOLLARS}
-    return {"cost": told if records.ledger else None, **dollars}
+    limit = float(budget) if isinstance(budget, int | float) and not isinstance(budget, bool) else None
+    cost = bill(records.ledger, sum(metric.samples for metric in records.metrics), records.plan, limit)
+    dollars = {name: cost[name] if costs(cost) else None for name in _DOLLARS}
+    return {"cost": cost if records.ledger else None, **dollars}
 
 
-def _speed(metrics: Sequence[Metric]) -> dict[str, float | None]:
-    """Return what is known of how well the time of the steps was used; shares of the time with checkpoints."""
+def _speed(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
+    """Return how well the time of the steps was used, if it was recorded; shares of the time with checkpoints."""
     timed = [metric for metric in metrics if metric.data_wait is not None]
     stall = sum(metric.checkpoint_stall or 0.0 for metric in timed)
     whole = sum(metric.seconds for metric in timed) + stall
@@ -198,7 +198,7 @@ def _speed(metrics: Sequence[Metric]) -> dict[str, float | None]:
     }
 
 
-def _held_out(validation: Sequence[Metric]) -> dict[str, float | None]:
+def _held_out(validation: Sequence[StepMetrics]) -> dict[str, float | None]:
     losses = [(metric.loss, metric.step) for metric in validation if metric.loss is not None]
     best = min(losses, default=(None, None))
     return {
@@ -209,15 +209,15 @@ def _held_out(validation: Sequence[Metric]) -> dict[str, float | None]:
 
 
 def _steps_done(records: Records, tries: list[Attempt]) -> int:
-    """Return the optimizer steps that were done and kept; an attempt that did not say how it ended kept its metrics."""
+    """Return the optimizer steps that were done and kept; an attempt without a recorded end kept its metrics."""
     if tries and tries[-1].exit_code is not None and tries[-1].last_step is not None:
         return tries[-1].kept
     steps = [metric.step for metric in records.metrics] + [attempt.kept for attempt in tries]
     return max(steps, default=0)
 
 
-def _told(records: Records, step: str, name: str) -> int | None:
-    """Return the sum of a whole number over a step's groups, as their results tell it."""
+def _sum_of(records: Records, step: str, name: str) -> int | None:
+    """Return the sum of a whole number over the results of a step's groups; None if no result has it."""
     results = [record.result or {} for record in records.steps if record.step == step]
     numbers = [value for result in results if isinstance(value := result.get(name), int | float)]
     return round(sum(numbers)) if numbers and all(abs(value) < 1e15 for value in numbers) else None

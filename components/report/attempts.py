@@ -1,4 +1,4 @@
-"""The attempts of a training, told from its events: when each ran, what ended it, what was lost."""
+"""The attempts of a training, as its events record them: when each ran, what ended it, what was lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from components.errors import EXIT_DONE, Preempted
-from components.report.records import Event
+from components.report.records import RunEvent
 
 
 @dataclass
@@ -17,12 +17,12 @@ class Attempt:
         number: Counted from 1.
         ranks: Processes that trained.
         started: When it was started.
-        ended: When it ended, or when it was last heard of.
-        exit_code: None where nothing says that it ended.
+        ended: When it ended, or the time of its last event.
+        exit_code: None if no event says that it ended.
         first_step: Optimizer steps that were already done when it began.
         last_step: Optimizer steps that were done when it ended, also those that were lost.
         steps_lost: Steps that were done but not saved, so that they had to be done again.
-        notices: When a rank was told that its machine goes away, and which rank.
+        notices: When a rank got notice that its node goes away, and which rank.
         checkpoints: When a checkpoint was written, and after which step.
     """
 
@@ -49,7 +49,7 @@ class Attempt:
 
     @property
     def preempted(self) -> bool:
-        """Whether it saved its state and made room for others."""
+        """Whether it saved its state because its node was taken away."""
         return self.exit_code == Preempted.exit_code
 
     @property
@@ -62,18 +62,18 @@ class Attempt:
         return "preempted" if self.preempted else f"failed (exit code {self.exit_code})"
 
 
-def attempts(events: Iterable[Event]) -> list[Attempt]:
+def attempts(events: Iterable[RunEvent]) -> list[Attempt]:
     """Return the attempts in order; ``events`` are sorted by time, and those before the first attempt are skipped."""
     result: list[Attempt] = []
     for event in events:
         if event.event == "attempt-started":
             result.append(Attempt(len(result) + 1, event.ranks, event.time, event.time))
         elif result:
-            _tell(result[-1], event)
+            _record(result[-1], event)
     return result
 
 
-def _tell(attempt: Attempt, event: Event) -> None:
+def _record(attempt: Attempt, event: RunEvent) -> None:
     attempt.ended = max(attempt.ended, event.time)
     match event.event:
         case "resumed":

@@ -13,19 +13,19 @@ from components.html.svg import drawing, element
 from components.report.attempts import Attempt
 from components.report.curves import Point, thin
 
-POINTS = 500  # more cannot be told apart at the width of a page
+POINTS = 500  # more cannot be distinguished at the width of a page
 LOG_FROM = 12.0  # highest over lowest smoothed loss from which a logarithmic axis shows more
 
 
 @dataclass(frozen=True)
-class Frame:
+class PlotArea:
     """The part of a drawing between its axes."""
 
     x: Axis
     y: Axis
 
-    def place(self, point: Point) -> str:
-        """Return a point's place as ``x y``."""
+    def position(self, point: Point) -> str:
+        """Return a point's position as ``x y``."""
         return f"{self.x.at(point.step):.1f} {self.y.at(point.value):.1f}"
 
 
@@ -36,62 +36,62 @@ def loss_chart(
     marks: Mapping[int, str],
     width: int,
 ) -> Markup:
-    """Draw the loss by optimizer step: each value faint, the smoothed ones bold, what happened to the run beside it.
+    """Draw the loss by optimizer step: each value faint, the smoothed ones bold, preemptions and failures as marks.
 
     Args:
         raw: One point per step, not empty.
         smoothed: The same, smoothed.
-        held_out: The loss on held-out samples, as far as it was measured.
+        held_out: The loss on held-out samples, if it was measured.
         marks: What happened after which step, such as ``{175: "preempted"}``.
         width: Of the drawing.
     """
     height = 340 if width > 500 else 260
-    frame = _frame(raw, [*smoothed, *held_out], width, height)
+    area = _plot_area(raw, [*smoothed, *held_out], width, height)
     last = smoothed[-1]
     return drawing(
         width,
         height,
         f"Loss by optimizer step, {number(smoothed[0].value)} at first and {number(last.value)} at the end, smoothed"
         + (f"; {number(held_out[-1].value)} on held-out images" if held_out else ""),
-        _grid(frame, about=max(3, width // 110)),
-        *(_mark(frame, step, what if 160 * len(marks) <= width else "") for step, what in marks.items()),
-        element("path", d=_path(frame, thin(raw, POINTS)), class_="raw"),
-        element("path", d=_path(frame, thin(smoothed, POINTS)), class_="smooth"),
-        *_dotted(frame, thin(held_out, POINTS // 5)),
-        element("circle", cx=frame.x.at(last.step), cy=frame.y.at(last.value), r=4, class_="end"),
+        _grid(area, about=max(3, width // 110)),
+        *(_mark(area, step, what if 160 * len(marks) <= width else "") for step, what in marks.items()),
+        element("path", d=_path(area, thin(raw, POINTS)), class_="raw"),
+        element("path", d=_path(area, thin(smoothed, POINTS)), class_="smooth"),
+        *_dotted(area, thin(held_out, POINTS // 5)),
+        element("circle", cx=area.x.at(last.step), cy=area.y.at(last.value), r=4, class_="end"),
         element(
             "text",
             number(last.value),
-            x=frame.x.at(last.step) - 8,
-            y=frame.y.at(last.value) - 12,
+            x=area.x.at(last.step) - 8,
+            y=area.y.at(last.value) - 12,
             text_anchor="end",
             class_="value",
         ),
     )
 
 
-def _dotted(frame: Frame, points: Sequence[Point]) -> list[Markup]:
+def _dotted(area: PlotArea, points: Sequence[Point]) -> list[Markup]:
     if not points:
         return []
     dots = [
-        element("circle", cx=frame.x.at(point.step), cy=frame.y.at(point.value), r=2.4, class_="held-out")
+        element("circle", cx=area.x.at(point.step), cy=area.y.at(point.value), r=2.4, class_="held-out")
         for point in points
     ]
-    return [element("path", d=_path(frame, points), class_="held-out line"), *dots]
+    return [element("path", d=_path(area, points), class_="held-out line"), *dots]
 
 
 def small_chart(points: Sequence[Point], smoothed: Sequence[Point], label: str) -> Markup:
     """Draw one quantity by optimizer step, small; ``points`` is not empty, and ``smoothed`` is drawn above it."""
     values = [point.value for point in points]
     low, high = min(*values, 0.0), max(*values, 0.0)
-    frame = Frame(_steps(points, 40, 332), Axis(low, high if high > low else low + 1.0, 118, 8))
+    area = PlotArea(_steps(points, 40, 332), Axis(low, high if high > low else low + 1.0, 118, 8))
     return drawing(
         340,
         140,
         label,
-        _grid(frame, about=3),
-        element("path", d=_path(frame, thin(points, 300)), class_="raw"),
-        element("path", d=_path(frame, thin(smoothed, 300)), class_="thin"),
+        _grid(area, about=3),
+        element("path", d=_path(area, thin(points, 300)), class_="raw"),
+        element("path", d=_path(area, thin(smoothed, 300)), class_="thin"),
     )
 
 
@@ -101,10 +101,10 @@ def ledger_bar(ledger: Mapping[str, float]) -> Markup:
     parts, start = [], 0.0
     for state, seconds in ledger.items():
         share = 1000 * seconds / whole
-        told = element("title", f"{state}: {duration(seconds)}")
-        # A hair is left between two states so that they can be told apart without their colours.
+        title = element("title", f"{state}: {duration(seconds)}")
+        # A small gap between two states separates them for people who do not see the colours.
         parts.append(
-            element("rect", told, x=start, y=0, width=max(share - 1.5, 0.0), height=36, class_=f"state {state}")
+            element("rect", title, x=start, y=0, width=max(share - 1.5, 0.0), height=36, class_=f"state {state}")
         )
         start += share
     label = "Training's wall time: " + ", ".join(f"{state} {duration(seconds)}" for state, seconds in ledger.items())
@@ -130,12 +130,12 @@ def timeline(attempts: Sequence[Attempt], width: int) -> Markup:
 def _attempt(attempt: Attempt, begin: float, time: Axis, top: float) -> Markup:
     left, right = time.at(attempt.started - begin), time.at(attempt.ended - begin)
     last = "" if attempt.last_step is None else f"steps {attempt.first_step:,} to {attempt.last_step:,}, "
-    told = f"Attempt {attempt.number}: {last}{attempt.outcome}"
-    x, anchor = _beside(told, left, right, time)
+    label = f"Attempt {attempt.number}: {last}{attempt.outcome}"
+    x, anchor = _beside(label, left, right, time)
     kind = "bar lost" if attempt.exit_code not in (0, None) and not attempt.preempted else "bar"
     return element(
         "g",
-        element("text", told, x=x, y=top + 16, text_anchor=anchor),
+        element("text", label, x=x, y=top + 16, text_anchor=anchor),
         element("rect", x=left, y=top + 23, width=max(right - left, 2.0), height=20, rx=3, class_=kind),
         *(
             element("line", x1=x, x2=x, y1=top + 23, y2=top + 43, class_="checkpoint")
@@ -145,9 +145,9 @@ def _attempt(attempt: Attempt, begin: float, time: Axis, top: float) -> Markup:
     )
 
 
-def _beside(told: str, left: float, right: float, time: Axis) -> tuple[float, str]:
-    """Return where the words above a bar begin or end: with the bar, as far as the drawing has room for them."""
-    needed = 6.2 * len(told)  # a letter's mean width at 12 px, rounded up
+def _beside(label: str, left: float, right: float, time: Axis) -> tuple[float, str]:
+    """Return the position and anchor of the label above a bar: aligned with the bar if the drawing has room."""
+    needed = 6.2 * len(label)  # a letter's mean width at 12 px, rounded up
     if left + needed <= time.end:
         return left, "start"
     return (right, "end") if right - needed >= time.start else (time.start, "start")
@@ -164,23 +164,23 @@ def _time_tick(x: float, label: str, width: int, height: int) -> Markup:
     )
 
 
-def _frame(raw: Sequence[Point], smoothed: Sequence[Point], width: int, height: int) -> Frame:
+def _plot_area(raw: Sequence[Point], smoothed: Sequence[Point], width: int, height: int) -> PlotArea:
     values = sorted(point.value for point in raw)
     curve = [point.value for point in smoothed]
-    # A few wild steps shall not press the curve flat: they are cut off at the edge.
+    # A few outliers must not flatten the curve: they are cut off at the edge.
     low, high = min(values[len(values) // 200], *curve), max(values[-1 - len(values) // 100], *curve)
     log = min(curve) > 0 and low > 0 and max(curve) / min(curve) >= LOG_FROM
     if not log:
         low, high = min(low, 0.0), high if high > min(low, 0.0) else min(low, 0.0) + 1.0
-    return Frame(_steps(raw, 46, width - 12), Axis(low, high, height - 26, 22, log))
+    return PlotArea(_steps(raw, 46, width - 12), Axis(low, high, height - 26, 22, log))
 
 
 def _steps(points: Sequence[Point], start: float, end: float) -> Axis:
     return Axis(points[0].step, max(points[-1].step, points[0].step + 1), start, end)
 
 
-def _grid(frame: Frame, about: int) -> Markup:
-    x, y = frame.x, frame.y
+def _grid(area: PlotArea, about: int) -> Markup:
+    x, y = area.x, area.y
     parts = []
     for tick, label in y.labelled(min(about, 5)):
         at = y.at(tick)
@@ -194,15 +194,15 @@ def _grid(frame: Frame, about: int) -> Markup:
     return Markup("").join(parts)
 
 
-def _mark(frame: Frame, step: int, what: str) -> Markup:
-    x = frame.x.at(step)
-    line = element("line", x1=x, x2=x, y1=frame.y.end - 8, y2=frame.y.start, class_="mark")
+def _mark(area: PlotArea, step: int, what: str) -> Markup:
+    x = area.x.at(step)
+    line = element("line", x1=x, x2=x, y1=area.y.end - 8, y2=area.y.start, class_="mark")
     if not what:
         return line
-    late = x > (frame.x.start + frame.x.end) * 0.6
-    place, anchor = (x - 7, "end") if late else (x + 7, "start")
-    return line + element("text", f"{what} at {step:,}", x=place, y=frame.y.end, text_anchor=anchor, class_="mark")
+    late = x > (area.x.start + area.x.end) * 0.6
+    position, anchor = (x - 7, "end") if late else (x + 7, "start")
+    return line + element("text", f"{what} at {step:,}", x=position, y=area.y.end, text_anchor=anchor, class_="mark")
 
 
-def _path(frame: Frame, points: Sequence[Point]) -> str:
-    return "M" + "L".join(frame.place(point) for point in points)
+def _path(area: PlotArea, points: Sequence[Point]) -> str:
+    return "M" + "L".join(area.position(point) for point in points)

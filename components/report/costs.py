@@ -1,4 +1,4 @@
-"""What the page and the dashboard say of the bill: by pool, by state, and beside what was planned. Pure."""
+"""The bill as page and dashboard show it: by pool, by state, and beside the plan. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from components.html.formatting import DASH, count, duration, number, percent, u
 
 
 class Compared(NamedTuple):
-    """One number as it was planned and as it came."""
+    """One number of the plan beside the actual one."""
 
     label: str
     planned: str
@@ -18,7 +18,7 @@ class Compared(NamedTuple):
 
 
 class PoolRow(NamedTuple):
-    """What the machines of one pool came to."""
+    """What the nodes of one pool took and cost."""
 
     pool: str
     hours: str
@@ -27,11 +27,11 @@ class PoolRow(NamedTuple):
 
 
 def compared(cost: Mapping[str, Any], preemptions: int) -> list[Compared]:
-    """Return planned against actual, as far as anything was planned.
+    """Return the plan beside the actual numbers, for whatever was planned.
 
     Args:
         cost: A bill, as `components.accounting.bill` makes it.
-        preemptions: How often machines were taken away.
+        preemptions: How often training was preempted.
     """
     planned = cost["planned"]
     if planned is None:
@@ -59,15 +59,15 @@ def pool_rows(cost: Mapping[str, Any]) -> list[PoolRow]:
 
 
 def paid(cost: Mapping[str, Any]) -> str:
-    """Return in one line what was paid, what for, and what is left of the budget."""
-    told = f"{usd(cost['usd'])} in all"
+    """Return in one line the cost, its rates, and what remains of the budget."""
+    text = f"{usd(cost['usd'])} in all"
     if cost["usd_per_useful_hour"] is not None:
-        told += f", {usd(cost['usd_per_useful_hour'])} per useful hour"
+        text += f", {usd(cost['usd_per_useful_hour'])} per useful hour"
     if cost["usd_per_1000_images"] is not None:
-        told += f", {usd(cost['usd_per_1000_images'])} per 1,000 images"
+        text += f", {usd(cost['usd_per_1000_images'])} per 1,000 images"
     budget = cost["budget"]
     if budget is None:
-        return f"{told}."
+        return f"{text}."
     if budget["left"] < 0:
-        return f"{told}; the budget of {usd(budget['usd'])} was exceeded by {usd(-budget['left'])}."
-    return f"{told}; the budget of {usd(budget['usd'])} leaves {usd(budget['left'])}."
+        return f"{text}; the budget of {usd(budget['usd'])} was exceeded by {usd(-budget['left'])}."
+    return f"{text}; the budget of {usd(budget['usd'])} leaves {usd(budget['left'])}."

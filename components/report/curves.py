@@ -1,4 +1,4 @@
-"""What a curve of many steps becomes before it is drawn: smooth, and not longer than the eye can see."""
+"""Prepares a curve of many steps for drawing: smooths it, and thins it to as many points as a page can show."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def thin(points: Sequence[Point], limit: int) -> list[Point]:
 
 
 def spread(items: Sequence[T], limit: int) -> list[T]:
-    """Return at most ``limit`` items, evenly spread; the last is always among them, and the first where two fit."""
+    """Return at most ``limit`` items, evenly spread; the last is always among them, and the first if two fit."""
     if len(items) <= limit:
         return list(items)
     if limit == 1:

@@ -1,4 +1,4 @@
-"""Renders the page: what was counted, drawn and read goes into ``report.html``, and all of its text is escaped."""
+"""Renders the page from ``report.html``; all text is escaped."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from components.report.config import ReportConfig
 from components.report.costs import compared, paid, pool_rows
 from components.report.curves import Point, smooth
 from components.report.gallery import Gallery
-from components.report.records import Metric, Records
-from components.report.tables import STATE_MEANING, measures, step_rows
-from components.report.verdict import badge, figures, headline, origin, publication, title
+from components.report.overview import badge, figures, headline, origin, publication, title
+from components.report.records import Records, StepMetrics
+from components.report.tables import STATE_MEANING, metric_rows, step_rows
 
 
 def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config: ReportConfig) -> str:
@@ -29,13 +29,13 @@ def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config:
     Args:
         numbers: The run's account.
         records: What the account was made from.
-        gallery: The pictures.
+        gallery: The images.
         config: How much to show.
     """
     tries = attempts(records.events)
     shown = tries[-config.attempts :]
     rejections = records.rejected[: config.rejections]
-    left_out = {f"runs/{numbers['run']}/{key}": why for key, why in gallery.missing.items()}
+    unshown = {f"runs/{numbers['run']}/{key}": why for key, why in gallery.missing.items()}
     template = environment(Path(__file__).parent).get_template("report.html")
     return template.render(
         n=numbers,
@@ -50,19 +50,19 @@ def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config:
         held_out=_points(records.validation, "loss"),
         curves=_curves(records.metrics, config.smoothing),
         attempts=shown,
-        attempts_left_out=len(tries) - len(shown),
+        more_attempts=len(tries) - len(shown),
         timeline=responsive(partial(timeline, shown)) if shown else None,
         ledger_bar=ledger_bar(numbers["ledger"]) if numbers["ledger"] else None,
         meaning=STATE_MEANING,
         paid=paid(numbers["cost"]) if numbers["usd"] is not None else None,
         pools=pool_rows(numbers["cost"]) if numbers["usd"] is not None else [],
         compared=compared(numbers["cost"], numbers["preemptions"]) if numbers["cost"] else [],
-        measures=measures(records.evaluation),
+        metrics=metric_rows(records.evaluation),
         steps=step_rows(records.steps),
         rejections=rejections,
-        rejections_left_out=numbers["rejected"] - len(rejections),
+        more_rejections=numbers["rejected"] - len(rejections),
         config_yaml=yaml.safe_dump(records.config, sort_keys=False, allow_unicode=True) if records.config else None,
-        missing={**numbers["missing"], **left_out},
+        missing={**numbers["missing"], **unshown},
     )
 
 
@@ -79,7 +79,7 @@ def _loss(records: Records, tries: Sequence[Attempt], smoothing: float) -> Marku
     return responsive(partial(loss_chart, raw, _smooth(raw, smoothing), held_out, marks))
 
 
-def _curves(metrics: Sequence[Metric], smoothing: float) -> list[tuple[str, Markup]]:
+def _curves(metrics: Sequence[StepMetrics], smoothing: float) -> list[tuple[str, Markup]]:
     # The learning rate is set, not measured: there is nothing to smooth.
     names = {
         "lr": ("Learning rate", 0.0),
@@ -99,5 +99,5 @@ def _smooth(points: Sequence[Point], smoothing: float) -> list[Point]:
     return smooth(points, smoothing * (points[-1].step - points[0].step))
 
 
-def _points(metrics: Sequence[Metric], name: str) -> list[Point]:
+def _points(metrics: Sequence[StepMetrics], name: str) -> list[Point]:
     return [Point(metric.step, value) for metric in metrics if (value := getattr(metric, name)) is not None]

@@ -1,6 +1,7 @@
-"""Reads what a run left behind, whatever it is: the report is written even where half of it is missing.
+"""Reads the records of a run, whatever is there: the report is written even if half of them are missing.
 
-A file that is absent or unreadable, and a line that does not fit, is noted and left out; nothing here raises for them.
+A file that is absent or unreadable, and a line that does not fit, is skipped and listed in `Records.missing`; nothing
+here raises for them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from components.accounting.bill import Planned
 from components.accounting.ledger import LEDGER, LedgerLine
@@ -19,6 +20,7 @@ from components.dataset.versions import Dataset, read_dataset
 from components.errors import DarkroomError, NotFound
 from components.html.formatting import printable
 from components.model.champion import Champion, read_champion
+from components.model.metric_results import EVALUATION, FORMAT, MetricResult
 from components.storage.base import Storage
 
 R = TypeVar("R", bound=BaseModel)
@@ -28,12 +30,11 @@ DEEPEST = 40  # levels of a JSON value; what is nested deeper was not written by
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Time = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970, up to the year 5138
 Whole = Annotated[int, Field(ge=0, le=10**15)]
-Measure = Annotated[float, Field(ge=-1e30, le=1e30)]
-Figures = Annotated[dict[str, Measure], BeforeValidator(lambda value: _numbers(value))]
+Quantity = Annotated[float, Field(ge=-1e30, le=1e30)]
 
 
 class Record(BaseModel):
-    """One JSON object of the run; names that the report does not know are left out."""
+    """One JSON object of the run; names that the report does not know are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -50,21 +51,21 @@ class StepRecord(Record):
     error: str | None = None
 
 
-class Metric(Record):
+class StepMetrics(Record):
     """One optimizer step, or one measurement of the loss on held-out samples after it."""
 
     step: Whole
-    loss: Measure | None = None
-    lr: Measure | None = None
-    grad_norm: Measure | None = None
+    loss: Quantity | None = None
+    lr: Quantity | None = None
+    grad_norm: Quantity | None = None
     samples: Whole = 0
     seconds: Seconds = 0.0
     data_wait: Seconds | None = None
     checkpoint_stall: Seconds | None = None
-    mfu: Measure | None = None
+    mfu: Quantity | None = None
 
 
-class Event(Record):
+class RunEvent(Record):
     """One thing that happened to the training."""
 
     time: Time
@@ -76,7 +77,7 @@ class Event(Record):
     exit_code: int | None = None
 
 
-class Samples(Record):
+class SampleImages(Record):
     """Images drawn while training: one contact sheet per moment, one tile per prompt."""
 
     prompts: list[str]
@@ -84,37 +85,46 @@ class Samples(Record):
     steps: list[Whole]
 
 
-class Prompt(Record):
-    """A prompt of the evaluation and how many of its images were read as the prompt asks."""
+class EvaluatedPrompt(Record):
+    """A prompt of the evaluation, and the values of the metrics that have one for a single prompt."""
 
     prompt: str
     images: Whole
-    correct: Whole | None = None
     sheet: str | None = None
+    metrics: dict[str, Quantity] = {}
 
 
 class Evaluation(Record):
-    """What the evaluation found.
+    """What ``evaluation.json`` says.
 
     Attributes:
+        format: Other formats are rejected.
         prompts: What was drawn.
         size: Height and width of an image in pixels.
-        metrics: What was measured.
-        unknown: What could not be measured, and why.
+        metrics: What was measured, by name.
+        decided_by: Names of the metrics that promotion depends on.
         better: Whether the model is better than the champion.
         reason: Why it is, or is not.
     """
 
-    prompts: list[Prompt] = []
+    format: int = Field(1, validate_default=True)
+    prompts: list[EvaluatedPrompt] = []
     size: tuple[Whole, Whole] | None = None
-    metrics: Figures = {}
-    unknown: dict[str, str] = {}
+    metrics: dict[str, MetricResult] = {}
+    decided_by: list[str] = []
     better: bool | None = None
     reason: str | None = None
 
+    @field_validator("format")
+    @classmethod
+    def _is_current(cls, version: int) -> int:
+        if version != FORMAT:
+            raise ValueError(f"this version of Darkroom reads format {FORMAT}, not {version}; evaluate again")
+        return version
+
 
 class Rejected(Record):
-    """An image that was left out."""
+    """An image that was rejected."""
 
     name: str
     step: str = ""
@@ -124,17 +134,17 @@ class Rejected(Record):
 
 @dataclass(frozen=True)
 class Records:
-    """All that a run left behind; ``missing`` says why for each file that could not be read in full."""
+    """All records of a run; ``missing`` says why for each file that could not be read in full."""
 
     run: str
     config: dict[str, Any] | None = None
     steps: tuple[StepRecord, ...] = ()
-    metrics: tuple[Metric, ...] = ()
-    validation: tuple[Metric, ...] = ()
-    events: tuple[Event, ...] = ()
+    metrics: tuple[StepMetrics, ...] = ()
+    validation: tuple[StepMetrics, ...] = ()
+    events: tuple[RunEvent, ...] = ()
     ledger: tuple[LedgerLine, ...] = ()
     plan: Planned | None = None
-    samples: Samples | None = None
+    samples: SampleImages | None = None
     evaluation: Evaluation | None = None
     dataset: Dataset | None = None
     rejected: tuple[Rejected, ...] = ()
@@ -147,20 +157,22 @@ def read_records(workdir: Storage, run: str) -> Records:
     read = _Reader(workdir)
     folder = f"runs/{run}"
     config = read.json(f"{folder}/config.json")
-    steps = _of_the_last_time(read.each(f"{folder}/steps/", StepRecord))
-    dataset, rejected = read.dataset(_found(steps, "index", "encoding_key"), _found(steps, "ingest", "source_id"))
+    steps = _of_last_start(read.each(f"{folder}/steps/", StepRecord))
+    dataset, rejected = read.dataset(
+        _result_of(steps, "index", "encoding_key"), _result_of(steps, "ingest", "source_id")
+    )
     name = config.get("name") if isinstance(config, dict) else None
     return Records(
         run=printable(run),
         config=config if isinstance(config, dict) else None,
         steps=steps,
-        metrics=_last_of_each_step(read.lines(f"{folder}/metrics.jsonl", Metric)),
-        validation=_last_of_each_step(read.lines(f"{folder}/validation.jsonl", Metric, optional=True)),
-        events=tuple(sorted(read.lines(f"{folder}/events.jsonl", Event), key=lambda event: event.time)),
+        metrics=_last_of_each_step(read.lines(f"{folder}/metrics.jsonl", StepMetrics)),
+        validation=_last_of_each_step(read.lines(f"{folder}/validation.jsonl", StepMetrics, optional=True)),
+        events=tuple(sorted(read.lines(f"{folder}/events.jsonl", RunEvent), key=lambda event: event.time)),
         ledger=read.lines(f"{folder}/{LEDGER}", LedgerLine),
         plan=read.one(f"{folder}/plan.json", Planned, optional=True),
-        samples=read.one(f"{folder}/samples/index.json", Samples),
-        evaluation=read.one(f"{folder}/evaluation/evaluation.json", Evaluation),
+        samples=read.one(f"{folder}/samples/index.json", SampleImages),
+        evaluation=read.one(f"{folder}/{EVALUATION}", Evaluation),
         dataset=dataset,
         rejected=rejected,
         champion=read.champion(name) if isinstance(name, str) else None,
@@ -229,7 +241,7 @@ class _Reader:
             return None
 
     def dataset(self, encoding_key: str | None, source_id: str | None) -> tuple[Dataset | None, tuple[Rejected, ...]]:
-        """Read the dataset and its rejections, or those of ingest where no dataset came to be."""
+        """Read the dataset and its rejections, or those of ingest if there is no dataset."""
         if encoding_key is None:
             return None, self.lines(f"ingest/{source_id}/rejected.jsonl", Rejected) if source_id is not None else ()
         dataset = None
@@ -244,21 +256,21 @@ class _Reader:
         self.missing[printable(key)] = ABSENT if isinstance(error, NotFound) else printable(str(error))
 
 
-def _of_the_last_time(records: Iterable[StepRecord]) -> tuple[StepRecord, ...]:
-    """Return the records in order, without those that an earlier time of the same run left: ingest begins each."""
+def _of_last_start(records: Iterable[StepRecord]) -> tuple[StepRecord, ...]:
+    """Return the records in order, without those of an earlier start of the same run: ingest begins each start."""
     steps = sorted(records, key=lambda record: record.started)
     begin = next((record.started for record in steps if record.step == "ingest"), 0.0)
     return tuple(record for record in steps if record.started >= begin)
 
 
-def _last_of_each_step(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
-    """Return one record per step: steps that a crash undid were done again, and the last time counts."""
+def _last_of_each_step(metrics: tuple[StepMetrics, ...]) -> tuple[StepMetrics, ...]:
+    """Return one record per step: steps that a crash undid were repeated, and the last time counts."""
     by_step = {metric.step: metric for metric in metrics}
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def _found(steps: tuple[StepRecord, ...], step: str, name: str) -> str | None:
-    """Return what a step's result says; what other steps say of it may be older than this run."""
+def _result_of(steps: tuple[StepRecord, ...], step: str, name: str) -> str | None:
+    """Return a text from a step's result; other steps' results may be older than this run."""
     results = [record.result or {} for record in steps if record.step == step]
     return next((value for result in results if isinstance(value := result.get(name), str)), None)
 
@@ -268,14 +280,8 @@ def _misfit(error: Exception) -> str:
         return printable(str(error))
     problem = error.errors(include_url=False)[0]
     where = ".".join(map(str, problem["loc"]))
-    return printable(f"{where}: {problem['msg']}" if where else problem["msg"])
-
-
-def _numbers(value: Any) -> Any:
-    """Return the numbers of a mapping; an evaluation may tell more than the report knows."""
-    if not isinstance(value, dict):
-        return value
-    return {name: item for name, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)}
+    message = problem["msg"].removeprefix("Value error, ")
+    return printable(f"{where}: {message}" if where else message)
 
 
 def _clean(value: Any, depth: int = 0) -> Any:

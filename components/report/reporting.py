@@ -1,4 +1,4 @@
-"""The report of one run: read what it left behind, count, draw, write one page and one file of numbers."""
+"""The report of one run: read its records, count, draw, write one page and one file of numbers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def report(config: ReportConfig, run: str, status: str, workdir: Storage, progre
         run: Name of the run, the folder below ``runs/``.
         status: How the pipeline ended, such as ``SUCCEEDED`` or ``FAILED``.
         workdir: Holds the run; only ``runs/<run>/report.html`` and ``report.json`` are written.
-        progress: Told what was found.
+        progress: Receives an event once both files are written.
 
     Returns:
         The keys of the two files, the status, and the numbers that dashboards plot.
 
     Raises:
-        StorageError: Where the two files cannot be written.
+        StorageError: If the two files cannot be written.
     """
     records = read_records(workdir, run)
     folder = workdir.child(f"runs/{run}")
@@ -51,11 +51,11 @@ def report(config: ReportConfig, run: str, status: str, workdir: Storage, progre
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what a run computes, where they are installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages that decide what a run computes."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

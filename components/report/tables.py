@@ -6,39 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from components.html.formatting import DASH, count, facts, number, percent
+from components.html.formatting import DASH, facts, plural, quantity
+from components.model.metric_results import MetricResult
 from components.report.account import FAILED, step_seconds
 from components.report.records import Evaluation, StepRecord
 
 STATE_MEANING = {
-    "pending": "no machine had been given yet; nothing was paid",
-    "pulling": "machines start and fetch the image",
+    "pending": "waiting for nodes; nothing is paid",
+    "pulling": "nodes start and pull the container image",
     "loading": "processes start; model, data and checkpoint are read",
-    "useful": "optimizer steps that count",
+    "useful": "optimizer steps that were kept",
     "saving": "training waits for a checkpoint",
     "validating": "the loss on held-out images is measured",
     "sampling": "sample images are drawn",
-    "lost": "optimizer steps that had to be done again, and after a crash all time until it was noticed",
+    "lost": "optimizer steps that had to be repeated, and the time until a crash was noticed",
     "idle": "between attempts, shutting down",
 }
-MEASURES = {
-    "prompt_accuracy": ("Prompt accuracy", "generated images that show what their prompt asks for"),
-    "judge_accuracy": ("Accuracy of the judge", "held-out real images that the same judge reads correctly"),
-    "frechet_distance": ("Fréchet distance", "generated images to held-out real ones; lower is better"),
-    "frechet_reference": (
-        "Fréchet reference",
-        "real training images to held-out real ones: what perfection would score",
-    ),
-    "generated": ("Generated images", "drawn from fixed prompts and seeds"),
-}
-_SHARES = ("accuracy", "share", "fraction")
 
 
-class Measure(NamedTuple):
-    """One number of the evaluation, its name, and what it says."""
+class MetricRow(NamedTuple):
+    """One metric of the evaluation."""
 
     label: str
     value: str
+    reference: str
     meaning: str
 
 
@@ -55,25 +46,21 @@ class StepRow:
     error: str | None
 
 
-def measures(evaluation: Evaluation | None) -> list[Measure]:
-    """Return every number of the evaluation, those that the report knows first, and why others are not known."""
-    if evaluation is None:
-        return []
-    found, unknown = evaluation.metrics, evaluation.unknown
-    names = [name for name in MEASURES if name in found] + sorted(found.keys() - MEASURES.keys())
-    reasons = [Measure(_label(name), DASH, reason) for name, reason in unknown.items() if name not in found]
-    return [_measure(name, found[name]) for name in names] + reasons
+def metric_rows(evaluation: Evaluation | None) -> list[MetricRow]:
+    """Return every metric of the evaluation, in its order."""
+    return [_metric_row(metric) for metric in evaluation.metrics.values()] if evaluation else []
 
 
-def _measure(name: str, value: float) -> Measure:
-    label, meaning = _label(name), MEASURES.get(name, ("", ""))[1]
-    if 0 <= value <= 1 and any(word in name for word in _SHARES):
-        return Measure(label, percent(value), meaning)
-    return Measure(label, count(value) if value.is_integer() else number(value), meaning)
-
-
-def _label(name: str) -> str:
-    return MEASURES[name][0] if name in MEASURES else name.replace("_", " ")
+def _metric_row(metric: MetricResult) -> MetricRow:
+    parts = [f"{metric.description}; {metric.direction} is better"]
+    if metric.value is not None:
+        parts.append(f"{metric.estimator}; {plural(metric.samples, 'image')}")
+    if metric.reason:
+        parts.append(f"{'no reference' if metric.value is not None else 'not measured'}: {metric.reason}")
+    reference = ""
+    if metric.reference is not None:
+        reference = f"{quantity(metric.reference, metric.unit)} ({metric.reference_label})"
+    return MetricRow(metric.label, quantity(metric.value, metric.unit), reference or DASH, ". ".join(parts))
 
 
 def step_rows(steps: Sequence[StepRecord]) -> list[StepRow]:

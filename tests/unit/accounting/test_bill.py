@@ -16,7 +16,7 @@ from components.progress import Progress
 from components.report.account import account
 from components.report.config import ReportConfig
 from components.report.costs import compared, paid, pool_rows
-from components.report.records import Metric, Records
+from components.report.records import Records, StepMetrics
 from components.report.reporting import report
 from components.report.summary import markdown, metrics
 from components.storage.open import open_storage
@@ -85,7 +85,7 @@ def test_every_way_to_split_a_bill_comes_to_the_same(lives: list[tuple[dict[str,
 
 
 def records(**fields: Any) -> Records:
-    steps = tuple(Metric(step=step, samples=5000, seconds=60.0) for step in range(1, 11))
+    steps = tuple(StepMetrics(step=step, samples=5000, seconds=60.0) for step in range(1, 11))
     return Records(run="first", metrics=steps, ledger=tuple(SPOT + DEMAND), **fields)
 
 
@@ -112,7 +112,7 @@ def test_the_page_has_the_bill() -> None:
     run.write_json("plan.json", {"pool": "spot", "expected": {"hours": 1.5, "usd": 30.0}, "later": "more"})
     told = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
     page = workdir.read(told["report"]).decode()
-    for part in ("on-demand", "$58.00", "$30.00", "state pending"):
+    for part in ("Training cost", "on-demand", "$58.00", "Compared with the plan", "$30.00", "state pending"):
         assert part in page
     assert told["metrics"]["usd"] == pytest.approx(58)
 
@@ -120,7 +120,7 @@ def test_the_page_has_the_bill() -> None:
     run.write_lines("ledger.jsonl", [line.model_dump() for line in ledger_lines(0, {"useful": 60})])
     told = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
     page = workdir.read(told["report"]).decode()
-    assert "$" not in page
+    assert "Training cost" not in page
     assert "plan.json" not in page, "that nothing was planned is no fault"
 
 

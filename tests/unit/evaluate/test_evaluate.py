@@ -1,4 +1,4 @@
-"""The numbers mean what they say, real images stay on their side, and only a better model is called better."""
+"""What an evaluation writes and reuses, which real images it reads, and how it treats the champion."""
 
 from __future__ import annotations
 
@@ -11,27 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.linalg
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from components.autoencoder.scratch import build_scratch
 from components.dataset.format import Sample, pack
 from components.dataset.versions import Shard, make_dataset, write_dataset
 from components.digests import sha256
-from components.errors import ConfigError, DataError
+from components.errors import DataError
 from components.evaluate.__main__ import main
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.evaluation import evaluate
-from components.evaluate.frechet import frechet_distance
-from components.evaluate.judge import Judge, cannot_judge
-from components.evaluate.promotion import compare
-from components.evaluate.seeing import Eye
+from components.evaluate.registry import METRICS
 from components.image.records import Caption, CaptionRecord, Manifest, write_captions, write_manifest
 from components.model import checkpoints
 from components.model.architecture import Architecture, AutoencoderArchitecture, TextArchitecture, UnetArchitecture
-from components.model.champion import read_champion
+from components.model.champion import parse_champion, read_champion
+from components.model.metric_results import FORMAT, parse_metrics
 from components.progress import Progress
 from components.publish.config import PublishConfig
 from components.publish.publishing import publish
@@ -51,8 +47,7 @@ SETTINGS: dict[str, Any] = {
     "steps": 2,
     "guidance": 2.0,
     "sheet_columns": 2,
-    "feature_side": 16,
-    "judge_side": 4,
+    "metrics": {"frechet_distance": {"side": 16}, "prompt_accuracy": {"side": 4}},
 }
 BASE = "workdir:models/base/tiny"
 Weights = Mapping[str, NDArray[np.float32]]
@@ -69,6 +64,10 @@ class World:
     def evaluate(self, run: str = "first", **settings: Any) -> dict[str, Any]:
         config = EvaluateConfig.parse({**SETTINGS, **settings})
         return evaluate(config, "squares", "source", "key", BASE, run, self.workdir, Progress(io.StringIO()))
+
+    def value(self, name: str, run: str = "first") -> float | None:
+        value: float | None = self.result(run)["metrics"][name]["value"]
+        return value
 
     def result(self, run: str = "first") -> dict[str, Any]:
         # parse_constant: JSON has no NaN, and Python's parser would let it pass.
@@ -115,7 +114,7 @@ def world(tmp_path: Path, base: Path) -> World:
 
 
 def write_source(world: World, caption: Callable[[int, bool], str], held_out: int = 8, count: int = 32) -> None:
-    """Write pictures, the odd ones dark and the even ones light, and the dataset that they make."""
+    """Write images, the odd ones dark and the even ones light, and the dataset that they make."""
     random = np.random.default_rng(5)
     records, samples = [], []
     for number in range(count):
@@ -145,24 +144,35 @@ def test_it_writes_what_the_report_reads(world: World) -> None:
     returned = world.evaluate()
     result = world.result()
 
+    assert result["format"] == FORMAT
     assert [row["prompt"] for row in result["prompts"]] == [DARK, LIGHT]
     assert [row["images"] for row in result["prompts"]] == [3, 3]
-    assert sum(row["correct"] for row in result["prompts"]) == round(result["metrics"]["prompt_accuracy"] * 6)
     assert result["size"] == [16, 16]
     for row in result["prompts"]:
         sheet = Image.open(io.BytesIO(world.workdir.read(f"runs/first/{row['sheet']}")))
         assert (sheet.size, sheet.format) == ((32, 32), "PNG"), "three tiles in two columns"
-    assert result["metrics"]["judge_accuracy"] == 1.0
-    assert result["metrics"]["generated"] == 6
-    assert 0 < result["metrics"]["frechet_reference"] < result["metrics"]["frechet_distance"], "the model is untrained"
-    assert result["unknown"] == {}
     assert result["real"] == {"train": 24, "held_out": 8, "skipped": 0}
     assert (result["better"], result["champion"], result["step"]) == (True, None, 10)
+    assert result["decided_by"] == ["frechet_distance"]
     assert returned == {
-        **result["metrics"],
-        **{key: result[key] for key in ("better", "reason", "step", "weights_sha256")},
+        **{key: result[key] for key in ("better", "reason", "step", "weights_sha256", "metrics")},
         "reused": False,
     }
+
+
+def test_every_metric_of_the_registry_is_measured_and_explains_itself(world: World) -> None:
+    world.evaluate()
+    metrics = parse_metrics(world.result()["metrics"])
+
+    assert list(metrics) == list(METRICS)
+    assert {(metric.status, metric.samples, metric.reason) for metric in metrics.values()} == {("measured", 6, "")}
+    assert metrics["prompt_accuracy"].reference == 1.0
+    distance = metrics["frechet_distance"]
+    assert distance.value is not None
+    assert distance.reference is not None
+    assert 0 < distance.reference < distance.value, "the model is untrained"
+    by_prompt = [row["metrics"]["prompt_accuracy"] for row in world.result()["prompts"]]
+    assert metrics["prompt_accuracy"].value == pytest.approx(sum(by_prompt) / 2)
 
 
 def test_the_same_evaluation_gives_the_same_bytes(world: World) -> None:
@@ -189,22 +199,20 @@ def test_the_judge_learns_from_training_images_only(world: World) -> None:
     world.evaluate()
 
     # A judge that had seen the held-out images, whose captions are all wrong, would not be wrong on all of them.
-    assert world.result()["metrics"]["judge_accuracy"] == 0.0
+    assert world.result()["metrics"]["prompt_accuracy"]["reference"] == 0.0
 
 
 def test_finished_work_is_reused_and_anything_new_is_measured(world: World) -> None:
     first = world.evaluate()
     world.workdir.write("runs/first/evaluation/00.png", b"untouched")
-    again = world.evaluate(min_prompt_accuracy=1.0, batch=4)
+    again = world.evaluate(promotion={"required": {"prompt_accuracy": 1.0}}, batch=4)
 
     assert again["reused"]
     assert world.workdir.read("runs/first/evaluation/00.png") == b"untouched"
-    assert {key: again[key] for key in ("frechet_distance", "prompt_accuracy")} == {
-        key: first[key] for key in ("frechet_distance", "prompt_accuracy")
-    }
-    assert not again["better"], "the verdict is made anew"
+    assert again["metrics"] == first["metrics"]
+    assert not again["better"], "the decision is made anew"
     assert not world.evaluate(seed=1)["reused"], "other noise"
-    assert world.result()["metrics"]["frechet_distance"] != first["frechet_distance"]
+    assert world.value("frechet_distance") != first["metrics"]["frechet_distance"]["value"]
     world.save(20, {name: array * 0.9 for name, array in world.weights.items()})
     assert (world.evaluate(seed=1)["reused"], world.result()["step"]) == (False, 20)
     write_source(world, lambda number, held_out: DARK if number % 2 else LIGHT, held_out=6)
@@ -219,27 +227,36 @@ def test_sheets_of_prompts_that_are_gone_go_too(world: World) -> None:
     assert keys == [f"runs/first/evaluation/{name}" for name in ("00.png", "01.png", "evaluation.json")]
 
 
-def test_without_captions_like_the_prompts_accuracy_is_unknown_not_invented(world: World) -> None:
+def test_an_evaluation_of_an_older_format_is_measured_anew(world: World) -> None:
+    world.evaluate()
+    older = {key: value for key, value in world.result().items() if key != "format"}
+    world.workdir.write_json("runs/first/evaluation/evaluation.json", {**older, "metrics": {"frechet_distance": 1.0}})
+
+    assert not world.evaluate()["reused"]
+
+
+def test_without_captions_like_the_prompts_accuracy_is_not_invented(world: World) -> None:
     write_source(world, lambda number, held_out: f"square number {number}")
     returned = world.evaluate()
-    result = world.result()
+    accuracy = returned["metrics"]["prompt_accuracy"]
 
-    assert (returned["prompt_accuracy"], returned["judge_accuracy"]) == (None, None)
-    assert [row["correct"] for row in result["prompts"]] == [None, None]
-    assert "2 of 2 prompts" in result["unknown"]["prompt_accuracy"]
-    assert returned["better"], "promoted on the Fréchet distance, which is known"
-    assert not world.evaluate(min_prompt_accuracy=0.5)["better"]
+    assert (accuracy["status"], accuracy["value"], accuracy["reference"]) == ("not run", None, None)
+    assert "2 of 2 prompts" in accuracy["reason"]
+    assert [row["metrics"] for row in world.result()["prompts"]] == [{}, {}]
+    assert returned["better"], "promoted on the Fréchet distance, which was measured"
+    assert not world.evaluate(promotion={"required": {"prompt_accuracy": 0.5}})["better"]
 
 
 def test_without_held_out_images_there_is_no_distance(world: World) -> None:
     write_source(world, lambda number, held_out: DARK if number % 2 else LIGHT, held_out=0)
     returned = world.evaluate()
+    metrics = returned["metrics"]
 
-    unknown = ("frechet_distance", "frechet_reference", "judge_accuracy")
-    assert [returned[name] for name in unknown] == [None] * 3
-    assert sorted(world.result()["unknown"]) == sorted(unknown)
+    assert (metrics["frechet_distance"]["value"], metrics["frechet_distance"]["reference"]) == (None, None)
+    assert (metrics["prompt_accuracy"]["status"], metrics["prompt_accuracy"]["reference"]) == ("measured", None)
+    assert all(metric["reason"] for metric in metrics.values())
     assert not returned["better"]
-    assert "promote_on" in returned["reason"]
+    assert "promotion.metric" in returned["reason"]
 
 
 def test_images_that_changed_or_vanished_are_skipped_and_counted(world: World) -> None:
@@ -252,7 +269,7 @@ def test_images_that_changed_or_vanished_are_skipped_and_counted(world: World) -
 
 
 def test_at_most_real_images_of_each_side_are_read(world: World) -> None:
-    world.evaluate(real_images=5, judge_images=1)
+    world.evaluate(real_images=5)
     assert world.result()["real"] == {"train": 5, "held_out": 5, "skipped": 0}
 
 
@@ -292,135 +309,39 @@ def test_the_champion_is_not_better_than_itself(world: World) -> None:
     assert world.evaluate()["better"], "a champion whose folder is gone is no champion"
 
 
+def test_a_champion_of_an_older_format_is_rejected_with_what_to_do(world: World) -> None:
+    world.evaluate()
+    world.publish()
+    key = "models/squares/champion.json"
+    champion = world.workdir.read_json(key)
+    world.workdir.write_json(key, {**champion, "format": 1})
+
+    with pytest.raises(DataError, match=r"champion.json .* format 1, .* format 2; delete it.* run first"):
+        world.evaluate()
+
+
 def test_a_champion_that_was_measured_otherwise_draws_again(world: World) -> None:
     world.evaluate()
     world.publish()
     published = read_champion(world.workdir, "squares")
     assert published is not None
 
-    same_numbers = world.evaluate()["frechet_distance"]
-    assert published.metrics["frechet_distance"] == same_numbers
+    world.evaluate()
+    same = world.value("frechet_distance")
+    assert published.metrics["frechet_distance"].value == same
     world.save(10, {name: array * 0.9 for name, array in world.weights.items()}, run="second")
     world.evaluate("second")
-    assert world.result("second")["champion"]["metrics"] == published.metrics, "measured alike: no need to draw"
+    assert parse_champion(world.result("second")["champion"]) == published, "measured alike: no need to draw"
 
     world.evaluate("second", seed=3)
     measured = world.result("second")["champion"]
-    alone = world.evaluate("first", seed=3)
-    assert measured["metrics"]["frechet_distance"] == alone["frechet_distance"] != same_numbers
+    world.evaluate("first", seed=3)
+    assert measured["metrics"]["frechet_distance"]["value"] == world.value("frechet_distance") != same
 
     # The earlier evaluation knows that number already, so the published model is not needed for it.
     world.workdir.delete(f"{published.path}/unet/diffusion_pytorch_model.safetensors")
     assert world.evaluate("second", seed=3)["reused"]
     assert world.result("second")["champion"] == measured
-
-
-METRICS = {"frechet_distance": 2.0, "prompt_accuracy": 0.9}
-
-
-@pytest.mark.parametrize(
-    ("settings", "champion", "better", "reason"),
-    [
-        ({}, None, True, ("distance", "2")),
-        ({}, {"frechet_distance": 2.5}, True, ("distance", "2", "2.5", "lower")),
-        ({}, {"frechet_distance": 1.5}, False, ("distance", "2", "1.5", "lower")),
-        ({}, {"frechet_distance": 2.0}, False, ("distance", "2")),
-        ({}, {"frechet_distance": 2.0000001}, True, ("distance", "2", "2.0000001", "lower")),
-        ({}, {"frechet_distance": None}, True, ("distance", "2")),
-        ({"promote_on": "prompt_accuracy"}, {"prompt_accuracy": 0.8}, True, ("accuracy", "0.9", "0.8", "higher")),
-        ({"promote_on": "prompt_accuracy"}, {"prompt_accuracy": 0.95}, False, ("accuracy", "0.9", "0.95", "higher")),
-        ({"min_prompt_accuracy": 0.95}, None, False, ("0.9", "0.95", "min_prompt_accuracy")),
-        ({"min_prompt_accuracy": 0.9}, None, True, ("distance", "2")),
-    ],
-)
-def test_promotion(
-    settings: dict[str, Any], champion: dict[str, Any] | None, better: bool, reason: tuple[str, ...]
-) -> None:
-    config = EvaluateConfig.parse({"prompts": ["a", "b"], **settings})
-    verdict = compare(config, METRICS, champion)
-
-    assert verdict.better is better, verdict.reason
-    assert all(part in verdict.reason for part in reason)
-
-
-def test_frechet_distance_is_that_of_gaussians() -> None:
-    random = np.random.default_rng(0)
-    a = random.standard_normal((50, 6)) @ random.standard_normal((6, 6))
-    b = random.standard_normal((40, 6)) @ random.standard_normal((6, 6)) + 1
-    shift, first, second = a.mean(0) - b.mean(0), np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    expected = shift @ shift + np.trace(first + second - 2 * scipy.linalg.sqrtm(first @ second).real)
-
-    assert frechet_distance(a, b) == pytest.approx(expected)
-    assert frechet_distance(b, a) == pytest.approx(expected)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(a, a + 3) == pytest.approx(6 * 9)
-    few = random.standard_normal((3, 64))
-    assert frechet_distance(few, few * 2) == pytest.approx(
-        np.trace(np.cov(few, rowvar=False)) + (few.mean(0) ** 2).sum()
-    )
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[list[Image.Image], list[str]]:
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))  # the file is sorted by writer
-    images = [
-        Image.fromarray((grid * 15.9).astype(np.uint8)).resize((32, 32)).convert("RGB") for grid in found.images[order]
-    ]
-    return images, [f"digit {number}" for number in found.target[order]]
-
-
-def test_features_tell_worse_pictures_from_real_ones(digits: tuple[list[Image.Image], list[str]]) -> None:
-    images, captions = digits
-    random = np.random.default_rng(0)
-    eye = Eye(32, 4)
-
-    def distance(drawn: list[Image.Image]) -> float:
-        return frechet_distance(eye.look(drawn).features, held_out)
-
-    def spoiled(change: Callable[[NDArray[Any]], NDArray[Any]]) -> float:
-        return distance([Image.fromarray(change(np.asarray(image)).astype(np.uint8)) for image in images[:160]])
-
-    held_out = eye.look(images[-297:]).features
-    reference = distance(images[:160])
-    assert spoiled(lambda pixels: np.clip(pixels + random.normal(0, 40, pixels.shape), 0, 255)) > 2 * reference
-    assert spoiled(lambda pixels: np.concatenate([pixels[:, 16:], pixels[:, :16]], axis=1)) > 2 * reference
-    assert spoiled(lambda pixels: pixels * 0) > 10 * reference
-    sevens = [image for image, caption in zip(images, captions, strict=True) if caption == "digit 7"]
-    assert distance(sevens[:160]) > 3 * reference, "always the same digit"
-
-
-def test_the_judge_reads_real_digits(digits: tuple[list[Image.Image], list[str]]) -> None:
-    images, captions = digits
-    pixels = Eye(32, EvaluateConfig().judge_side).look(images).pixels
-    judge = Judge(None, EvaluateConfig().judge_c, pixels[:1500], captions[:1500])
-    read = judge.read(pixels[1500:])
-
-    assert np.mean([found == caption for found, caption in zip(read, captions[1500:], strict=True)]) > 0.95
-
-
-def test_a_judge_needs_images_of_every_prompt() -> None:
-    config = EvaluateConfig.parse({"prompts": ["a", "b"], "judge_images": 2})
-
-    assert cannot_judge(config, ["a", "b", "a", "b", "c"]) is None
-    assert "1 of 2 prompts" in str(cannot_judge(config, ["a", "b", "a"]))
-    assert "more prompts" in str(cannot_judge(EvaluateConfig.parse({"prompts": ["a"]}), ["a"] * 9))
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"prompts": ["a", "a"]}, "prompts"),
-        ({"prompts": ["a"], "promote_on": "prompt_accuracy"}, "two prompts"),
-        ({"prompts": ["a"], "min_prompt_accuracy": 0.5}, "two prompts"),
-        ({"promt": ["a"]}, "prompts?"),
-        ({"judge_gamma": 0}, "judge_gamma: 0 "),
-    ],
-)
-def test_settings_that_contradict_are_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        EvaluateConfig.parse(values)
-    assert said in str(error.value)
 
 
 def test_the_command_evaluates_and_tells_errors(world: World, capfd: pytest.CaptureFixture[str]) -> None:

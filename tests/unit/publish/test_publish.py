@@ -25,6 +25,7 @@ from components.errors import DataError
 from components.model import checkpoints
 from components.model.architecture import Architecture, AutoencoderArchitecture, TextArchitecture, UnetArchitecture
 from components.model.champion import read_champion, weights_sha256
+from components.model.metric_results import FORMAT, MetricResult, plain_metrics
 from components.progress import Progress
 from components.publish.__main__ import main
 from components.publish.card import escape
@@ -50,6 +51,10 @@ generator = torch.Generator().manual_seed(3)
 image = pipeline("a cat", num_inference_steps=3, height=16, width=16, generator=generator).images[0]
 image.save(sys.argv[2])
 """
+METRICS = {
+    "x": MetricResult("X", "what it is", "share", "higher", "how", 4, "measured", 0.75, 1.0, "real images", ""),
+    "y": MetricResult("Y", HOSTILE, "number", "lower", "how", 4, "not run", None, None, "real images", "no judge"),
+}
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -91,15 +96,15 @@ def evaluated(workdir: LocalStorage, base: Path, weights: Weights, run: str = "f
     checkpoints.write_part(place, save, 0, pieces)
     assert checkpoints.commit(place, save)
     evaluation = {
+        "format": FORMAT,
         "step": 10,
         "base_model": str(base),
         "weights_sha256": weights_sha256(weights),
         "measurement": "m" * 64,
         "dataset_digest": "d" * 64,
         "size": [16, 16],
-        "metrics": {"prompt_accuracy": None, "judge_accuracy": None, "frechet_distance": 0.125, "generated": 4},
-        "unknown": {"prompt_accuracy": "no judge"},
-        "prompts": [{"prompt": HOSTILE, "images": 4, "correct": None}],
+        "metrics": plain_metrics(METRICS),
+        "prompts": [{"prompt": HOSTILE, "images": 4, "metrics": {"x": 0.75}}],
         "captions_by": {"sidecar+shuffled": 1200, f"model:{HOSTILE}@1": 3},
         "better": True,
     }
@@ -175,7 +180,7 @@ def test_the_champion_tells_where_it_comes_from(workdir: LocalStorage, base: Pat
     assert champion is not None
     assert (champion.path, champion.run, champion.step, champion.published) == (path, "first", 10, 1.5)
     assert champion.weights_sha256 == weights_sha256(weights)
-    assert champion.metrics["frechet_distance"] == 0.125
+    assert champion.metrics == METRICS
     assert (champion.measurement, champion.dataset_digest) == ("m" * 64, "d" * 64)
 
 
@@ -278,6 +283,9 @@ def test_only_what_was_measured_is_published(workdir: LocalStorage, base: Path, 
     place.write_json("evaluation/evaluation.json", {**evaluation, "weights_sha256": "0" * 64})
     with pytest.raises(DataError, match=r"weights.* evaluate "):
         published(workdir, base)
+    place.write_json("evaluation/evaluation.json", {**evaluation, "format": 1})
+    with pytest.raises(DataError, match=r"format 1, .* format 2; run the evaluate step again"):
+        published(workdir, base)
     place.delete("evaluation/evaluation.json")
     with pytest.raises(DataError, match=r"first.* evaluate "):
         published(workdir, base)
@@ -296,8 +304,10 @@ def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) 
     assert json.loads(settings.split("\n```")[0]) == {"seed": 1, "train": {"steps": 10, "note": HOSTILE}}
     assert "/secret" not in card
     assert "first" not in card
-    assert "| frechet distance | 0.125 |" in before
-    assert r"| prompt accuracy | not measured: no judge |" in before
+    assert "| X | 75 % | 100 % (real images) |" in before
+    assert "| Y | not measured: no judge | – |" in before
+    assert "| prompt | images | X |" in before
+    assert "| 4 | 75 % |" in before
     assert "d" * 64 in before
     assert r"| sidecar\+shuffled | 1,200 |" in before
     assert "lists of tags" not in before
@@ -306,8 +316,14 @@ def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) 
 @pytest.mark.parametrize(
     ("tags", "numbers"),
     [
-        ({"separator": ",", "shuffled": 4, "keep": 2, "dropout": 0.1}, ["4", "2", "0.1"]),
-        ({"separator": ",", "shuffled": 0, "keep": 0, "dropout": 0.25}, ["1", "0", "0.25"]),
+        (
+            {"separator": ",", "shuffled": 4, "keep": 2, "dropout": 0.1},
+            "4 of each list, shuffled behind the first 2, any other tag dropped with chance 0.1.",
+        ),
+        (
+            {"separator": ",", "shuffled": 0, "keep": 0, "dropout": 0.25},
+            "1 of each list, in their order behind the first 0, any other tag dropped with chance 0.25.",
+        ),
     ],
 )
 def test_the_card_says_what_was_done_to_tags(workdir: LocalStorage, base: Path, tags: Any, numbers: list[str]) -> None:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from components.accounting.ledger import LedgerLine
 from components.html.formatting import distinct, duration, facts, number, one_line, percent
+from components.model.metric_results import FORMAT, MetricResult, Unit
 from components.report.account import account, ledger_seconds, wall_seconds
 from components.report.attempts import attempts
-from components.report.records import Evaluation, Event, Metric, Records, StepRecord
+from components.report.overview import badge, figures, headline, publication
+from components.report.records import Evaluation, Records, RunEvent, StepMetrics, StepRecord
 from components.report.summary import markdown
-from components.report.tables import measures, step_rows
-from components.report.verdict import badge, headline, publication
+from components.report.tables import metric_rows, step_rows
 
 
 def step(name: str, started: float = 0.0, seconds: float = 1.0, **more: Any) -> StepRecord:
     return StepRecord.model_validate({"step": name, "status": "done", "started": started, "seconds": seconds, **more})
 
 
-def event(time: float, name: str, **more: Any) -> Event:
-    return Event.model_validate({"time": time, "event": name, **more})
+def event(time: float, name: str, **more: Any) -> RunEvent:
+    return RunEvent.model_validate({"time": time, "event": name, **more})
 
 
 def count(status: str = "SUCCEEDED", **records: Any) -> dict[str, Any]:
@@ -79,13 +80,14 @@ def test_a_pipeline_that_failed_without_a_word_failed() -> None:
 @pytest.mark.parametrize(
     ("evaluation", "said"),
     [
-        ({"better": False, "reason": "worse by 3"}, "worse by 3"),
-        ({"better": True}, "no publish step"),
-        (None, "not evaluated"),
+        ({"better": False, "reason": "worse by 3"}, "Nothing was published: worse by 3"),
+        ({"better": True}, "The model is good enough, but there is no record of the publish step."),
+        (None, "Nothing was published, since the model was not evaluated."),
     ],
 )
 def test_why_nothing_was_published(evaluation: dict[str, Any] | None, said: str) -> None:
-    assert said in publication(count(evaluation=evaluation and Evaluation.model_validate(evaluation)))
+    record = evaluation and Evaluation.model_validate({"format": FORMAT, **evaluation})
+    assert publication(count(evaluation=record)) == said
 
 
 def test_goodput_is_the_useful_share_of_all_states() -> None:
@@ -96,7 +98,7 @@ def test_goodput_is_the_useful_share_of_all_states() -> None:
 
 
 def test_without_a_ledger_speed_is_told_from_the_steps() -> None:
-    metrics = tuple(Metric(step=index, samples=64, seconds=0.5) for index in (1, 2, 3))
+    metrics = tuple(StepMetrics(step=index, samples=64, seconds=0.5) for index in (1, 2, 3))
     numbers = count(metrics=metrics)
 
     assert numbers["samples_per_second"] == 128
@@ -105,7 +107,7 @@ def test_without_a_ledger_speed_is_told_from_the_steps() -> None:
 
 def test_what_held_training_up_is_a_share_of_all_its_time() -> None:
     metrics = tuple(
-        Metric(step=step, samples=64, seconds=2.0, data_wait=0.5, checkpoint_stall=stall, mfu=mfu)
+        StepMetrics(step=step, samples=64, seconds=2.0, data_wait=0.5, checkpoint_stall=stall, mfu=mfu)
         for step, stall, mfu in ((1, 0.0, 0.3), (2, 1.0, 0.5))
     )
     numbers = count(metrics=metrics)
@@ -113,19 +115,19 @@ def test_what_held_training_up_is_a_share_of_all_its_time() -> None:
     assert numbers["data_wait_share"] == 0.2
     assert numbers["checkpoint_stall_share"] == 0.2
     assert numbers["mfu"] == pytest.approx(0.4)
-    assert count(metrics=(Metric(step=1, seconds=2.0),))["data_wait_share"] is None
+    assert count(metrics=(StepMetrics(step=1, seconds=2.0),))["data_wait_share"] is None
 
 
 def test_the_last_and_the_best_loss_on_held_out_images() -> None:
     losses = {0: 1.0, 10: None, 20: 0.2, 30: 0.3}
-    numbers = count(validation=tuple(Metric(step=step, loss=loss) for step, loss in losses.items()))
+    numbers = count(validation=tuple(StepMetrics(step=step, loss=loss) for step, loss in losses.items()))
 
     assert numbers["validation_loss"] == 0.3
     assert (numbers["validation_loss_best"], numbers["validation_loss_best_step"]) == (0.2, 20)
 
 
 def test_steps_that_were_lost_and_not_done_again_do_not_count() -> None:
-    metrics = tuple(Metric(step=index) for index in range(1, 21))
+    metrics = tuple(StepMetrics(step=index) for index in range(1, 21))
     events = (event(0, "attempt-started"), event(9, "attempt-ended", exit_code=137, step=20, steps_lost=5))
 
     numbers = count(metrics=metrics, events=events)
@@ -153,20 +155,28 @@ def test_attempts_are_told_from_events() -> None:
     assert second.outcome.startswith("no end")
 
 
-def test_what_could_not_be_measured_is_said_with_its_reason() -> None:
-    evaluation = Evaluation.model_validate(
-        {
-            "better": True,
-            "metrics": {"zeal": 0.12345, "frechet_distance": 31.25, "prompt_accuracy": None, "real": {"n": 1}},
-            "unknown": {"prompt_accuracy": "there is no judge"},
-        }
-    )
+def metric(label: str, unit: Unit, value: float | None, reference: float | None, reason: str = "") -> MetricResult:
+    status: Literal["measured", "not run"] = "not run" if value is None else "measured"
+    return MetricResult(label, "what it is", unit, "lower", "how", 120, status, value, reference, "real ones", reason)
 
-    rows = measures(evaluation)
 
-    assert [row[:2] for row in rows] == [("Fréchet distance", "31.2"), ("zeal", "0.123"), ("Prompt accuracy", "–")]
-    assert rows[-1].meaning == "there is no judge"
-    assert "Fréchet distance of 31.2" in headline(count(evaluation=evaluation))
+def test_metrics_are_shown_as_they_describe_themselves_the_deciding_ones_first() -> None:
+    metrics = {
+        "a": metric("A", "share", None, None, "there is no judge"),
+        "b": metric("B", "share", 0.5, 1.0),
+        "c": metric("C", "number", 31.25, 0.2),
+    }
+    evaluation = Evaluation(format=FORMAT, metrics=metrics, decided_by=["c"], better=True)
+
+    rows = metric_rows(evaluation)
+
+    assert [row[:3] for row in rows] == [
+        ("A", "–", "–"), ("B", "50\xa0%", "100\xa0% (real ones)"), ("C", "31.2", "0.2 (real ones)")
+    ]  # fmt: skip
+    assert "there is no judge" in rows[0].meaning
+    numbers = count(evaluation=evaluation)
+    assert headline(numbers) == "C 31.2 (real ones: 0.2). B 50\xa0% (real ones: 100\xa0%)."
+    assert [figure.label for figure in figures(numbers)][:3] == ["C", "A", "B"]
 
 
 def test_markdown_of_a_hostile_run_holds_no_markup() -> None:

@@ -16,8 +16,8 @@ from components.html.axes import Axis, linear_ticks, log_ticks, tick_labels, tim
 from components.html.svg import element
 from components.report.attempts import Attempt
 from components.report.charts import ledger_bar, loss_chart, small_chart, timeline
+from components.report.contact_sheets import tiles
 from components.report.curves import Point, smooth, spread, thin
-from components.report.pictures import tiles
 
 values = st.floats(-1e30, 1e30)
 

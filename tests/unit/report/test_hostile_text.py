@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.accounting.ledger import STATES
+from components.model.metric_results import FORMAT
 from components.progress import Progress
 from components.report.config import ReportConfig
 from components.report.reporting import report
@@ -39,7 +40,15 @@ events = st.sampled_from(
 )
 states = st.sampled_from(STATES)
 pools = st.sampled_from(["spot", "on-demand", "local"]) | words
-prompt = record(prompt=words, images=small, correct=small, sheet=words)
+prompt = record(prompt=words, images=small, metrics=record(x=numbers, y=words), sheet=words)
+metric = st.fixed_dictionaries(
+    {
+        "label": words, "description": words, "unit": st.sampled_from(["share", "number"]),
+        "direction": st.sampled_from(["higher", "lower"]), "estimator": words, "samples": st.integers(0, 400),
+        "status": st.sampled_from(["measured", "not run"]), "value": numbers | st.none(),
+        "reference": numbers | st.none(), "reference_label": words, "reason": words,
+    }
+) | anything  # fmt: skip
 size = st.lists(small, min_size=2, max_size=2) | anything
 DOCUMENTS = {
     "config.json": record(name=words, seed=anything, model=record(base=words), launch=record(budget_usd=numbers)),
@@ -53,7 +62,7 @@ DOCUMENTS = {
     "samples/index.json": record(prompts=st.lists(words, max_size=3), size=size, steps=st.lists(small, max_size=3)),
     "evaluation/evaluation.json": record(
         prompts=st.lists(prompt, max_size=3), size=size, better=anything, reason=words,
-        metrics=record(prompt_accuracy=numbers, frechet_distance=numbers, loss=numbers),
+        format=st.just(FORMAT), metrics=record(x=metric, y=metric), decided_by=st.lists(words, max_size=2),
     ),
 }  # fmt: skip
 LINES = {

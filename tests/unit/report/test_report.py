@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from components.dataset.versions import Shard, make_dataset, write_dataset
+from components.model.metric_results import FORMAT, Direction, MetricResult, Unit, plain_metrics
 from components.progress import Progress
 from components.report.__main__ import main
 from components.report.config import ReportConfig
@@ -96,7 +97,7 @@ def _steps(run: Storage) -> None:
             {"images": 1797, "encoding_key": "key0", "captions_by": {"<b>\u202ex": 3, "sidecar": 1794}},
         ),
         ("train", None, 66, 75, {"step": 300}),
-        ("evaluate", None, 141, 30, {"better": True, "prompt_accuracy": 118 / 120}),
+        ("evaluate", None, 141, 30, {"better": True}),
         ("publish", None, 171, 0.7, {"published": "models/digits/3f9a1c", "version": "3f9a1c"}),
     ]
     for step, group, after, seconds, result in done:
@@ -151,13 +152,27 @@ def _evaluation(run: Storage, draw: Callable[[int, int, float], Image.Image]) ->
     for digit, prompt in enumerate(PROMPTS):
         name = f"evaluation/{digit:02d}.png"
         run.write(name, sheet([draw(digit, variant, 1.0) for variant in range(12)], 4))
-        prompts.append({"prompt": prompt, "images": 12, "correct": correct[digit], "sheet": name})
-    measured = {"prompt_accuracy": 118 / 120, "judge_accuracy": 0.98, "frechet_distance": 3.214, "generated": 120}
+        values = {"prompt_accuracy": correct[digit] / 12}
+        prompts.append({"prompt": prompt, "images": 12, "metrics": values, "sheet": name})
+    metrics = {
+        "frechet_distance": _measured("Fréchet distance", "number", "lower", 3.214, 1.9, "real training images"),
+        "prompt_accuracy": _measured("Prompt accuracy", "share", "higher", 118 / 120, 0.98, "real held-out images"),
+    }
     run.write_json(
         "evaluation/evaluation.json",
-        {"prompts": prompts, "sheet_columns": 4, "size": [32, 32], "metrics": {**measured, "frechet_reference": 1.9},
-         "better": True, "reason": "there was no champion before", "champion": None},
+        {"format": FORMAT, "prompts": prompts, "sheet_columns": 4, "size": [32, 32], "metrics": plain_metrics(metrics),
+         "decided_by": ["frechet_distance"], "better": True, "reason": "There is no champion yet.", "champion": None},
     )  # fmt: skip
+
+
+def _measured(
+    label: str, unit: Unit, direction: Direction, value: float, reference: float, reference_label: str
+) -> MetricResult:
+    estimator = "an estimator with a name that is long enough to be broken on a phone"
+    description = "what this metric measures of the generated images"
+    return MetricResult(
+        label, description, unit, direction, estimator, 120, "measured", value, reference, reference_label, ""
+    )
 
 
 class Page(HTMLParser):
@@ -222,12 +237,12 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
     expected = {
         "run": "first", "status": "succeeded", "error": None, "images": 1797, "held_out": 297, "rejected": 5,
         "rejected_by_reason": {"too-small": 2, "truncated": 1, "not-an-image": 1, "duplicate": 1}, "generated": 120,
-        "correct": 118, "better": True, "encoded": 1790, "reused": 7, "steps": 300, "attempts": 2, "preemptions": 1,
-        "steps_lost": 5, "published": "models/digits/3f9a1c", "judge_accuracy": 0.98, "frechet_distance": 3.214,
-        "frechet_reference": 1.9, "captions_by": {"sidecar": 1794, "<b>\\u202ex": 3},
+        "better": True, "encoded": 1790, "reused": 7, "steps": 300, "attempts": 2, "preemptions": 1,
+        "steps_lost": 5, "published": "models/digits/3f9a1c", "captions_by": {"sidecar": 1794, "<b>\\u202ex": 3},
     }  # fmt: skip
     assert {name: numbers[name] for name in expected} == expected
-    assert numbers["prompt_accuracy"] == pytest.approx(118 / 120)
+    values = {name: (metric["value"], metric["reference"]) for name, metric in numbers["metrics"].items()}
+    assert values == {"frechet_distance": (3.214, 1.9), "prompt_accuracy": (118 / 120, 0.98)}
     assert numbers["seconds"] == pytest.approx(
         {"ingest": 3, "autoencoder": 52, "caption": 2, "latents": 7.5, "index": 0.4, "train": 75, "evaluate": 30,
          "publish": 0.7}
@@ -252,7 +267,7 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
         "Published",
         "models/digits/3f9a1c",
         "98.3\xa0%",
-        "118 of 120",
+        "11 of 12",
         "preempted at 180",
         "0 → 180",
         "175 → 300",
@@ -260,7 +275,7 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
         "\\udcff.gif",
         "seed: 7",
         "2\xa0min\xa052\xa0s",
-        "the judge reads 98\xa0%",
+        "real held-out images: 98\xa0%",
         "1.6\xa0% waiting for data",
         "0.2 at best, after step 300",
         "1,797\xa0captions",
@@ -315,15 +330,15 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ("config.json", ": config.json"),
-        ("steps", ": steps/"),
-        ("metrics.jsonl", ": metrics.jsonl"),
-        ("events.jsonl", ": events.jsonl"),
-        ("ledger.jsonl", ": ledger.jsonl"),
-        ("samples/index.json", ": samples/index.json"),
-        ("evaluation/evaluation.json", ": evaluation/evaluation.json"),
-        ("evaluation/00.png", "evaluation/00.png"),
-        ("", "training did not begin"),
+        ("config.json", "The configuration was not recorded: config.json does not exist."),
+        ("steps", "No step was recorded: steps/ holds nothing that can be shown."),
+        ("metrics.jsonl", "No optimizer step was recorded: metrics.jsonl does not exist."),
+        ("events.jsonl", "No attempt was recorded: events.jsonl does not exist."),
+        ("ledger.jsonl", "The training’s time was not recorded: ledger.jsonl does not exist."),
+        ("samples/index.json", "No images were drawn during training: samples/index.json does not exist."),
+        ("evaluation/evaluation.json", "Nothing was measured: evaluation/evaluation.json does not exist."),
+        ("evaluation/00.png", "evaluation/00.png does not exist"),
+        ("", "Its training did not begin."),
     ],
 )
 def test_what_is_missing_is_said_and_the_rest_shown(tmp_path: Path, gone: str, said: str) -> None:
@@ -353,9 +368,9 @@ def test_a_failed_step_comes_first(tmp_path: Path) -> None:
 
     assert numbers["status"] == "failed"
     assert numbers["published"] is None
-    assert page.text.index("out of\nmemory") < page.text.index("Prompt accuracy")
-    assert re.search(r"[Nn]othing was published.* train", page.text)
-    assert numbers["prompt_accuracy"] is None
+    assert page.text.index("out of\nmemory") < page.text.index("Training attempts")
+    assert "Nothing was published, since train failed." in page.text
+    assert numbers["metrics"] == {}
     assert "prompt_accuracy" not in metrics(numbers)
     assert "> out of\\nmemory".replace("\\", "\\\\") in markdown(numbers)
 
@@ -397,11 +412,13 @@ def test_damaged_files_do_not_stop_it(tmp_path: Path) -> None:
 def test_markdown_and_metrics_tell_the_same(tmp_path: Path) -> None:
     numbers, _ = write_report(fabricate(str(tmp_path)))
 
-    told = metrics(numbers)
-    assert told["prompt_accuracy"] == pytest.approx(118 / 120)
-    assert all(isinstance(value, float) for value in told.values())
+    plotted = metrics(numbers)
+    assert plotted["prompt_accuracy"] == pytest.approx(118 / 120)
+    assert plotted["frechet_distance_reference"] == 1.9
+    assert all(isinstance(value, float) for value in plotted.values())
     text = markdown(numbers)
-    assert text.startswith("# digits\n\n**Published.** 98.3\xa0%")
+    assert text.startswith("# digits\n\n**Published.** Fréchet distance 3.21")
+    assert "98.3\xa0%" in text
     assert "| train | 1\xa0min\xa015\xa0s |" in text
 
 

@@ -20,21 +20,21 @@ def tiles(sheet: bytes, size: tuple[int, int], limit: int, longest: int) -> list
         longest: Longest side that an image may keep, in pixels.
 
     Raises:
-        ValueError: Where the sheet is not a PNG, or is not made of images of that size.
+        ValueError: If the sheet is not a PNG, or is not made of images of that size.
     """
     height, width = size
     try:
-        picture = Image.open(io.BytesIO(sheet), formats=["PNG"]).convert("RGB")
+        whole = Image.open(io.BytesIO(sheet), formats=["PNG"]).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's PNG reader raises SyntaxError too
         raise ValueError(f"the contact sheet is not a PNG that can be read: {error}") from None
-    if min(size) < 1 or picture.width % width or picture.height % height:
-        found = f"{picture.width}×{picture.height}"
-        raise ValueError(f"the contact sheet is {found} pixels, expected rows of images of {width}×{height}")
-    return [tile(picture.crop(box), longest) for box in _boxes(picture, width, height, limit)]
+    if min(size) < 1 or whole.width % width or whole.height % height:
+        actual = f"{whole.width}×{whole.height}"
+        raise ValueError(f"the contact sheet is {actual} pixels, expected rows of images of {width}×{height}")
+    return [tile(whole.crop(box), longest) for box in _boxes(whole, width, height, limit)]
 
 
-def _boxes(picture: Image.Image, width: int, height: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
-    columns, rows = picture.width // width, picture.height // height
+def _boxes(whole: Image.Image, width: int, height: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
+    columns, rows = whole.width // width, whole.height // height
     for index in range(min(limit, columns * rows)):
         left, top = index % columns * width, index // columns * height
         yield left, top, left + width, top + height

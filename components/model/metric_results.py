@@ -1,0 +1,99 @@
+"""What was measured of a model, in a form that explains itself: readers need to know no metric by name.
+
+`evaluation.json` and ``champion.json`` hold one `MetricResult` per metric. Report, model card, promotion and command
+line show whatever is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from components.errors import DataError, NotFound
+from components.storage.base import Storage
+
+EVALUATION = "evaluation/evaluation.json"
+# The format of evaluation.json; it goes up whenever a key gets another name or meaning.
+FORMAT = 2
+
+Direction = Literal["higher", "lower"]
+Unit = Literal["share", "number"]
+Value = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One metric of one model.
+
+    Attributes:
+        label: The metric's name, for a person.
+        description: What it measures.
+        unit: ``share`` is a number in 0..1 that people read as a percentage.
+        direction: Whether the better of two models has the higher or the lower value.
+        estimator: How the value was computed.
+        samples: Generated images that the value rests on.
+        status: ``not run`` if there is no value.
+        value: The result; None if it could not be measured.
+        reference: The same measure on real images; None if it could not be measured.
+        reference_label: Which real images the reference is about.
+        reason: Why there is no value, or no reference; empty if there are both.
+    """
+
+    label: str
+    description: str
+    unit: Unit
+    direction: Direction
+    estimator: str
+    samples: Annotated[int, Field(ge=0, le=10**15)]
+    status: Literal["measured", "not run"]
+    value: Value | None
+    reference: Value | None
+    reference_label: str
+    reason: str
+
+    # For pydantic, which checks what is read from a file.
+    __pydantic_config__ = ConfigDict(extra="ignore")
+
+
+Metrics = Mapping[str, MetricResult]
+_METRICS = TypeAdapter(dict[str, MetricResult])
+
+
+def parse_metrics(values: object) -> dict[str, MetricResult]:
+    """Return metrics by name from plain JSON.
+
+    Raises:
+        ValueError: If they are not what `plain_metrics` returns.
+    """
+    try:
+        return _METRICS.validate_python(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def plain_metrics(metrics: Metrics) -> dict[str, dict[str, Any]]:
+    """Return metrics as plain JSON."""
+    return {name: asdict(result) for name, result in metrics.items()}
+
+
+def read_evaluation(run: Storage) -> dict[str, Any]:
+    """Read the ``evaluation.json`` of a run's folder.
+
+    Raises:
+        DataError: If the run was not evaluated, or by a Darkroom that wrote another format.
+    """
+    try:
+        evaluation: dict[str, Any] = run.read_json(EVALUATION)
+    except NotFound:
+        raise DataError(f"{run.url} was not evaluated ({EVALUATION} does not exist); run the evaluate step") from None
+    version = evaluation.get("format", 1)
+    if version != FORMAT:
+        raise DataError(
+            f"{run.url}/{EVALUATION} has format {version}, this version of Darkroom reads format {FORMAT}; "
+            "run the evaluate step again"
+        )
+    return evaluation

@@ -1,0 +1,153 @@
+"""What a person reads first: how the run ended, what was measured, the main numbers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from components.html.formatting import count, duration, number, one_line, percent, plural, quantity, usd
+from components.model.metric_results import MetricResult, parse_metrics
+
+# Metrics in the headline and among the figures, at most; the page has a table of all.
+IN_HEADLINE = 2
+IN_FIGURES = 4
+
+
+class Badge(NamedTuple):
+    """The outcome in two words; ``kind`` is ``good``, ``fair`` or ``bad``."""
+
+    kind: str
+    text: str
+
+
+class Figure(NamedTuple):
+    """One number with its name and what to compare it with."""
+
+    label: str
+    value: str
+    notes: tuple[str, ...]
+
+
+def title(numbers: Mapping[str, Any]) -> str:
+    """Return the name of the model that was trained, or of the run if it has no name."""
+    name = (numbers["config"] or {}).get("name")
+    return one_line(name if isinstance(name, str) and name.strip() else numbers["run"])
+
+
+def badge(numbers: Mapping[str, Any]) -> Badge:
+    """Return how the run ended."""
+    if numbers["error"]:
+        return Badge("bad", f"Failed in {numbers['error']['step']}")
+    if numbers["published"]:
+        return Badge("good", "Published")
+    return Badge("fair", "Not published")
+
+
+def headline(numbers: Mapping[str, Any]) -> str:
+    """Return what was measured, in a sentence or two; it claims no more than that."""
+    measured = [metric for metric in _metrics(numbers) if metric.value is not None]
+    if measured:
+        return " ".join(f"{_measured(metric)}." for metric in measured[:IN_HEADLINE])
+    if numbers["steps"]:
+        evaluated = "nothing could be measured" if numbers["better"] is not None else "it has not been evaluated"
+        return f"It was trained for {plural(numbers['steps'], 'step')}, and {evaluated}."
+    return "Its training did not begin."
+
+
+def _metrics(numbers: Mapping[str, Any]) -> list[MetricResult]:
+    """Return the metrics, those that promotion depends on first."""
+    metrics, first = parse_metrics(numbers["metrics"]), numbers["decided_by"]
+    return [metrics[name] for name in sorted(metrics, key=lambda name: name not in first)]
+
+
+def _measured(metric: MetricResult) -> str:
+    value = f"{one_line(metric.label)} {quantity(metric.value, metric.unit)}"
+    return value if metric.reference is None else f"{value} ({_reference(metric)})"
+
+
+def _reference(metric: MetricResult) -> str:
+    return f"{one_line(metric.reference_label)}: {quantity(metric.reference, metric.unit)}"
+
+
+def origin(numbers: Mapping[str, Any]) -> str:
+    """Return what was trained on what, in one line."""
+    config = numbers["config"] or {}
+    model = config.get("model")
+    base = model.get("base") if isinstance(model, dict) else None
+    parts = [f"from {one_line(base)}" if isinstance(base, str) and base else "from scratch" if config else ""]
+    if numbers["steps"]:
+        parts.append(plural(numbers["steps"], "step"))
+    if numbers["images"] is not None:
+        parts.append(f"{plural(numbers['images'] - (numbers['held_out'] or 0), 'image')}")
+    if "seed" in config:
+        parts.append(f"seed {config['seed']}")
+    return " · ".join(part for part in parts if part)
+
+
+def publication(numbers: Mapping[str, Any]) -> str:
+    """Return why nothing was published; empty if something was."""
+    if numbers["published"]:
+        return ""
+    if numbers["error"]:
+        return f"Nothing was published, since {numbers['error']['step']} failed."
+    if numbers["better"] is None:
+        return "Nothing was published, since the model was not evaluated."
+    if not numbers["better"]:
+        return f"Nothing was published: {numbers['reason'] or 'the model is not better than the champion'}"
+    return "The model is good enough, but there is no record of the publish step."
+
+
+def figures(numbers: Mapping[str, Any]) -> list[Figure]:
+    """Return the main numbers."""
+    given = {name: value for name, value in numbers.items() if value is not None}
+    return [
+        *(_metric_figure(metric) for metric in _metrics(numbers)[:IN_FIGURES]),
+        Figure(
+            "Images",
+            count(numbers["images"]),
+            _if(given, held_out=lambda n: f"{count(n)} held out", rejected=lambda n: f"{count(n)} rejected"),
+        ),
+        Figure(
+            "Training",
+            plural(numbers["steps"], "step"),
+            _if(
+                given,
+                samples_per_second=lambda speed: f"{number(speed)} images per second",
+                mfu=lambda share: f"{percent(share)} of the peak FLOP/s",
+            ),
+        ),
+        Figure(
+            "Wall time",
+            duration(numbers["wall_seconds"]),
+            _if(
+                given,
+                goodput=lambda share: f"{percent(share)} goodput in training",
+                data_wait_share=lambda share: f"{percent(share)} waiting for data",
+                checkpoint_stall_share=lambda share: f"{percent(share)} for checkpoints",
+            ),
+        ),
+        _interrupted(given),
+    ]
+
+
+def _metric_figure(metric: MetricResult) -> Figure:
+    notes = () if metric.reference is None else (_reference(metric),)
+    return Figure(one_line(metric.label), quantity(metric.value, metric.unit), notes)
+
+
+def _interrupted(given: Mapping[str, Any]) -> Figure:
+    """Return how often training was interrupted; if it is paid for, its cost, with the interruptions as a note."""
+    lost = f"{plural(given['steps_lost'], 'step')} lost"
+    if "usd" not in given:
+        return Figure("Preemptions", count(given["preemptions"]), (lost,))
+    notes = _if(
+        given,
+        usd_per_useful_hour=lambda price: f"{usd(price)} per useful hour",
+        usd_per_1000_images=lambda price: f"{usd(price)} per 1,000 images",
+        preemptions=lambda times: f"{plural(times, 'preemption')}, {lost}",
+    )
+    return Figure("Cost", usd(given["usd"]), notes)
+
+
+def _if(given: Mapping[str, Any], **notes: Any) -> tuple[str, ...]:
+    return tuple(note(given[name]) for name, note in notes.items() if name in given)
