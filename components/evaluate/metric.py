@@ -6,6 +6,7 @@ can offer all metrics by name; functions import what they need.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -130,6 +131,9 @@ class Metric(Generic[S]):
             score: What was computed.
             samples: Generated images that it was computed from.
         """
+        value, reference, reason = _finite(score.value), _finite(score.reference), score.reason
+        if (value, reference) != (score.value, score.reference):
+            reason = "the result is not a finite number"
         return MetricResult(
             label=self.label,
             description=self.description,
@@ -137,9 +141,14 @@ class Metric(Generic[S]):
             direction=self.direction,
             estimator=self.estimator,
             samples=samples,
-            status="not run" if score.value is None else "measured",
-            value=score.value,
-            reference=score.reference,
+            status="not run" if value is None else "measured",
+            value=value,
+            reference=reference,
             reference_label=self.reference_label,
-            reason=score.reason if score.value is None or score.reference is None else "",
+            reason=reason if value is None or reference is None else "",
         )
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number that JSON can hold, else None."""
+    return value if value is not None and math.isfinite(value) else None

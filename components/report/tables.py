@@ -60,7 +60,7 @@ def _metric_row(metric: MetricResult) -> MetricRow:
     reference = ""
     if metric.reference is not None:
         reference = f"{quantity(metric.reference, metric.unit)} ({metric.reference_label})"
-    return MetricRow(metric.label, quantity(metric.value, metric.unit), reference or DASH, ". ".join(parts))
+    return MetricRow(metric.label, quantity(metric.value, metric.unit), reference or DASH, "; ".join(parts))
 
 
 def step_rows(steps: Sequence[StepRecord]) -> list[StepRow]:

@@ -254,7 +254,7 @@ def test_without_held_out_images_there_is_no_distance(world: World) -> None:
 
     assert (metrics["frechet_distance"]["value"], metrics["frechet_distance"]["reference"]) == (None, None)
     assert (metrics["prompt_accuracy"]["status"], metrics["prompt_accuracy"]["reference"]) == ("measured", None)
-    assert all(metric["reason"] for metric in metrics.values())
+    assert all(metrics[name]["reason"] for name in ("frechet_distance", "prompt_accuracy"))
     assert not returned["better"]
     assert "promotion.metric" in returned["reason"]
 

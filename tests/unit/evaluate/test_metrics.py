@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.features import GrayPixels, RandomFeatures
-from components.evaluate.metric import Features
+from components.evaluate.metric import Features, Score
 from components.evaluate.metrics.frechet_distance import frechet_distance
 from components.evaluate.metrics.prompt_accuracy import Judge, JudgeSettings, why_no_judge
 from components.evaluate.registry import METRICS
@@ -98,6 +98,13 @@ def test_a_judge_needs_images_of_every_prompt() -> None:
     assert why_no_judge(settings, ["a", "b"], ["a", "b", "a", "b", "c"]) == ""
     assert "1 of 2 prompts" in why_no_judge(settings, ["a", "b"], ["a", "b", "a"])
     assert "one prompt" in why_no_judge(settings, ["a"], ["a"] * 9)
+
+
+def test_a_result_that_is_no_number_is_not_run() -> None:
+    metric = METRICS["frechet_distance"].result(Score(float("nan"), float("inf")), samples=3)
+
+    assert (metric.status, metric.value, metric.reference) == ("not run", None, None)
+    assert metric.reason
 
 
 def test_results_are_read_as_they_were_written() -> None:
