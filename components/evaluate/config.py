@@ -35,7 +35,7 @@ class PromotionConfig(Settings):
 
     metric: MetricName = Field("frechet_distance", description="the metric in which a new model must beat the champion")
     required: dict[MetricName, float] = Field(
-        {}, description="for any metric, the value that a model must reach to be published, such as {x: 0.9}"
+        {}, description="for any metric, the value that a model must reach to be published: {metric: value}"
     )
 
 
@@ -89,8 +89,8 @@ class EvaluateConfig(Settings):
         if len(set(self.prompts)) < len(self.prompts):
             yield "prompts holds a prompt twice: ask for more images_per_prompt instead"
         for name, metric in self.deciding.items():
-            if Need.PROMPTS_TO_TELL_APART in metric.needs and len(self.prompts) < 2:
+            if Need.TWO_PROMPTS in metric.needs and len(self.prompts) < 2:
                 yield (
-                    f"promotion depends on {name}, which needs {Need.PROMPTS_TO_TELL_APART.value}; add prompts, or set "
+                    f"promotion depends on {name}, which needs {Need.TWO_PROMPTS.value}; add prompts, or set "
                     "promotion.metric and promotion.required to other metrics"
                 )

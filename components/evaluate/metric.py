@@ -25,7 +25,7 @@ S = TypeVar("S", bound=Settings)
 class Need(Enum):
     """What a metric cannot do without; the value says it to a person."""
 
-    PROMPTS_TO_TELL_APART = "at least two prompts"
+    TWO_PROMPTS = "at least two prompts"
     HELD_OUT_IMAGES = "held-out images"
 
 

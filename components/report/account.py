@@ -96,7 +96,7 @@ def step_seconds(steps: Iterable[StepRecord]) -> dict[str, float]:
 def ledger_seconds(lines: Iterable[LedgerLine]) -> dict[str, float]:
     """Return the training's wall seconds by state, in the order of the ledger's states; empty without a ledger.
 
-    States that only a cluster has are left out if they took no time.
+    States that only a cluster has are omitted if they took no time.
     """
     return {
         state: sums.seconds for state, sums in by_state(lines).items() if sums.seconds or state not in _ON_A_CLUSTER
@@ -152,7 +152,7 @@ def _captions_by(records: Records) -> dict[str, int]:
 
 
 def _data_report(records: Records) -> str | None:
-    """Return where the clean step's report is, below the workdir; a link leads nowhere else."""
+    """Return where the clean step's report is, below the workdir; the page links to no other path."""
     keys = [str((record.result or {}).get("report")) for record in records.steps if record.step == "clean"]
     return next((key for key in keys if re.fullmatch(r"datasets/[\w-]+/report\.html", key)), None)
 

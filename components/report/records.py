@@ -279,9 +279,9 @@ def _misfit(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return printable(str(error))
     problem = error.errors(include_url=False)[0]
-    where = ".".join(map(str, problem["loc"]))
+    path = ".".join(map(str, problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")
-    return printable(f"{where}: {message}" if where else message)
+    return printable(f"{path}: {message}" if path else message)
 
 
 def _clean(value: Any, depth: int = 0) -> Any:

@@ -3,7 +3,7 @@
 Three things to know before trusting a number:
 
 - It has no natural scale. Read it beside its reference, real training images against real held-out ones: a model at
-  the reference cannot be told from the data by these features.
+  the reference cannot be distinguished from the data by these features.
 - It is biased: fewer images give a larger distance, even from the very same distribution (Chong & Forsyth,
   "Effectively Unbiased FID and Inception Score", CVPR 2020). Compare numbers of equal counts only. For that reason
   the reference is computed from as many images as were generated.

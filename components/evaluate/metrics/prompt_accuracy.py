@@ -60,7 +60,7 @@ class Judge:
 def why_no_judge(settings: JudgeSettings, prompts: Sequence[str], captions: Sequence[str]) -> str:
     """Return why no judge can be fitted to real images with these captions; empty if one can."""
     if len(prompts) < 2:
-        return "one prompt alone cannot be told from others; set more prompts"
+        return "a judge needs at least two prompts to choose from; set more prompts"
     counts = Counter(captions)
     missing = [prompt for prompt in prompts if counts[prompt] < settings.min_images]
     if not missing:
@@ -100,7 +100,7 @@ METRIC = Metric(
     direction="higher",
     estimator="support vector machine on small gray pixels, fitted to real training images",
     reference_label="real held-out images",
-    needs=frozenset({Need.PROMPTS_TO_TELL_APART}),
+    needs=frozenset({Need.TWO_PROMPTS}),
     settings=JudgeSettings(),
     extractor=_extractor,
     measure=_measure,

@@ -97,7 +97,7 @@ def test_a_judge_needs_images_of_every_prompt() -> None:
 
     assert why_no_judge(settings, ["a", "b"], ["a", "b", "a", "b", "c"]) == ""
     assert "1 of 2 prompts" in why_no_judge(settings, ["a", "b"], ["a", "b", "a"])
-    assert "one prompt" in why_no_judge(settings, ["a"], ["a"] * 9)
+    assert "two prompts" in why_no_judge(settings, ["a"], ["a"] * 9)
 
 
 def test_a_result_that_is_no_number_is_not_run() -> None:
