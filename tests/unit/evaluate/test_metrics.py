@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,14 @@ def test_settings_hold_those_of_each_metric() -> None:
     settings = EvaluateConfig().metrics
     for name, metric in METRICS.items():
         assert getattr(settings, name, metric.settings) == metric.settings
+
+
+def test_no_other_source_names_a_metric() -> None:
+    root = Path(__file__).parents[3]
+    settings = root / "components/evaluate/config.py"  # the default rule, and settings' former names
+    for path in (*root.glob("components/**/*.py"), *root.glob("pipeline/**/*.py")):
+        names = [name for name in METRICS if name in path.read_text("utf-8")]
+        assert names in ([], [path.stem]) or path == settings, path
 
 
 def test_equal_extractors_are_one() -> None:
