@@ -54,6 +54,24 @@ def test_what_was_not_measured_promotes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("promotion", "values", "champion", "better"),
+    [
+        ({"required": {"prompt_accuracy": 0.5}}, {"prompt_accuracy": None}, None, False),
+        ({}, {"prompt_accuracy": None}, None, True),
+        ({}, {"frechet_distance": None}, VALUES, False),
+        ({}, {}, {"frechet_distance": None, "prompt_accuracy": 1.0}, True),
+        (ON_ACCURACY, {"prompt_accuracy": 0.9}, {"prompt_accuracy": 0.9}, False),
+        (ON_ACCURACY, {}, {"frechet_distance": 1.0, "prompt_accuracy": 0.8}, True),
+    ],
+)
+def test_a_number_that_is_missing_never_wins(
+    promotion: dict[str, Any], values: dict[str, Any], champion: dict[str, Any] | None, better: bool
+) -> None:
+    config = EvaluateConfig.parse({"prompts": ["a", "b"], "promotion": promotion}).promotion
+    assert decide(config, results({**VALUES, **values}), results(champion) if champion else None).better is better
+
+
+@pytest.mark.parametrize(
     ("values", "named"),
     [
         ({"prompts": ["a", "a"]}, "prompts"),

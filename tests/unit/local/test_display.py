@@ -82,12 +82,12 @@ STEPS = [
             "better": False,
             "reused": False,
         },
-        "X 100 %, Y 0.241, not better",
+        ("X 100 %", "Y 0.241", "not better"),
     ),
     (
         "evaluate",
         {"metrics": {"x": metric("X", "share", None)}, "better": False, "reused": True},
-        "measured before",
+        ("measured before",),
     ),
     ("publish", {"published": "models/demo/936c69dd190a036c"}, ("models/demo/936c69dd190a036c",)),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from numpy.typing import NDArray
 from components.errors import DataError
 from components.model.champion import Champion, read_champion, weights_sha256, write_champion
 from components.model.locations import COMMIT
+from components.model.metric_results import MetricResult
 from components.storage.base import Storage
 from components.storage.open import open_storage
 
-ONE = Champion("v1", "models/digits/v1", "digits-1", 400, {"accuracy": None}, "how", "dataset", "weights", 1.5)
+METRIC = MetricResult("X", "what it is", "share", "higher", "how", 8, "not run", None, None, "real images", "why")
+ONE = Champion("v1", "models/digits/v1", "digits-1", 400, {"x": METRIC}, "how", "dataset", "weights", 1.5)
 
 
 @pytest.fixture
@@ -33,10 +34,11 @@ def test_a_champion_is_read_as_it_was_written_while_its_folder_is_whole(workdir:
     assert read_champion(workdir, "others") is None
 
 
-@pytest.mark.parametrize("change", [{"more": 1}, {"step": ...}])
+@pytest.mark.parametrize("change", [{"more": 1}, {"step": "-"}])
 def test_a_champion_that_is_none_is_named_with_what_is_wrong(workdir: Storage, change: dict[str, Any]) -> None:
-    values = {name: value for name, value in (asdict(ONE) | change).items() if value is not ...}
-    workdir.write_json("models/digits/champion.json", values)
+    write_champion(workdir, "digits", ONE)
+    values = workdir.read_json("models/digits/champion.json") | change
+    workdir.write_json("models/digits/champion.json", {name: value for name, value in values.items() if value != "-"})
     with pytest.raises(DataError, match=rf"models/digits/champion\.json.*{next(iter(change))}"):
         read_champion(workdir, "digits")
 

@@ -318,11 +318,11 @@ def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) 
     [
         (
             {"separator": ",", "shuffled": 4, "keep": 2, "dropout": 0.1},
-            "4 of each list, shuffled behind the first 2, any other tag dropped with chance 0.1.",
+            ["4", "2", "0.1"],
         ),
         (
             {"separator": ",", "shuffled": 0, "keep": 0, "dropout": 0.25},
-            "1 of each list, in their order behind the first 0, any other tag dropped with chance 0.25.",
+            ["1", "0", "0.25"],
         ),
     ],
 )
