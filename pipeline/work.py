@@ -12,7 +12,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -231,15 +231,17 @@ def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
 
     def work(progress: Progress) -> dict[str, Any]:
         from pipeline.launch import local_launcher
+        from pipeline.launch.context import LaunchContext
 
-        what = (job.settings, job.workdir, base_model, encoding_key, dataset, progress)
+        context = LaunchContext(job.settings, job.workdir, base_model, encoding_key, dataset, progress)
         if job.settings.launch.where == "local":
-            return local_launcher.launch(*what)
+            return local_launcher.launch(context)
         from pipeline.cost.prices import known_prices
         from pipeline.launch import cluster_launcher
 
         placement = job.settings.placement
-        return cluster_launcher.launch(*what, prices=known_prices(placement.prices, placement.instance))
+        prices = known_prices(placement.prices, placement.instance)
+        return cluster_launcher.launch(replace(context, prices=prices))
 
     return int(recorded(job, "train", work)["step"])
 

@@ -1,4 +1,4 @@
-"""The books of a training that both launchers keep: attempts, what each second went into, and what it cost."""
+"""The books of a training that both launchers keep: its attempts, where each second went, and what it cost."""
 
 from __future__ import annotations
 
@@ -8,195 +8,172 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.accounting.ledger import LEDGER, Pool, append_ledger, attempt_seconds, ledger_lines, read_ledger
-from components.errors import EXIT_DONE, ConfigError, DarkroomError, DataError, NotFound, Preempted
+from components.accounting.ledger import (
+    LEDGER,
+    LedgerLine,
+    Pool,
+    append_ledger,
+    attempt_seconds,
+    ledger_lines,
+    read_ledger,
+)
+from components.errors import EXIT_DONE, NotFound, Preempted
 from components.model import checkpoints
 from components.storage.base import Storage
-from pipeline.launch.config import LaunchConfig
-from pipeline.launch.policy import Standing
 
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 _RECORDS = (EVENTS, METRICS, LEDGER)
+_TRAINING = "training.json"
 _TAIL_BYTES = 1 << 16
-_REFUSED: dict[int, type[DarkroomError]] = {error.exit_code: error for error in (ConfigError, DataError)}
 
 
 @dataclass(frozen=True)
-class Machines:
-    """What an attempt ran on, and what each machine of it costs, in $ per hour."""
+class PricedNodes:
+    """The nodes of an attempt, and the price of each in $ per hour."""
 
-    nodes: int
+    count: int
     pool: Pool
     instance: str | None
     usd_per_hour: float
 
+    def ledger_lines(self, attempt: int, seconds: Mapping[str, float]) -> list[LedgerLine]:
+        """Return the ledger's lines for an attempt on these nodes; ``seconds`` are by state."""
+        return ledger_lines(attempt, seconds, self.count, self.pool, self.instance, self.usd_per_hour)
+
 
 @dataclass(frozen=True)
-class Life:
+class EndedAttempt:
     """An attempt that has ended; times are in seconds since 1970.
 
     Attributes:
         number: Its number, from 0.
-        began: When its processes were started.
-        ended: When the last of them had ended.
-        code: The exit code that tells why.
-        first: The checkpoint's step that it went on from.
-        before: Seconds by state before ``began``.
-        told: Events that somebody else than the trainer's own journal told, with their times.
+        started_at: When its processes were started.
+        ended_at: When the last of them ended.
+        exit_code: The exit code that explains why.
+        start_step: Step of the checkpoint that it resumed from.
+        earlier_seconds: Seconds by state before ``started_at``.
+        events: Events with their times that the trainer did not write itself.
     """
 
     number: int
-    began: float
-    ended: float
-    code: int
-    first: int
-    before: Mapping[str, float]
-    told: Iterable[Mapping[str, Any]] = ()
+    started_at: float
+    ended_at: float
+    exit_code: int
+    start_step: int
+    earlier_seconds: Mapping[str, float]
+    events: Iterable[Mapping[str, Any]] = ()
 
 
-def is_same(run: Storage, dataset: str) -> bool:
-    """Tell whether a run's records are of the training on this dataset."""
+def has_records_of(run: Storage, dataset: str) -> bool:
+    """Tell whether a run's records are those of the training on this dataset."""
     try:
-        return bool(run.read_json("training.json")["dataset"] == dataset)
+        return bool(run.read_json(_TRAINING)["dataset"] == dataset)
     except NotFound:
         return False
 
 
-def begin(run: Storage, dataset: str) -> None:
-    """Start the records anew where this training is not the one that they tell of."""
-    if not is_same(run, dataset):
+def prepare_records(run: Storage, dataset: str) -> None:
+    """Delete the records of a run if they are those of a training on another dataset."""
+    if not has_records_of(run, dataset):
         for name in _RECORDS:
             run.delete(name)
         run.delete_tree("samples")
-        run.write_json("training.json", {"dataset": dataset})
+        run.write_json(_TRAINING, {"dataset": dataset})
 
 
-def close(run: Storage, life: Life, machines: Machines, journal: str = EVENTS) -> dict[str, Any]:
-    """Write how an attempt ended, and its lines into the ledger unless they are there.
+def close_attempt(run: Storage, attempt: EndedAttempt, nodes: PricedNodes, key: str = EVENTS) -> dict[str, Any]:
+    """Write an attempt's lines into the ledger and its end into the events, unless they are there already.
 
     Args:
         run: The run's folder.
-        life: The attempt.
-        machines: What it ran on.
-        journal: Where its events go; never where another process may write at the same time.
+        attempt: The attempt.
+        nodes: What it ran on.
+        key: The file for its events; no other process may write to it at the same time.
 
     Returns:
-        What the event ``attempt-ended`` says: ``exit_code``, the last optimizer ``step``, ``steps_lost``.
+        The fields of the event ``attempt-ended``: ``exit_code``, the last optimizer ``step``, ``steps_lost``.
     """
-    saved = committed_step(run)
-    last = max([saved, *(step for step in _last_steps(run) if step > life.first)])
-    mine = [event for event in lines(run, EVENTS) if life.began <= event["time"] <= life.ended]
-    crashed = life.code not in (EXIT_DONE, Preempted.exit_code)
-    seconds = attempt_seconds(mine, life.began, life.ended, saved, crashed)
-    for state, length in life.before.items():
+    saved_step = committed_step(run)
+    last_step = max([saved_step, *(step for step in _last_steps(run) if step > attempt.start_step)])
+    append_ledger(run, nodes.ledger_lines(attempt.number, _seconds_by_state(run, attempt, saved_step)))
+    fields = {"exit_code": attempt.exit_code, "step": last_step, "steps_lost": max(0, last_step - saved_step)}
+    for event in read_lines(run, key):
+        # A launcher that was killed right after it had written this does not write it again.
+        if event.get("event") == "attempt-ended" and event.get("attempt") == attempt.number:
+            return {name: event[name] for name in fields}
+    end = {"time": attempt.ended_at, "event": "attempt-ended", **fields}
+    append_events(run, [*attempt.events, end], attempt.number, key)
+    return fields
+
+
+def _seconds_by_state(run: Storage, attempt: EndedAttempt, saved_step: int) -> dict[str, float]:
+    began, ended = attempt.started_at, attempt.ended_at
+    events = [event for event in read_lines(run, EVENTS) if began <= event["time"] <= ended]
+    has_crashed = attempt.exit_code not in (EXIT_DONE, Preempted.exit_code)
+    seconds = attempt_seconds(events, began, ended, saved_step, has_crashed)
+    for state, length in attempt.earlier_seconds.items():
         seconds[state] += length
-    priced = (machines.nodes, machines.pool, machines.instance, machines.usd_per_hour)
-    append_ledger(run, ledger_lines(life.number, seconds, *priced))
-    told = {"event": "attempt-ended", "attempt": life.number}
-    ended = {"exit_code": life.code, "step": last, "steps_lost": max(0, last - saved)}
-    for event in lines(run, journal):
-        if told.items() <= event.items():  # it is in the books: whoever wrote it was killed right after
-            return {name: event[name] for name in ended}
-    record(run, [*life.told, {"time": life.ended, "event": "attempt-ended", **ended}], life.number, journal)
-    return ended
+    return seconds
 
 
-def record(run: Storage, events: Iterable[Mapping[str, Any]], attempt: int, journal: str = EVENTS) -> None:
-    """Add events of an attempt, but those that are there: a launcher that was killed does its last deed once more."""
-    known = {json.dumps(event) for event in lines(run, journal)}
-    new = [{**event, "attempt": attempt} for event in events]
-    run.append_lines(journal, [event for event in new if json.dumps(event) not in known])
+def append_events(run: Storage, events: Iterable[Mapping[str, Any]], attempt: int, key: str = EVENTS) -> None:
+    """Append the events of an attempt that are not there yet: a launcher that was killed repeats its last action."""
+    existing = {json.dumps(event) for event in read_lines(run, key)}
+    numbered = [{**event, "attempt": attempt} for event in events]
+    run.append_lines(key, [event for event in numbered if json.dumps(event) not in existing])
 
 
-def merge(run: Storage, journal: str) -> None:
-    """Move a journal into the run's events, in the order of time; nobody else may write these now."""
-    kept = lines(run, journal)
-    if kept:
-        whole = {json.dumps(event): event for event in [*lines(run, EVENTS), *kept]}
-        run.write_lines(EVENTS, sorted(whole.values(), key=lambda event: float(event["time"])))
-    run.delete(journal)
+def merge_events(run: Storage, key: str) -> None:
+    """Move the events of a file into the run's events, ordered by time; no other process may write to these now."""
+    events = read_lines(run, key)
+    if events:
+        merged = {json.dumps(event): event for event in [*read_lines(run, EVENTS), *events]}
+        run.write_lines(EVENTS, sorted(merged.values(), key=lambda event: float(event["time"])))
+    run.delete(key)
 
 
-def told_end(run: Storage, since: float, unknown: int) -> int:
-    """Return the exit code that the trainer's own events speak for, or ``unknown``: nobody saw how it ended."""
-    told = [event["event"] for event in lines(run, EVENTS) if event["time"] >= since]
+def exit_code_from_events(run: Storage, since: float, default: int) -> int:
+    """Return the exit code that the trainer's own events imply; ``default`` if they do not say how it ended."""
+    names = [event["event"] for event in read_lines(run, EVENTS) if event["time"] >= since]
     codes = {"preempted": Preempted.exit_code, "finished": EXIT_DONE}
-    return next((codes[name] for name in reversed(told) if name in codes), unknown)
+    return next((codes[name] for name in reversed(names) if name in codes), default)
 
 
-def next_attempt(run: Storage) -> int:
-    """Return the number of the attempt that comes next."""
-    told = [event.get("attempt", -1) for event in lines(run, EVENTS) if event["event"] == "attempt-started"]
-    number: int = max([-1, *told, *(line.attempt for line in read_ledger(run))])
-    return number + 1
+def next_attempt_number(run: Storage) -> int:
+    """Return the number of the next attempt."""
+    events = [event for event in read_lines(run, EVENTS) if event["event"] == "attempt-started"]
+    numbers = [*(int(event.get("attempt", -1)) for event in events), *(line.attempt for line in read_ledger(run))]
+    return max([-1, *numbers]) + 1
 
 
 def committed_step(run: Storage) -> int:
-    """Return the step of the newest checkpoint that was committed; 0 where there is none."""
+    """Return the step of the newest committed checkpoint; 0 if there is none."""
     newest = checkpoints.newest(run)
     return newest.step if newest is not None else 0
 
 
-def lines(run: Storage, key: str) -> list[dict[str, Any]]:
-    """Return the lines of a file, but one that was torn when its writer was killed; none where there is no file."""
+def read_lines(run: Storage, key: str) -> list[dict[str, Any]]:
+    """Return the lines of a file without those that were torn when their writer was killed; empty without a file."""
     try:
-        return list(_parsed(run.read(key)))
+        return list(parse_lines(run.read(key)))
     except NotFound:
         return []
 
 
-def refusal(code: int, said: str) -> DarkroomError:
-    """Return the error that an exit code stands for which forbids a restart."""
-    return _REFUSED.get(code, DarkroomError)(said)
-
-
-def stopped_at(run: Storage, why: str, launch: LaunchConfig) -> int:
-    """Return the step at which training was stopped before its end; it is evaluated as it is.
-
-    Raises:
-        DarkroomError: Where nothing was saved, so that there is nothing to evaluate.
-    """
-    step = committed_step(run)
-    if step == 0:
-        limit = f"{launch.budget_usd} $" if why == "budget" else f"{launch.deadline_hours} hours"
-        raise DarkroomError(
-            f"training was stopped by its {why} ({limit}) before it saved anything, so there is nothing to evaluate; "
-            f"raise launch.{'budget_usd' if why == 'budget' else 'deadline_hours'}, or save more often "
-            "(train.checkpoint.every)"
-        )
-    return step
-
-
-def given_up(standing: Standing, code: int, launch: LaunchConfig, said: str) -> DarkroomError:
-    """Return the error that ends a training which was started again too often."""
-    if standing.fruitless > launch.restarts.max_without_progress:
-        return DarkroomError(
-            f"training ended with exit code {code}, for the {standing.fruitless}th time without a checkpoint newer "
-            f"than step {standing.step}; launch.restarts.max_without_progress is "
-            f"{launch.restarts.max_without_progress}. Checkpoint more often (train.checkpoint.every), or find out what "
-            f"ends it. Its last words:\n{said}"
-        )
-    return DarkroomError(
-        f"training ended with exit code {code} after {standing.preemptions} preemptions and {standing.crashes} "
-        f"crashes; launch.restarts.max_preemptions is {launch.restarts.max_preemptions}, "
-        f"launch.restarts.max_crashes is {launch.restarts.max_crashes}. "
-        f"Its last words:\n{said}"
-    )
+def parse_lines(data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield each line that is a JSON object."""
+    for line in data.split(b"\n"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value
 
 
 def _last_steps(run: Storage) -> list[int]:
-    """Return the optimizer steps that the end of the metrics tells of."""
+    """Return the optimizer steps of the last metrics."""
     try:
         size = run.entry(METRICS).size
-        tail = run.read(METRICS, max(0, size - _TAIL_BYTES))
+        data = run.read(METRICS, max(0, size - _TAIL_BYTES))
     except NotFound:
         return []
-    return [int(line["step"]) for line in _parsed(tail)]
-
-
-def _parsed(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.split(b"\n"):
-        with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                yield found
+    return [int(line["step"]) for line in parse_lines(data)]

@@ -1,190 +1,196 @@
-"""The attempts of a training on the cluster: which pods make one, what it costs by now, and closing its books."""
+"""The attempts of a training on the cluster: which pods make one, what the run costs so far, and closing the books."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from components.accounting.ledger import append_ledger, ledger_lines, read_ledger, spent
+from components.accounting.ledger import append_ledger, read_ledger, spent
 from components.errors import EXIT_DONE, Preempted
-from components.progress import Progress
-from components.storage.base import Storage
-from pipeline.config import RunConfig
+from pipeline.cost.forecast import HOUR
 from pipeline.launch import accounting, render
-from pipeline.launch.accounting import Life, Machines
+from pipeline.launch.accounting import EndedAttempt, PricedNodes
 from pipeline.launch.api import Cluster
-from pipeline.launch.pods import KILLED, Gang, Pod, gang_seconds
-from pipeline.launch.policy import End
-from pipeline.launch.state import Job, Notebook, Open
-from pipeline.launch.view import View
+from pipeline.launch.context import LaunchContext
+from pipeline.launch.observer import ClusterObserver
+from pipeline.launch.pods import KILLED, Gang, GangPod, startup_seconds
+from pipeline.launch.policy import GangExit
+from pipeline.launch.state import OpenAttempt, StateFile, TrainJobRecord
 
-# Only the launcher writes there; it becomes part of the events once nothing runs.
-JOURNAL = "launch-events.jsonl"
-_SILENT = (EXIT_DONE, Preempted.exit_code)
-
-
-class Bill(NamedTuple):
-    """What the run has cost by now in $, and what the machines that are held cost per second."""
-
-    spent: float
-    rate: float
+# Only the launcher writes this file; once nothing runs, it is merged into the run's events.
+LAUNCH_EVENTS = "launch-events.jsonl"
+_CODES_WITHOUT_ERROR = (EXIT_DONE, Preempted.exit_code)
 
 
-class Closed(NamedTuple):
-    """An attempt that is in the books now.
+class RunCost(NamedTuple):
+    """What the run has cost so far, and what the nodes that are held now cost."""
+
+    usd: float
+    usd_per_second: float
+
+
+class AttemptResult(NamedTuple):
+    """The result of an attempt whose books were closed.
 
     Attributes:
-        end: How it ended.
-        said: Its last words.
-        then: The attempt that comes next, where the job goes on.
+        gang: How its gang ended.
+        log_tail: The end of the log that explains why.
+        next_attempt: The attempt that follows, if the job goes on.
     """
 
-    end: End
-    said: str
-    then: Open | None
+    gang: GangExit
+    log_tail: str
+    next_attempt: OpenAttempt | None
 
 
 class Attempts:
     """Follows one attempt after the other.
 
     Args:
-        settings: The run.
-        run: The run's folder.
-        notebook: Remembers the attempt that is open.
+        context: The training.
+        state_file: Keeps the open attempt.
         cluster: Where its pods are.
-        view: What is seen of them.
-        progress: Told how attempts end.
-        clock: Seconds since 1970.
+        observer: Reports changes of the pods.
     """
 
     def __init__(
-        self,
-        settings: RunConfig,
-        run: Storage,
-        notebook: Notebook,
-        cluster: Cluster,
-        view: View,
-        progress: Progress,
-        clock: Callable[[], float],
+        self, context: LaunchContext, state_file: StateFile, cluster: Cluster, observer: ClusterObserver
     ) -> None:
-        self._settings = settings
-        self._run = run
-        self._notebook = notebook
+        self._context = context
+        self._run = context.run
+        self._now = context.wall_clock
+        self._state_file = state_file
         self._cluster = cluster
-        self._view = view
-        self._progress = progress
-        self._clock = clock
-        self._paid: float | None = None
+        self._observer = observer
+        self._closed_usd: float | None = None
         self._stuck_since: float | None = None
 
     @property
     def gang(self) -> Gang:
-        """The pods of the attempt that is open; none where there is none."""
-        attempt = self._notebook.memory.attempt
+        """The pods of the open attempt; empty if no attempt is open."""
+        attempt = self._state_file.record.attempt
         return attempt.gang if attempt is not None else Gang({})
 
-    def begin(self, job: Job, asked: float) -> Open:
-        """Return a job's first attempt, to be noted; its machines are asked for since ``asked``."""
-        return Open(accounting.next_attempt(self._run), job, asked, accounting.committed_step(self._run))
+    def begin(self, job: TrainJobRecord, requested_at: float) -> OpenAttempt:
+        """Return a job's first attempt, for the state file."""
+        number = accounting.next_attempt_number(self._run)
+        return OpenAttempt(number, job, requested_at, accounting.committed_step(self._run))
 
-    def follow(self, is_over: bool) -> Closed | None:
-        """Take in what is seen of the pods, and close the books of the attempt once its gang has ended.
+    def follow(self, is_job_over: bool) -> AttemptResult | None:
+        """Process the updates of pods, and close the books of the attempt if its gang has ended.
 
         Args:
-            is_over: Whether no more pods can join it.
+            is_job_over: Whether no more pods can join the gang.
 
         Returns:
-            The attempt that was closed, to be noted; None where none was.
+            The result of the attempt that was closed, for the state file; None if none was closed.
         """
-        attempt = self._notebook.memory.attempt
+        attempt = self._state_file.record.attempt
         if attempt is None:
             return None
-        gang = attempt.gang
-        while (told := self._view.peek()) is not None and (_is_others(attempt, told) or gang.owns(told)):
-            pod, deleted = self._view.take()
-            if not _is_others(attempt, pod):
-                gang = gang.seen(pod).gone(pod.uid, self._clock()) if deleted else gang.seen(pod)
-        successor = self._view.peek()
-        gang = self._without_missing(gang)
+        gang = self._mark_missing(self._process_updates(attempt))
+        successor = self._observer.next_pod()
         if successor is not None:
-            gang = gang.ended_before(successor.created)
-        self._notebook.note(attempt=replace(attempt, gang=gang))
-        whole = is_over or successor is not None or len(gang.pods) >= attempt.job.nodes
-        goes_on = successor is not None or not (is_over or gang.fate == "done")
-        return self._close(goes_on) if gang.is_over and whole else None
+            gang = gang.ended_by(successor.created_at)
+        self._state_file.update(attempt=replace(attempt, gang=gang))
+        is_complete = is_job_over or successor is not None or len(gang.pods) >= attempt.job.nodes
+        goes_on = successor is not None or not (is_job_over or gang.restart_kind == "finished")
+        return self._close(goes_on) if gang.is_over and is_complete else None
 
-    def drop(self) -> None:
-        """Close the attempt that is open although no gang of it ever ran: its machines were waited for in vain."""
-        attempt = self._notebook.memory.attempt
+    def abandon(self) -> None:
+        """Close the open attempt, no gang of which ever ran: its nodes were waited for in vain."""
+        attempt = self._state_file.record.attempt
         if attempt is None:
             return
-        waited = {"pending": max(0.0, self._clock() - attempt.asked)}
-        machines = self._machines(attempt.job)
-        priced = (machines.nodes, machines.pool, machines.instance, machines.usd_per_hour)
-        append_ledger(self._run, ledger_lines(attempt.number, waited, *priced))
-        self._notebook.note(attempt=None)
+        seconds = {"pending": max(0.0, self._now() - attempt.requested_at)}
+        append_ledger(self._run, self._priced_nodes(attempt.job).ledger_lines(attempt.number, seconds))
+        self._state_file.update(attempt=None)
 
-    def bill(self) -> Bill:
-        """Return what the run has cost by now."""
-        if self._paid is None:
-            self._paid = spent(read_ledger(self._run))
-        attempt, gang = self._notebook.memory.attempt, self.gang
-        began = gang.began_to_cost
-        if attempt is None or began is None or gang.is_over:
-            return Bill(self._paid, 0.0)
-        rate = attempt.job.nodes * attempt.job.usd_per_hour / 3600
-        return Bill(self._paid + rate * max(0.0, self._clock() - began), rate)
+    def cost(self) -> RunCost:
+        """Return what the run has cost so far."""
+        if self._closed_usd is None:
+            self._closed_usd = spent(read_ledger(self._run))
+        attempt, gang = self._state_file.record.attempt, self.gang
+        paid_since = gang.first_scheduled_at
+        if attempt is None or paid_since is None or gang.is_over:
+            return RunCost(self._closed_usd, 0.0)
+        rate = attempt.job.nodes * attempt.job.usd_per_hour / HOUR
+        return RunCost(self._closed_usd + rate * max(0.0, self._now() - paid_since), rate)
 
-    def stuck(self) -> str | None:
-        """Return what keeps containers from starting, once it has done so for a while."""
-        found, now = self.gang.stuck, self._clock()
-        if found is None:
+    def stuck_reason(self) -> str | None:
+        """Return why a container cannot start, once that has lasted for launch.stuck_minutes."""
+        reason, now = self.gang.stuck_reason, self._now()
+        if reason is None:
             self._stuck_since = None
             return None
-        since = self._stuck_since = self._stuck_since if self._stuck_since is not None else now
-        return found if now - since >= self._settings.launch.stuck_minutes * 60 else None
+        if self._stuck_since is None:
+            self._stuck_since = now
+        return reason if now - self._stuck_since >= self._context.settings.launch.stuck_minutes * 60 else None
 
-    def _without_missing(self, gang: Gang) -> Gang:
-        """Return the gang with those pods ended that went while nobody looked; nothing tells of them any more."""
-        for uid in gang.pods:
-            if not self._view.has_pod(uid):
-                gang = gang.gone(uid, self._clock())
+    def _process_updates(self, attempt: OpenAttempt) -> Gang:
+        """Return the attempt's gang after all updates up to the first pod of the next attempt."""
+        gang = attempt.gang
+        while (pod := self._observer.next_pod()) is not None and (_is_other(attempt, pod) or gang.includes(pod)):
+            pod, is_deleted = self._observer.take_pod_update()
+            if not _is_other(attempt, pod):
+                gang = gang.update(pod)
+                gang = gang.mark_deleted(pod.uid, self._now()) if is_deleted else gang
         return gang
 
-    def _close(self, goes_on: bool) -> Closed:
-        attempt = self._notebook.memory.attempt
+    def _mark_missing(self, gang: Gang) -> Gang:
+        """Mark the pods that were deleted while no launcher was watching; no update of them will come."""
+        for uid in gang.pods:
+            if not self._observer.has_pod(uid):
+                gang = gang.mark_deleted(uid, self._now())
+        return gang
+
+    def _close(self, goes_on: bool) -> AttemptResult:
+        attempt = self._state_file.record.attempt
         assert attempt is not None
-        gang = attempt.gang
-        said = self._last_words(gang)
-        before = gang_seconds(gang, attempt.asked)
-        began = min(max(attempt.asked, attempt.asked + sum(before.values())), gang.ended)
-        code = gang.code if gang.teller is not None else accounting.told_end(self._run, began, KILLED)
-        ranks = attempt.job.nodes * render.processes(self._settings.train, self._settings.placement)
-        started: dict[str, Any] = {"time": began, "event": "attempt-started", "ranks": ranks}
-        started |= {"nodes": attempt.job.nodes, "pool": attempt.job.pool}
-        told = [started] if gang.began_to_run is not None else []
-        life = Life(attempt.number, began, max(gang.ended, began), code, attempt.first, before, told)
-        closed = accounting.close(self._run, life, self._machines(attempt.job), JOURNAL)
-        end = End(code, gang.taken, accounting.committed_step(self._run))
-        old = tuple(uid for uid in (*attempt.old, *gang.pods) if self._view.has_pod(uid))
-        after = Open(attempt.number + 1, attempt.job, life.ended, end.step, old=old) if goes_on else None
-        self._paid = None
-        self._progress.event("attempt-ended", **closed)
-        return Closed(end, said, after)
+        gang, job = attempt.gang, attempt.job
+        log_tail = self._log_tail(gang)
+        ended = self._ended_attempt(attempt)
+        fields = accounting.close_attempt(self._run, ended, self._priced_nodes(job), LAUNCH_EVENTS)
+        gang_exit = GangExit(ended.exit_code, gang.node_lost, accounting.committed_step(self._run))
+        pods = tuple(uid for uid in (*attempt.earlier_pods, *gang.pods) if self._observer.has_pod(uid))
+        start = (attempt.number + 1, job, ended.ended_at, gang_exit.checkpoint_step)
+        next_attempt = OpenAttempt(*start, earlier_pods=pods) if goes_on else None
+        self._closed_usd = None
+        self._context.progress.event("attempt-ended", **fields)
+        return AttemptResult(gang_exit, log_tail, next_attempt)
 
-    def _last_words(self, gang: Gang) -> str:
-        pod = gang.teller
-        if pod is None or pod.code in _SILENT:
+    def _ended_attempt(self, attempt: OpenAttempt) -> EndedAttempt:
+        gang, job, settings = attempt.gang, attempt.job, self._context.settings
+        startup = startup_seconds(gang, attempt.requested_at)
+        started_at = min(attempt.requested_at + sum(startup.values()), gang.ended_at)
+        exit_code = gang.exit_code
+        if gang.decisive_pod is None:
+            exit_code = accounting.exit_code_from_events(self._run, started_at, KILLED)
+        ranks = job.nodes * render.ranks_per_node(settings.train, settings.placement)
+        start: dict[str, Any] = {"time": started_at, "event": "attempt-started", "ranks": ranks}
+        start |= {"nodes": job.nodes, "pool": job.pool}
+        return EndedAttempt(
+            number=attempt.number,
+            started_at=started_at,
+            ended_at=gang.ended_at,
+            exit_code=exit_code,
+            start_step=attempt.start_step,
+            earlier_seconds=startup,
+            events=[start] if gang.last_started_at is not None else [],
+        )
+
+    def _log_tail(self, gang: Gang) -> str:
+        pod = gang.decisive_pod
+        if pod is None or pod.exit_code in _CODES_WITHOUT_ERROR:
             return ""
-        said = pod.said or self._cluster.log(pod.name)
-        spoken = [line for line in said.splitlines() if not line.startswith('{"event"')]
-        return "\n".join(spoken) or "it said nothing"
+        log = pod.log_tail or self._cluster.pod_log(pod.name)
+        messages = [line for line in log.splitlines() if not line.startswith('{"event"')]
+        return "\n".join(messages) or "(the log is empty)"
 
-    def _machines(self, job: Job) -> Machines:
-        return Machines(job.nodes, job.pool, self._settings.placement.instance, job.usd_per_hour)
+    def _priced_nodes(self, job: TrainJobRecord) -> PricedNodes:
+        return PricedNodes(job.nodes, job.pool, self._context.settings.placement.instance, job.usd_per_hour)
 
 
-def _is_others(attempt: Open, pod: Pod) -> bool:
-    """Tell whether a pod belongs to an attempt that is closed, or to another job."""
-    return pod.job != attempt.job.name or pod.uid in attempt.old
+def _is_other(attempt: OpenAttempt, pod: GangPod) -> bool:
+    """Tell whether a pod belongs to a closed attempt or to another job."""
+    return pod.job != attempt.job.name or pod.uid in attempt.earlier_pods

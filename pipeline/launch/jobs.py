@@ -1,244 +1,237 @@
-"""The TrainJobs of one run: making, adopting and deleting them, so that there is never more than one."""
+"""The TrainJobs of one run: they are submitted, adopted and deleted here, so that there is never more than one."""
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from components.errors import ConfigError, DarkroomError
-from components.progress import Progress
-from components.storage.base import Storage
-from pipeline.config import RunConfig
 from pipeline.launch import accounting, render
-from pipeline.launch.api import Cluster
+from pipeline.launch.api import Cluster, Json
 from pipeline.launch.attempts import Attempts
+from pipeline.launch.context import LaunchContext
 from pipeline.launch.pods import read_time
-from pipeline.launch.policy import Terms, first
-from pipeline.launch.render import Training
-from pipeline.launch.state import Job, Memory, Notebook
+from pipeline.launch.policy import initial_state
+from pipeline.launch.state import LaunchRecord, StateFile, TrainJobRecord
 from pipeline.placement import Pool
 
 _FAIL_JOBSET = "FailJobSetFailurePolicyAction"
 
 
-class Jobs:
-    """Makes and deletes the jobs of a run.
+class TrainJobs:
+    """Submits and deletes the TrainJobs of a run.
 
     Args:
-        settings: The run.
-        training: What is to be trained.
-        run: The run's folder.
-        notebook: Remembers the job.
-        cluster: Where.
-        attempts: Told when machines are asked for.
-        progress: Told what happens.
-        prices: $ per hour of a machine, by pool.
-        me: This launcher's name.
+        context: The training.
+        state_file: Keeps the job that is followed.
+        cluster: The cluster.
+        attempts: Opens the first attempt of a job.
     """
 
-    def __init__(
-        self,
-        settings: RunConfig,
-        training: Training,
-        run: Storage,
-        notebook: Notebook,
-        cluster: Cluster,
-        attempts: Attempts,
-        progress: Progress,
-        prices: Mapping[Pool, float],
-        me: str,
-    ) -> None:
-        self._settings = settings
-        self._training = training
-        self._run = run
-        self._notebook = notebook
+    def __init__(self, context: LaunchContext, state_file: StateFile, cluster: Cluster, attempts: Attempts) -> None:
+        self._context = context
+        self._arguments = context.arguments
+        self._placement = context.settings.placement
+        self._state_file = state_file
         self._cluster = cluster
         self._attempts = attempts
-        self._progress = progress
-        self._prices = prices
-        self._me = me
-        self._owner = cluster.owner(os.environ)
+        self._owner = cluster.workflow_owner(os.environ)
+        # Unique among all launchers, so that an older one notices that a newer one follows the job.
+        self._launcher_id = f"{os.environ.get('KFP_POD_NAME') or socket.gethostname()}/{os.getpid()}/{time.time_ns()}"
 
-    def begin(self) -> None:
-        """Find out where the run stands, by memory and by the jobs that are there, and take over what is this run's.
+    def recover(self) -> None:
+        """Restore where the run stands, from the state file and from the jobs that exist, and adopt this run's job.
 
         Raises:
-            ConfigError: Where there is a budget, but no price to hold against it.
+            ConfigError: If there is a budget, but a price is not known; or if a job with the run's label is not this
+                run's.
         """
-        self._check_price()
-        self._recall()
-        known = self._notebook.memory.job
-        for job in self._cluster.find_all(f"{render.JOB_LABEL}={render.job_label(self._training)}"):
+        self._check_prices()
+        self._restore_state()
+        followed = self._state_file.record.job
+        for job in self._cluster.list_jobs(label_selector(self._context)):
             name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-            if not self._is_mine(job):
-                raise self._collision(name)
-            if not self._is_current(job) or (known is not None and uid != known.uid):
-                self._progress.event("job-withdrawn", job=name, why="changed")
-                self._cluster.delete(name, uid)
-                self._notebook.note(left=name, **({"job": None} if known is not None and uid == known.uid else {}))
-            elif known is None:
-                known = self._adopt(job)
+            is_followed = followed is not None and uid == followed.uid
+            if not self._is_own(job):
+                raise self._name_collision(name)
+            if not self._is_current(job) or (followed is not None and not is_followed):
+                self._report_deletion(name, "changed")
+                self._cluster.delete_job(name, uid)
+                self._state_file.update(deleted_job=name, **({"job": None} if is_followed else {}))
+            elif followed is None:
+                followed = self._adopt(job)
             else:
-                self._take_over(name)
-        accounting.begin(self._run, self._training.dataset)
+                self._claim(name)
+        accounting.prepare_records(self._context.run, self._context.dataset)
 
     def submit(self) -> None:
-        """Make a job on such machines as the standing says; one that is there already is gone on with.
+        """Submit a job on the nodes of the launch state; if it exists already, it is adopted.
 
         Raises:
-            ConfigError: Where somebody else's job has its name, or the cluster refuses it.
+            ConfigError: If another run's job has its name, or the cluster rejects it.
         """
-        standing = self._notebook.standing
-        number = self._notebook.memory.number + 1
-        self._notebook.note(number=number)
-        pool, nodes = standing.pool, standing.nodes
-        job = render.render(self._training, self._settings.placement, pool, nodes, number, self._owner, os.environ)
-        job["metadata"]["annotations"][render.LAUNCHER] = self._me
+        state = self._state_file.state
+        number = self._state_file.record.jobs + 1
+        self._state_file.update(jobs=number)
+        job = self._render(state.pool, state.nodes, number)
+        job["metadata"]["annotations"][render.LAUNCHER] = self._launcher_id
         name = job["metadata"]["name"]
-        made = self._cluster.create(job)
-        if made is None:
-            made = self._cluster.find(name)
-            if made is None:
-                return  # it has just gone; the next look decides anew
-            if not self._is_mine(made):
-                raise self._collision(name)
-            self._adopt(made)
+        created = self._cluster.create_job(job)
+        if created is not None:
+            uid = created["metadata"]["uid"]
+            self._follow(TrainJobRecord(name, uid, state.pool, state.nodes, self.usd_per_hour(state.pool)), created)
+            self._context.progress.event("job-submitted", job=name, pool=state.pool, nodes=state.nodes)
             return
-        self._follow(Job(name, made["metadata"]["uid"], pool, nodes, self.price(pool)), made)
-        self._progress.event("job-submitted", job=name, pool=pool, nodes=nodes)
+        existing = self._cluster.get_job(name)
+        if existing is None:
+            return  # it was deleted in between; the next poll decides again
+        if not self._is_own(existing):
+            raise self._name_collision(name)
+        self._adopt(existing)
 
-    def withdraw(self, why: str) -> None:
-        """Delete the job that is followed, if any; its processes save within their grace."""
-        job = self._notebook.memory.job
+    def delete(self, reason: str) -> None:
+        """Delete the job that is followed, if there is one; its processes save within their grace period."""
+        job = self._state_file.record.job
         if job is None:
             return
-        self._cluster.delete(job.name, job.uid)
-        self._notebook.note(job=None, left=job.name)
-        self._progress.event("job-withdrawn", job=job.name, why=why)
+        self._cluster.delete_job(job.name, job.uid)
+        self._state_file.update(job=None, deleted_job=job.name)
+        self._report_deletion(job.name, reason)
 
-    def look_up(self, job: Job) -> dict[str, Any] | None:
-        """Ask the cluster for a job that no news has told of yet, or not any more."""
-        found = self._cluster.find(job.name)
-        return found if found is not None and found["metadata"]["uid"] == job.uid else None
+    def fetch(self, job: TrainJobRecord) -> Json | None:
+        """Read a job from the cluster; None if it does not exist any more."""
+        fetched = self._cluster.get_job(job.name)
+        return fetched if fetched is not None and fetched["metadata"]["uid"] == job.uid else None
 
-    def has_left(self) -> bool:
-        """Tell whether nothing of the job before can make pods any more."""
-        left = self._notebook.memory.left
-        if left is not None and self._cluster.has_jobset(left):
+    def is_deletion_complete(self) -> bool:
+        """Tell whether the job that was deleted last can create no more pods."""
+        deleted_job = self._state_file.record.deleted_job
+        if deleted_job is not None and self._cluster.has_jobset(deleted_job):
             return False
-        self._notebook.note(left=None)
+        self._state_file.update(deleted_job=None)
         return True
 
-    def check_launcher(self, job: Job, found: Mapping[str, Any]) -> None:
+    def check_launcher(self, record: TrainJobRecord, job: Mapping[str, Any]) -> None:
         """Make sure that no newer launcher follows the job.
 
         Raises:
-            DarkroomError: Where one does.
+            DarkroomError: If one does.
         """
-        if _launcher(found) == self._me:
+        if _launcher_of(job) == self._launcher_id:
             return
-        newest = self.look_up(job)  # the news may be older than this launcher
-        if newest is not None and _launcher(newest) != self._me:
+        newest = self.fetch(record)  # what was observed may be older than this launcher
+        if newest is not None and _launcher_of(newest) != self._launcher_id:
             raise DarkroomError(
-                f"{_launcher(newest)} follows {job.name} now, so this launcher ends; let one pipeline at a time run "
-                f"{self._training.run}"
+                f"{_launcher_of(newest)} follows {record.name} now, so this launcher ends; run only one pipeline at a "
+                f"time for {self._arguments.run}"
             )
 
-    def price(self, pool: Pool) -> float:
-        """Return what a machine of a pool costs, in $ per hour; 0 where that is not known."""
-        return self._known_price(pool) or 0.0
+    def usd_per_hour(self, pool: Pool) -> float:
+        """Return the price of a node of a pool, in $ per hour; 0 if it is not known."""
+        return self._price(pool) or 0.0
 
-    def _known_price(self, pool: Pool) -> float | None:
-        """Return a price as the settings say it, or else the price list."""
-        given = self._settings.launch.usd_per_hour
-        return given if given is not None else self._prices.get(pool)
+    def _price(self, pool: Pool) -> float | None:
+        """Return a price of the settings, or else of the price list."""
+        configured = self._context.settings.launch.usd_per_hour
+        return configured if configured is not None else self._context.prices.get(pool)
 
-    def _check_price(self) -> None:
-        launch, placement = self._settings.launch, self._settings.placement
-        unknown = sorted({p for p in (placement.first_pool, "on-demand") if self._known_price(p) is None})
-        if launch.budget_usd is not None and unknown:
-            machine = placement.instance or "any type"
+    def _check_prices(self) -> None:
+        budget, placement = self._context.settings.launch.budget_usd, self._placement
+        pools: set[Pool] = {placement.first_pool, "on-demand"}
+        unknown = sorted(pool for pool in pools if self._price(pool) is None)
+        if budget is not None and unknown:
             raise ConfigError(
-                f"launch.budget_usd is {launch.budget_usd:g} $, but what a machine of {machine} costs "
-                f"({', '.join(unknown)}) is not known; set placement.instance to one of the price list "
-                "(placement.prices), or launch.usd_per_hour"
+                f"launch.budget_usd is {budget:g} $, but the price of a node ({', '.join(unknown)}) of machine type "
+                f"{placement.instance or 'any'} is not known; set placement.instance to one of the price list "
+                "(placement.prices), or set launch.usd_per_hour"
             )
 
-    def _recall(self) -> None:
-        """Go on with what is remembered; a launch that had come to its end, and settings that changed, begin anew."""
-        memory, now = self._notebook.memory, time.time()
-        if memory.ending is not None and memory.ending.why not in ("done", "failed"):
-            self._notebook.note(ending=None)  # it is decided anew
-        fresh = first(Terms(self._settings.launch, self._settings.placement), now, accounting.committed_step(self._run))
-        if memory.standing is None or not accounting.is_same(self._run, self._training.dataset):
-            self._notebook.note(standing=fresh, attempt=None, ending=None, finished=False)
-        elif memory.finished:
-            kept = Memory(number=memory.number, job=memory.job, left=memory.left, attempt=memory.attempt)
-            self._notebook.note(**{**vars(kept), "standing": replace(fresh, began=memory.standing.began)})
+    def _restore_state(self) -> None:
+        """Go on with the state file's state; start anew after a launch that is over, or on another dataset."""
+        record, run = self._state_file.record, self._context.run
+        if record.end is not None and record.end.reason not in ("finished", "failed"):
+            self._state_file.update(end=None)  # the limits may have changed: it is decided again
+        now = self._context.wall_clock()
+        fresh = initial_state(self._context.limits, now, accounting.committed_step(run))
+        if record.state is None or not accounting.has_records_of(run, self._context.dataset):
+            self._state_file.update(state=fresh, attempt=None, end=None, is_over=False)
+        elif record.is_over:
+            kept = LaunchRecord(
+                jobs=record.jobs, job=record.job, deleted_job=record.deleted_job, attempt=record.attempt
+            )
+            state = replace(fresh, started_at=record.state.started_at)
+            self._state_file.update(**{**vars(kept), "state": state})
 
-    def _adopt(self, job: Mapping[str, Any]) -> Job:
-        """Go on with a job that is not remembered: a launcher was killed right after it had made it."""
-        meta, notes = job["metadata"], job["metadata"]["annotations"]
-        pool: Pool = "spot" if notes.get(render.POOL) == "spot" else "on-demand"
-        nodes, number = int(notes.get(render.NODES, 1)), int(notes.get(render.NUMBER, 0))
-        memory = self._notebook.memory
-        standing = replace(self._notebook.standing, pool=pool, nodes=nodes)
-        self._notebook.note(standing=standing, number=max(number, memory.number))
-        self._take_over(meta["name"])
-        found = Job(meta["name"], meta["uid"], pool, nodes, self.price(pool))
-        self._follow(found, job)
-        self._progress.event("job-adopted", job=found.name)
-        return found
+    def _adopt(self, job: Json) -> TrainJobRecord:
+        """Follow a job that is not in the state file: its launcher was killed right after it had submitted it."""
+        meta, annotations = job["metadata"], job["metadata"]["annotations"]
+        pool, nodes = _pool_of(job), int(annotations.get(render.NODES, 1))
+        number = max(int(annotations.get(render.NUMBER, 0)), self._state_file.record.jobs)
+        self._state_file.update(state=replace(self._state_file.state, pool=pool, nodes=nodes), jobs=number)
+        self._claim(meta["name"])
+        record = TrainJobRecord(meta["name"], meta["uid"], pool, nodes, self.usd_per_hour(pool))
+        self._follow(record, job)
+        self._context.progress.event("job-adopted", job=record.name)
+        return record
 
-    def _follow(self, job: Job, made: Mapping[str, Any]) -> None:
-        # Noted at once: who is killed after a job is known, but not its attempt, would never account for it.
-        asked = min(time.time(), read_time(made["metadata"]["creationTimestamp"]))
-        self._notebook.note(job=job, judged=0, attempt=self._attempts.begin(job, asked))
+    def _follow(self, record: TrainJobRecord, job: Json) -> None:
+        # Job and attempt are written together: a job without an attempt would never be accounted for.
+        requested_at = min(self._context.wall_clock(), read_time(job["metadata"]["creationTimestamp"]))
+        self._state_file.update(job=record, job_attempts=0, attempt=self._attempts.begin(record, requested_at))
 
-    def _take_over(self, name: str) -> None:
-        """Put this launcher's name on a job, and hand it to the workflow that this launcher belongs to."""
-        meta: dict[str, Any] = {"annotations": {render.LAUNCHER: self._me}}
+    def _claim(self, name: str) -> None:
+        """Put this launcher's name on a job, and make the Workflow that this launcher belongs to its owner."""
+        meta: dict[str, Any] = {"annotations": {render.LAUNCHER: self._launcher_id}}
         if self._owner is not None:
             meta["ownerReferences"] = [render.owner_reference(self._owner)]
-        self._cluster.patch(name, {"metadata": meta})
+        self._cluster.patch_job(name, {"metadata": meta})
 
-    def _is_mine(self, job: Mapping[str, Any]) -> bool:
+    def _render(self, pool: Pool, nodes: int, number: int) -> Json:
+        return render.render(self._arguments, self._placement, pool, nodes, number, self._owner, os.environ)
+
+    def _is_own(self, job: Json) -> bool:
         meta = job["metadata"]
-        notes, labels = meta.get("annotations") or {}, meta.get("labels") or {}
-        return (
-            notes.get(render.WORKDIR) == self._training.workdir and labels.get(render.RUN_LABEL) == self._training.run
-        )
+        workdir = (meta.get("annotations") or {}).get(render.WORKDIR)
+        run = (meta.get("labels") or {}).get(render.RUN_LABEL)
+        return (workdir, run) == (self._arguments.workdir, self._arguments.run)
 
-    def _is_current(self, job: Mapping[str, Any]) -> bool:
-        """Tell whether a job is what this launcher would submit in its place."""
-        meta, notes = job["metadata"], job["metadata"]["annotations"]
-        pool: Pool = "spot" if notes.get(render.POOL) == "spot" else "on-demand"
-        nodes = int(notes.get(render.NODES, 1))
-        wanted = render.render(self._training, self._settings.placement, pool, nodes, 0, None, os.environ)
-        same = all(notes.get(key) == wanted["metadata"]["annotations"][key] for key in (render.SPEC, render.DATASET))
-        return same and "deletionTimestamp" not in meta
+    def _is_current(self, job: Json) -> bool:
+        """Tell whether a job is the one that this launcher would submit instead of it."""
+        meta, annotations = job["metadata"], job["metadata"]["annotations"]
+        expected = self._render(_pool_of(job), int(annotations.get(render.NODES, 1)), 0)["metadata"]["annotations"]
+        is_same = all(annotations.get(key) == expected[key] for key in (render.SPEC, render.DATASET))
+        return is_same and "deletionTimestamp" not in meta
 
-    def _collision(self, name: str) -> ConfigError:
+    def _name_collision(self, name: str) -> ConfigError:
         return ConfigError(
-            f"TrainJob {name} in namespace {self._cluster.namespace} has the name of this run's job, but was not made "
-            f"for run {self._training.run} in {self._training.workdir}; delete it, or give the run another name"
+            f"TrainJob {name} in namespace {self._cluster.namespace} has the name of this run's job, but belongs to "
+            f"another run than {self._arguments.run} in {self._arguments.workdir}; delete it, or rename the run"
         )
+
+    def _report_deletion(self, name: str, reason: str) -> None:
+        self._context.progress.event("job-deleted", job=name, reason=reason)
+
+
+def label_selector(context: LaunchContext) -> str:
+    """Return the selector of a run's jobs and pods."""
+    return f"{render.JOB_LABEL}={render.job_label(context.arguments.run, context.arguments.workdir)}"
 
 
 def is_complete(job: Mapping[str, Any]) -> bool:
-    """Tell whether a job says that training has come to its end."""
+    """Tell whether a job says that the training is complete."""
     return _condition(job, "Complete") is not None
 
 
-def why_failed(job: Mapping[str, Any]) -> tuple[str, bool] | None:
-    """Return why a job has failed, and whether its failure policy forbids to start again; None while it has not."""
-    found = _condition(job, "Failed")
-    if found is None:
+def failure(job: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """Return why a job has failed, and whether its failure policy forbids a restart; None if it has not failed."""
+    condition = _condition(job, "Failed")
+    if condition is None:
         return None
-    return f"{found.get('reason')}: {found.get('message')}", found.get("reason") == _FAIL_JOBSET
+    return f"{condition.get('reason')}: {condition.get('message')}", condition.get("reason") == _FAIL_JOBSET
 
 
 def _condition(job: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
@@ -246,6 +239,10 @@ def _condition(job: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
     return next((one for one in conditions if one["type"] == kind and one["status"] == "True"), None)
 
 
-def _launcher(job: Mapping[str, Any]) -> str | None:
-    found: str | None = (job["metadata"].get("annotations") or {}).get(render.LAUNCHER)
-    return found
+def _pool_of(job: Json) -> Pool:
+    return "spot" if job["metadata"]["annotations"].get(render.POOL) == "spot" else "on-demand"
+
+
+def _launcher_of(job: Mapping[str, Any]) -> str | None:
+    launcher: str | None = (job["metadata"].get("annotations") or {}).get(render.LAUNCHER)
+    return launcher

@@ -1,52 +1,53 @@
-"""The pods of one gang, from their start to their end, as the cluster tells of them (pure).
+"""The pods of one gang, from their creation to their end, as the cluster's API reports them (pure).
 
-JobSet starts all pods of a training again when one fails, so the pods of one start are one attempt. Their own
-timestamps say when it waited, pulled images and ran: also where nobody was looking.
+When one pod of a training fails, JobSet deletes all of them and creates them anew. So the pods of one such start are
+one attempt. How long it waited for nodes, pulled images and ran is read from the pods' own timestamps, so it is known
+even if no launcher was watching.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Self
 
 from components.errors import ConfigError, DataError, Hung, OutOfMemory, Preempted
-from pipeline.launch.policy import fate
+from pipeline.launch.policy import RestartKind, restart_kind
 
 CONTAINER = "node"  # the name that Kubeflow Trainer gives the trainer's job and container
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
-# A container that waits for one of these reasons waits for ever, unless a person mends what it names.
-STUCK = frozenset(
+# A container with one of these waiting reasons never starts, unless a person fixes the cause.
+STUCK_REASONS = frozenset(
     {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError"}
 )
 KILLED = 137
-# Which code tells, among those of pods that ended in the same second.
-_TELLING = (ConfigError, DataError, OutOfMemory, Preempted, Hung)
-_FATAL = (ConfigError.exit_code, DataError.exit_code)
+# Of pods that ended in the same second, the exit code that comes first here explains the end.
+_CODES_BY_PRIORITY = [error.exit_code for error in (ConfigError, DataError, OutOfMemory, Preempted, Hung)]
+_FATAL_CODES = (ConfigError.exit_code, DataError.exit_code)
 
 
 @dataclass(frozen=True)
-class Pod:
-    """One machine's part of a gang; times are in seconds since 1970, None for what has not happened.
+class GangPod:
+    """One pod of a gang; times are in seconds since 1970, None if it has not happened.
 
     Attributes:
         name: The pod's name.
-        job: The name of its job.
-        uid: Its identity.
-        restart: JobSet's number of the gang's start.
-        index: The machine's number in the gang.
-        created: When the pod was made.
-        scheduled: When it was given a machine.
-        started: When its container was first started.
-        ended: When its container, or all of the pod, had ended.
-        code: The container's exit code.
-        taken: Whether Kubernetes says that the pod was disrupted: drained, preempted, or its machine gone.
-        stuck: What keeps the container from starting for good.
-        said: The last lines that the container wrote, where Kubernetes tells.
+        job: The name of its TrainJob.
+        uid: Its Kubernetes uid.
+        restart: JobSet's number of the start that it belongs to.
+        index: The node's number in the gang.
+        created_at: When the pod was created.
+        scheduled_at: When it was given a node.
+        started_at: When its container was first started.
+        ended_at: When its container, or the whole pod, ended.
+        exit_code: The container's exit code.
+        node_lost: Whether Kubernetes says that the pod was disrupted: its node was drained, preempted or lost.
+        stuck_reason: Why the container cannot start, if it never will by itself.
+        log_tail: The last lines that the container wrote, if Kubernetes reports them.
     """
 
     name: str
@@ -54,27 +55,32 @@ class Pod:
     uid: str
     restart: int
     index: int
-    created: float
-    scheduled: float | None = None
-    started: float | None = None
-    ended: float | None = None
-    code: int | None = None
-    taken: bool = False
-    stuck: str | None = None
-    said: str = ""
+    created_at: float
+    scheduled_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    node_lost: bool = False
+    stuck_reason: str | None = None
+    log_tail: str = ""
 
     @classmethod
     def read(cls, pod: Mapping[str, Any]) -> Self:
-        """Read a pod as the API gives it, of which any part of the status may be missing."""
+        """Read a pod as the API gives it; any part of its status may be missing."""
         meta, status = pod["metadata"], pod.get("status") or {}
         labels = meta.get("labels") or {}
-        conditions = {one["type"]: one for one in status.get("conditions") or () if one.get("status") == "True"}
-        state, last = _states(status)
-        done = state.get("terminated") or last.get("terminated") or {}
-        running = state.get("running") or {}
-        over = status.get("phase") in ("Failed", "Succeeded")
-        ended = _time(done.get("finishedAt")) or (_time(_latest(conditions)) if over else None)
-        waiting = state.get("waiting") or {}
+        conditions = {
+            condition["type"]: condition
+            for condition in status.get("conditions") or ()
+            if condition.get("status") == "True"
+        }
+        state, last_state = _container_states(status)
+        terminated = state.get("terminated") or last_state.get("terminated") or {}
+        running, waiting = state.get("running") or {}, state.get("waiting") or {}
+        is_over = status.get("phase") in ("Failed", "Succeeded")
+        ended_at = _optional_time(terminated.get("finishedAt"))
+        if ended_at is None and is_over:
+            ended_at = _optional_time(_latest_transition(conditions))
         reason = waiting.get("reason")
         return cls(
             name=meta["name"],
@@ -82,14 +88,14 @@ class Pod:
             uid=meta["uid"],
             restart=_number(labels.get(RESTART_LABEL)),
             index=_number(labels.get(INDEX_LABEL)),
-            created=_time(meta.get("creationTimestamp")) or 0.0,
-            scheduled=_time((conditions.get("PodScheduled") or {}).get("lastTransitionTime")),
-            started=_time(done.get("startedAt") or running.get("startedAt")),
-            ended=ended if over or done else None,
-            code=done.get("exitCode", KILLED if over and status.get("phase") == "Failed" else None),
-            taken="DisruptionTarget" in conditions,
-            stuck=f"{reason}: {waiting.get('message', '')}".rstrip(": ") if reason in STUCK else None,
-            said=str(done.get("message") or ""),
+            created_at=_optional_time(meta.get("creationTimestamp")) or 0.0,
+            scheduled_at=_optional_time((conditions.get("PodScheduled") or {}).get("lastTransitionTime")),
+            started_at=_optional_time(terminated.get("startedAt") or running.get("startedAt")),
+            ended_at=ended_at if is_over or terminated else None,
+            exit_code=terminated.get("exitCode", KILLED if status.get("phase") == "Failed" else None),
+            node_lost="DisruptionTarget" in conditions,
+            stuck_reason=f"{reason}: {waiting.get('message', '')}".rstrip(": ") if reason in STUCK_REASONS else None,
+            log_tail=str(terminated.get("message") or ""),
         )
 
 
@@ -97,170 +103,149 @@ class Pod:
 class Gang:
     """The pods of one attempt, by uid."""
 
-    pods: Mapping[str, Pod]
+    pods: Mapping[str, GangPod]
 
-    @classmethod
-    def load(cls, pods: Iterable[Mapping[str, Any]]) -> Self:
-        """Return what `dump` wrote."""
-        return cls({pod["uid"]: Pod(**pod) for pod in pods})
-
-    def dump(self) -> list[dict[str, Any]]:
-        """Return the pods as JSON values."""
-        return [asdict(pod) for pod in self.pods.values()]
-
-    def owns(self, pod: Pod) -> bool:
-        """Tell whether a pod belongs to this gang: a new one does if it was made for it before any of it had ended."""
+    def includes(self, pod: GangPod) -> bool:
+        """Tell whether a pod belongs to this gang; a new pod does if it was created before any of the gang ended."""
         if not self.pods or pod.uid in self.pods:
             return True
-        known = self.pods.values()
-        if any(one.restart != pod.restart or one.index == pod.index for one in known):
+        members = self.pods.values()
+        if any(member.restart != pod.restart or member.index == pod.index for member in members):
             return False
-        return all(one.ended is None or pod.created <= one.ended for one in known)
+        return all(member.ended_at is None or pod.created_at <= member.ended_at for member in members)
 
-    def seen(self, pod: Pod) -> Gang:
-        """Return the gang with a pod as it is now; what was known before and is not told any more stays known."""
-        known = self.pods.get(pod.uid)
-        if known is not None:
-            unsaid = {name: value for name, value in asdict(known).items() if _is_unsaid(getattr(pod, name))}
-            pod = replace(pod, **{**unsaid, "stuck": pod.stuck})
+    def update(self, pod: GangPod) -> Gang:
+        """Return the gang with the newest report of a pod; what earlier reports said and this one lacks is kept."""
+        earlier = self.pods.get(pod.uid)
+        if earlier is not None:
+            missing = {name: value for name, value in asdict(earlier).items() if _is_empty(getattr(pod, name))}
+            pod = replace(pod, **{**missing, "stuck_reason": pod.stuck_reason})
         return Gang({**self.pods, pod.uid: pod})
 
-    def gone(self, uid: str, now: float) -> Gang:
-        """Return the gang once a pod has been deleted."""
+    def mark_deleted(self, uid: str, now: float) -> Gang:
+        """Return the gang after a pod was deleted: it ended now, unless it had ended before."""
         pod = self.pods.get(uid)
-        if pod is None or pod.ended is not None:
+        if pod is None or pod.ended_at is not None:
             return self
-        return Gang({**self.pods, uid: replace(pod, ended=now, stuck=None)})
+        return Gang({**self.pods, uid: replace(pod, ended_at=now, stuck_reason=None)})
 
-    def ended_before(self, successor: float) -> Gang:
-        """Return the gang without ends that were only noticed once the next gang had been made."""
+    def ended_by(self, time: float) -> Gang:
+        """Return the gang with the ends that were noticed late moved back to ``time``, when the next gang began."""
         late = {
-            uid: replace(pod, ended=min(pod.ended, successor))
+            uid: replace(pod, ended_at=min(pod.ended_at, time))
             for uid, pod in self.pods.items()
-            if pod.ended is not None and pod.code is None
+            if pod.ended_at is not None and pod.exit_code is None
         }
         return Gang({**self.pods, **late})
 
     @property
     def is_over(self) -> bool:
         """Whether there were pods and all of them have ended."""
-        return bool(self.pods) and all(pod.ended is not None for pod in self.pods.values())
+        return bool(self.pods) and not self.is_running
 
     @property
     def is_running(self) -> bool:
         """Whether any pod has not ended."""
-        return any(pod.ended is None for pod in self.pods.values())
+        return any(pod.ended_at is None for pod in self.pods.values())
 
     @property
-    def scheduled(self) -> int:
-        """How many machines are there."""
-        return sum(pod.scheduled is not None and pod.ended is None for pod in self.pods.values())
+    def scheduled_nodes(self) -> int:
+        """How many nodes the gang holds."""
+        return sum(pod.scheduled_at is not None and pod.ended_at is None for pod in self.pods.values())
 
     @property
-    def stuck(self) -> str | None:
-        """What keeps a container from starting for good, with the pod's name."""
-        return next((f"{pod.name}: {pod.stuck}" for pod in self.pods.values() if pod.stuck), None)
+    def stuck_reason(self) -> str | None:
+        """Why a container cannot start, with the pod's name."""
+        return next((f"{pod.name}: {pod.stuck_reason}" for pod in self.pods.values() if pod.stuck_reason), None)
 
     @property
-    def began_to_cost(self) -> float | None:
-        """When the first machine was given."""
-        return min((pod.scheduled for pod in self.pods.values() if pod.scheduled is not None), default=None)
+    def first_scheduled_at(self) -> float | None:
+        """When the first pod was given a node; the gang costs money from then on."""
+        return min((pod.scheduled_at for pod in self.pods.values() if pod.scheduled_at is not None), default=None)
 
     @property
-    def began_to_run(self) -> float | None:
-        """When the last container was started: ranks only meet once all are there."""
-        times = [pod.started for pod in self.pods.values()]
-        return max((time for time in times if time is not None), default=None)
+    def last_started_at(self) -> float | None:
+        """When the last container was started; the ranks only meet once all are there."""
+        return max((pod.started_at for pod in self.pods.values() if pod.started_at is not None), default=None)
 
     @property
-    def ended(self) -> float:
-        """When the last pod had ended."""
-        return max(pod.ended or 0.0 for pod in self.pods.values())
+    def ended_at(self) -> float:
+        """When the last pod ended."""
+        return max(pod.ended_at or 0.0 for pod in self.pods.values())
 
     @property
-    def taken(self) -> bool:
-        """Whether a machine was taken away."""
-        return any(pod.taken for pod in self.pods.values())
+    def node_lost(self) -> bool:
+        """Whether any pod lost its node."""
+        return any(pod.node_lost for pod in self.pods.values())
 
     @property
-    def code(self) -> int:
-        """The exit code that tells why the gang ended.
+    def decisive_pod(self) -> GangPod | None:
+        """The pod whose exit code explains why the gang ended; None if no exit code is known.
 
-        A code that forbids a restart tells wherever it is; otherwise that of the pod that ended first, since the
-        others are stopped because of it.
+        An exit code that forbids a restart decides wherever it occurs. Otherwise the pod that failed first does, since
+        the others are stopped because of it.
         """
-        told = self._telling()
-        return KILLED if told is None or told.code is None else told.code
+        exited = [pod for pod in self.pods.values() if pod.exit_code is not None]
+        fatal = [pod for pod in exited if pod.exit_code in _FATAL_CODES]
+        candidates = fatal or [pod for pod in exited if pod.exit_code != 0] or exited
+        return min(candidates, key=lambda pod: (pod.ended_at or 0.0, _priority(pod.exit_code), pod.index), default=None)
 
     @property
-    def fate(self) -> str:
-        """How the gang goes on; see `pipeline.launch.policy.fate`."""
-        return fate(self.code, self.taken)
+    def exit_code(self) -> int:
+        """The exit code that explains why the gang ended."""
+        pod = self.decisive_pod
+        return KILLED if pod is None or pod.exit_code is None else pod.exit_code
 
     @property
-    def said(self) -> str:
-        """The last words of the pod that tells."""
-        told = self._telling()
-        return told.said if told is not None else ""
-
-    @property
-    def teller(self) -> Pod | None:
-        """The pod whose exit code and last words tell why the gang ended."""
-        return self._telling()
-
-    def _telling(self) -> Pod | None:
-        known = [pod for pod in self.pods.values() if pod.code is not None]
-        fatal = [pod for pod in known if pod.code in _FATAL]
-        failed = fatal or [pod for pod in known if pod.code != 0] or known
-        return min(failed, key=lambda pod: (pod.ended or 0.0, _rank(pod.code), pod.index), default=None)
+    def restart_kind(self) -> RestartKind:
+        """How the gang is restarted; see `pipeline.launch.policy.restart_kind`."""
+        return restart_kind(self.exit_code, self.node_lost)
 
 
-def gang_seconds(gang: Gang, asked: float) -> dict[str, float]:
-    """Return the seconds before the gang ran: ``pending`` until a machine was given, ``pulling`` until all ran.
+def startup_seconds(gang: Gang, requested_at: float) -> dict[str, float]:
+    """Return the seconds before a gang ran: ``pending`` until it was given a node, ``pulling`` until all pods ran.
 
     Args:
         gang: All of its pods have ended.
-        asked: When its machines were asked for, in seconds since 1970.
+        requested_at: When its nodes were requested, in seconds since 1970.
     """
-    ended = max(gang.ended, asked)
-    costs = _between(asked, gang.began_to_cost, ended)
-    runs = _between(costs, gang.began_to_run, ended)
-    return {"pending": costs - asked, "pulling": runs - costs}
+    ended_at = max(gang.ended_at, requested_at)
+    scheduled_at = _clamp(requested_at, gang.first_scheduled_at, ended_at)
+    started_at = _clamp(scheduled_at, gang.last_started_at, ended_at)
+    return {"pending": scheduled_at - requested_at, "pulling": started_at - scheduled_at}
 
 
-def _is_unsaid(value: object) -> bool:
+def read_time(text: str) -> float:
+    """Return a timestamp of the API in seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+def _is_empty(value: object) -> bool:
     return value is None or value is False or value == ""
 
 
-def _between(low: float, value: float | None, high: float) -> float:
+def _clamp(low: float, value: float | None, high: float) -> float:
     return high if value is None else min(max(value, low), high)
 
 
-def _rank(code: int | None) -> int:
-    known = [error.exit_code for error in _TELLING]
-    return known.index(code) if code in known else len(known)
+def _priority(exit_code: int | None) -> int:
+    return _CODES_BY_PRIORITY.index(exit_code) if exit_code in _CODES_BY_PRIORITY else len(_CODES_BY_PRIORITY)
 
 
-def _states(status: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the container's state, and its last one where it was started again."""
+def _container_states(status: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the trainer container's state, and its last state if it was started again."""
     for container in status.get("containerStatuses") or ():
         if container.get("name") == CONTAINER:
             return container.get("state") or {}, container.get("lastState") or {}
     return {}, {}
 
 
-def _latest(conditions: Mapping[str, Mapping[str, Any]]) -> str | None:
-    return max(
-        (one["lastTransitionTime"] for one in conditions.values() if one.get("lastTransitionTime")), default=None
-    )
+def _latest_transition(conditions: Mapping[str, Mapping[str, Any]]) -> str | None:
+    times = (condition.get("lastTransitionTime") for condition in conditions.values())
+    return max((time for time in times if time), default=None)
 
 
-def read_time(text: str) -> float:
-    """Return a time that the API tells, in seconds since 1970."""
-    return datetime.fromisoformat(text).timestamp()
-
-
-def _time(text: str | None) -> float | None:
+def _optional_time(text: str | None) -> float | None:
     return read_time(text) if text else None
 
 

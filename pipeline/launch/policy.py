@@ -1,8 +1,10 @@
-"""What to do next about a training on machines that may be taken away: rules as data, and the clock passed in (pure).
+"""What to do next about a training on nodes that may be reclaimed: rules as data, the clock passed in (pure).
 
-Two questions are answered here. When all processes of a gang have ended: is that to be started again, and does it count
-(`after`)? And at every look at the cluster: wait, submit, move to other machines, or stop (`decide`)? The first rule of
-`RULES` that holds answers the second.
+Two questions are answered here:
+
+- All processes of a gang have ended. Is the gang started again, and does the restart count? See `record_exit`.
+- The launcher has looked at the cluster. Should it wait, submit a job, replace the job, or stop? See `decide`: the
+  first rule of `RULES` that applies is followed.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from pipeline.cost.forecast import HOUR, Budget
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PRESETS, PlacementConfig, Pool, spot_grace
 
-Fate = Literal["done", "free", "counted", "fatal"]
-Phase = Literal["none", "waiting", "running", "leaving"]
-Do = Literal["wait", "submit", "withdraw", "stop", "fail"]
+RestartKind = Literal["finished", "free", "counted", "fatal"]
+Phase = Literal["none", "waiting", "running", "terminating"]
+ActionKind = Literal["wait", "submit", "replace", "stop", "fail"]
 
-# How a gang that ended so goes on; all other codes count as a crash. The chart's failure policy says the same.
-# A batch that did not fit comes back half as large, so it mends itself after a few starts.
-FATES: dict[int, Fate] = {
-    EXIT_DONE: "done",
+# What an exit code means for the restart; all other codes count as a crash. The chart's failure policy agrees.
+# A batch that did not fit into memory is halved, so a few free restarts solve that by themselves.
+RESTART_KINDS: dict[int, RestartKind] = {
+    EXIT_DONE: "finished",
     Preempted.exit_code: "free",
     OutOfMemory.exit_code: "free",
     ConfigError.exit_code: "fatal",
@@ -32,80 +34,80 @@ FATES: dict[int, Fate] = {
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What is remembered of a run's launches; times are in seconds since 1970.
+class LaunchState:
+    """The numbers that decide how a run is launched next; times are in seconds since 1970.
 
     Attributes:
-        began: When training was first asked for.
-        pool: Where machines come from now.
-        nodes: How many machines are asked for now.
-        since: When that pool was first asked.
-        waits: Since when machines are waited for; None while all are there.
-        step: Optimizer step of the newest checkpoint known.
-        preemptions: Restarts that are free, in all.
-        pool_preemptions: Those since ``since``.
-        crashes: Restarts that count, in all.
-        fruitless: Restarts in a row without a newer checkpoint.
+        started_at: When the training was first launched.
+        pool: The pool that nodes are requested from.
+        nodes: How many nodes are requested.
+        pool_since: When that pool was first used.
+        waiting_since: Since when nodes are waited for; None while all are there.
+        checkpoint_step: Optimizer step of the newest checkpoint.
+        preemptions: All free restarts.
+        pool_preemptions: Free restarts since ``pool_since``.
+        crashes: All restarts that count.
+        without_progress: Restarts in a row without a newer checkpoint.
     """
 
-    began: float
+    started_at: float
     pool: Pool
     nodes: int
-    since: float
-    waits: float | None = None
-    step: int = 0
+    pool_since: float
+    waiting_since: float | None = None
+    checkpoint_step: int = 0
     preemptions: int = 0
     pool_preemptions: int = 0
     crashes: int = 0
-    fruitless: int = 0
+    without_progress: int = 0
 
 
-class End(NamedTuple):
-    """How a gang ended: its exit code, whether its machine was taken away, and the newest checkpoint's step."""
+class GangExit(NamedTuple):
+    """How a gang ended: its exit code, whether it lost a node, and the step of the newest checkpoint."""
 
-    code: int
-    taken: bool
-    step: int
+    exit_code: int
+    node_lost: bool
+    checkpoint_step: int
 
 
-class Sight(NamedTuple):
-    """What is seen at one moment.
+class Observation(NamedTuple):
+    """What the launcher observes at one moment.
 
     Attributes:
         now: Seconds since 1970.
-        phase: ``none``: there is no job; ``waiting``: not all machines are there; ``running``; ``leaving``: it is gone
-            but for processes that still end.
-        scheduled: Machines that are there.
-        spent: $ so far, with those of the machines held now.
-        rate: $ per second of the machines held now, or of those asked for next.
-        asked: Whether this process was asked to stop.
-        stuck: What keeps containers from starting that no waiting will mend.
+        phase: ``none``: there is no job; ``waiting``: some nodes are missing; ``running``; ``terminating``: the job is
+            deleted, but some of its processes have not ended.
+        scheduled_nodes: How many nodes are there.
+        spent_usd: $ spent so far, including the nodes that are held now.
+        usd_per_second: Price of the nodes that are held now, or of those that would be requested next.
+        stop_requested: Whether this process was asked to stop.
+        stuck_reason: Why a container cannot start, if waiting longer will not help.
     """
 
     now: float
     phase: Phase
-    scheduled: int = 0
-    spent: float = 0.0
-    rate: float = 0.0
-    asked: bool = False
-    stuck: str | None = None
+    scheduled_nodes: int = 0
+    spent_usd: float = 0.0
+    usd_per_second: float = 0.0
+    stop_requested: bool = False
+    stuck_reason: str | None = None
 
 
 class Action(NamedTuple):
     """What to do, and why.
 
     Attributes:
-        do: ``submit`` on machines as in the standing; ``withdraw`` the job, to submit another; ``stop`` for good, with
-            the state saved; ``fail``; or ``wait``.
-        why: A word for the record: ``budget``, ``deadline``, ``asked``, ``fallback``, …
+        kind: ``submit`` a job on the nodes of the launch state; ``replace`` the job: delete it, another one is
+            submitted later; ``stop`` for good, with the state saved; ``fail``; or ``wait``.
+        reason: A word for the log: ``budget``, ``deadline``, ``stop-requested``, ``fallback``, …
     """
 
-    do: Do
-    why: str = ""
+    kind: ActionKind
+    reason: str = ""
 
 
-class Terms(NamedTuple):
-    """The settings that decide."""
+class LaunchLimits(NamedTuple):
+    """The settings that the policy follows."""
 
     launch: LaunchConfig
     placement: PlacementConfig
@@ -116,162 +118,179 @@ class Terms(NamedTuple):
         return self.placement.spot and PRESETS[self.placement.cloud].spot is not None
 
     @property
-    def fewest(self) -> int:
-        """The fewest machines to make do with."""
+    def min_nodes(self) -> int:
+        """The fewest nodes that may train."""
         return self.placement.min_nodes or self.placement.nodes
 
 
-def first(terms: Terms, now: float, step: int = 0) -> Standing:
-    """Return the standing of a run that has not been launched before."""
-    return Standing(now, terms.placement.first_pool, terms.placement.nodes, since=now, step=step)
+def initial_state(limits: LaunchLimits, now: float, checkpoint_step: int = 0) -> LaunchState:
+    """Return the state of a run that has not been launched before."""
+    placement = limits.placement
+    return LaunchState(now, placement.first_pool, placement.nodes, pool_since=now, checkpoint_step=checkpoint_step)
 
 
-def fate(code: int, taken: bool = False) -> Fate:
-    """Return how a gang goes on that ended with this code, or whose machine was taken away."""
-    known = FATES.get(code, "counted")
-    return "free" if taken and known == "counted" else known
+def restart_kind(exit_code: int, node_lost: bool = False) -> RestartKind:
+    """Return how a gang that ended with this exit code is restarted; losing a node makes a crash free."""
+    kind = RESTART_KINDS.get(exit_code, "counted")
+    return "free" if node_lost and kind == "counted" else kind
 
 
-def after(standing: Standing, end: End, terms: Terms) -> tuple[Standing, Action]:
-    """Return the standing after a gang has ended, and whether to fail or to go on waiting for the next one."""
-    how = fate(end.code, end.taken)
-    fruitful = end.step > standing.step
-    standing = replace(
-        standing,
-        step=max(end.step, standing.step),
-        preemptions=standing.preemptions + (how == "free"),
-        pool_preemptions=standing.pool_preemptions + (how == "free"),
-        crashes=standing.crashes + (how == "counted"),
-        fruitless=0 if fruitful or how == "done" else standing.fruitless + 1,
-        waits=None,
+def record_exit(state: LaunchState, gang: GangExit, limits: LaunchLimits) -> tuple[LaunchState, Action]:
+    """Return the state after a gang has ended, and whether to ``fail`` or to ``wait`` for the next gang."""
+    kind = restart_kind(gang.exit_code, gang.node_lost)
+    has_progress = gang.checkpoint_step > state.checkpoint_step
+    state = replace(
+        state,
+        checkpoint_step=max(gang.checkpoint_step, state.checkpoint_step),
+        preemptions=state.preemptions + (kind == "free"),
+        pool_preemptions=state.pool_preemptions + (kind == "free"),
+        crashes=state.crashes + (kind == "counted"),
+        without_progress=0 if has_progress or kind == "finished" else state.without_progress + 1,
+        waiting_since=None,
     )
-    restarts = terms.launch.restarts
-    if how == "fatal":
-        return standing, Action("fail", "refused")
-    if how != "done" and (
-        standing.preemptions > restarts.max_preemptions
-        or standing.crashes > restarts.max_crashes
-        or standing.fruitless > restarts.max_without_progress
-    ):
-        stuck = standing.fruitless > restarts.max_without_progress
-        return standing, Action("fail", "no-progress" if stuck else "limits")
-    return standing, Action("wait", how)
+    if kind == "fatal":
+        return state, Action("fail", "fatal")
+    if kind == "finished":
+        return state, Action("wait", kind)
+    restarts = limits.launch.restarts
+    if state.without_progress > restarts.max_without_progress:
+        return state, Action("fail", "no-progress")
+    if state.preemptions > restarts.max_preemptions or state.crashes > restarts.max_crashes:
+        return state, Action("fail", "restart-limit")
+    return state, Action("wait", kind)
 
 
-def decide(standing: Standing, sight: Sight, terms: Terms) -> tuple[Standing, Action]:
-    """Return what to do about what is seen, and the standing from then on."""
-    standing = replace(standing, waits=_waits(standing, sight))
+def decide(state: LaunchState, observation: Observation, limits: LaunchLimits) -> tuple[LaunchState, Action]:
+    """Return what to do about an observation, and the state from then on."""
+    state = replace(state, waiting_since=_waiting_since(state, observation))
     for rule in RULES:
-        if rule.holds(standing, sight, terms):
-            return rule.then(standing, sight, terms), Action(rule.do, rule.why)
-    return standing, Action("wait")
+        if rule.applies(state, observation, limits):
+            return rule.next_state(state, observation, limits), Action(rule.kind, rule.reason)
+    return state, Action("wait")
 
 
-def _waits(standing: Standing, sight: Sight) -> float | None:
-    """Return since when machines are waited for: from the moment that they were asked for."""
-    if sight.phase == "running":
+def _waiting_since(state: LaunchState, observation: Observation) -> float | None:
+    if observation.phase == "running":
         return None
-    if sight.phase == "waiting":
-        return standing.waits if standing.waits is not None else sight.now
-    return standing.waits
+    if observation.phase == "waiting" and state.waiting_since is None:
+        return observation.now
+    return state.waiting_since
+
+
+Condition = Callable[[LaunchState, Observation, LaunchLimits], bool]
+Transition = Callable[[LaunchState, Observation, LaunchLimits], LaunchState]
 
 
 class Rule(NamedTuple):
-    """When something is to be done, and where the run stands then."""
+    """An action, the condition under which it is taken, and how it changes the launch state."""
 
-    do: Do
-    why: str
-    holds: Callable[[Standing, Sight, Terms], bool]
-    then: Callable[[Standing, Sight, Terms], Standing]
+    kind: ActionKind
+    reason: str
+    applies: Condition
+    next_state: Transition
 
 
-def _over_budget(_standing: Standing, sight: Sight, terms: Terms) -> bool:
-    """Tell whether the money that is left only pays for the end: the next look and the grace to save."""
-    usd = terms.launch.budget_usd
+def _stop_requested(_state: LaunchState, observation: Observation, _limits: LaunchLimits) -> bool:
+    return observation.stop_requested
+
+
+def _over_budget(_state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    """Tell whether the rest of the budget only pays for the end: one more poll and the grace period to save."""
+    usd = limits.launch.budget_usd
     if usd is None:
         return False
-    budget = Budget(usd, terms.launch.poll_seconds, save_seconds=spot_grace(terms.placement))
-    return budget.must_stop(sight.spent, usd_per_hour=sight.rate * HOUR)
+    budget = Budget(usd, limits.launch.poll_seconds, save_seconds=spot_grace(limits.placement))
+    return budget.must_stop(observation.spent_usd, usd_per_hour=observation.usd_per_second * HOUR)
 
 
-def _late(standing: Standing, sight: Sight, terms: Terms) -> bool:
-    hours = terms.launch.deadline_hours
-    return hours is not None and sight.now - standing.began >= hours * 3600
+def _past_deadline(state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    hours = limits.launch.deadline_hours
+    return hours is not None and observation.now - state.started_at >= hours * HOUR
 
 
-def _waited(standing: Standing, sight: Sight, minutes: float | None) -> bool:
-    """Tell whether machines have been waited for that long, in vain."""
-    if sight.phase != "waiting" or standing.waits is None or minutes is None:
+def _is_stuck(_state: LaunchState, observation: Observation, _limits: LaunchLimits) -> bool:
+    return observation.stuck_reason is not None
+
+
+def _has_waited(state: LaunchState, observation: Observation, minutes: float | None) -> bool:
+    """Tell whether nodes have been waited for that long."""
+    if observation.phase != "waiting" or state.waiting_since is None or minutes is None:
         return False
-    return sight.now - standing.waits >= minutes * 60
+    return observation.now - state.waiting_since >= minutes * 60
 
 
-def _few_are_enough(standing: Standing, sight: Sight, terms: Terms) -> bool:
-    """Tell whether some machines came, and are enough to go on with."""
-    enough = terms.fewest <= sight.scheduled < standing.nodes
-    return enough and _waited(standing, sight, terms.launch.shrink_wait_minutes)
+def _enough_nodes(state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    """Tell whether only some of the nodes came in time, and these are enough to train."""
+    is_enough = limits.min_nodes <= observation.scheduled_nodes < state.nodes
+    return is_enough and _has_waited(state, observation, limits.launch.shrink_wait_minutes)
 
 
-def _spot_does_not_come(standing: Standing, sight: Sight, terms: Terms) -> bool:
-    return standing.pool == "spot" and _waited(standing, sight, terms.launch.fallback.wait_minutes)
+def _spot_unavailable(state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    return state.pool == "spot" and _has_waited(state, observation, limits.launch.fallback.wait_minutes)
 
 
-def _spot_does_not_stay(standing: Standing, _sight: Sight, terms: Terms) -> bool:
-    most = terms.launch.fallback.preemptions
-    return standing.pool == "spot" and most is not None and standing.pool_preemptions >= most
+def _spot_unstable(state: LaunchState, _observation: Observation, limits: LaunchLimits) -> bool:
+    most = limits.launch.fallback.preemptions
+    return state.pool == "spot" and most is not None and state.pool_preemptions >= most
 
 
-def _none_come(standing: Standing, sight: Sight, terms: Terms) -> bool:
-    """Tell whether nothing came of asking for so many machines, and fewer may be asked for."""
-    has_other = standing.pool == "spot" and terms.launch.fallback.wait_minutes is not None
-    fewer = terms.fewest < standing.nodes
-    return fewer and not has_other and _waited(standing, sight, terms.launch.shrink_wait_minutes)
+def _too_few_nodes(state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    """Tell whether the nodes did not come in time, no other pool is left, and fewer may be requested."""
+    has_fallback = state.pool == "spot" and limits.launch.fallback.wait_minutes is not None
+    may_shrink = limits.min_nodes < state.nodes
+    return may_shrink and not has_fallback and _has_waited(state, observation, limits.launch.shrink_wait_minutes)
 
 
-def _spot_again(standing: Standing, sight: Sight, terms: Terms) -> bool:
-    hours = terms.launch.fallback.return_to_spot_hours
-    away = standing.pool == "on-demand" and terms.has_spot
-    return away and hours is not None and sight.now - standing.since >= hours * 3600
+def _may_return_to_spot(state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    hours = limits.launch.fallback.return_to_spot_hours
+    if state.pool != "on-demand" or not limits.has_spot or hours is None:
+        return False
+    return observation.now - state.pool_since >= hours * HOUR
 
 
-def _stay(standing: Standing, _sight: Sight, _terms: Terms) -> Standing:
-    return standing
+def _phase_is(phase: Phase) -> Condition:
+    return lambda _state, observation, _limits: observation.phase == phase
 
 
-def _ask(standing: Standing, sight: Sight, _terms: Terms) -> Standing:
-    return replace(standing, waits=sight.now)
+def _unchanged(state: LaunchState, _observation: Observation, _limits: LaunchLimits) -> LaunchState:
+    return state
 
 
-def _to(pool: Pool) -> Callable[[Standing, Sight, Terms], Standing]:
-    def move(standing: Standing, sight: Sight, terms: Terms) -> Standing:
+def _start_waiting(state: LaunchState, observation: Observation, _limits: LaunchLimits) -> LaunchState:
+    return replace(state, waiting_since=observation.now)
+
+
+def _move_to(pool: Pool) -> Transition:
+    def move(state: LaunchState, observation: Observation, limits: LaunchLimits) -> LaunchState:
         return replace(
-            standing, pool=pool, nodes=terms.placement.nodes, since=sight.now, waits=None, pool_preemptions=0
+            state,
+            pool=pool,
+            nodes=limits.placement.nodes,
+            pool_since=observation.now,
+            waiting_since=None,
+            pool_preemptions=0,
         )
 
     return move
 
 
-def _shrink(standing: Standing, sight: Sight, terms: Terms) -> Standing:
-    """Ask for as many as came, or for half where none did."""
-    fewer = sight.scheduled if sight.scheduled else standing.nodes // 2
-    return replace(standing, nodes=max(fewer, terms.fewest), waits=None)
+def _shrink(state: LaunchState, observation: Observation, limits: LaunchLimits) -> LaunchState:
+    """Request as many nodes as came, or half as many if none came."""
+    fewer = observation.scheduled_nodes if observation.scheduled_nodes else state.nodes // 2
+    return replace(state, nodes=max(fewer, limits.min_nodes), waiting_since=None)
 
 
-def _in(*phases: Phase) -> Callable[[Standing, Sight, Terms], bool]:
-    return lambda _standing, sight, _terms: sight.phase in phases
-
-
-# In the order in which they are asked. While a job is leaving nothing is decided but whether to wait for another one.
+# The first rule that applies wins. While a job is terminating, only a stop is decided.
 RULES: tuple[Rule, ...] = (
-    Rule("stop", "asked", lambda _standing, sight, _terms: sight.asked, _stay),
-    Rule("stop", "budget", _over_budget, _stay),
-    Rule("stop", "deadline", _late, _stay),
-    Rule("wait", "leaving", _in("leaving"), _stay),
-    Rule("fail", "stuck", lambda _standing, sight, _terms: sight.stuck is not None, _stay),
-    Rule("withdraw", "fallback", _spot_does_not_stay, _to("on-demand")),
-    Rule("submit", "", _in("none"), _ask),
-    Rule("withdraw", "shrink", _few_are_enough, _shrink),
-    Rule("withdraw", "fallback", _spot_does_not_come, _to("on-demand")),
-    Rule("withdraw", "shrink", _none_come, _shrink),
-    Rule("withdraw", "return-to-spot", _spot_again, _to("spot")),
+    Rule("stop", "stop-requested", _stop_requested, _unchanged),
+    Rule("stop", "budget", _over_budget, _unchanged),
+    Rule("stop", "deadline", _past_deadline, _unchanged),
+    Rule("wait", "terminating", _phase_is("terminating"), _unchanged),
+    Rule("fail", "stuck", _is_stuck, _unchanged),
+    Rule("replace", "fallback", _spot_unstable, _move_to("on-demand")),
+    Rule("submit", "", _phase_is("none"), _start_waiting),
+    Rule("replace", "shrink", _enough_nodes, _shrink),
+    Rule("replace", "fallback", _spot_unavailable, _move_to("on-demand")),
+    Rule("replace", "shrink", _too_few_nodes, _shrink),
+    Rule("replace", "return-to-spot", _may_return_to_spot, _move_to("spot")),
 )

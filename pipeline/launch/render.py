@@ -1,7 +1,8 @@
 """A training as a TrainJob of Kubeflow Trainer (pure).
 
-https://www.kubeflow.org/docs/components/trainer and the CRD of v2.3. The API is alpha, so this module alone knows it.
-Secrets are only referred to. A TrainJob has no ``envFrom``: what whole secrets bring belongs into the chart's runtime.
+See https://www.kubeflow.org/docs/components/trainer and the CRD of v2.3. The API is alpha, so only this module knows
+it. Secrets are passed by reference only. A TrainJob has no ``envFrom``: variables from whole secrets belong in the
+chart's TrainingRuntime.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from components.digests import digest, short
 from components.errors import ConfigError
 from components.settings import flatten
 from components.train.config import TrainConfig
-from pipeline import placement as places
+from pipeline import placement as placements
+from pipeline.launch.context import TrainerArguments
 from pipeline.launch.pods import CONTAINER
 from pipeline.placement import PlacementConfig, Pool
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
-# Kueue appends a patch of its own to the job; each manager's is kept apart by this name.
+# Kueue adds a patch of its own to the job; the patches are told apart by their managers' names.
 MANAGER = "darkroom.dev/launcher"
 
 JOB_LABEL = "darkroom.dev/job"
@@ -32,54 +34,32 @@ WORKDIR, DATASET, SPEC = "darkroom.dev/workdir", "darkroom.dev/dataset", "darkro
 POOL, NODES, NUMBER = "darkroom.dev/pool", "darkroom.dev/nodes", "darkroom.dev/submission"
 LAUNCHER = "darkroom.dev/launcher"
 
-# Where the store is must mean the same to the launcher and to the trainer.
+# The launcher and the trainer must reach the same object store.
 _SHARED_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-# Of a pod's grace, for the processes of the container itself to end.
+# Kept back from a pod's grace period, for the container's own processes to end.
 _MARGIN_SECONDS = 1.0
 _MAX_ARGUMENTS = 128
 
 
-class Training(NamedTuple):
-    """What is to be trained, and where everything lies.
-
-    Attributes:
-        run: The run's name.
-        workdir: The storage that holds everything, as `components.storage.open.open_storage` takes it.
-        base_model: What to start from.
-        encoding_key: Names the dataset's folder.
-        dataset: The dataset's digest.
-        seed: The run's.
-        config: The training's settings.
-    """
-
-    run: str
-    workdir: str
-    base_model: str
-    encoding_key: str
-    dataset: str
-    seed: int
-    config: TrainConfig
-
-
 class Owner(NamedTuple):
-    """The Argo Workflow that the job belongs to: when it is deleted, so is the job."""
+    """The Argo Workflow that owns the job: when the Workflow is deleted, so is the job."""
 
     name: str
     uid: str
 
 
-def job_label(training: Training) -> str:
-    """Return what all jobs of a run in one workdir have in common: 37 characters at most, a DNS label.
+def job_label(run: str, workdir: str) -> str:
+    """Return the label that all jobs of a run in one workdir share: a DNS label of at most 37 characters.
 
-    JobSet appends up to 26 more for the names of pods, which must stay below 64.
+    JobSet appends up to 26 characters for the names of pods, which must have fewer than 64.
     """
-    slug = re.sub(r"[^a-z0-9]+", "-", training.run.lower())[:24].strip("-")
-    name = f"{slug}-{short([training.run, training.workdir], 8)}"
+    slug = re.sub(r"[^a-z0-9]+", "-", run.lower())[:24].strip("-")
+    name = f"{slug}-{short([run, workdir], 8)}"
     return name if name[0].isalpha() else f"run-{name}"
 
 
 def render(
-    training: Training,
+    arguments: TrainerArguments,
     placement: PlacementConfig,
     pool: Pool,
     nodes: int,
@@ -90,23 +70,23 @@ def render(
     """Return the TrainJob as the API takes it.
 
     Args:
-        training: What is trained.
-        placement: What machines it asks for.
-        pool: Which kind of them.
-        nodes: How many.
-        number: How many jobs the run has had before; each gets a name of its own.
-        owner: The workflow, where there is one.
-        environment: This process's; what says where the store is goes along.
+        arguments: The trainer's.
+        placement: The settings of the nodes.
+        pool: The pool that the nodes are requested from.
+        nodes: How many nodes.
+        number: How many jobs the run has had before; each job gets a name of its own.
+        owner: The Workflow, if there is one.
+        environment: This process's; the variables that say where the object store is are passed on.
 
     Raises:
-        ConfigError: Where the machines leave no time to save, or there are more settings than a job takes.
+        ConfigError: If the nodes leave no time to save, or if there are more settings than a job takes.
     """
-    spec = _spec(training, placement, pool, nodes, environment or {})
-    label = job_label(training)
-    about = {WORKDIR: training.workdir, DATASET: training.dataset, SPEC: digest(spec)}
+    spec = _spec(arguments, placement, pool, nodes, environment or {})
+    label = job_label(arguments.run, arguments.workdir)
+    about = {WORKDIR: arguments.workdir, DATASET: arguments.dataset, SPEC: digest(spec)}
     metadata: dict[str, Any] = {
         "name": f"{label}-{number}",
-        "labels": {**_labels(training), **places.queue_labels(placement)},
+        "labels": {**_labels(arguments), **placements.queue_labels(placement)},
         "annotations": {**about, POOL: pool, NODES: str(nodes), NUMBER: str(number)},
     }
     if placement.namespace is not None:
@@ -117,11 +97,11 @@ def render(
 
 
 def typed(job: dict[str, Any]) -> dict[str, Any]:
-    """Return a job as Kubeflow's own models write it; they leave out what they do not know, which must be nothing."""
+    """Return a job as Kubeflow's own models write it; they drop unknown fields, and none may be dropped."""
     model = TrainerV1alpha1TrainJob.from_dict(job)
     assert model is not None
     written: dict[str, Any] = model.to_dict()
-    assert written == job, "kubeflow-trainer-api knows other fields than this module"
+    assert written == job, "kubeflow-trainer-api has other fields than this module"
     return written
 
 
@@ -131,101 +111,104 @@ def owner_reference(owner: Owner) -> dict[str, Any]:
 
 
 def pod_grace(config: TrainConfig, placement: PlacementConfig, pool: Pool) -> int:
-    """Return the pod's terminationGracePeriodSeconds: what a spot machine leaves, or else what saving may take."""
-    least = places.spot_grace(placement)
+    """Return the pod's terminationGracePeriodSeconds: what a spot node allows, or else what saving may take."""
+    spot_seconds = placements.spot_grace(placement)
     if pool == "spot":
-        return least
-    return max(least, math.ceil(config.limits.stop_grace_seconds + config.limits.crash_grace_seconds + _MARGIN_SECONDS))
+        return spot_seconds
+    return max(
+        spot_seconds, math.ceil(config.limits.stop_grace_seconds + config.limits.crash_grace_seconds + _MARGIN_SECONDS)
+    )
 
 
 def stop_seconds(config: TrainConfig, grace: int) -> float:
-    """Return train.limits.stop_grace_seconds as it must be for all processes to have ended within a pod's grace.
+    """Return train.limits.stop_grace_seconds, lowered so that all processes end within a pod's grace period.
 
     Raises:
-        ConfigError: Where no time is left.
+        ConfigError: If no time is left to save.
     """
-    left = grace - config.limits.crash_grace_seconds - _MARGIN_SECONDS
-    if left < 1:
+    seconds = grace - config.limits.crash_grace_seconds - _MARGIN_SECONDS
+    if seconds < 1:
         raise ConfigError(
-            f"machines of this placement are gone {grace} s after the notice, which leaves {left:g} s to save; lower "
+            f"nodes of this placement are gone {grace} s after the notice, which leaves {seconds:g} s to save; lower "
             f"train.limits.crash_grace_seconds ({config.limits.crash_grace_seconds:g}) or raise placement.grace_seconds"
         )
-    return min(config.limits.stop_grace_seconds, left)
+    return min(config.limits.stop_grace_seconds, seconds)
 
 
 def _spec(
-    training: Training, placement: PlacementConfig, pool: Pool, nodes: int, environment: Mapping[str, str]
+    arguments: TrainerArguments, placement: PlacementConfig, pool: Pool, nodes: int, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    grace = pod_grace(training.config, placement, pool)
+    grace = pod_grace(arguments.config, placement, pool)
     trainer: dict[str, Any] = {
         "numNodes": nodes,
-        "numProcPerNode": processes(training.config, placement),
+        "numProcPerNode": ranks_per_node(arguments.config, placement),
         "command": ["python", "-m", "components.train"],
-        "args": [_literal(text) for text in _arguments(training, grace)],
-        "env": [*places.environment(placement), *_shared(placement, environment)],
+        "args": [_literal(text) for text in _command_line(arguments, grace)],
+        "env": [*placements.environment(placement), *_shared_variables(placement, environment)],
     }
     if placement.image is not None:
         trainer["image"] = placement.image
-    if needs := places.resources(placement):
-        trainer["resourcesPerNode"] = needs
+    if resources := placements.resources(placement):
+        trainer["resourcesPerNode"] = resources
     return {
         "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": placement.runtime},
         "trainer": trainer,
-        "runtimePatches": [_patch(training, placement, pool, grace)],
+        "runtimePatches": [_patch(arguments, placement, pool, grace)],
     }
 
 
-def processes(config: TrainConfig, placement: PlacementConfig) -> int:
-    """Return how many ranks a machine runs."""
+def ranks_per_node(config: TrainConfig, placement: PlacementConfig) -> int:
+    """Return how many ranks a node runs."""
     return placement.gpus or config.ranks
 
 
-def _patch(training: Training, placement: PlacementConfig, pool: Pool, grace: int) -> dict[str, Any]:
+def _patch(arguments: TrainerArguments, placement: PlacementConfig, pool: Pool, grace: int) -> dict[str, Any]:
     pod: dict[str, Any] = {"terminationGracePeriodSeconds": grace}
-    if selector := places.node_selector(placement, pool):
+    if selector := placements.node_selector(placement, pool):
         pod["nodeSelector"] = selector
-    if tolerated := places.tolerations(placement, pool):
-        pod["tolerations"] = tolerated
-    if kept_off := places.affinity(placement, pool):
-        pod["affinity"] = kept_off
-    template = {"metadata": {"labels": _own_labels(training)}, "spec": pod}
+    if tolerations := placements.tolerations(placement, pool):
+        pod["tolerations"] = tolerations
+    if affinity := placements.affinity(placement, pool):
+        pod["affinity"] = affinity
+    template = {"metadata": {"labels": _run_labels(arguments)}, "spec": pod}
     job = {"name": CONTAINER, "template": {"spec": {"template": template}}}
     return {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
 
 
-def _labels(training: Training) -> dict[str, str]:
-    known = {"app.kubernetes.io/name": "darkroom", "app.kubernetes.io/component": "train"}
-    return {**known, **_own_labels(training)}
+def _labels(arguments: TrainerArguments) -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "darkroom",
+        "app.kubernetes.io/component": "train",
+        **_run_labels(arguments),
+    }
 
 
-def _own_labels(training: Training) -> dict[str, str]:
-    """Return the labels that find what belongs to a run; pods have the chart's besides."""
-    return {JOB_LABEL: job_label(training), RUN_LABEL: training.run}
+def _run_labels(arguments: TrainerArguments) -> dict[str, str]:
+    """Return the labels by which the objects of a run are found; the chart adds others to pods."""
+    return {JOB_LABEL: job_label(arguments.run, arguments.workdir), RUN_LABEL: arguments.run}
 
 
-def _shared(placement: PlacementConfig, environment: Mapping[str, str]) -> list[dict[str, str]]:
-    known = placement.env.keys() | placement.secret_env.keys()
-    names = [name for name in _SHARED_VARIABLES if environment.get(name) and name not in known]
+def _shared_variables(placement: PlacementConfig, environment: Mapping[str, str]) -> list[dict[str, str]]:
+    configured = placement.env.keys() | placement.secret_env.keys()
+    names = [name for name in _SHARED_VARIABLES if environment.get(name) and name not in configured]
     return [{"name": name, "value": environment[name]} for name in names]
 
 
-def _arguments(training: Training, grace: int) -> list[str]:
-    stop = {"stop_grace_seconds": stop_seconds(training.config, grace)}
-    config = training.config.model_copy(update={"limits": training.config.limits.model_copy(update=stop)})
-    arguments = ["--workdir", training.workdir, "--run", training.run, "--encoding-key", training.encoding_key]
-    arguments += ["--dataset", training.dataset, "--base-model", training.base_model, "--seed", str(training.seed)]
+def _command_line(arguments: TrainerArguments, grace: int) -> list[str]:
+    stop = {"stop_grace_seconds": stop_seconds(arguments.config, grace)}
+    config = arguments.config.model_copy(update={"limits": arguments.config.limits.model_copy(update=stop)})
     changed = config.model_dump(mode="json", exclude_defaults=True)
-    arguments += [f"--set={name}={_yaml(value)}" for name, value in flatten(changed).items()]
-    if len(arguments) > _MAX_ARGUMENTS:
-        raise ConfigError(f"{len(arguments)} arguments for the trainer, a TrainJob takes {_MAX_ARGUMENTS}")
-    return arguments
+    texts = [*arguments.flags(), *(f"--set={name}={_yaml(value)}" for name, value in flatten(changed).items())]
+    if len(texts) > _MAX_ARGUMENTS:
+        raise ConfigError(f"{len(texts)} arguments for the trainer, but a TrainJob takes {_MAX_ARGUMENTS}")
+    return texts
 
 
 def _yaml(value: Any) -> str:
-    """Return a value as the trainer's ``--set`` reads it: JSON, but YAML has an escape of its own for rare letters."""
-    return re.sub(r"[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(value, ensure_ascii=False))
+    """Return a value as the trainer's ``--set`` reads it: JSON, but with YAML's escapes for characters beyond ASCII."""
+    return re.sub(r"[^ -~]", lambda character: f"\\U{ord(character[0]):08x}", json.dumps(value, ensure_ascii=False))
 
 
 def _literal(text: str) -> str:
-    """Return an argument that the kubelet leaves alone: it would put variables in the place of ``$(NAME)``."""
+    """Return an argument in which the kubelet replaces nothing: it would expand ``$(NAME)``."""
     return text.replace("$", "$$")

@@ -1,21 +1,25 @@
-"""What a launcher on the cluster remembers, in ``runs/<run>/launch.json``: another one goes on from there."""
+"""What a launcher on the cluster must not forget: ``runs/<run>/launch.json``, from which the next launcher goes on."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from components.errors import NotFound
+from pydantic import TypeAdapter, ValidationError
+
+from components.errors import ConfigError, NotFound
 from components.storage.base import Storage
 from pipeline.launch.pods import Gang
-from pipeline.launch.policy import Standing
+from pipeline.launch.policy import LaunchState
 from pipeline.placement import Pool
 
 KEY = "launch.json"
+FORMAT = 2
 
 
-class Job(NamedTuple):
-    """The TrainJob that is followed, and what each of its machines costs, in $ per hour."""
+@dataclass(frozen=True)
+class TrainJobRecord:
+    """A TrainJob that is followed, and the price of each of its nodes in $ per hour."""
 
     name: str
     uid: str
@@ -25,121 +29,118 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Open:
-    """An attempt that has not been closed.
+class OpenAttempt:
+    """An attempt whose books are not closed.
 
     Attributes:
         number: Its number, from 0.
         job: The job that its pods belong to.
-        asked: Since when its machines are asked for, in seconds since 1970.
-        first: Step of the checkpoint that it goes on from.
+        requested_at: Since when its nodes are requested, in seconds since 1970.
+        start_step: Step of the checkpoint that it resumes from.
         gang: Its pods.
-        old: Uids of pods of the attempts before that may still be seen.
+        earlier_pods: Uids of pods of earlier attempts that may still exist.
     """
 
     number: int
-    job: Job
-    asked: float
-    first: int
+    job: TrainJobRecord
+    requested_at: float
+    start_step: int
     gang: Gang = field(default_factory=lambda: Gang({}))
-    old: tuple[str, ...] = ()
+    earlier_pods: tuple[str, ...] = ()
 
 
-class Ending(NamedTuple):
-    """Why nothing is started any more: ``done``, ``budget``, ``deadline``, ``asked`` or ``failed``, and with what."""
+@dataclass(frozen=True)
+class LaunchEnd:
+    """Why no more jobs are submitted.
 
-    why: str
-    code: int = 0
+    Attributes:
+        reason: ``finished``, ``budget``, ``deadline``, ``stop-requested`` or ``failed``.
+        exit_code: The trainer's exit code that forbids a restart, if it failed so.
+        message: What went wrong.
+    """
+
+    reason: str
+    exit_code: int = 0
     message: str = ""
 
 
 @dataclass(frozen=True)
-class Memory:
+class LaunchRecord:
     """All that survives the launcher.
 
     Attributes:
-        number: How many jobs the run has had.
-        attempts: How many attempts have been closed since training was asked for.
-        standing: Where the run stands; None before it was ever launched.
+        jobs: How many jobs the run has had.
+        attempts: How many attempts were closed since the training was launched.
+        state: The numbers that decide what is next; None if the run was never launched.
         job: The job that is followed.
-        judged: How many attempts of that job have been closed.
-        left: Name of the job before, of which something may still run.
+        job_attempts: How many attempts of that job were closed.
+        deleted_job: Name of the deleted job before it, if some of it may still run.
         attempt: The attempt that is followed.
-        ending: Why nothing is started any more.
-        finished: Whether the last launch has come to its end; the next begins with a fresh standing.
-        done: Digest of the dataset that was trained on to the last step, if any was.
+        end: Why no more jobs are submitted; None while the launch goes on.
+        is_over: Whether the last launch has come to its end; the next one starts with a new state.
+        trained_dataset: Digest of the dataset that was trained on to the last step.
     """
 
-    number: int = 0
+    jobs: int = 0
     attempts: int = 0
-    standing: Standing | None = None
-    job: Job | None = None
-    judged: int = 0
-    left: str | None = None
-    attempt: Open | None = None
-    ending: Ending | None = None
-    finished: bool = False
-    done: str | None = None
-
-    @classmethod
-    def read(cls, run: Storage) -> Self:
-        """Return what the run's folder holds; an empty memory where there is none."""
-        try:
-            kept = run.read_json(KEY)
-        except NotFound:
-            return cls()
-        attempt = kept["attempt"]
-        if attempt is not None:
-            known = {"job": Job(**attempt["job"]), "gang": Gang.load(attempt["gang"]), "old": tuple(attempt["old"])}
-            attempt = Open(**{**attempt, **known})
-        return cls(
-            number=kept["number"],
-            attempts=kept["attempts"],
-            standing=None if kept["standing"] is None else Standing(**kept["standing"]),
-            job=None if kept["job"] is None else Job(**kept["job"]),
-            judged=kept["judged"],
-            left=kept["left"],
-            attempt=attempt,
-            ending=None if kept["ending"] is None else Ending(**kept["ending"]),
-            finished=kept["finished"],
-            done=kept["done"],
-        )
-
-    def dump(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        attempt = None
-        if self.attempt is not None:
-            opened = self.attempt
-            attempt = {**_shallow(opened), "job": opened.job._asdict(), "gang": opened.gang.dump()}
-        return {
-            **_shallow(self),
-            "standing": None if self.standing is None else asdict(self.standing),
-            "job": None if self.job is None else self.job._asdict(),
-            "attempt": attempt,
-            "ending": None if self.ending is None else self.ending._asdict(),
-        }
+    state: LaunchState | None = None
+    job: TrainJobRecord | None = None
+    job_attempts: int = 0
+    deleted_job: str | None = None
+    attempt: OpenAttempt | None = None
+    end: LaunchEnd | None = None
+    is_over: bool = False
+    trained_dataset: str | None = None
 
 
-class Notebook:
-    """The memory, and where it is kept: what changes is written at once, so that nobody has to do it again."""
+_RECORD = TypeAdapter(LaunchRecord)
+
+
+class StateFile:
+    """The launch record and the file that keeps it: every change is written at once, before it is acted on.
+
+    Args:
+        run: The run's folder.
+
+    Raises:
+        ConfigError: If the file has another format, or cannot be read.
+    """
 
     def __init__(self, run: Storage) -> None:
         self._run = run
-        self.memory = Memory.read(run)
+        self.record = _read(run)
 
-    def note(self, **changes: Any) -> None:
-        """Remember something."""
-        memory = replace(self.memory, **changes)
-        if memory != self.memory:
-            self.memory = memory
-            self._run.write_json(KEY, memory.dump())
+    def update(self, **changes: Any) -> None:
+        """Change fields of the record."""
+        record = replace(self.record, **changes)
+        if record != self.record:
+            self.record = record
+            self._run.write_json(KEY, {"format": FORMAT, **_RECORD.dump_python(record, mode="json")})
 
     @property
-    def standing(self) -> Standing:
-        """Where the run stands, which is known from the start of a launch on."""
-        assert self.memory.standing is not None
-        return self.memory.standing
+    def state(self) -> LaunchState:
+        """The launch state; there is one as soon as a launch has begun."""
+        assert self.record.state is not None
+        return self.record.state
 
 
-def _shallow(record: Memory | Open) -> dict[str, Any]:
-    return dict(vars(record))
+def _read(run: Storage) -> LaunchRecord:
+    try:
+        values = run.read_json(KEY)
+    except NotFound:
+        return LaunchRecord()
+    number = values.pop("format", 1)  # the first format did not name itself
+    if number != FORMAT:
+        raise ConfigError(
+            f"{KEY} in {run.url} has format {number}, and this release reads format {FORMAT}; let the run end with "
+            f"the release that began it, or delete {KEY}: a TrainJob that still runs is then found by its labels"
+        )
+    try:
+        return _RECORD.validate_python(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"])) or "the file"
+        raise ConfigError(
+            f"{KEY} in {run.url} is damaged ({where}: {problem['msg']}); delete it: a TrainJob that still runs is then "
+            "found by its labels"
+        ) from None

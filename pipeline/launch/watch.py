@@ -1,4 +1,4 @@
-"""What the cluster tells of objects as it happens: a list, then a watch that goes on where it broke off."""
+"""Changes of objects as the cluster's API reports them: a list first, then a watch that resumes where it broke off."""
 
 from __future__ import annotations
 
@@ -12,73 +12,77 @@ from typing import Any, Literal, NamedTuple
 from kubernetes import client
 from kubernetes.watch.watch import iter_resp_lines
 
-from pipeline.launch.api import AWAY, Cluster, is_passing
+from pipeline.launch.api import AWAY, Cluster, Json, is_transient
 from pipeline.launch.render import GROUP, PLURAL, VERSION
 
-Kind = Literal["job", "pod"]
-Json = dict[str, Any]
+ObjectKind = Literal["job", "pod"]
 
 GONE = 410
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 20.0
-# A stream without a word for so long is asked for anew, and one that does not even end then is broken.
+# The API ends a watch after so long; a stream that is silent for even longer is broken.
 _WATCH_SECONDS = 240
 _READ_SECONDS = 300
 
 
-class News(NamedTuple):
-    """One thing that was told.
+class WatchEvent(NamedTuple):
+    """One report of a watcher.
 
     Attributes:
-        what: ``listed``: ``objects`` are all that exist; ``changed`` or ``deleted``: of ``objects``, the one;
-            ``away``: the API does not answer; ``back``: it does again; ``refused``: it will not, ``problem`` says why;
-            ``stop``: somebody asks this process to end.
-        kind: Of which objects.
+        type: ``listed``: ``objects`` are all that exist; ``changed`` or ``deleted``: ``objects`` holds the one object;
+            ``unreachable``: the API does not answer; ``connected``: it answers again; ``rejected``: it rejects the
+            request, see ``problem``; ``stop``: this process was asked to stop.
+        kind: The kind of the objects.
         objects: As the API gives them.
-        problem: What is wrong.
+        problem: What went wrong.
     """
 
-    what: Literal["listed", "changed", "deleted", "away", "back", "refused", "stop"]
-    kind: Kind | None = None
+    type: Literal["listed", "changed", "deleted", "unreachable", "connected", "rejected", "stop"]
+    kind: ObjectKind | None = None
     objects: tuple[Json, ...] = ()
     problem: str = ""
 
 
-Inbox = SimpleQueue[News]
+EventQueue = SimpleQueue[WatchEvent]
 
 
-class Feed:
-    """Puts into an inbox what happens to the objects of one kind that a label selects, from a thread of its own.
+class Watcher:
+    """Puts the changes of all objects of one kind that a label selects into a queue, from a thread of its own.
 
     Args:
-        cluster: Where.
-        kind: Which objects.
+        cluster: The cluster.
+        kind: The kind of the objects.
         label: Label selector.
-        inbox: Takes the news.
+        queue: Receives the events.
         sleep: Waits so many seconds.
     """
 
     def __init__(
-        self, cluster: Cluster, kind: Kind, label: str, inbox: Inbox, sleep: Callable[[float], object] = time.sleep
+        self,
+        cluster: Cluster,
+        kind: ObjectKind,
+        label: str,
+        queue: EventQueue,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._cluster = cluster
-        self._kind: Kind = kind
+        self._kind: ObjectKind = kind
         self._label = label
-        self._inbox = inbox
+        self._queue = queue
         self._sleep = sleep
         self._pause = _FIRST_PAUSE
-        self._ended = False
+        self._is_stopped = False
 
     def start(self) -> None:
-        """Tell from now on."""
-        threading.Thread(target=self._run, name=f"feed-{self._kind}", daemon=True).start()
+        """Start to report."""
+        threading.Thread(target=self._run, name=f"watch-{self._kind}", daemon=True).start()
 
     def stop(self) -> None:
-        """Tell nothing more."""
-        self._ended = True
+        """Report nothing more."""
+        self._is_stopped = True
 
     def _run(self) -> None:
         version: str | None = None
-        while not self._ended:
+        while not self._is_stopped:
             try:
                 version = self._list() if version is None else version
                 for newer in self._watch(version):
@@ -86,29 +90,33 @@ class Feed:
                 self._sleep(_FIRST_PAUSE)
             except client.ApiException as error:
                 if error.status == GONE:
-                    version = None  # too much has happened meanwhile: look at all of it anew
-                elif is_passing(error.status):
+                    version = None  # the API has forgotten the changes since then: list all objects again
+                elif is_transient(error.status):
                     self._wait(f"{error.status} {error.reason}")
                 else:
-                    self._tell(News("refused", self._kind, problem=f"{error.status} {error.reason}: {error.body}"))
+                    self._put(
+                        WatchEvent("rejected", self._kind, problem=f"{error.status} {error.reason}: {error.body}")
+                    )
                     return
             except (*AWAY, ValueError) as error:  # ValueError: a line that broke off in its middle
                 self._wait(str(error) or type(error).__name__)
 
     def _list(self) -> str:
-        call, arguments = self._call()
-        listed = _plain(call(*arguments, label_selector=self._label, _request_timeout=30, _preload_content=False))
-        self._tell(News("listed", self._kind, tuple(listed.get("items") or ())))
-        return str(listed["metadata"]["resourceVersion"])
+        """Report all objects, and return the version to watch from."""
+        request, arguments = self._request()
+        answer = request(*arguments, label_selector=self._label, _request_timeout=30, _preload_content=False)
+        listing: Json = json.loads(answer.data)
+        self._put(WatchEvent("listed", self._kind, tuple(listing.get("items") or ())))
+        return str(listing["metadata"]["resourceVersion"])
 
     def _watch(self, version: str) -> Iterator[str]:
-        """Yield the version of each thing that happened after ``version``.
+        """Report what changes after ``version``, and yield the version of each change.
 
         Raises:
-            ApiException: Where the API says so, in its answer or in the stream.
+            ApiException: If the API reports an error, in its answer or in the stream.
         """
-        call, arguments = self._call()
-        stream = call(
+        request, arguments = self._request()
+        stream = request(
             *arguments,
             label_selector=self._label,
             resource_version=version,
@@ -119,38 +127,32 @@ class Feed:
             _preload_content=False,
         )
         try:
-            self._tell(News("back", self._kind))
+            self._put(WatchEvent("connected", self._kind))
             for line in iter_resp_lines(stream):
-                yield self._hear(json.loads(line))
+                yield self._read(json.loads(line))
         finally:
             stream.close()
             stream.release_conn()
 
-    def _hear(self, event: Json) -> str:
-        found = event["object"]
+    def _read(self, event: Json) -> str:
+        changed = event["object"]
         if event["type"] == "ERROR":
-            raise client.ApiException(status=found.get("code"), reason=found.get("message"))
+            raise client.ApiException(status=changed.get("code"), reason=changed.get("message"))
         if event["type"] != "BOOKMARK":
-            self._tell(News("deleted" if event["type"] == "DELETED" else "changed", self._kind, (found,)))
-        return str(found["metadata"]["resourceVersion"])
+            self._put(WatchEvent("deleted" if event["type"] == "DELETED" else "changed", self._kind, (changed,)))
+        return str(changed["metadata"]["resourceVersion"])
 
-    def _call(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    def _request(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
         namespace = self._cluster.namespace
         if self._kind == "job":
-            return self._cluster.jobs.list_namespaced_custom_object, (GROUP, VERSION, namespace, PLURAL)
+            return self._cluster.objects.list_namespaced_custom_object, (GROUP, VERSION, namespace, PLURAL)
         return self._cluster.core.list_namespaced_pod, (namespace,)
 
     def _wait(self, problem: str) -> None:
-        self._tell(News("away", self._kind, problem=problem))
+        self._put(WatchEvent("unreachable", self._kind, problem=problem))
         self._sleep(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
-    def _tell(self, news: News) -> None:
-        if not self._ended:
-            self._inbox.put(news)
-
-
-def _plain(answer: Any) -> Json:
-    found = json.loads(answer.data)
-    assert isinstance(found, dict)
-    return found
+    def _put(self, event: WatchEvent) -> None:
+        if not self._is_stopped:
+            self._queue.put(event)

@@ -1,6 +1,6 @@
 """A Kubernetes API server in this process: objects with resource versions, label selectors, and watches that stream.
 
-It knows nothing of what objects mean; see `tests.cluster.operators`. It can be away, forget its history (410),
+It does not know what objects mean; see `tests.cluster.operators`. It can be unreachable, forget its history (410),
 break streams in the middle of a line, and answer with errors.
 """
 
@@ -22,8 +22,8 @@ BOOKMARK_SECONDS = 0.2
 NAMESPACE = "lab"
 
 
-def stamp(moment: float | None = None) -> str:
-    """Return a time as the API writes it, though to the microsecond: tests do not last for whole seconds."""
+def timestamp(moment: float | None = None) -> str:
+    """Return a time as the API writes it, but with microseconds: a test does not last for whole seconds."""
     return datetime.fromtimestamp(time.time() if moment is None else moment, UTC).isoformat()
 
 
@@ -40,33 +40,34 @@ class Store:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.version = 100
-        self.oldest = 100
+        self.oldest_version = 100
         self.history: list[tuple[int, str, str, Json]] = []  # version, plural, kind of change, object
         self.objects: dict[str, dict[str, Json]] = {}
 
-    def create(self, plural: str, found: Json) -> Json:
+    def create(self, plural: str, item: Json) -> Json:
         with self.changed:
-            name, now = found["metadata"]["name"], stamp()
+            name = item["metadata"]["name"]
             if name in self.objects.setdefault(plural, {}):
                 raise Refusal(409, "AlreadyExists", f"{plural} {name!r} already exists")
-            made = copy.deepcopy(found)
-            made["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now, "namespace": NAMESPACE}
-            return self._put(plural, "ADDED", made)
+            created = copy.deepcopy(item)
+            server_fields = {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp(), "namespace": NAMESPACE}
+            created["metadata"] |= server_fields
+            return self._put(plural, "ADDED", created)
 
     def update(self, plural: str, name: str, change: Callable[[Json], None]) -> Json | None:
         with self.changed:
             if name not in self.objects.get(plural, {}):
                 return None
-            made = copy.deepcopy(self.objects[plural][name])
-            change(made)
-            return self._put(plural, "MODIFIED", made)
+            changed = copy.deepcopy(self.objects[plural][name])
+            change(changed)
+            return self._put(plural, "MODIFIED", changed)
 
     def delete(self, plural: str, name: str, uid: str | None = None) -> Json:
         with self.changed:
-            found = self.get(plural, name)
-            if uid is not None and found["metadata"]["uid"] != uid:
+            item = self.get(plural, name)
+            if uid is not None and item["metadata"]["uid"] != uid:
                 raise Refusal(409, "Conflict", "the UID in the precondition does not match")
-            return self._put(plural, "DELETED", copy.deepcopy(found))
+            return self._put(plural, "DELETED", copy.deepcopy(item))
 
     def get(self, plural: str, name: str) -> Json:
         with self.changed:
@@ -76,40 +77,48 @@ class Store:
 
     def list(self, plural: str, selector: str = "") -> list[Json]:
         with self.changed:
-            return [found for found in self.objects.get(plural, {}).values() if matches(found, selector)]
+            return [item for item in self.objects.get(plural, {}).values() if matches(item, selector)]
 
     def forget(self) -> None:
-        """Compact the history: whoever asks for what was before now is told that it is gone."""
+        """Compact the history: a watch of an older version is answered with 410."""
         with self.changed:
             self.history.clear()
             self.version += 1
-            self.oldest = self.version
+            self.oldest_version = self.version
 
-    def _put(self, plural: str, change: str, found: Json) -> Json:
+    def _put(self, plural: str, change: str, item: Json) -> Json:
         self.version += 1
-        found["metadata"]["resourceVersion"] = str(self.version)
-        name = found["metadata"]["name"]
+        item["metadata"]["resourceVersion"] = str(self.version)
+        name = item["metadata"]["name"]
         if change == "DELETED":
             del self.objects[plural][name]
         else:
-            self.objects.setdefault(plural, {})[name] = found
-        self.history.append((self.version, plural, change, found))
+            self.objects.setdefault(plural, {})[name] = item
+        self.history.append((self.version, plural, change, item))
         self.changed.notify_all()
-        return found
+        return item
 
 
-def matches(found: Json, selector: str) -> bool:
-    labels = found["metadata"].get("labels") or {}
+def matches(item: Json, selector: str) -> bool:
+    labels = item["metadata"].get("labels") or {}
     return all(labels.get(key) == value for key, _, value in (one.partition("=") for one in selector.split(",") if one))
 
 
 class ApiServer:
-    """Serves a store over HTTP at `url`, and has bad days when told to."""
+    """Serves a store over HTTP at `url`; tests make it fail.
+
+    Attributes:
+        store: The objects.
+        logs: The log of each pod.
+        requests: Method and path of every request, in order.
+        before: Called with both before each request is carried out; may raise `Refusal`.
+        after: Called with both after each request was carried out, before it is answered.
+    """
 
     def __init__(self) -> None:
         self.store = Store()
         self.logs: dict[str, str] = {}
-        self.seen: list[tuple[str, str]] = []  # method and path of every request
+        self.requests: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda method, path: None
         self.after: Callable[[str, str], None] = lambda method, path: None
         self.epoch = 0  # raised to break all streams
@@ -134,7 +143,7 @@ class ApiServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
 
     def stop(self) -> None:
-        """Go away: no connection is taken any more, and those that are open break."""
+        """Become unreachable: reject new connections and break the open ones."""
         if self._server is None:
             return
         self.break_streams(torn=True)
@@ -143,7 +152,7 @@ class ApiServer:
         self._server = None
 
     def break_streams(self, torn: bool = False) -> None:
-        """End all watches, in the middle of a line if told to."""
+        """End all watches, if ``torn`` in the middle of a line."""
         with self.store.changed:
             self.torn = torn
             self.epoch += 1
@@ -159,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[-1] for name, values in parse_qs(address.query).items()}
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else {}
-        api.seen.append((self.command, address.path))
+        api.requests.append((self.command, address.path))
         try:
             api.before(self.command, address.path)
             if query.get("watch") in ("true", "True"):
@@ -176,19 +185,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, path: list[str], query: dict[str, str], body: Json) -> Any:
         store = self.server_api.store
-        place = path[path.index("namespaces") + 2 :]
-        plural, name = place[0], place[1] if len(place) > 1 else None
+        parts = path[path.index("namespaces") + 2 :]
+        plural, name = parts[0], parts[1] if len(parts) > 1 else None
         if name is None and self.command == "POST":
             return store.create(plural, body)
         if name is None:
             with store.changed:
                 items, version = store.list(plural, query.get("labelSelector", "")), str(store.version)
             return {"kind": "List", "metadata": {"resourceVersion": version}, "items": items}
-        if place[2:] == ["log"]:
+        if parts[2:] == ["log"]:
             store.get(plural, name)
             return self.server_api.logs.get(name, "")
         if self.command == "PATCH":
-            merged = store.update(plural, name, lambda found: _merge(found, body))
+            merged = store.update(plural, name, lambda item: _merge(item, body))
             if merged is None:
                 raise Refusal(404, "NotFound", f"{plural} {name!r} not found")
             return merged
@@ -216,23 +225,23 @@ class _Handler(BaseHTTPRequestHandler):
         api, store = self.server_api, self.server_api.store
         version, selector, epoch = int(query["resourceVersion"]), query.get("labelSelector", ""), api.epoch
         with store.changed:
-            if version < store.oldest:
-                gone = Refusal(410, "Expired", f"too old resource version: {version} ({store.oldest})")
+            if version < store.oldest_version:
+                gone = Refusal(410, "Expired", f"too old resource version: {version} ({store.oldest_version})")
                 yield {"type": "ERROR", "object": gone.status}
                 return
         until = time.monotonic() + float(query.get("timeoutSeconds", 3600))
         while time.monotonic() < until:
             with store.changed:
-                news = [one for one in store.history if one[0] > version]
-                if not news:
+                changes = [change for change in store.history if change[0] > version]
+                if not changes:
                     store.changed.wait(BOOKMARK_SECONDS)
-                    news = [one for one in store.history if one[0] > version]
+                    changes = [change for change in store.history if change[0] > version]
                 if api.epoch != epoch:
                     return
                 version = max(version, store.version)
-            for _version, kind, change, found in news:
-                if kind == plural and matches(found, selector):
-                    yield {"type": change, "object": found}
+            for _version, item_plural, change, item in changes:
+                if item_plural == plural and matches(item, selector):
+                    yield {"type": change, "object": item}
             yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}}
 
     def _chunk(self, data: bytes) -> None:

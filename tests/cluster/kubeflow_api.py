@@ -1,6 +1,6 @@
-"""Kubeflow Pipelines' REST API (v2beta1) in this process: enough for `kfp.Client`, with the real one's refusals.
+"""Kubeflow Pipelines' REST API (v2beta1) in this process: enough for `kfp.Client`, with the real API's errors.
 
-It keeps pipelines, versions, experiments, runs and recurring runs, gives pages of two, and has bad days when told to.
+It keeps pipelines, versions, experiments, runs and recurring runs, returns pages of two, and fails if a test makes it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class KubeflowApi:
     Attributes:
         seen: Method and path of every request, in order.
         before: Called with both before each request; may raise `Refusal`.
-        multi_user: Whether users are kept apart: then every request names a namespace, else none may.
-        token: What the Authorization header must hold; empty: nothing is asked.
+        multi_user: Whether users are kept apart: if so, every request names a namespace, otherwise none may.
+        token: What the Authorization header must hold; empty: any.
     """
 
     def __init__(self, multi_user: bool = False) -> None:
@@ -58,8 +58,8 @@ class KubeflowApi:
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, told = api.answer(self.command, self.path, body, dict(self.headers))
-                data = json.dumps(told).encode()
+                status, values = api.answer(self.command, self.path, body, dict(self.headers))
+                data = json.dumps(values).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -97,38 +97,38 @@ class KubeflowApi:
             return refusal.status, {"code": 3, "error": str(refusal), "message": str(refusal)}
 
     def _route(self, method: str, path: str, query: dict[str, str], body: bytes) -> Json:
-        _, what, *rest = path.split("/")
-        if what == "healthz":
+        _, kind, *rest = path.split("/")
+        if kind == "healthz":
             return {"multi_user": self.multi_user}
-        if what == "pipelines" and rest[:1] == ["upload_version"]:
+        if kind == "pipelines" and rest[:1] == ["upload_version"]:
             return self._upload(query, body)
-        if what == "pipelines" and rest[1:] == ["versions"]:
-            mine = [one for one in self._all("pipeline_versions") if one["pipeline_id"] == rest[0]]
-            return self._page("pipeline_versions", mine, query)
-        table = {"recurringruns": "recurring_runs"}.get(what, what)
+        if kind == "pipelines" and rest[1:] == ["versions"]:
+            versions = [version for version in self._all("pipeline_versions") if version["pipeline_id"] == rest[0]]
+            return self._page("pipeline_versions", versions, query)
+        table = {"recurringruns": "recurring_runs"}.get(kind, kind)
         if method == "POST" and not rest:
             return self._create(table, json.loads(body))
         if method == "GET" and not rest:
             self._check_namespace(table, query.get("namespace", ""), "experiment_id" in query)
             return self._page(table, self._filtered(table, query), query)
         name, _, verb = rest[0].partition(":")
-        found = self.tables[table].get(name)
-        if found is None:
-            raise Refusal(404, f"{what} {name} not found.")
-        return self._change(table, found, method, verb)
+        record = self.tables[table].get(name)
+        if record is None:
+            raise Refusal(404, f"{kind} {name} not found.")
+        return self._change(table, record, method, verb)
 
-    def _change(self, table: str, found: Json, method: str, verb: str) -> Json:
+    def _change(self, table: str, record: Json, method: str, verb: str) -> Json:
         if method == "DELETE":
-            del self.tables[table][_id(table, found)]
+            del self.tables[table][_id(table, record)]
             return {}
         if verb == "terminate":
-            found["state"] = "CANCELING"
+            record["state"] = "CANCELING"
         elif verb in ("enable", "disable"):
-            found["status"] = f"{verb.upper()}D"
+            record["status"] = f"{verb.upper()}D"
             self._watch()
         elif verb:
             raise Refusal(501, f"no {verb} here")
-        return {} if verb else found
+        return {} if verb else record
 
     def _create(self, table: str, given: Json) -> Json:
         if table in ("pipelines", "experiments"):
@@ -141,25 +141,25 @@ class KubeflowApi:
         if table == "recurring_runs":
             if len(given["trigger"]["cron_schedule"]["cron"].split()) != 6:
                 raise Refusal(400, "Schedule cron is not a supported format")
-            # The mode is what was asked for, the status what is.
+            # The request has a mode, and the answer a status.
             given |= {"status": {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}[given["mode"]]}
             given["max_concurrency"] = str(given["max_concurrency"])
         if table == "runs":
             given |= {"state": "PENDING", "finished_at": _NEVER}
-        made = self._keep(table, given)
+        record = self._keep(table, given)
         self._watch()
-        return made
+        return record
 
     def _check_parameters(self, version: str, given: Json) -> None:
         spec = self.tables["pipeline_versions"][version]["pipeline_spec"]
-        known = spec["root"]["inputDefinitions"]["parameters"]
-        told = given["runtime_config"]["parameters"]
-        for name, value in told.items():
+        inputs = spec["root"]["inputDefinitions"]["parameters"]
+        parameters = given["runtime_config"]["parameters"]
+        for name, value in parameters.items():
             kind = "LIST" if isinstance(value, list) else "STRING"
-            if name not in known or known[name]["parameterType"] != kind:
+            if name not in inputs or inputs[name]["parameterType"] != kind:
                 raise Refusal(400, f"parameter {name} of type {kind} is not in the pipeline")
-        for name, definition in known.items():
-            if name not in told and "defaultValue" not in definition:
+        for name, definition in inputs.items():
+            if name not in parameters and "defaultValue" not in definition:
                 raise Refusal(400, f"parameter {name} is missing")
 
     def _check_namespace(self, table: str, namespace: str, by_experiment: bool) -> None:
@@ -171,34 +171,36 @@ class KubeflowApi:
     def _upload(self, query: dict[str, str], body: bytes) -> Json:
         file = body.split(b"\r\n\r\n", 1)[1].rpartition(b"\r\n--")[0]
         spec, *_ = yaml.safe_load_all(file)
-        mine = [one for one in self._all("pipeline_versions") if one["pipeline_id"] == query["pipelineid"]]
-        if any(one["display_name"] == query["name"] for one in mine):
+        versions = [one for one in self._all("pipeline_versions") if one["pipeline_id"] == query["pipelineid"]]
+        if any(one["display_name"] == query["name"] for one in versions):
             raise Refusal(409, "Already exist error. The pipeline version already exists.")
-        about = {"pipeline_id": query["pipelineid"], "description": query.get("description", "")}
-        return self._keep("pipeline_versions", {**about, "display_name": query["name"], "pipeline_spec": spec})
+        fields = {"pipeline_id": query["pipelineid"], "description": query.get("description", "")}
+        return self._keep("pipeline_versions", {**fields, "display_name": query["name"], "pipeline_spec": spec})
 
     def _keep(self, table: str, given: Json) -> Json:
         self._count += 1
         name = str(uuid.UUID(int=(self._count << 96) | self._count, version=4))
         created = (_START + timedelta(minutes=self._count)).isoformat().replace("+00:00", "Z")
-        made = {**given, _key(table): name, "created_at": created}
-        self.tables[table][name] = made
-        return made
+        record = {**given, _key(table): name, "created_at": created}
+        self.tables[table][name] = record
+        return record
 
     def _filtered(self, table: str, query: dict[str, str]) -> list[Json]:
-        found = self._all(table)
+        records = self._all(table)
         for rule in json.loads(query.get("filter") or "{}").get("predicates", ()):
             assert (rule["operation"] in ("EQUALS", 1), rule["key"]) == (True, "display_name"), rule
-            found = [one for one in found if one["display_name"] == rule.get("stringValue", rule.get("string_value"))]
-        return found
+            records = [
+                one for one in records if one["display_name"] == rule.get("stringValue", rule.get("string_value"))
+            ]
+        return records
 
-    def _page(self, table: str, found: list[Json], query: dict[str, str]) -> Json:
+    def _page(self, table: str, records: list[Json], query: dict[str, str]) -> Json:
         if query.get("sort_by") == "created_at desc":
-            found = sorted(found, key=lambda one: str(one["created_at"]), reverse=True)
+            records = sorted(records, key=lambda one: str(one["created_at"]), reverse=True)
         begin = int(query.get("page_token") or 0)
-        rest = {"next_page_token": str(begin + _PAGE)} if len(found) > begin + _PAGE else {}
-        listed = {"recurring_runs": "recurringRuns"}.get(table, table)
-        return {listed: found[begin : begin + _PAGE], "total_size": len(found), **rest}
+        rest = {"next_page_token": str(begin + _PAGE)} if len(records) > begin + _PAGE else {}
+        key = {"recurring_runs": "recurringRuns"}.get(table, table)
+        return {key: records[begin : begin + _PAGE], "total_size": len(records), **rest}
 
     def _all(self, table: str) -> list[Json]:
         return list(self.tables[table].values())
@@ -212,5 +214,5 @@ def _key(table: str) -> str:
     return {"pipeline_versions": "pipeline_version_id"}.get(table, re.sub(r"s$", "_id", table))
 
 
-def _id(table: str, found: Json) -> str:
-    return str(found[_key(table)])
+def _id(table: str, record: Json) -> str:
+    return str(record[_key(table)])

@@ -1,9 +1,9 @@
-"""Kubeflow Trainer, JobSet, Job, the scheduler and the kubelets in one thread, as far as a launcher can see them.
+"""Kubeflow Trainer, JobSet, Job, the scheduler and the kubelets in one thread, as far as a launcher can observe them.
 
-What a gang does is scripted, one `Life` after the other. Its training is played: events, metrics and committed
+What a gang does is scripted, one `GangScript` after the other. Its training is played: events, metrics and committed
 checkpoints appear in the run's folder as the trainer would write them. Semantics: Trainer v2.3 (one JobSet of the job's
-name, conditions copied from it), JobSet v0.12 (all pods of a start carry ``restart-attempt``; a failed gang is deleted
-and made anew), Jobs (pods keep their status until they are deleted).
+name, whose conditions are copied to the job), JobSet v0.12 (all pods of one start carry ``restart-attempt``; a failed
+gang is deleted and created anew), Jobs (pods keep their status until they are deleted).
 """
 
 from __future__ import annotations
@@ -18,74 +18,81 @@ from typing import Any
 from components.digests import canonical_json, sha256
 from components.model import checkpoints
 from components.storage.base import Storage
+from pipeline.launch.accounting import committed_step
 from pipeline.launch.pods import INDEX_LABEL, JOBSET_LABEL, RESTART_LABEL
-from pipeline.launch.policy import fate
-from tests.cluster.api_server import ApiServer, Json, Refusal, stamp
+from pipeline.launch.policy import restart_kind
+from tests.cluster.api_server import ApiServer, Json, Refusal, timestamp
 
 TICK_SECONDS = 0.004
-RESTART_TICKS = 20  # a cluster takes seconds to make pods anew
+RESTART_TICKS = 20  # a cluster takes seconds to create pods anew
 
 
 @dataclass
-class Life:
+class GangScript:
     """What one gang does.
 
     Attributes:
         steps: Optimizer steps that it trains, one per tick.
-        codes: Exit code of each pod, repeated for all that are left; None: it runs until it is deleted.
-        taken: Whether its first pod's machine is taken away.
-        scheduled: How many pods get machines.
+        exit_codes: Exit code of each pod, the last one of all further pods; None: it runs until it is deleted.
+        node_lost: Whether its first pod loses its node.
+        nodes: How many pods get a node.
         saves: Whether it saves before it ends.
-        stuck: What its containers wait for instead of running.
-        said: The last words of its first pod.
+        waiting_reason: What its containers wait for instead of running.
+        log_tail: The termination message of its first pod.
     """
 
     steps: int = 5
-    codes: tuple[int, ...] | None = (0,)
-    taken: bool = False
-    scheduled: int = 99
+    exit_codes: tuple[int, ...] | None = (0,)
+    node_lost: bool = False
+    nodes: int = 99
     saves: bool = True
-    stuck: str | None = None
-    said: str = ""
+    waiting_reason: str | None = None
+    log_tail: str = ""
 
 
 @dataclass
-class _Gang:
+class PlayedGang:
+    """The pods of one start of a job."""
+
     job: str
-    life: Life
+    script: GangScript
     restart: int
     pods: list[str]
     step: int
     state: str = "pending"
-    until: int = 0
-    rests: int = 0  # ticks that it does nothing
-    leaving: bool = False
+    last_step: int = 0
+    idle_ticks: int = 0
+    is_deleted: bool = False
+
+    def finish(self, last_step: int) -> None:
+        """Train to the last step after all, and end."""
+        self.script, self.last_step = GangScript(steps=last_step), last_step
 
 
 @dataclass
 class Operators:
-    """Lives by a script; after its end each gang trains to the last step.
+    """Run gangs by their scripts; after the last script each gang trains to the last step.
 
     Args:
         server: Where the objects are.
         run: The run's folder.
         steps: The last step.
-        script: What gangs do, in this order.
-        max_restarts: JobSet's, for those that count.
+        scripts: What the gangs do, in this order.
+        max_restarts: JobSet's limit of restarts that count.
     """
 
     server: ApiServer
     run: Storage
     steps: int
-    script: list[Life] = field(default_factory=list)
+    scripts: list[GangScript] = field(default_factory=list)
     max_restarts: int = 3
     hooks: dict[str, Callable[[], None]] = field(default_factory=dict)
-    most: int = 0  # gangs that had processes at once
-    lives: int = 0
-    jobs: list[Json] = field(default_factory=list)  # every job that was ever made
-    counted: int = 0
-    _gangs: dict[str, _Gang] = field(default_factory=dict)
-    _ended: threading.Event = field(default_factory=threading.Event)
+    max_running: int = 0  # most gangs that had processes at the same time
+    gangs_created: int = 0
+    jobs: list[Json] = field(default_factory=list)  # every job that was ever created
+    counted_restarts: int = 0
+    _gangs: dict[str, PlayedGang] = field(default_factory=dict)
+    _stopped: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Operators:
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -93,118 +100,119 @@ class Operators:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._stopped.set()
         self._thread.join()
 
     @property
-    def gangs(self) -> list[_Gang]:
+    def gangs(self) -> list[PlayedGang]:
         return [gang for gang in self._gangs.values() if gang.state != "gone"]
 
     def on(self, state: str, act: Callable[[], None]) -> None:
-        """Act once, when a gang comes to a state: pending, pulling, running, ended; or ``deleted`` for a job."""
+        """Act once, when a gang enters a state: pending, pulling, running, holding, ended; or its job is deleted."""
         self.hooks[state] = act
 
     def _work(self) -> None:
-        while not self._ended.wait(TICK_SECONDS):
+        while not self._stopped.wait(TICK_SECONDS):
             store = self.server.store
             jobs = {job["metadata"]["name"]: job for job in store.list("trainjobs")}
             for name, job in jobs.items():
-                if name not in {known["metadata"]["name"] for known in self.jobs}:
+                if name not in {earlier["metadata"]["name"] for earlier in self.jobs}:
                     self.jobs.append(job)
-                    self.counted = 0
+                    self.counted_restarts = 0
                     store.create("jobsets", {"metadata": {"name": name}})
                 if name not in self._gangs and not _is_over(job):
-                    self._gangs[name] = self._make(job, restart=0)
+                    self._gangs[name] = self._create_gang(job, restart=0)
             for gang in list(self._gangs.values()):
-                gang.leaving |= gang.job not in jobs
+                gang.is_deleted |= gang.job not in jobs
                 self._advance(gang)
-            self.most = max(self.most, sum(gang.state in ("pulling", "running") for gang in self._gangs.values()))
+            running = sum(gang.state in ("pulling", "running") for gang in self._gangs.values())
+            self.max_running = max(self.max_running, running)
 
-    def _make(self, job: Json, restart: int) -> _Gang:
+    def _create_gang(self, job: Json, restart: int) -> PlayedGang:
         nodes, name = job["spec"]["trainer"]["numNodes"], job["metadata"]["name"]
         (patch,) = job["spec"]["runtimePatches"]
-        (part,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-        labels = part["template"]["spec"]["template"]["metadata"]["labels"]
-        life = self.script.pop(0) if self.script else Life(steps=self.steps)
-        self.lives += 1
-        pods = [f"{name}-node-0-{index}-{self.lives:05}" for index in range(nodes)]
+        (replicated_job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        labels = replicated_job["template"]["spec"]["template"]["metadata"]["labels"]
+        script = self.scripts.pop(0) if self.scripts else GangScript(steps=self.steps)
+        self.gangs_created += 1
+        pods = [f"{name}-node-0-{index}-{self.gangs_created:05}" for index in range(nodes)]
         for index, pod in enumerate(pods):
-            mine = {**labels, JOBSET_LABEL: name, RESTART_LABEL: str(restart), INDEX_LABEL: str(index)}
-            self.server.store.create(
-                "pods", {"metadata": {"name": pod, "labels": mine}, "status": {"phase": "Pending"}}
-            )
-        self._reached("pending")
-        return _Gang(name, life, restart, pods, checkpoints_step(self.run))
+            pod_labels = {**labels, JOBSET_LABEL: name, RESTART_LABEL: str(restart), INDEX_LABEL: str(index)}
+            metadata = {"name": pod, "labels": pod_labels}
+            self.server.store.create("pods", {"metadata": metadata, "status": {"phase": "Pending"}})
+        self._enter("pending")
+        return PlayedGang(name, script, restart, pods, committed_step(self.run))
 
-    def _advance(self, gang: _Gang) -> None:
-        if gang.leaving and gang.state != "gone":
-            self._leave(gang)
-        elif gang.rests > 0:
-            gang.rests -= 1
+    def _advance(self, gang: PlayedGang) -> None:
+        if gang.is_deleted and gang.state != "gone":
+            self._terminate(gang)
+        elif gang.idle_ticks > 0:
+            gang.idle_ticks -= 1
         elif gang.state == "pending":
             self._schedule(gang)
-        elif gang.state == "pulling" and gang.life.stuck is None:
+        elif gang.state == "pulling" and gang.script.waiting_reason is None:
             self._start(gang)
         elif gang.state == "running":
             self._train(gang)
         elif gang.state == "ended":
             self._restart_or_end(gang)
 
-    def _schedule(self, gang: _Gang) -> None:
-        for pod in gang.pods[: gang.life.scheduled]:
-            self._condition(pod, "PodScheduled")
-        if gang.life.scheduled >= len(gang.pods):
-            gang.state, gang.rests = "pulling", 3
-            if gang.life.stuck is not None:
-                reason = gang.life.stuck
+    def _schedule(self, gang: PlayedGang) -> None:
+        for pod in gang.pods[: gang.script.nodes]:
+            self._add_condition(pod, "PodScheduled")
+        if gang.script.nodes >= len(gang.pods):
+            gang.state, gang.idle_ticks = "pulling", 3
+            if gang.script.waiting_reason is not None:
                 for pod in gang.pods:
-                    self._container(pod, {"waiting": {"reason": reason, "message": "no such image"}})
-            self._reached("pulling")
+                    waiting = {"reason": gang.script.waiting_reason, "message": "no such image"}
+                    self._set_container(pod, {"waiting": waiting})
+            self._enter("pulling")
 
-    def _start(self, gang: _Gang) -> None:
+    def _start(self, gang: PlayedGang) -> None:
         for pod in gang.pods:
-            self._container(pod, {"running": {"startedAt": stamp()}}, "Running")
-        gang.state, gang.until = "running", min(self.steps, gang.step + gang.life.steps)
-        self._tell("loading", ranks=len(gang.pods))
-        self._tell("training", step=gang.step, ranks=len(gang.pods))
-        self._reached("running")
+            self._set_container(pod, {"running": {"startedAt": timestamp()}}, "Running")
+        gang.state, gang.last_step = "running", min(self.steps, gang.step + gang.script.steps)
+        self._write_event("loading", ranks=len(gang.pods))
+        self._write_event("training", step=gang.step, ranks=len(gang.pods))
+        self._enter("running")
 
-    def _train(self, gang: _Gang) -> None:
-        if gang.step < gang.until:
+    def _train(self, gang: PlayedGang) -> None:
+        if gang.step < gang.last_step:
             gang.step += 1
             line = {"step": gang.step, "loss": 1.0 / gang.step, "samples": 10, "seconds": TICK_SECONDS}
             self.run.append_lines("metrics.jsonl", [line])
-            if gang.step == gang.until and gang.life.saves:
+            if gang.step == gang.last_step and gang.script.saves:
                 self._save(gang)
-        elif gang.life.codes is not None:
-            if gang.life.taken:
-                self._condition(gang.pods[0], "DisruptionTarget")
-            codes = [*gang.life.codes, *[gang.life.codes[-1]] * len(gang.pods)]
-            self._finish(gang, codes)
+        elif gang.script.exit_codes is not None:
+            if gang.script.node_lost:
+                self._add_condition(gang.pods[0], "DisruptionTarget")
+            codes = gang.script.exit_codes
+            self._end_pods(gang, [*codes, *[codes[-1]] * len(gang.pods)])
         else:
-            self._reached("holding")
+            self._enter("holding")
 
-    def _save(self, gang: _Gang) -> None:
-        commit(self.run, gang.step)
-        self._tell("checkpoint", step=gang.step, stall_seconds=0.0, trained_seconds=TICK_SECONDS * gang.life.steps)
+    def _save(self, gang: PlayedGang) -> None:
+        commit_checkpoint(self.run, gang.step)
+        trained_seconds = TICK_SECONDS * gang.script.steps
+        self._write_event("checkpoint", step=gang.step, stall_seconds=0.0, trained_seconds=trained_seconds)
 
-    def _finish(self, gang: _Gang, codes: list[int]) -> None:
-        for pod, code in zip(gang.pods, codes, strict=False):
-            found = self.server.store.get("pods", pod)
-            state = found["status"]["containerStatuses"][0]["state"]
-            done = {"exitCode": code, "startedAt": state["running"]["startedAt"], "finishedAt": stamp()}
+    def _end_pods(self, gang: PlayedGang, exit_codes: list[int]) -> None:
+        for pod, code in zip(gang.pods, exit_codes, strict=False):
+            status = self.server.store.get("pods", pod)["status"]
+            started_at = status["containerStatuses"][0]["state"]["running"]["startedAt"]
+            terminated = {"exitCode": code, "startedAt": started_at, "finishedAt": timestamp()}
             if pod == gang.pods[0]:
-                done["message"] = gang.life.said
-            self._container(pod, {"terminated": done}, "Failed" if code else "Succeeded")
-        gang.state, gang.rests = "ended", RESTART_TICKS
-        self._reached("ended")
+                terminated["message"] = gang.script.log_tail
+            self._set_container(pod, {"terminated": terminated}, "Failed" if code else "Succeeded")
+        gang.state, gang.idle_ticks = "ended", RESTART_TICKS
+        self._enter("ended")
 
-    def _leave(self, gang: _Gang) -> None:
-        """Let go of what a deleted job made: processes save and end within their grace."""
+    def _terminate(self, gang: PlayedGang) -> None:
+        """Delete what a deleted job created: its processes save and end within their grace period."""
         if gang.state == "running":
-            if gang.step > 0 and gang.life.saves:
+            if gang.step > 0 and gang.script.saves:
                 self._save(gang)
-            self._finish(gang, [75] * len(gang.pods))
+            self._end_pods(gang, [75] * len(gang.pods))
             return
         for pod in gang.pods:
             with suppress(Refusal):
@@ -212,44 +220,46 @@ class Operators:
         with suppress(Refusal):
             self.server.store.delete("jobsets", gang.job)
         gang.state = "gone"
-        self._reached("deleted")
+        self._enter("deleted")
 
-    def _restart_or_end(self, gang: _Gang) -> None:
-        codes = gang.life.codes or (75,)
-        how = fate(codes[0], gang.life.taken)
-        if how == "done":
-            self._end(gang, "Complete", "AllJobsCompleted")
-        elif how == "fatal":
-            self._end(gang, "Failed", "FailJobSetFailurePolicyAction")
-        elif how == "counted" and self.counted >= self.max_restarts:
-            self._end(gang, "Failed", "ReachedMaxRestarts")
+    def _restart_or_end(self, gang: PlayedGang) -> None:
+        codes = gang.script.exit_codes or (75,)
+        kind = restart_kind(codes[0], gang.script.node_lost)
+        if kind == "finished":
+            self._end_job(gang, "Complete", "AllJobsCompleted")
+        elif kind == "fatal":
+            self._end_job(gang, "Failed", "FailJobSetFailurePolicyAction")
+        elif kind == "counted" and self.counted_restarts >= self.max_restarts:
+            self._end_job(gang, "Failed", "ReachedMaxRestarts")
         else:
-            self.counted += how == "counted"
+            self.counted_restarts += kind == "counted"
             for pod in gang.pods:
                 self.server.store.delete("pods", pod)
             job = next(job for job in self.jobs if job["metadata"]["name"] == gang.job)
-            self._gangs[gang.job] = self._make(job, gang.restart + 1)
+            self._gangs[gang.job] = self._create_gang(job, gang.restart + 1)
 
-    def _end(self, gang: _Gang, kind: str, reason: str) -> None:
-        now = {"type": kind, "status": "True", "reason": reason, "message": f"jobset {reason}"}
-        condition = {**now, "lastTransitionTime": stamp()}
-        self.server.store.update("trainjobs", gang.job, lambda job: job.update(status={"conditions": [condition]}))
+    def _end_job(self, gang: PlayedGang, kind: str, reason: str) -> None:
+        condition = {"type": kind, "status": "True", "reason": reason, "message": f"jobset {reason}"}
+        conditions = [{**condition, "lastTransitionTime": timestamp()}]
+        self.server.store.update("trainjobs", gang.job, lambda job: job.update(status={"conditions": conditions}))
         gang.state = "over"
 
-    def _condition(self, pod: str, kind: str) -> None:
-        condition = {"type": kind, "status": "True", "lastTransitionTime": stamp()}
-        self.server.store.update(
-            "pods", pod, lambda found: found["status"].setdefault("conditions", []).append(condition)
-        )
+    def _add_condition(self, pod: str, kind: str) -> None:
+        condition = {"type": kind, "status": "True", "lastTransitionTime": timestamp()}
 
-    def _container(self, pod: str, state: Json, phase: str = "Pending") -> None:
+        def add(item: Json) -> None:
+            item["status"].setdefault("conditions", []).append(condition)
+
+        self.server.store.update("pods", pod, add)
+
+    def _set_container(self, pod: str, state: Json, phase: str = "Pending") -> None:
         status: dict[str, Any] = {"phase": phase, "containerStatuses": [{"name": "node", "state": state}]}
-        self.server.store.update("pods", pod, lambda found: found["status"].update(status))
+        self.server.store.update("pods", pod, lambda item: item["status"].update(status))
 
-    def _tell(self, event: str, **fields: Any) -> None:
+    def _write_event(self, event: str, **fields: Any) -> None:
         self.run.append_lines("events.jsonl", [{"time": time.time(), "event": event, **fields}])
 
-    def _reached(self, state: str) -> None:
+    def _enter(self, state: str) -> None:
         act = self.hooks.pop(state, None)
         if act is not None:
             act()
@@ -259,14 +269,9 @@ def _is_over(job: Json) -> bool:
     return bool((job.get("status") or {}).get("conditions"))
 
 
-def commit(run: Storage, step: int) -> None:
+def commit_checkpoint(run: Storage, step: int) -> None:
     """Commit a checkpoint without weights."""
     manifest = {"format": checkpoints.FORMAT, "counters": {}, "training": "played", "shapes": {}, "parts": []}
     data = canonical_json(manifest)
     run.write(f"{checkpoints.folder(step)}/manifest.json", data)
     run.write(f"{checkpoints.folder(step)}/COMMIT", sha256(data).encode())
-
-
-def checkpoints_step(run: Storage) -> int:
-    newest = checkpoints.newest(run)
-    return newest.step if newest is not None else 0

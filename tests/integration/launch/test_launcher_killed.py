@@ -1,4 +1,4 @@
-"""A launcher that is killed at any moment: the next one goes on, with one job and every second in the books once."""
+"""A launcher that is killed at any moment: the next one goes on, with one job and each second in the ledger once."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ import pytest
 from components.storage.local import LocalStorage
 from components.storage.open import open_storage
 from tests.cluster.api_server import ApiServer
-from tests.cluster.lab import STEPS, Ears, Lab, assert_books_are_right
-from tests.cluster.operators import Life, Operators
+from tests.cluster.harness import STEPS, Harness, assert_books_are_right
+from tests.cluster.operators import GangScript, Operators
 
-SCRIPT = (Life(codes=(75,)), Life(codes=(1, 75)))
-# Forks launchers, so that each is a process of its own without importing everything anew.
-ZYGOTE = """
+SCRIPTS = (GangScript(exit_codes=(75,)), GangScript(exit_codes=(1, 75)))
+# Forks launchers, so that each is a process of its own without importing everything again.
+FORK_SERVER = """
 import json, os, sys
 from pathlib import Path
 from components.storage.open import open_storage
 from tests.cluster.api_server import ApiServer
-from tests.cluster.lab import Ears, Lab
+from tests.cluster.harness import Harness
 
-class There(ApiServer):
+class RemoteApiServer(ApiServer):
     def __init__(self, url): self.address = url
     @property
     def url(self): return self.address
 
 for line in sys.stdin:
-    asked = json.loads(line)
+    request = json.loads(line)
     pid = os.fork()
     if pid == 0:
-        lab = Lab(There(asked["url"]), open_storage(asked["workdir"]), Ears())
-        os._exit(0 if lab.launch(lab.settings())["step"] == asked["steps"] else 9)
+        harness = Harness(RemoteApiServer(request["url"]), open_storage(request["workdir"]))
+        os._exit(0 if harness.launch(harness.settings())["step"] == request["steps"] else 9)
     print(json.dumps({"pid": pid}), flush=True)
     print(json.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)
 """
 
 
-class Zygote:
-    """Starts launchers and tells how they end."""
+class ForkServer:
+    """Starts launchers and waits for their end."""
 
     def __init__(self) -> None:
         root = Path(__file__).parents[3]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", ZYGOTE],
+            [sys.executable, "-c", FORK_SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -67,10 +67,10 @@ class Zygote:
         assert self._process.stdout is not None
         return self._process.stdin, self._process.stdout
 
-    def start(self, lab: Lab) -> int:
+    def start(self, harness: Harness) -> int:
         """Start a launcher and return its process id."""
-        told = {"url": lab.server.url, "workdir": lab.workdir.url, "steps": STEPS}
-        self._pipes[0].write(json.dumps(told) + "\n")
+        request = {"url": harness.server.url, "workdir": harness.workdir.url, "steps": STEPS}
+        self._pipes[0].write(json.dumps(request) + "\n")
         self._pipes[0].flush()
         return int(json.loads(self._pipes[1].readline())["pid"])
 
@@ -83,91 +83,103 @@ class Zygote:
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     server = ApiServer()
-    yield Lab(server, open_storage(str(tmp_path)), Ears())
+    yield Harness(server, open_storage(str(tmp_path)))
     server.stop()
 
 
-def assert_well_done(lab: Lab, operators: Operators, jobs: int = 1) -> None:
-    assert len(operators.jobs) == jobs, "no second job"
-    assert operators.most == 1
-    assert not lab.left
-    assert lab.codes(lab.settings()) == [75, 1, 0]
-    assert_books_are_right(lab, lab.settings())
+def assert_nothing_lost_or_repeated(harness: Harness, operators: Operators, jobs: int = 1) -> None:
+    assert len(operators.jobs) == jobs
+    assert operators.max_running == 1
+    assert not harness.remaining_objects
+    assert harness.exit_codes(harness.settings()) == [75, 1, 0]
+    assert_books_are_right(harness, harness.settings())
 
 
-class Reaper:
-    """Kills whichever launcher follows the run, once it has taken over, and waits for the next to do so."""
+class LauncherKiller:
+    """Kills the launcher that follows the run, once it does, and waits for the next one to follow it.
 
-    def __init__(self, lab: Lab) -> None:
+    Attributes:
+        kills: The moments at which it has killed a launcher.
+    """
+
+    def __init__(self, harness: Harness) -> None:
         self.kills: list[str] = []
-        self.pid = 0
-        self._lab = lab
-        self._began = 0
+        self._harness = harness
+        self._pid = 0
+        self._earlier_requests = 0
 
-    def watch(self, zygote: Zygote) -> None:
-        self._began = len(self._lab.server.seen)
-        self.pid = zygote.start(self._lab)
+    def start_launcher(self, fork_server: ForkServer) -> None:
+        self._earlier_requests = len(self._harness.server.requests)
+        self._pid = fork_server.start(self._harness)
 
-    def strike(self, state: str) -> None:
-        """Kill while the cluster stands still in a state."""
-        self._wait(requests=2)
-        self.at_once(state)
-        self._wait(requests=2)
+    def kill_in(self, state: str) -> None:
+        """Kill the launcher while the cluster stands still in a state."""
+        self._wait_for_launcher(pod_requests=2)
+        self.kill(state)
+        self._wait_for_launcher(pod_requests=2)
 
-    def at_once(self, state: str) -> None:
-        self._wait(requests=0)
-        pid, self.pid = self.pid, 0
-        self.kills.append(state)
+    def kill(self, moment: str) -> None:
+        self._wait_for_launcher(pod_requests=0)
+        pid, self._pid = self._pid, 0
+        self.kills.append(moment)
         os.kill(pid, signal.SIGKILL)
 
-    def _wait(self, requests: int) -> None:
-        """Wait until there is a launcher, and until it has listed the pods and watches them."""
+    def _wait_for_launcher(self, pod_requests: int) -> None:
+        """Wait for a launcher, and until it has sent so many requests for pods: the first lists, the next watches."""
         deadline = time.monotonic() + 30
-        while not self.pid or sum("/pods" in path for _, path in self._lab.server.seen[self._began :]) < requests:
+        while not self._pid or self._pod_requests() < pod_requests:
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
+    def _pod_requests(self) -> int:
+        return sum("/pods" in path for _, path in self._harness.server.requests[self._earlier_requests :])
+
 
 @pytest.mark.slow
-def test_a_launcher_that_is_killed_in_every_state_is_replaced_by_the_next(lab: Lab, zygote: Zygote) -> None:
-    reaper = Reaper(lab)
+def test_a_launcher_that_is_killed_in_every_state_is_replaced_by_the_next(
+    harness: Harness, fork_server: ForkServer
+) -> None:
+    killer = LauncherKiller(harness)
 
-    def after(method: str, path: str) -> None:
-        """Kill whoever has made or deleted the job, before it hears of it."""
-        if method in ("POST", "DELETE") and "trainjobs" in path and method not in reaper.kills:
-            reaper.at_once(method)
+    def kill_before_the_answer(method: str, path: str) -> None:
+        if method in ("POST", "DELETE") and "trainjobs" in path and method not in killer.kills:
+            killer.kill(method)
 
-    lab.server.after = after
+    harness.server.after = kill_before_the_answer
     states = ("pending", "pulling", "running", "ended")
     codes: list[int] = []
-    with lab.operators(lab.settings(), *SCRIPT) as operators:
+    with harness.operators(harness.settings(), *SCRIPTS) as operators:
         for state in states:
-            operators.on(state, partial(reaper.strike, state))
+            operators.on(state, partial(killer.kill_in, state))
         while not codes or codes[-1] != 0:
-            reaper.watch(zygote)
-            codes.append(zygote.wait())
+            killer.start_launcher(fork_server)
+            codes.append(fork_server.wait())
     assert codes == [-signal.SIGKILL] * 6 + [0]
-    assert reaper.kills == ["POST", *states, "DELETE"]
-    assert_well_done(lab, operators)
+    assert killer.kills == ["POST", *states, "DELETE"]
+    assert_nothing_lost_or_repeated(harness, operators)
 
 
 class Killed(BaseException):
-    """What ends the launcher in this process as SIGKILL would: nothing is written any more."""
+    """Ends the launcher in this process as SIGKILL would: nothing more is written."""
 
 
-class Mortal(LocalStorage):
-    """A storage whose process dies right before, or right after, its n-th write."""
+class KillingStorage(LocalStorage):
+    """A storage that kills its process right before, or right after, a write.
 
-    left = 0
+    Attributes:
+        moments_left: It kills at the last of so many moments; each write has one before it and one after it.
+    """
+
+    moments_left = 0
 
     def write(self, key: str, data: bytes) -> None:
         self._count()
@@ -182,49 +194,47 @@ class Mortal(LocalStorage):
     def child(self, prefix: str) -> LocalStorage:
         folder = super().child(prefix).local_path()
         assert folder is not None
-        return Mortal(folder)
+        return KillingStorage(folder)
 
     def _count(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            Mortal.left -= 1
-            if Mortal.left == 0:
+            KillingStorage.moments_left -= 1
+            if KillingStorage.moments_left == 0:
                 raise Killed
 
 
-def survive(lab: Lab, moment: int) -> bool:
-    """Launch, die at a moment, and launch again to the end; tell whether it died at all."""
-    config = lab.settings()
-    folder = lab.workdir.local_path()
+def launch_with_a_kill(harness: Harness, moment: int) -> bool:
+    """Launch, be killed at a moment, and launch again to the end; tell whether the first launch was killed at all."""
+    config = harness.settings()
+    folder = harness.workdir.local_path()
     assert folder is not None
-    mortal, died = Mortal(folder), False
-    with lab.operators(config, *SCRIPT) as operators:
-        Mortal.left = moment
+    storage, was_killed = KillingStorage(folder), False
+    with harness.operators(config, *SCRIPTS) as operators:
+        KillingStorage.moments_left = moment
         try:
-            Lab(lab.server, mortal, Ears()).launch(config)
+            Harness(harness.server, storage).launch(config)
         except Killed:
-            died = True
-        Mortal.left = 0
-        result = lab.launch(config)
-        assert result["step"] == STEPS
-    assert_well_done(lab, operators, jobs=len(operators.jobs))
-    assert len(operators.jobs) == 1 or not died
-    return died
+            was_killed = True
+        KillingStorage.moments_left = 0
+        assert harness.launch(config)["step"] == STEPS
+    assert_nothing_lost_or_repeated(harness, operators, jobs=len(operators.jobs))
+    assert len(operators.jobs) == 1 or not was_killed
+    return was_killed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [3, 9, 15, 21, 27, 33])
-def test_a_launcher_that_dies_between_two_writes_loses_and_repeats_nothing(lab: Lab, moment: int) -> None:
-    survive(lab, moment)
+def test_a_launcher_that_is_killed_between_two_writes_loses_and_repeats_nothing(harness: Harness, moment: int) -> None:
+    launch_with_a_kill(harness, moment)
 
 
 @pytest.mark.proof
-def test_a_launcher_that_dies_at_every_write_loses_and_repeats_nothing(tmp_path: Path) -> None:
+def test_a_launcher_that_is_killed_at_every_write_loses_and_repeats_nothing(tmp_path: Path) -> None:
     for moment in range(1, 200):
         server = ApiServer()
-        lab = Lab(server, open_storage(str(tmp_path / str(moment))), Ears())
-        died = survive(lab, moment)
+        was_killed = launch_with_a_kill(Harness(server, open_storage(str(tmp_path / str(moment)))), moment)
         server.stop()
-        if not died:
+        if not was_killed:
             assert moment > 20
             return
-    raise AssertionError("it has no end")
+    raise AssertionError("the launcher writes without end")

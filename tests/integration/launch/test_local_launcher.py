@@ -1,7 +1,8 @@
-"""The launcher brings a training to its end through crashes and notices, and accounts for every second."""
+"""The local launcher trains to the end through crashes and notices, and accounts for every second."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
@@ -16,8 +17,9 @@ from components.errors import DarkroomError, DataError, Preempted
 from components.model import checkpoints
 from components.progress import Progress
 from pipeline.config import RunConfig
+from pipeline.launch.context import LaunchContext
 from pipeline.launch.local_launcher import launch
-from tests.integration.launch.saboteur import Saboteur
+from tests.integration.launch.act_at_step import ActAtStep
 
 pytestmark = pytest.mark.slow
 
@@ -29,25 +31,24 @@ def settings(workshop: Any, name: str, **launch_settings: Any) -> RunConfig:
     )
 
 
-def start(workshop: Any, config: RunConfig, progress: Progress, encoding_key: str = "key") -> dict[str, Any]:
-    where = (workshop.workdir, "workdir:models/base/tiny", encoding_key, workshop.digest(encoding_key))
-    return launch(config, *where, progress)
-
-
-def nothing(ranks: dict[int, int]) -> None:
-    pass
+def start(
+    workshop: Any, config: RunConfig, progress: Progress | None = None, encoding_key: str = "key", **clocks: Any
+) -> dict[str, Any]:
+    data = ("workdir:models/base/tiny", encoding_key, workshop.digest(encoding_key))
+    progress = progress if progress is not None else Progress(io.StringIO())
+    return launch(LaunchContext(config, workshop.workdir, *data, progress, **clocks))
 
 
 def test_a_crash_is_survived_and_paid_for(workshop: Any) -> None:
     config = settings(workshop, "crash")
-    result = start(workshop, config, Saboteur(12, lambda ranks: os.kill(ranks[1], signal.SIGKILL)))
+    result = start(workshop, config, ActAtStep(12, lambda ranks: os.kill(ranks[1], signal.SIGKILL)))
     assert result == {"step": 20, "attempts": 2, "stopped": None}
 
     run = workshop.run(config.run)
-    ended = [event for event in run.read_lines("events.jsonl") if event["event"] == "attempt-ended"]
-    assert [(event["attempt"], event["exit_code"]) for event in ended] == [(0, 128 + signal.SIGKILL), (1, 0)]
-    assert 1 <= ended[0]["steps_lost"] <= 7
-    assert ended[1]["steps_lost"] == 0
+    ends = [event for event in run.read_lines("events.jsonl") if event["event"] == "attempt-ended"]
+    assert [(event["attempt"], event["exit_code"]) for event in ends] == [(0, 128 + signal.SIGKILL), (1, 0)]
+    assert 1 <= ends[0]["steps_lost"] <= 7
+    assert ends[1]["steps_lost"] == 0
 
     ledger = list(run.read_lines("ledger.jsonl"))
     assert sum(line["seconds"] for line in ledger if line["state"] == "lost") > 0
@@ -59,17 +60,17 @@ def test_a_crash_is_survived_and_paid_for(workshop: Any) -> None:
 
 def test_the_notice_of_the_drill_comes_once_and_loses_nothing(workshop: Any) -> None:
     config = settings(workshop, "drill", spot_drill={"step": 8, "rank": 1})
-    assert start(workshop, config, Saboteur(99, nothing))["attempts"] == 2
+    assert start(workshop, config)["attempts"] == 2
     events = list(workshop.run(config.run).read_lines("events.jsonl"))
     assert [event["rank"] for event in events if event["event"] == "spot-notice"] == [1]
-    ended = [event for event in events if event["event"] == "attempt-ended"]
-    assert [(event["exit_code"], event["steps_lost"]) for event in ended] == [(75, 0), (0, 0)]
+    ends = [event for event in events if event["event"] == "attempt-ended"]
+    assert [(event["exit_code"], event["steps_lost"]) for event in ends] == [(75, 0), (0, 0)]
 
 
-def test_too_many_crashes_end_it_with_the_last_words(workshop: Any) -> None:
+def test_too_many_crashes_end_the_training(workshop: Any) -> None:
     config = settings(workshop, "hopeless", restarts={"max_crashes": 0})
-    with pytest.raises(DarkroomError, match=r"137.* 0 preemptions .* 1 crashes.*launch\.restarts\.max_crashes"):
-        start(workshop, config, Saboteur(1, lambda ranks: os.kill(ranks[0], signal.SIGKILL)))
+    with pytest.raises(DarkroomError, match=r"exit code 137 .* 1 crashes"):
+        start(workshop, config, ActAtStep(1, lambda ranks: os.kill(ranks[0], signal.SIGKILL)))
 
 
 def test_bad_data_are_not_tried_again(workshop: Any) -> None:
@@ -80,11 +81,11 @@ def test_bad_data_are_not_tried_again(workshop: Any) -> None:
     assert dataset is not None
     for shard in dataset.shards:
         target.delete(f"{shard.name}.tar")
-    with pytest.raises(DataError, match=r"shards/16x16/\w+"):
-        start(workshop, settings(workshop, "holes"), Saboteur(99, nothing), encoding_key="holes")
+    with pytest.raises(DataError, match=r"shard shards/16x16/\w+ is missing"):
+        start(workshop, settings(workshop, "holes"), encoding_key="holes")
 
 
-def test_a_training_goes_on_with_the_version_that_it_began_with(workshop: Any) -> None:
+def test_a_training_goes_on_with_the_dataset_version_that_it_started_with(workshop: Any) -> None:
     source, target = (workshop.workdir.child(f"datasets/{key}") for key in ("key", "moving"))
     for entry in source.list():
         target.write(entry.key, source.read(entry.key))
@@ -92,26 +93,26 @@ def test_a_training_goes_on_with_the_version_that_it_began_with(workshop: Any) -
     assert before is not None
 
     def commit_another(ranks: dict[int, int]) -> None:
-        gone = replace(before.shards[0], tombstones=(0, 1))
-        write_dataset(target, make_dataset("key", {}, [gone, *before.shards[1:]], rejected=0))
+        shard = replace(before.shards[0], tombstones=(0, 1))
+        write_dataset(target, make_dataset("key", {}, [shard, *before.shards[1:]], rejected=0))
         os.kill(ranks[0], signal.SIGKILL)
 
     config = settings(workshop, "moving")
-    assert start(workshop, config, Saboteur(9, commit_another), encoding_key="moving")["attempts"] == 2
+    assert start(workshop, config, ActAtStep(9, commit_another), encoding_key="moving")["attempts"] == 2
     assert workshop.digest("moving") != before.digest
     run = workshop.run(config.run)
     assert [event["step"] for event in run.read_lines("events.jsonl") if event["event"] == "resumed"] == [7]
     assert [line["step"] for line in run.read_lines("metrics.jsonl")] == list(range(1, 21))
 
 
-def test_the_launcher_itself_can_be_told_to_stop(workshop: Any) -> None:
+def test_the_launcher_itself_can_be_asked_to_stop(workshop: Any) -> None:
     config = settings(workshop, "stopped")
     with pytest.raises(Preempted):
-        start(workshop, config, Saboteur(9, lambda ranks: os.kill(os.getpid(), signal.SIGTERM)))
+        start(workshop, config, ActAtStep(9, lambda ranks: os.kill(os.getpid(), signal.SIGTERM)))
     newest = checkpoints.newest(workshop.run(config.run))
     assert newest is not None
     assert newest.step >= 9
-    assert start(workshop, config, Saboteur(99, nothing))["step"] == 20
+    assert start(workshop, config)["step"] == 20
 
 
 def test_at_the_budget_it_saves_and_is_evaluated_as_it_is(workshop: Any) -> None:
@@ -119,14 +120,13 @@ def test_at_the_budget_it_saves_and_is_evaluated_as_it_is(workshop: Any) -> None
     config = RunConfig.parse({**config.model_dump(), "train": {**config.train.model_dump(), "steps": 3000}})
     hours = [0.0]
 
-    def work_on(_ranks: dict[int, int]) -> None:
+    def let_an_hour_pass(_ranks: dict[int, int]) -> None:
         hours[0] += 1
 
-    def result() -> dict[str, Any]:
-        where = (workshop.workdir, "workdir:models/base/tiny", "key", workshop.digest())
-        return launch(config, *where, Saboteur(9, work_on), clock=lambda: time.monotonic() + 3600 * hours[0])
+    def clock() -> float:
+        return time.monotonic() + 3600 * hours[0]
 
-    first = result()
+    first = start(workshop, config, ActAtStep(9, let_an_hour_pass), clock=clock)
     assert first["stopped"] == "budget"
     assert 9 <= first["step"] < 3000
     run = workshop.run(config.run)
@@ -134,6 +134,6 @@ def test_at_the_budget_it_saves_and_is_evaluated_as_it_is(workshop: Any) -> None
     assert newest is not None
     assert newest.step == first["step"]
     assert 50 < spent(read_ledger(run)) < 60
-    told = [event for event in run.read_lines("events.jsonl") if event["event"] == "stop-asked"]
-    assert {event["why"] for event in told} == {"SIGTERM"}
-    assert result() == {**first, "attempts": 0}, "there is no money left for another start"
+    stops = [event for event in run.read_lines("events.jsonl") if event["event"] == "stop-asked"]
+    assert {event["why"] for event in stops} == {"SIGTERM"}
+    assert start(workshop, config, clock=clock) == {**first, "attempts": 0}, "there is no money left for another start"

@@ -16,8 +16,9 @@ from components.dataset.versions import Shard, make_dataset, read_dataset, write
 from components.errors import Preempted
 from components.storage.base import Storage
 from pipeline.config import RunConfig
+from pipeline.launch.context import LaunchContext
 from pipeline.launch.local_launcher import launch
-from tests.integration.launch.saboteur import Saboteur
+from tests.integration.launch.act_at_step import ActAtStep
 
 pytestmark = pytest.mark.slow
 
@@ -153,9 +154,10 @@ def test_the_ledger_accounts_for_every_second(workshop: Any, held: str) -> None:
     config = RunConfig.parse(
         {"name": "account", "seed": 5, "ingest": {"source": "unused"}, "train": train, "launch": drill}
     )
-    saboteur = Saboteur(12, lambda ranks: os.kill(ranks[0], signal.SIGKILL))
+    progress = ActAtStep(12, lambda ranks: os.kill(ranks[0], signal.SIGKILL))
     began = time.monotonic()
-    result = launch(config, workshop.workdir, "workdir:models/base/tiny", held, workshop.digest(held), saboteur)
+    data = ("workdir:models/base/tiny", held, workshop.digest(held))
+    result = launch(LaunchContext(config, workshop.workdir, *data, progress))
     whole = time.monotonic() - began
     assert result["attempts"] == 3
 

@@ -1,33 +1,48 @@
-"""What a launcher does next: every rule by itself, and all of them over years of reclaims and prices."""
+"""What a launcher does next: each rule by itself, and all of them over simulated months of a spot market."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from pipeline.launch.config import LaunchConfig
-from pipeline.launch.policy import FATES, RULES, Action, End, Phase, Sight, Standing, Terms, after, decide, fate, first
+from pipeline.launch.policy import (
+    RESTART_KINDS,
+    RULES,
+    Action,
+    GangExit,
+    LaunchLimits,
+    LaunchState,
+    Observation,
+    Phase,
+    decide,
+    initial_state,
+    record_exit,
+    restart_kind,
+)
 from pipeline.placement import PlacementConfig, spot_grace
 
 HOUR = 3600.0
 START = 1_000_000.0
 
 
-def terms(launch: dict[str, Any] | None = None, **placement: Any) -> Terms:
-    return Terms(LaunchConfig.parse(launch or {}), PlacementConfig.parse({"cloud": "gke", "nodes": 4, **placement}))
+def limits(launch: dict[str, Any] | None = None, **placement: Any) -> LaunchLimits:
+    return LaunchLimits(
+        LaunchConfig.parse(launch or {}), PlacementConfig.parse({"cloud": "gke", "nodes": 4, **placement})
+    )
 
 
-def standing(**changes: Any) -> Standing:
-    return replace(first(terms(), START), **changes)
+def state(**changes: Any) -> LaunchState:
+    return replace(initial_state(limits(), START), **changes)
 
 
 @pytest.mark.parametrize(
-    ("code", "taken", "how"),
+    ("exit_code", "node_lost", "kind"),
     [
-        (0, False, "done"),
+        (0, False, "finished"),
         (75, False, "free"),
         (71, False, "free"),
         (78, False, "fatal"),
@@ -38,185 +53,204 @@ def standing(**changes: Any) -> Standing:
         (137, True, "free"),
         (1, True, "free"),
         (78, True, "fatal"),
-        (0, True, "done"),
+        (0, True, "finished"),
     ],
 )
-def test_how_a_gang_goes_on_is_told_by_its_exit_code(code: int, taken: bool, how: str) -> None:
-    assert fate(code, taken) == how
+def test_the_exit_code_says_how_a_gang_is_restarted(exit_code: int, node_lost: bool, kind: str) -> None:
+    assert restart_kind(exit_code, node_lost) == kind
 
 
-def test_every_code_of_the_design_has_a_fate() -> None:
-    assert FATES == {0: "done", 75: "free", 71: "free", 78: "fatal", 65: "fatal"}
+def test_every_exit_code_of_the_design_has_a_restart_kind() -> None:
+    assert RESTART_KINDS == {0: "finished", 75: "free", 71: "free", 78: "fatal", 65: "fatal"}
 
 
-@pytest.mark.parametrize(
-    ("placement", "pool"), [({}, "spot"), ({"spot": False}, "on-demand"), ({"cloud": "kind"}, "on-demand")]
-)
-def test_a_run_begins_in_its_first_pool_with_all_of_its_nodes(placement: dict[str, Any], pool: Any) -> None:
-    begun = first(terms(min_nodes=2, **placement), START, step=70)
-    assert begun == Standing(began=START, pool=pool, nodes=4, since=START, step=70)
+WAITING = {"pool": "spot", "waiting_since": START}
 
 
-WAITED = {"pool": "spot", "waits": START}
-# Standing, sight, launch settings, placement; then what is done, why, and what has changed in the standing.
-Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], str, str, dict[str, Any]]
-CASES: dict[str, Case] = {
-    "asked": ({}, {"phase": "running", "asked": True}, {}, {}, "stop", "asked", {}),
-    "asked while it waits": (WAITED, {"phase": "waiting", "asked": True}, {}, {}, "stop", "asked", {}),
-    "no budget": ({}, {"phase": "running", "spent": 1e9}, {}, {}, "wait", "", {}),
-    "in budget": ({}, {"phase": "running", "spent": 7.4, "rate": 0.1}, {"budget_usd": 10}, {}, "wait", "", {}),
-    "at the budget but for the grace": (
-        {}, {"phase": "running", "spent": 7.5, "rate": 0.1}, {"budget_usd": 10}, {}, "stop", "budget", {},
+@dataclass(frozen=True)
+class Case:
+    """An action and its reason, what they follow from beyond the defaults, and how the state changes."""
+
+    kind: str
+    reason: str
+    observation: dict[str, Any]
+    state: dict[str, Any] = field(default_factory=dict)
+    launch: dict[str, Any] = field(default_factory=dict)
+    placement: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "stop requested": Case("stop", "stop-requested", {"phase": "running", "stop_requested": True}),
+    "stop requested while it waits": Case(
+        "stop", "stop-requested", {"phase": "waiting", "stop_requested": True}, state=WAITING
     ),
-    "the grace of another cloud": (
-        {}, {"phase": "running", "spent": 1, "rate": 0.1}, {"budget_usd": 10}, {"cloud": "eks"}, "stop", "budget", {},
+    "no budget": Case("wait", "", {"phase": "running", "spent_usd": 1e9}),
+    "in budget": Case(
+        "wait", "", {"phase": "running", "spent_usd": 7.4, "usd_per_second": 0.1}, launch={"budget_usd": 10}
     ),
-    "no money left to start": ({}, {"phase": "none", "spent": 10.0}, {"budget_usd": 10}, {}, "stop", "budget", {}),
-    "deadline": ({}, {"phase": "running", "now": START + 2 * HOUR}, {"deadline_hours": 2}, {}, "stop", "deadline", {}),
-    "a deadline is not put off by another pool": (
-        {"pool": "on-demand", "since": START + HOUR}, {"phase": "running", "now": START + 2 * HOUR},
-        {"deadline_hours": 2}, {}, "stop", "deadline", {},
+    "at the budget but for the grace period": Case(
+        "stop", "budget", {"phase": "running", "spent_usd": 7.5, "usd_per_second": 0.1}, launch={"budget_usd": 10}
     ),
-    "nor by a job that is leaving": (
-        {}, {"phase": "leaving", "now": START + 2 * HOUR}, {"deadline_hours": 2}, {}, "stop", "deadline", {},
+    "the grace period of another cloud": Case(
+        "stop",
+        "budget",
+        {"phase": "running", "spent_usd": 1, "usd_per_second": 0.1},
+        launch={"budget_usd": 10},
+        placement={"cloud": "eks"},
     ),
-    "before it": ({}, {"phase": "running", "now": START + HOUR}, {"deadline_hours": 2}, {}, "wait", "", {}),
-    "stuck": (WAITED, {"phase": "waiting", "stuck": "no image"}, {}, {}, "fail", "stuck", {}),
-    "submit": ({}, {"phase": "none", "now": START + 5}, {}, {}, "submit", "", {"waits": START + 5}),
-    "leaving": ({}, {"phase": "leaving", "now": START + 9 * HOUR}, {}, {}, "wait", "leaving", {}),
-    "the wait begins": ({}, {"phase": "waiting", "now": START + 5}, {}, {}, "wait", "", {"waits": START + 5}),
-    "the wait ends": (WAITED, {"phase": "running", "now": START + 5 * HOUR}, {}, {}, "wait", "", {"waits": None}),
-    "spot comes in time": (WAITED, {"phase": "waiting", "now": START + 1799}, {}, {}, "wait", "", {}),
-    "spot does not come": (
-        WAITED, {"phase": "waiting", "now": START + 1800}, {}, {}, "withdraw", "fallback",
-        {"pool": "on-demand", "since": START + 1800, "waits": None},
+    "no money left to start": Case("stop", "budget", {"phase": "none", "spent_usd": 10.0}, launch={"budget_usd": 10}),
+    "deadline": Case("stop", "deadline", {"phase": "running", "now": START + 2 * HOUR}, launch={"deadline_hours": 2}),
+    "before the deadline": Case("wait", "", {"phase": "running", "now": START + HOUR}, launch={"deadline_hours": 2}),
+    "stuck": Case("fail", "stuck", {"phase": "waiting", "stuck_reason": "no image"}, state=WAITING),
+    "submit": Case("submit", "", {"phase": "none", "now": START + 5}, changes={"waiting_since": START + 5}),
+    "terminating": Case("wait", "terminating", {"phase": "terminating", "now": START + 9 * HOUR}),
+    "the wait begins": Case("wait", "", {"phase": "waiting", "now": START + 5}, changes={"waiting_since": START + 5}),
+    "the wait ends": Case(
+        "wait", "", {"phase": "running", "now": START + 5 * HOUR}, state=WAITING, changes={"waiting_since": None}
     ),
-    "spot is waited for for ever": (
-        WAITED, {"phase": "waiting", "now": START + 99 * HOUR}, {"fallback": {"wait_minutes": None}}, {},
-        "wait", "", {},
+    "spot nodes come in time": Case("wait", "", {"phase": "waiting", "now": START + 1799}, state=WAITING),
+    "no spot nodes come": Case(
+        "replace",
+        "fallback",
+        {"phase": "waiting", "now": START + 1800},
+        state=WAITING,
+        changes={"pool": "on-demand", "pool_since": START + 1800, "waiting_since": None},
     ),
-    "spot does not stay": (
-        {"pool_preemptions": 20}, {"phase": "running"}, {}, {}, "withdraw", "fallback",
-        {"pool": "on-demand", "pool_preemptions": 0},
+    "spot nodes are waited for without limit": Case(
+        "wait",
+        "",
+        {"phase": "waiting", "now": START + 99 * HOUR},
+        state=WAITING,
+        launch={"fallback": {"wait_minutes": None}},
     ),
-    "nor while there is no job": (
-        {"pool_preemptions": 20}, {"phase": "none"}, {}, {}, "withdraw", "fallback",
-        {"pool": "on-demand", "pool_preemptions": 0},
+    "spot nodes do not stay": Case(
+        "replace",
+        "fallback",
+        {"phase": "running"},
+        state={"pool_preemptions": 20},
+        changes={"pool": "on-demand", "pool_preemptions": 0},
     ),
-    "preemptions on on-demand machines": (
-        {"pool": "on-demand", "pool_preemptions": 20}, {"phase": "running"}, {}, {}, "wait", "", {},
+    "spot nodes do not stay, and there is no job": Case(
+        "replace",
+        "fallback",
+        {"phase": "none"},
+        state={"pool_preemptions": 20},
+        changes={"pool": "on-demand", "pool_preemptions": 0},
     ),
-    "back to spot": (
-        {"pool": "on-demand", "nodes": 2}, {"phase": "running", "now": START + 6 * HOUR},
-        {"fallback": {"return_to_spot_hours": 6}}, {}, "withdraw", "return-to-spot",
-        {"pool": "spot", "nodes": 4, "since": START + 6 * HOUR},
+    "preemptions on on-demand nodes": Case(
+        "wait", "", {"phase": "running"}, state={"pool": "on-demand", "pool_preemptions": 20}
     ),
-    "never back": ({"pool": "on-demand"}, {"phase": "running", "now": START + 999 * HOUR}, {}, {}, "wait", "", {}),
-    "no spot to go back to": (
-        {"pool": "on-demand"}, {"phase": "running", "now": START + 9 * HOUR}, {"fallback": {"return_to_spot_hours": 6}},
-        {"spot": False}, "wait", "", {},
+    "back to spot": Case(
+        "replace",
+        "return-to-spot",
+        {"phase": "running", "now": START + 6 * HOUR},
+        state={"pool": "on-demand", "nodes": 2},
+        launch={"fallback": {"return_to_spot_hours": 6}},
+        changes={"pool": "spot", "nodes": 4, "pool_since": START + 6 * HOUR},
     ),
-    "nor on a cloud that has none": (
-        {"pool": "on-demand"}, {"phase": "running", "now": START + 9 * HOUR}, {"fallback": {"return_to_spot_hours": 6}},
-        {"cloud": "kind"}, "wait", "", {},
+    "never back": Case("wait", "", {"phase": "running", "now": START + 999 * HOUR}, state={"pool": "on-demand"}),
+    "no spot to go back to": Case(
+        "wait",
+        "",
+        {"phase": "running", "now": START + 9 * HOUR},
+        state={"pool": "on-demand"},
+        launch={"fallback": {"return_to_spot_hours": 6}},
+        placement={"spot": False},
     ),
-    "some came, and are enough": (
-        WAITED, {"phase": "waiting", "scheduled": 3, "now": START + 1800}, {}, {"min_nodes": 2}, "withdraw", "shrink",
-        {"nodes": 3, "waits": None},
+    "some came, and are enough": Case(
+        "replace",
+        "shrink",
+        {"phase": "waiting", "scheduled_nodes": 3, "now": START + 1800},
+        state=WAITING,
+        placement={"min_nodes": 2},
+        changes={"nodes": 3, "waiting_since": None},
     ),
-    "just the fewest came": (
-        WAITED, {"phase": "waiting", "scheduled": 2, "now": START + 1800}, {}, {"min_nodes": 2}, "withdraw", "shrink",
-        {"nodes": 2, "waits": None},
+    "some came, but too few": Case(
+        "replace",
+        "fallback",
+        {"phase": "waiting", "scheduled_nodes": 1, "now": START + 1800},
+        state=WAITING,
+        placement={"min_nodes": 2},
+        changes={"pool": "on-demand"},
     ),
-    "all came, but do not all run": (
-        WAITED, {"phase": "waiting", "scheduled": 4, "now": START + 1799}, {}, {"min_nodes": 2}, "wait", "", {},
+    "no on-demand nodes come": Case(
+        "replace",
+        "shrink",
+        {"phase": "waiting", "now": START + 1800},
+        state={**WAITING, "pool": "on-demand"},
+        placement={"min_nodes": 1},
+        changes={"nodes": 2},
     ),
-    "the other pool comes before fewer nodes": (
-        WAITED, {"phase": "waiting", "now": START + 900}, {"shrink_wait_minutes": 10}, {"min_nodes": 2}, "wait", "", {},
+    "not below min_nodes": Case(
+        "replace",
+        "shrink",
+        {"phase": "waiting", "now": START + 1800},
+        state={**WAITING, "pool": "on-demand", "nodes": 3},
+        placement={"min_nodes": 2},
+        changes={"nodes": 2},
     ),
-    "unless there is no other pool to go to": (
-        WAITED, {"phase": "waiting", "now": START + 900},
-        {"shrink_wait_minutes": 10, "fallback": {"wait_minutes": None}},
-        {"min_nodes": 2}, "withdraw", "shrink", {"nodes": 2},
+    "fewer is not allowed": Case(
+        "wait", "", {"phase": "waiting", "now": START + 99 * HOUR}, state={**WAITING, "pool": "on-demand"}
     ),
-    "some came, but too few": (
-        WAITED, {"phase": "waiting", "scheduled": 1, "now": START + 1800}, {}, {"min_nodes": 2}, "withdraw", "fallback",
-        {"pool": "on-demand"},
-    ),
-    "none of the last resort": (
-        {**WAITED, "pool": "on-demand"}, {"phase": "waiting", "now": START + 1800}, {}, {"min_nodes": 1}, "withdraw",
-        "shrink", {"nodes": 2},
-    ),
-    "not below the fewest": (
-        {**WAITED, "pool": "on-demand", "nodes": 3}, {"phase": "waiting", "now": START + 1800}, {}, {"min_nodes": 2},
-        "withdraw", "shrink", {"nodes": 2},
-    ),
-    "fewer is not allowed": (
-        {**WAITED, "pool": "on-demand"}, {"phase": "waiting", "now": START + 99 * HOUR}, {}, {}, "wait", "", {},
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_first_rule_that_holds_decides(name: str) -> None:
-    was, seen, launch, placement, do, why, changes = CASES[name]
-    before = standing(**was)
-    now, action = decide(before, Sight(**{"now": START, **seen}), terms(launch, **placement))
-    assert action == Action(do, why)  # type: ignore[arg-type]
-    different = {name for name, value in vars(now).items() if value != vars(before)[name]}
-    assert {name: vars(now)[name] for name in changes} == changes
-    assert different <= changes.keys() | {"waits", "since"}
+def test_the_first_rule_that_applies_decides(name: str) -> None:
+    case = CASES[name]
+    before = state(**case.state)
+    observation = Observation(**{"now": START, **case.observation})
+    after, action = decide(before, observation, limits(case.launch, **case.placement))
+    assert action == Action(case.kind, case.reason)  # type: ignore[arg-type]
+    assert {name: vars(after)[name] for name in case.changes} == case.changes
+    changed = {name for name, value in vars(after).items() if value != vars(before)[name]}
+    assert changed <= case.changes.keys() | {"waiting_since", "pool_since"}
 
 
 def test_every_rule_has_a_case() -> None:
-    told = {(case[4], case[5]) for case in CASES.values()}
-    assert {(rule.do, rule.why) for rule in RULES} <= told
+    assert {(rule.kind, rule.reason) for rule in RULES} <= {(case.kind, case.reason) for case in CASES.values()}
 
 
 @pytest.mark.parametrize(
-    ("was", "end", "launch", "do", "why"),
+    ("values", "gang", "launch", "kind", "reason"),
     [
-        ({}, End(75, False, 5), {}, "wait", "free"),
-        ({}, End(1, False, 5), {}, "wait", "counted"),
-        ({}, End(0, False, 5), {}, "wait", "done"),
-        ({}, End(78, False, 5), {}, "fail", "refused"),
-        ({}, End(65, True, 5), {}, "fail", "refused"),
-        ({"crashes": 2}, End(1, False, 5), {}, "wait", "counted"),
-        ({"crashes": 3}, End(1, False, 5), {}, "fail", "limits"),
-        ({"crashes": 3}, End(137, True, 5), {}, "wait", "free"),
-        ({"preemptions": 999}, End(75, False, 5), {}, "wait", "free"),
-        ({"preemptions": 1000}, End(75, False, 5), {}, "fail", "limits"),
-        ({"fruitless": 9, "step": 5}, End(75, False, 5), {}, "wait", "free"),
-        ({"fruitless": 10, "step": 5}, End(75, False, 5), {}, "fail", "no-progress"),
-        ({"fruitless": 10, "step": 4}, End(75, False, 5), {}, "wait", "free"),
-        ({"fruitless": 10, "step": 5}, End(0, False, 5), {}, "wait", "done"),
+        ({}, GangExit(75, False, 5), {}, "wait", "free"),
+        ({}, GangExit(1, False, 5), {}, "wait", "counted"),
+        ({}, GangExit(0, False, 5), {}, "wait", "finished"),
+        ({}, GangExit(78, False, 5), {}, "fail", "fatal"),
+        ({}, GangExit(65, True, 5), {}, "fail", "fatal"),
+        ({"crashes": 3}, GangExit(1, False, 5), {}, "fail", "restart-limit"),
+        ({"crashes": 3}, GangExit(137, True, 5), {}, "wait", "free"),
+        ({"preemptions": 1000}, GangExit(75, False, 5), {}, "fail", "restart-limit"),
+        ({"without_progress": 10, "checkpoint_step": 5}, GangExit(75, False, 5), {}, "fail", "no-progress"),
+        ({"without_progress": 10, "checkpoint_step": 4}, GangExit(75, False, 5), {}, "wait", "free"),
+        ({"without_progress": 10, "checkpoint_step": 5}, GangExit(0, False, 5), {}, "wait", "finished"),
         (
-            {"fruitless": 2, "step": 5},
-            End(1, False, 0),
+            {"without_progress": 2, "checkpoint_step": 5},
+            GangExit(1, False, 0),
             {"restarts": {"max_without_progress": 2}},
             "fail",
             "no-progress",
         ),
     ],
 )
-def test_after_a_gang_has_ended(was: dict[str, Any], end: End, launch: dict[str, Any], do: str, why: str) -> None:
-    before = standing(waits=START, pool_preemptions=3, **was)
-    now, action = after(before, end, terms(launch))
-    how = fate(end.code, end.taken)
-    assert action == Action(do, why)  # type: ignore[arg-type]
-    assert now == replace(
-        before,
-        step=max(before.step, end.step),
-        preemptions=before.preemptions + (how == "free"),
-        pool_preemptions=before.pool_preemptions + (how == "free"),
-        crashes=before.crashes + (how == "counted"),
-        fruitless=0 if end.step > before.step or end.code == 0 else before.fruitless + 1,
-        waits=None,
-    )
+def test_the_end_of_a_gang(
+    values: dict[str, Any], gang: GangExit, launch: dict[str, Any], kind: str, reason: str
+) -> None:
+    before = state(**values)
+    after, action = record_exit(before, gang, limits(launch))
+    assert action == Action(kind, reason)  # type: ignore[arg-type]
+    assert after.checkpoint_step == max(before.checkpoint_step, gang.checkpoint_step)
+    restart = restart_kind(gang.exit_code, gang.node_lost)
+    assert after.preemptions - before.preemptions == (restart == "free")
+    assert after.crashes - before.crashes == (restart == "counted")
+    has_progress = gang.checkpoint_step > before.checkpoint_step or gang.exit_code == 0
+    assert after.without_progress == (0 if has_progress else before.without_progress + 1)
 
 
 class Market:
-    """Hours of a cloud: whether spot machines are to be had, what they cost, and when they are taken away."""
+    """Hours of a cloud: whether there are spot nodes, what they cost, and when they are reclaimed."""
 
     def __init__(self, seed: int, hours: int) -> None:
         draw = random.Random(seed)
@@ -231,16 +265,16 @@ class Market:
 
 
 class Simulation:
-    """A run through such a market, looked at every ten minutes; a step takes a minute."""
+    """A run in such a market, polled every ten minutes; a step takes a minute."""
 
     POLL = 600.0
     ON_DEMAND = 4.0
 
-    def __init__(self, seed: int, limits: Terms, steps: int, checkpoint_every: int) -> None:
+    def __init__(self, seed: int, policy: LaunchLimits, steps: int, checkpoint_every: int) -> None:
         self.market = Market(seed, hours=4000)
         self.draw = random.Random(seed + 1)
-        self.terms, self.steps, self.every = limits, steps, checkpoint_every
-        self.standing = first(limits, START)
+        self.limits, self.steps, self.every = policy, steps, checkpoint_every
+        self.state = initial_state(policy, START)
         self.now, self.spent = START, 0.0
         self.jobs = 0
         self.phase: Phase = "none"
@@ -254,39 +288,39 @@ class Simulation:
 
     def rate(self) -> float:
         spot = self.market.price[self.hour]
-        return self.standing.nodes * (spot if self.standing.pool == "spot" else self.ON_DEMAND) / HOUR
+        return self.state.nodes * (spot if self.state.pool == "spot" else self.ON_DEMAND) / HOUR
 
     def run(self) -> None:
         while not self.outcome and self.hour < 3999:
             held = self.rate() if self.phase == "running" else 0.0
             rate = self.rate() if self.phase in ("running", "none") else 0.0
-            sight = Sight(self.now, self.phase, 0, self.spent, rate)
-            most = self.standing.step
-            self.standing, action = decide(self.standing, sight, self.terms)
-            assert self.standing.step >= most, "what is saved is never forgotten"
+            observation = Observation(self.now, self.phase, 0, self.spent, rate)
+            saved = self.state.checkpoint_step
+            self.state, action = decide(self.state, observation, self.limits)
+            assert self.state.checkpoint_step >= saved, "a checkpoint is never forgotten"
             self.act(action)
             self.spent += held * self.POLL if self.phase == "running" else 0.0
             self.now += self.POLL
-            self.world()
+            self.let_time_pass()
 
     def act(self, action: Action) -> None:
-        if action.do == "submit":
-            assert self.phase == "none", "there is no second job"
+        if action.kind == "submit":
+            assert self.phase == "none", "there is never a second job"
             self.jobs, self.phase = self.jobs + 1, "waiting"
-        elif action.do == "withdraw":
-            self.actions.append(action.why)
+        elif action.kind == "replace":
+            self.actions.append(action.reason)
             if self.phase == "running":
                 self.saved = self.step
             self.phase = "none"
-        elif action.do in ("stop", "fail"):
+        elif action.kind in ("stop", "fail"):
             if self.phase == "running":
                 self.saved = self.step
-                self.spent += self.rate() * spot_grace(self.terms.placement)
-            self.phase, self.outcome = "none", action.why
+                self.spent += self.rate() * spot_grace(self.limits.placement)
+            self.phase, self.outcome = "none", action.reason
 
-    def world(self) -> None:
-        """Let ten minutes pass on the machines."""
-        spot = self.standing.pool == "spot"
+    def let_time_pass(self) -> None:
+        """Let ten minutes pass on the nodes."""
+        spot = self.state.pool == "spot"
         if self.phase == "waiting" and (not spot or self.market.has_spot[self.hour]):
             self.phase, self.step = "running", self.saved
         elif self.phase == "running":
@@ -300,36 +334,36 @@ class Simulation:
                 self.end(75 if self.saved == self.step else 137)
 
     def end(self, code: int) -> None:
-        self.standing, action = after(self.standing, End(code, True, self.saved), self.terms)
+        self.state, action = record_exit(self.state, GangExit(code, True, self.saved), self.limits)
         self.phase, self.step = "waiting", self.saved
-        if action.do == "fail":
-            self.outcome = action.why
+        if action.kind == "fail":
+            self.outcome = action.reason
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_years_of_a_spot_market(seed: int) -> None:
+def test_months_of_a_spot_market(seed: int) -> None:
     budget = 4000.0 if seed % 3 else 600.0
     launch = {"budget_usd": budget, "fallback": {"preemptions": 12, "return_to_spot_hours": 24}, "poll_seconds": 60}
-    limits = terms({**launch, "deadline_hours": 3000, "restarts": {"max_without_progress": 30}})
-    run = Simulation(seed, limits, steps=12_000, checkpoint_every=45)
+    policy = limits({**launch, "deadline_hours": 3000, "restarts": {"max_without_progress": 30}})
+    run = Simulation(seed, policy, steps=12_000, checkpoint_every=45)
     run.run()
     assert run.outcome in ("done", "budget"), run.outcome
-    dearest = limits.placement.nodes * Simulation.ON_DEMAND / HOUR
-    assert run.spent <= budget + dearest * Simulation.POLL, "at most one look beyond"
+    most_usd_per_second = policy.placement.nodes * Simulation.ON_DEMAND / HOUR
+    assert run.spent <= budget + most_usd_per_second * Simulation.POLL, "at most one poll beyond it"
     if run.outcome == "budget":
-        assert run.spent > budget - 2 * dearest * Simulation.POLL, "no money is left lying"
+        assert run.spent > budget - 2 * most_usd_per_second * Simulation.POLL, "the budget is used"
     else:
         assert run.step >= run.steps
     assert run.saved <= run.step
-    assert "fallback" in run.actions, "spot machines were away for hours"
+    assert "fallback" in run.actions, "there were no spot nodes for hours"
     assert "return-to-spot" in run.actions
     assert run.jobs == 1 + len(run.actions), "one job after the other"
 
 
-def test_without_spot_machines_it_costs_more_and_without_fallback_it_takes_longer() -> None:
+def test_without_spot_nodes_it_costs_more_and_without_fallback_it_takes_longer() -> None:
     def result(seed: int, **launch: Any) -> tuple[float, float]:
         spot = launch.pop("spot", True)
-        run = Simulation(seed, terms(launch, spot=spot), steps=6000, checkpoint_every=45)
+        run = Simulation(seed, limits(launch, spot=spot), steps=6000, checkpoint_every=45)
         run.run()
         assert run.outcome == "done"
         return run.spent, run.now - START

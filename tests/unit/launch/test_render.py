@@ -16,20 +16,8 @@ from components.errors import ConfigError
 from components.settings import override
 from components.train.config import TrainConfig
 from components.train.request import parser
-from pipeline.launch.render import (
-    DATASET,
-    NODES,
-    NUMBER,
-    POOL,
-    SPEC,
-    WORKDIR,
-    Owner,
-    Training,
-    job_label,
-    pod_grace,
-    render,
-    stop_seconds,
-)
+from pipeline.launch.context import TrainerArguments
+from pipeline.launch.render import Owner, job_label, pod_grace, render, stop_seconds
 from pipeline.placement import PlacementConfig
 
 CRDS = Path(__file__).parents[3].parent / "shared/crds"
@@ -42,8 +30,8 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def training(name: str = "demo-0a1b2c3d", workdir: str = "s3://bucket/work", **config: Any) -> Training:
-    return Training(name, workdir, "workdir:models/base/x", "key", "digest", 7, TrainConfig.parse(config))
+def arguments(name: str = "demo-0a1b2c3d", workdir: str = "s3://bucket/work", **config: Any) -> TrainerArguments:
+    return TrainerArguments(name, workdir, "workdir:models/base/x", "key", "digest", 7, TrainConfig.parse(config))
 
 
 def crd(name: str) -> dict[str, Any]:
@@ -53,25 +41,25 @@ def crd(name: str) -> dict[str, Any]:
             (version,) = yaml.safe_load(file.read_text())["spec"]["versions"]
             schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
             return schema
-    pytest.skip(f"the schemas of the cluster's objects are not here ({CRDS})")
+    pytest.skip(f"the schemas of the cluster's objects are missing ({CRDS})")
 
 
-def unknown(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
-    """Return the keys of a value that its schema does not declare: an API server would drop them without a word."""
-    found = []
+def unknown(value: Any, schema: dict[str, Any], path: str = "") -> list[str]:
+    """Return the keys of a value that its schema does not declare: an API server would drop them silently."""
+    keys = []
     if isinstance(value, dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        known, rest = schema.get("properties") or {}, schema.get("additionalProperties")
+        declared, additional = schema.get("properties") or {}, schema.get("additionalProperties")
         for key, below in value.items():
-            if key in known:
-                found += unknown(below, known[key], f"{where}.{key}")
-            elif isinstance(rest, dict):
-                found += unknown(below, rest, f"{where}.{key}")
-            elif where != ".metadata":
-                found.append(f"{where}.{key}")
+            if key in declared:
+                keys += unknown(below, declared[key], f"{path}.{key}")
+            elif isinstance(additional, dict):
+                keys += unknown(below, additional, f"{path}.{key}")
+            elif path != ".metadata":
+                keys.append(f"{path}.{key}")
     elif isinstance(value, list):
-        for one in value:
-            found += unknown(one, schema["items"], f"{where}[]")
-    return found
+        for item in value:
+            keys += unknown(item, schema["items"], f"{path}[]")
+    return keys
 
 
 @pytest.mark.parametrize("pool", ["spot", "on-demand"])
@@ -81,7 +69,7 @@ def test_nothing_is_dropped_and_the_schema_takes_it(name: str, pool: Any) -> Non
 
     placement = PlacementConfig.parse(PLACEMENTS[name])
     environment = {"AWS_REGION": "eu-west-1", "AWS_SECRET_ACCESS_KEY": "never"}
-    job = render(training(), placement, pool, placement.nodes, 3, Owner("flow", "uid-1"), environment)
+    job = render(arguments(), placement, pool, placement.nodes, 3, Owner("flow", "uid-1"), environment)
     model = TrainerV1alpha1TrainJob.from_dict(job)
     assert model is not None
     assert model.to_dict() == job
@@ -91,9 +79,9 @@ def test_nothing_is_dropped_and_the_schema_takes_it(name: str, pool: Any) -> Non
     assert unknown(job, schema) == []
 
 
-def test_what_a_machine_is_told() -> None:
+def test_the_trainer_of_a_node() -> None:
     placement = PlacementConfig.parse(PLACEMENTS["gke"])
-    job = render(training(steps=5, limits={"stop_grace_seconds": 60.0}), placement, "spot", 3, 0)
+    job = render(arguments(steps=5, limits={"stop_grace_seconds": 60.0}), placement, "spot", 3, 0)
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     spec, trainer = job["spec"], job["spec"]["trainer"]
     assert spec["runtimeRef"] == {
@@ -110,7 +98,7 @@ def test_what_a_machine_is_told() -> None:
     assert part["name"] == "node"
     assert pod["spec"]["terminationGracePeriodSeconds"] == 15
     assert pod["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
-    assert "kueue.x-k8s.io/queue-name" not in pod["metadata"]["labels"], "or Kueue counts the pods once more"
+    assert "kueue.x-k8s.io/queue-name" not in pod["metadata"]["labels"], "or Kueue counts the pods again"
 
 
 @given(
@@ -119,17 +107,17 @@ def test_what_a_machine_is_told() -> None:
     betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)),
 )
 @settings(deadline=None, max_examples=60)
-def test_the_trainer_reads_the_very_settings(prompts: list[str], rate: float, betas: tuple[float, float]) -> None:
-    asked: dict[str, Any] = {
+def test_the_trainer_reads_the_same_settings(prompts: list[str], rate: float, betas: tuple[float, float]) -> None:
+    values: dict[str, Any] = {
         "samples": {"prompts": prompts, "steps": [2]},
         "optimizer": {"learning_rate": rate, "betas": betas},
         "data": {"cache": "$(HOME)$$"},
     }
-    job = render(training(**asked), PlacementConfig.parse({"spot": False}), "on-demand", 1, 0)
-    # The kubelet puts one $ in the place of two.
-    arguments = [text.replace("$$", "$") for text in job["spec"]["trainer"]["args"]]
-    read: argparse.Namespace = parser(None).parse_args(arguments)
-    assert TrainConfig.parse(override({}, read.set)) == TrainConfig.parse(asked)
+    job = render(arguments(**values), PlacementConfig.parse({"spot": False}), "on-demand", 1, 0)
+    # The kubelet replaces $$ by $.
+    command_line = [text.replace("$$", "$") for text in job["spec"]["trainer"]["args"]]
+    read: argparse.Namespace = parser(None).parse_args(command_line)
+    assert TrainConfig.parse(override({}, read.set)) == TrainConfig.parse(values)
     assert (read.run, read.workdir, read.seed) == ("demo-0a1b2c3d", "s3://bucket/work", 7)
 
 
@@ -137,81 +125,30 @@ def test_the_trainer_reads_the_very_settings(prompts: list[str], rate: float, be
     "name", ["demo-0a1b2c3d", "9-lives-0a1b2c3d", "a" * 40 + "-0a1b2c3d", "x-" * 19 + "x-0a1b2c3d"]
 )
 def test_names_fit_into_those_of_pods(name: str) -> None:
-    job = render(training(name), PlacementConfig(), "spot", 1024, 9999)
-    found = job["metadata"]["name"]
-    assert len(f"{found}-node-0-1023-abcde") <= 63
-    assert found[0].isalpha()
-    assert found.startswith(job_label(training(name)))
-    assert all(letter.isalnum() or letter == "-" for letter in found)
+    job = render(arguments(name), PlacementConfig(), "spot", 1024, 9999)
+    job_name = job["metadata"]["name"]
+    assert len(f"{job_name}-node-0-1023-abcde") <= 63
+    assert job_name[0].isalpha()
+    assert job_name.startswith(job_label(name, "s3://bucket/work"))
+    assert all(character.isalnum() or character == "-" for character in job_name)
 
 
-def test_a_name_stands_for_a_run_in_a_workdir() -> None:
-    labels = {job_label(training()), job_label(training(workdir="s3://other/work")), job_label(training("demo-1"))}
+def test_a_label_stands_for_a_run_in_a_workdir() -> None:
+    labels = {job_label("demo-0", "s3://bucket"), job_label("demo-0", "s3://other"), job_label("demo-1", "s3://bucket")}
     assert len(labels) == 3
-    assert job_label(training(steps=9)) == job_label(training())
 
 
 @pytest.mark.parametrize(
     ("cloud", "pool", "grace", "stop"),
     [("gke", "spot", 15, 9), ("aks", "spot", 25, 19), ("eks", "spot", 110, 104), ("gke", "on-demand", 606, 600)],
 )
-def test_ranks_end_before_their_machine_does(cloud: str, pool: Any, grace: int, stop: float) -> None:
+def test_ranks_end_before_their_node_does(cloud: str, pool: Any, grace: int, stop: float) -> None:
     config, placement = TrainConfig(), PlacementConfig.parse({"cloud": cloud})
     assert pod_grace(config, placement, pool) == grace
     assert stop_seconds(config, grace) == stop
     assert stop + config.limits.crash_grace_seconds < grace
 
 
-def test_a_pod_may_take_as_long_as_its_cloud_lets_it_and_a_rank_no_longer_than_it_was_told() -> None:
-    quick, placement = TrainConfig.parse({"limits": {"stop_grace_seconds": 3}}), PlacementConfig.parse({"cloud": "eks"})
-    assert pod_grace(quick, placement, "on-demand") == pod_grace(quick, placement, "spot") == 110
-    assert stop_seconds(quick, 110) == 3
-
-
-def test_a_second_is_enough_to_save_and_less_is_not() -> None:
-    assert stop_seconds(TrainConfig.parse({"limits": {"crash_grace_seconds": 13}}), 15) == 1
-    with pytest.raises(ConfigError):
-        stop_seconds(TrainConfig.parse({"limits": {"crash_grace_seconds": 13.5}}), 15)
-
-
-def test_what_identifies_a_job_is_on_it() -> None:
-    def job(number: int = 3, **config: Any) -> dict[str, Any]:
-        placement = PlacementConfig.parse({"cloud": "gke", "namespace": "lab", "nodes": 4, "spot": False})
-        return render(training(**config), placement, "on-demand", 2, number, Owner("flow", "uid-1"))
-
-    metadata = job()["metadata"]
-    assert metadata["name"] == f"{job_label(training())}-3"
-    assert metadata["namespace"] == "lab"
-    assert [(owner["kind"], owner["name"], owner["uid"]) for owner in metadata["ownerReferences"]] == [
-        ("Workflow", "flow", "uid-1")
-    ]
-    notes = metadata["annotations"]
-    assert (notes[WORKDIR], notes[DATASET]) == ("s3://bucket/work", "digest")
-    assert (notes[POOL], notes[NODES], notes[NUMBER]) == ("on-demand", "2", "3")
-    assert (
-        job(number=4)["metadata"]["annotations"][SPEC] == notes[SPEC] != job(steps=9)["metadata"]["annotations"][SPEC]
-    )
-
-
-def test_an_on_demand_pod_is_kept_off_spot_machines_where_no_label_tells_them() -> None:
-    job = render(training(), PlacementConfig.parse({"cloud": "gke"}), "on-demand", 1, 0)
-    (patch,) = job["spec"]["runtimePatches"]
-    (part,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    assert "cloud.google.com/gke-spot" in str(part["template"]["spec"]["template"]["spec"]["affinity"])
-
-
-def test_where_the_store_is_goes_along_unless_the_placement_says_it() -> None:
-    environment = {"AWS_REGION": "here", "AWS_ENDPOINT_URL": "http://store", "AWS_DEFAULT_REGION": "", "HOME": "/root"}
-    placement = PlacementConfig.parse({"env": {"AWS_REGION": "there"}})
-    variables = render(training(), placement, "on-demand", 1, 0, environment=environment)["spec"]["trainer"]["env"]
-    assert {one["name"]: one["value"] for one in variables} == {
-        "AWS_REGION": "there", "AWS_ENDPOINT_URL": "http://store",
-    }  # fmt: skip
-    assert len(variables) == 2
-
-
-def test_machines_that_leave_no_time_to_save_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"15 s .* 0 s .*train\.limits\.crash_grace_seconds \(14\).*placement\.grace_seconds"
-    ):
-        render(training(limits={"crash_grace_seconds": 14}), PlacementConfig.parse({"cloud": "gke"}), "spot", 1, 0)
+def test_nodes_that_leave_no_time_to_save_are_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"15 s .* leaves 0 s"):
+        render(arguments(limits={"crash_grace_seconds": 14}), PlacementConfig.parse({"cloud": "gke"}), "spot", 1, 0)

@@ -1,4 +1,4 @@
-"""A cluster that is played in this process, a workdir, and a launcher between them."""
+"""A launcher under test: a played cluster, a real workdir, and a launcher between them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from components.storage.base import Storage
 from pipeline.config import RunConfig
 from pipeline.launch.api import Cluster
 from pipeline.launch.cluster_launcher import launch
+from pipeline.launch.context import LaunchContext
 from tests.cluster.api_server import NAMESPACE, ApiServer
-from tests.cluster.operators import Life, Operators
+from tests.cluster.operators import GangScript, Operators
 
 STEPS = 40
 QUICK = {"poll_seconds": 0.02, "usd_per_hour": 3.6, "where": "trainjob"}
 
 
-class Ears(Progress):
-    """Keeps what the launcher tells."""
+class RecordingProgress(Progress):
+    """Keeps the events of the launcher."""
 
     def __init__(self) -> None:
         super().__init__(io.StringIO())
@@ -34,17 +35,17 @@ class Ears(Progress):
     def event(self, event: str, **fields: Any) -> None:
         self.events.append({"event": event, **fields})
 
-    def told(self, event: str) -> list[dict[str, Any]]:
-        return [found for found in self.events if found["event"] == event]
+    def all(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == name]
 
 
 @dataclass
-class Lab:
+class Harness:
     """A cluster and a workdir."""
 
     server: ApiServer
     workdir: Storage
-    ears: Ears
+    progress: RecordingProgress = field(default_factory=RecordingProgress)
     outage: threading.Lock = field(default_factory=threading.Lock)
 
     def settings(self, **changes: Any) -> RunConfig:
@@ -56,8 +57,8 @@ class Lab:
     def run(self, config: RunConfig) -> Storage:
         return self.workdir.child(f"runs/{config.run}")
 
-    def operators(self, config: RunConfig, *script: Life) -> Operators:
-        return Operators(self.server, self.run(config), STEPS, list(script))
+    def operators(self, config: RunConfig, *scripts: GangScript) -> Operators:
+        return Operators(self.server, self.run(config), STEPS, list(scripts))
 
     def cluster(self, patience: float = 20.0) -> Cluster:
         settings = client.Configuration(host=self.server.url)
@@ -65,29 +66,29 @@ class Lab:
         return Cluster(client.ApiClient(settings), NAMESPACE, patience, sleep=lambda seconds: time.sleep(seconds / 20))
 
     def launch(self, config: RunConfig, dataset: str = "digest", patience: float = 20.0) -> dict[str, Any]:
-        where = (self.workdir, "workdir:models/base", "key", dataset)
-        return launch(config, *where, self.ears, self.cluster(patience))
+        context = LaunchContext(config, self.workdir, "workdir:models/base", "key", dataset, self.progress)
+        return launch(context, self.cluster(patience))
 
     def events(self, config: RunConfig, name: str) -> list[dict[str, Any]]:
         return [event for event in self.run(config).read_lines("events.jsonl") if event["event"] == name]
 
-    def codes(self, config: RunConfig) -> list[int]:
+    def exit_codes(self, config: RunConfig) -> list[int]:
         return [event["exit_code"] for event in self.events(config, "attempt-ended")]
 
     @property
-    def left(self) -> list[str]:
-        """What is still in the cluster."""
-        return [found["metadata"]["name"] for kind in ("trainjobs", "pods") for found in self.server.store.list(kind)]
+    def remaining_objects(self) -> list[str]:
+        """The names of all jobs and pods in the cluster."""
+        store = self.server.store
+        return [item["metadata"]["name"] for plural in ("trainjobs", "pods") for item in store.list(plural)]
 
 
-def assert_books_are_right(lab: Lab, config: RunConfig) -> None:
-    """Each state of each attempt is in the ledger once, and all of it adds up to the time since the first job."""
-    ledger = read_ledger(lab.run(config))
-    keys = [(line.attempt, line.state) for line in ledger]
-    assert len(keys) == len(set(keys))
+def assert_books_are_right(harness: Harness, config: RunConfig) -> None:
+    """Each attempt is in the ledger, each of its states once, and all events are in the order of time."""
+    ledger = read_ledger(harness.run(config))
+    states = [(line.attempt, line.state) for line in ledger]
+    assert len(states) == len(set(states))
     assert sorted({line.attempt for line in ledger}) == list(range(1 + max(line.attempt for line in ledger)))
-    ended = lab.events(config, "attempt-ended")
-    assert [event["attempt"] for event in ended] == sorted({event["attempt"] for event in ended})
-    assert [event["time"] for event in lab.run(config).read_lines("events.jsonl")] == sorted(
-        event["time"] for event in lab.run(config).read_lines("events.jsonl")
-    )
+    ended = [event["attempt"] for event in harness.events(config, "attempt-ended")]
+    assert ended == sorted(set(ended))
+    times = [event["time"] for event in harness.run(config).read_lines("events.jsonl")]
+    assert times == sorted(times)

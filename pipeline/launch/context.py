@@ -1,0 +1,87 @@
+"""What both launchers work with: the run's settings, the trainer's arguments, the storage, progress and clocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from components.progress import Progress
+from components.storage.base import Storage
+from components.train.config import TrainConfig
+from pipeline.config import RunConfig
+from pipeline.launch.policy import LaunchLimits
+from pipeline.placement import Pool
+
+
+class TrainerArguments(NamedTuple):
+    """The arguments of ``python -m components.train``.
+
+    Attributes:
+        run: The run's name.
+        workdir: The storage that holds everything, as `components.storage.open.open_storage` takes it.
+        base_model: The model to start from.
+        encoding_key: Names the dataset's folder.
+        dataset: The dataset's digest.
+        seed: The run's seed.
+        config: The training's settings.
+    """
+
+    run: str
+    workdir: str
+    base_model: str
+    encoding_key: str
+    dataset: str
+    seed: int
+    config: TrainConfig
+
+    def flags(self) -> list[str]:
+        """Return them as on a command line, without the settings: these are passed differently here and on a node."""
+        flags = ["--workdir", self.workdir, "--run", self.run, "--encoding-key", self.encoding_key]
+        return [*flags, "--dataset", self.dataset, "--base-model", self.base_model, "--seed", str(self.seed)]
+
+
+@dataclass(frozen=True)
+class LaunchContext:
+    """One training to launch.
+
+    Attributes:
+        settings: The run's settings.
+        workdir: Holds everything; the nodes of a cluster must reach it by the same name.
+        base_model: The model to start from.
+        encoding_key: Names the dataset's folder.
+        dataset: The dataset's digest; if it is not the one of the last launch, the training starts anew.
+        progress: Receives the events of the training and of the launcher.
+        prices: $ per node and hour, by pool; launch.usd_per_hour takes precedence.
+        clock: Seconds that never go backwards.
+        wall_clock: Seconds since 1970.
+    """
+
+    settings: RunConfig
+    workdir: Storage
+    base_model: str
+    encoding_key: str
+    dataset: str
+    progress: Progress
+    prices: Mapping[Pool, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+
+    @cached_property
+    def run(self) -> Storage:
+        """The run's folder."""
+        return self.workdir.child(f"runs/{self.settings.run}")
+
+    @property
+    def limits(self) -> LaunchLimits:
+        """The settings that the policy follows."""
+        return LaunchLimits(self.settings.launch, self.settings.placement)
+
+    @property
+    def arguments(self) -> TrainerArguments:
+        """The trainer's arguments."""
+        settings = self.settings
+        data = (self.base_model, self.encoding_key, self.dataset)
+        return TrainerArguments(settings.run, self.workdir.url, *data, settings.seed, settings.train)
