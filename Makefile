@@ -69,10 +69,8 @@ $(STREAMING): $(STAMP) tests/benchmarks/streaming.txt
 chaos: $(STAMP)  ## 20 random SIGKILLs for every ZeRO stage and precision; takes most of an hour
 	CHAOS_KILLS=20 $(BIN)/pytest tests/integration/train/test_chaos.py
 
-golden: $(STAMP)  ## write the compiled pipelines that the tests compare with anew
-	for recipe in $(notdir $(basename $(wildcard pipeline/recipes/*.yaml))); do \
-		$(BIN)/darkroom compile --recipe $$recipe --file tests/deploy.yaml --output tests/golden/$$recipe.yaml || exit; \
-	done
+golden: $(STAMP)  ## write the compiled pipeline and the tables of pods that the tests compare with anew
+	$(BIN)/python -m tests.golden
 
 docs: $(STAMP)  ## write docs/cli.md and docs/settings.md anew, from the parser and the settings
 	$(BIN)/python -m pipeline.reference docs

@@ -13,11 +13,11 @@ def build(pod_of: PodOf) -> Any:
     """Return the pipeline.
 
     Args:
-        pod_of: Tells by a step's name which pod it runs in and how often it is started again, to continue.
+        pod_of: Returns for a step's name which pod it runs in and how often it is started again, to continue.
     """
 
     def run(task: Any) -> Any:
-        return steps.place(task, pod_of(task.component_spec.name))
+        return steps.set_pod(task, pod_of(task.component_spec.name))
 
     @dsl.pipeline(name="encode", description="Turn lanes of images into one dataset of captioned latents.")
     def encode(config: str, lanes: list, encoding_key: str, base_model: str) -> str:

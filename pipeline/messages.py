@@ -1,26 +1,27 @@
-"""What the terminal says of a run: what came out of each step, what happened to the training, what it all amounts to.
+"""What the terminal says of a run: what came out of each step, what happened to the training, and the closing table.
 
-Pure: what the steps told goes in, short plain text comes out. Only names may be hostile, and they come out printable.
+Pure: events and results go in, short plain text comes out. Only names may be hostile, and they come out printable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from components.command import load_step
 from components.errors import Preempted
-from components.evaluate.summary import metric_rows, summary
+from components.evaluate.summary import metric_rows
 from components.html import formatting
 
 Values = Mapping[str, Any]
 
-# Characters for the time of each step, so that a line of the closing table is at most 80 wide.
-_FITS = 50
-# The most frequent reasons for which images were left out; the report has all.
+# Characters for the times of the steps, so that a line of the closing table is at most 80 wide.
+_MOST_CHARACTERS = 50
+# How many of the reasons for which images were rejected are shown; the report has all.
 _REASONS = 3
 
-# Events that others tell better, or that only the log needs.
-_QUIET = frozenset(
+# Events that other lines say better, or that only the log needs.
+_NOT_SHOWN = frozenset(
     {
         "attempt-started", "autoencoder", "checkpoint", "compared", "done", "finished", "layout", "loading",
         "preempted", "rank-started", "reported", "samples", "stop-asked", "training", "validation",
@@ -35,54 +36,53 @@ def title(event: Values) -> str:
 
 def duration(seconds: float) -> str:
     """Return a length of time with two units at most, such as ``3 min 41 s``."""
-    return _spaced(formatting.duration(seconds)) if seconds >= 0.05 else "0.0 s"
+    return _plain_spaces(formatting.duration(seconds)) if seconds >= 0.05 else "0.0 s"
 
 
 def line(text: str) -> str:
-    """Return text that shows what it holds, on one line."""
+    """Return printable text on one line: control characters and line breaks become visible escapes."""
     return formatting.one_line(text)
 
 
-def outcome(step: str, result: Values, notes: Values) -> str:
-    """Return what came out of a step in a few words.
+def step_summary(step: str, result: Values, events: Values) -> str:
+    """Return what came out of a step in a few words, as its declaration says them.
 
     Args:
         step: Its name.
         result: What it returned.
-        notes: What it told on the way; see `Narrator`.
+        events: The newest of its events of each kind, by the kind's name.
     """
-    say = _OUTCOMES.get(step)
-    return line(say(result, notes)) if say is not None else ""
+    return line(_plain_spaces(load_step(step).summary(result, events)))
 
 
-def happening(event: Values) -> str | None:
-    """Return the sentence for something that happened on the way, or None where a person need not read of it."""
+def event_line(event: Values) -> str | None:
+    """Return the line for an event of a step, or None if a person need not read of it."""
     name = event["event"]
-    if name in _QUIET:
+    if name in _NOT_SHOWN:
         return None
     if name == "spot-notice":
         return f"spot notice to rank {event['rank']} at step {count(event['step'])}"
     if name == "resumed":
         if event["step"] == 0:
             return f"begun anew: {plural(len(event['skipped']), 'earlier checkpoint')} of no use (see events.jsonl)"
-        skipped = "".join(f"; skipped: {why}" for why in event["skipped"])
+        skipped = "".join(f"; skipped: {reason}" for reason in event["skipped"])
         return line(f"resumed at step {count(event['step'])}{skipped}")
     if name == "attempt-ended":
         return _attempt_ended(event)
-    told = [f"{key} {value}" for key, value in event.items() if key not in ("event", "by")]
-    return line(f"{name}: {', '.join(told)}".replace("_", " "))
+    fields = [f"{key} {value}" for key, value in event.items() if key not in ("event", "by")]
+    return line(f"{name}: {', '.join(fields)}".replace("_", " "))
 
 
 def _attempt_ended(event: Values) -> str | None:
     code = event["exit_code"]
     if code == 0:
         return None
-    how = "preempted" if code == Preempted.exit_code else f"crashed (exit code {code})"
-    return f"{how} at step {count(event['step'])}, {plural(event['steps_lost'], 'step')} lost"
+    end = "preempted" if code == Preempted.exit_code else f"crashed (exit code {code})"
+    return f"{end} at step {count(event['step'])}, {plural(event['steps_lost'], 'step')} lost"
 
 
 def closing_rows(numbers: Values, seconds: Mapping[str, float], total: float) -> Iterator[tuple[str, str]]:
-    """Yield what a finished run amounts to, as pairs of a name and a line.
+    """Yield the closing table of a finished run, as pairs of a name and a line.
 
     Args:
         numbers: Those of ``report.json``.
@@ -110,11 +110,11 @@ def count(number: float | None) -> str:
 
 def plural(number: int, noun: str) -> str:
     """Return a counted noun whose plural ends in s."""
-    return _spaced(formatting.plural(number, noun))
+    return _plain_spaces(formatting.plural(number, noun))
 
 
-def _spaced(text: str) -> str:
-    # A terminal breaks no line of ours, and who searches a log types plain spaces.
+def _plain_spaces(text: str) -> str:
+    # A terminal does not break our lines, and a person who searches a log types plain spaces.
     return text.replace(formatting.SPACE, " ")
 
 
@@ -134,86 +134,20 @@ def _speed(numbers: Values) -> str:
     if numbers["samples_per_second"] is None:
         return "not measured"
     share = "" if numbers["goodput"] is None else f", goodput {formatting.percent(numbers['goodput'])}"
-    return _spaced(f"{count(numbers['samples_per_second'])} images/s in training{share}")
+    return _plain_spaces(f"{count(numbers['samples_per_second'])} images/s in training{share}")
 
 
 def _longest(seconds: Mapping[str, float]) -> str:
     """Return the steps that took longest, as many as fit."""
-    told = ""
+    text = ""
     for step, part in sorted(seconds.items(), key=lambda item: -item[1]):
-        longer = f"{told}{', ' if told else ' ('}{step} {duration(part)}"
-        if len(longer) > _FITS:
+        longer = f"{text}{', ' if text else ' ('}{step} {duration(part)}"
+        if len(longer) > _MOST_CHARACTERS:
             break
-        told = longer
-    return f"{told})" if told else ""
+        text = longer
+    return f"{text})" if text else ""
 
 
 def _cost(numbers: Values) -> str:
     per = numbers["usd_per_1000_images"]
     return formatting.usd(numbers["usd"]) + ("" if per is None else f", {formatting.usd(per)} per 1,000 images")
-
-
-def _ingest(result: Values, _: Values) -> str:
-    told = f"{plural(result['images'], 'image')}, {count(result['rejected'])} rejected"
-    if result["new"] >= result["images"]:
-        return told
-    more = "".join(f", {count(result[name])} {name}" for name in ("changed", "gone") if result[name])
-    return f"{told}, {count(result['new'])} new{more}"
-
-
-def _autoencoder(result: Values, notes: Values) -> str:
-    if not result["trained"]:
-        return "there already"
-    made = notes.get("autoencoder")
-    return f"trained on {plural(made['images'], 'image')}, loss {made['loss']:.3f}" if made else "trained"
-
-
-def _caption(result: Values, _: Values) -> str:
-    reused = f", {count(result['reused'])} known" if result["reused"] else ""
-    return f"{count(result['captioned'])} captioned{reused}, {count(result['rejected'])} rejected"
-
-
-def _clean(result: Values, _: Values) -> str:
-    if result["reused"]:
-        return f"{count(result['kept'])} kept, nothing has changed"
-    return f"{count(result['kept'])} kept, {count(result['left_out'])} left out"
-
-
-def _latents(result: Values, _: Values) -> str:
-    reused = f", {count(result['reused'])} known" if result["reused"] else ""
-    return f"{count(result['encoded'])} encoded{reused}, {plural(result['shards'], 'shard')}"
-
-
-def _index(result: Values, _: Values) -> str:
-    return f"{plural(result['images'], 'image')}, {count(result['held_out'])} of them held out"
-
-
-def _train(result: Values, notes: Values) -> str:
-    steps = plural(result["step"], "step")
-    if "training" not in notes:
-        return f"{steps}, trained before"
-    last = notes.get("step", {}).get("loss")  # null where it was not finite
-    loss = f", loss {last:.3f}" if last is not None else ""
-    tries = f", {result['attempts']} attempts" if result["attempts"] > 1 else ""
-    return f"{steps}{loss}{tries}"
-
-
-def _evaluate(result: Values, _: Values) -> str:
-    return summary(result)
-
-
-def _publish(result: Values, _: Values) -> str:
-    return str(result["published"])
-
-
-_OUTCOMES: Mapping[str, Callable[[Values, Values], str]] = {
-    "ingest": _ingest,
-    "autoencoder": _autoencoder,
-    "caption": _caption,
-    "clean": _clean,
-    "latents": _latents,
-    "index": _index,
-    "train": _train,
-    "evaluate": _evaluate,
-    "publish": _publish,
-}

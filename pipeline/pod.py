@@ -1,4 +1,4 @@
-"""What one step asks of the cluster, as plain fields."""
+"""The pod that one step runs in, as plain fields."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# What the chart's network policies know the steps' pods by.
+# The chart's network policies select the steps' pods by these.
 LABELS = {"app.kubernetes.io/part-of": "darkroom", "app.kubernetes.io/component": "pipeline"}
-
 
 # The user of the images (images/).
 USER = 10001
 
 
 @dataclass(frozen=True)
-class Pod:
-    """What one step asks of the cluster; on this machine there is nothing but a name.
+class StepPod:
+    """The pod that one step runs in; on this machine, where a step is a process, only the image's name is given.
 
     Attributes:
         image: Container image.
-        retries: How often it is started again.
-        cpus: CPU cores asked for; None: nothing is said, neither here nor below.
-        memory_mib: MiB of memory, asked for and never exceeded.
+        retries: How often the step is started again after it failed.
+        cpus: CPU cores requested; None on this machine, where nothing below matters.
+        memory_mib: MiB of memory, request and limit.
         gpus: GPUs.
-        gpu_resource: The name that machines offer them under.
+        gpu_resource: The resource name under which nodes offer GPUs.
         tmp_mib: MiB of disk below /tmp.
-        shared_memory_mib: MiB of /dev/shm; 0: the container's own, which is small.
+        shared_memory_mib: MiB of /dev/shm; 0: the container's default, which is small.
         seconds: How long one attempt may take; 0: no limit.
-        node_selector: Labels that the machine must have.
-        tolerations: Taints that the pod puts up with.
-        node_affinity: What else the machine must be, as Kubernetes writes it.
-        env: Plain variables.
-        secrets: Of each Secret, the keys that become variables of the same name.
-        config_maps: Folder of each ConfigMap.
+        node_selector: Labels that the node must have.
+        tolerations: Taints of nodes that the pod tolerates.
+        node_affinity: Further conditions on the node, as Kubernetes writes them.
+        env: Plain environment variables.
+        secrets: For each Secret, the keys that become environment variables of the same name.
+        config_maps: For each ConfigMap, the folder that it is mounted at.
         pull_policy: When the image is pulled.
-        pull_secrets: What it is pulled with.
+        pull_secrets: Secrets that the image is pulled with.
     """
 
     image: str
@@ -57,4 +56,4 @@ class Pod:
     pull_secrets: tuple[str, ...] = ()
 
 
-PodOf = Callable[[str], Pod]
+PodOf = Callable[[str], StepPod]

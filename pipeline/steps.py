@@ -1,6 +1,7 @@
 """Each component as a Kubeflow step: the types of its parameters, and one call into `pipeline.work`.
 
-The bodies are shipped as source and import what they need from the image, so they stay thin and install nothing.
+The bodies are shipped as source and import what they need from the image, so they stay thin and install nothing. What
+a step does, and which image and machine it needs, is declared in ``components/<step>/declaration.py``.
 """
 
 # No postponed annotations here: the compiler reads the types of the parameters.
@@ -10,29 +11,29 @@ from typing import Any, NamedTuple
 from kfp import dsl, kubernetes
 from kfp.dsl import HTML, Markdown, Metrics, Output
 
-from pipeline.pod import LABELS, USER, Pod
+from pipeline.pod import LABELS, USER, StepPod
 
-_IMAGE = "darkroom"  # replaced by `place`
+_IMAGE = "darkroom"  # replaced by `set_pod`
 _TMP, _SHM = "/tmp", "/dev/shm"  # noqa: S108 - inside the pod, where they are volumes of its own
 
 step = dsl.component(base_image=_IMAGE, install_kfp_package=False)
 
 
-def place(task: Any, pod: Pod) -> Any:
-    """Say what a step asks of the cluster and how often it is started again; on this machine it asks for nothing."""
+def set_pod(task: Any, pod: StepPod) -> Any:
+    """Set which pod a step runs in and how often it is started again; on this machine only the image has a meaning."""
     uncached(task).set_container_image(pod.image)
     if pod.retries:
         # The compiler's default limit is one hour after the first start, which would end the retries of long steps.
         task.set_retry(pod.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="365d")
     if pod.cpus is not None:
-        _ask(task, pod, pod.cpus)
-        _settle(task, pod)
-        _give(task, pod)
+        _set_resources(task, pod, pod.cpus)
+        _set_scheduling(task, pod)
+        _set_environment(task, pod)
     return task
 
 
-def _ask(task: Any, pod: Pod, cpus: float) -> None:
-    """Ask for a machine's parts: limits equal to requests, but none on CPU time."""
+def _set_resources(task: Any, pod: StepPod, cpus: float) -> None:
+    """Set CPU, memory, GPUs and disk: limits equal to requests, but no limit on CPU time."""
     task.set_cpu_request(f"{math.ceil(cpus * 1000)}m")
     task.set_memory_request(f"{pod.memory_mib}Mi").set_memory_limit(f"{pod.memory_mib}Mi")
     if pod.gpus:
@@ -42,8 +43,8 @@ def _ask(task: Any, pod: Pod, cpus: float) -> None:
         kubernetes.empty_dir_mount(task, "shm", _SHM, medium="Memory", size_limit=f"{pod.shared_memory_mib}Mi")
 
 
-def _settle(task: Any, pod: Pod) -> None:
-    """Say which machines will do, who runs there and for how long."""
+def _set_scheduling(task: Any, pod: StepPod) -> None:
+    """Set which nodes may run the step, as which user and for how long."""
     for key, value in pod.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     kubernetes.add_toleration_json(task, [dict(toleration) for toleration in pod.tolerations])
@@ -56,8 +57,8 @@ def _settle(task: Any, pod: Pod) -> None:
         kubernetes.set_timeout(task, pod.seconds)
 
 
-def _give(task: Any, pod: Pod) -> None:
-    """Give a step its image's door, its variables and its files; secrets only by their names."""
+def _set_environment(task: Any, pod: StepPod) -> None:
+    """Set how the image is pulled, environment variables and mounted files; secrets only by their names."""
     if pod.pull_policy is not None:
         kubernetes.set_image_pull_policy(task, pod.pull_policy)
     if pod.pull_secrets:
@@ -89,31 +90,36 @@ def ingest(config: str) -> list:
     """List the images and divide them into groups; returns the names of the lanes that share the groups."""
     from pipeline import work
 
-    return work.ingest(config)
+    work.run_step("ingest", config)
+    return work.lanes(config)
 
 
 @step
 def autoencoder(config: str, lanes: list) -> NamedTuple("Base", [("base_model", str), ("encoding_key", str)]):
-    """Provide the model to start from; train an autoencoder where there is none."""
+    """Provide the model to start from; train an autoencoder if none is given."""
     from pipeline import work
 
-    return work.autoencoder(config)
+    base = work.run_step("autoencoder", config)
+    return base["base_model"], base["encoding_key"]
 
 
 @step
 def caption(config: str, encoding_key: str, lane: str) -> str:
-    """Look at each image of a lane's groups and say what it shows; returns the lane's name."""
+    """Give the images of a lane's groups captions; returns the lane's name."""
     from pipeline import work
 
-    return work.caption(config, encoding_key, lane)
+    work.run_step("caption", config, {"encoding_key": encoding_key}, lane)
+    return lane
 
 
 @step
 def clean(config: str, encoding_key: str, lanes: list, page: Output[HTML], summary: Output[Markdown]) -> list:
-    """Leave out what the filters and near duplicates tell to, and write the data report; returns the lanes."""
+    """Reject what the filters and near duplicates say, and write the data report; returns the lanes."""
     from pipeline import work
 
-    return work.clean(config, encoding_key, lanes, page.path, summary.path)
+    pages = {"report": page.path, "summary": summary.path}
+    work.run_step("clean", config, {"encoding_key": encoding_key}, pages=pages)
+    return lanes
 
 
 @step
@@ -121,7 +127,8 @@ def latents(config: str, encoding_key: str, base_model: str, lane: str) -> str:
     """Encode the images and captions of a lane's groups into shards; returns the lane's name."""
     from pipeline import work
 
-    return work.latents(config, encoding_key, base_model, lane)
+    work.run_step("latents", config, {"encoding_key": encoding_key, "base_model": base_model}, lane)
+    return lane
 
 
 @step
@@ -129,7 +136,7 @@ def index(config: str, encoding_key: str, lanes: list) -> str:
     """Commit the dataset that all groups make together; returns its digest."""
     from pipeline import work
 
-    return work.index(config, encoding_key)
+    return str(work.run_step("index", config, {"encoding_key": encoding_key})["dataset_digest"])
 
 
 @step
@@ -137,7 +144,8 @@ def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
     """Train the UNet, and start it again after preemptions; returns the last optimizer step."""
     from pipeline import work
 
-    return work.train(config, encoding_key, base_model, dataset)
+    inputs = {"encoding_key": encoding_key, "base_model": base_model, "dataset": dataset}
+    return int(work.run_step("train", config, inputs)["step"])
 
 
 @step
@@ -145,7 +153,8 @@ def evaluate(config: str, encoding_key: str, base_model: str, trained: int, metr
     """Draw and measure; returns whether the model beats the published one."""
     from pipeline import work
 
-    return work.evaluate(config, encoding_key, base_model, metrics.log_metric)
+    inputs = {"encoding_key": encoding_key, "base_model": base_model}
+    return bool(work.run_step("evaluate", config, inputs, log_metric=metrics.log_metric)["better"])
 
 
 @step
@@ -153,7 +162,7 @@ def publish(config: str, base_model: str) -> str:
     """Publish the model as a diffusers folder, and make it the champion."""
     from pipeline import work
 
-    return work.publish(config, base_model)
+    return str(work.run_step("publish", config, {"base_model": base_model})["published"])
 
 
 @step

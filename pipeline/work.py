@@ -1,7 +1,7 @@
-"""What each step does once it runs: unpack the settings, call the component, keep a record of how it went.
+"""What each step does once it runs: unpack the settings, do the step's declared work, keep a record of how it went.
 
-The record, ``runs/<run>/steps/<step>.json``, is what the report reads. It is there from a step's start, so that a step
-whose process is killed leaves one, too.
+The record, ``runs/<run>/steps/<step>.json``, is what the report reads. It is written when a step starts, so that a step
+whose process is killed leaves one, too. No step is named here: each declares itself in ``components/<step>``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from components.command import Step, load_step
 from components.errors import DarkroomError, Preempted, StorageError
 from components.image.records import groups_of_lane, lane_names, read_manifest
 from components.image.sources import open_source
@@ -26,46 +26,67 @@ from components.storage.open import open_storage
 from pipeline.config import RunConfig, resolve
 from pipeline.cost.verbs import store_plan
 
-Log = Callable[[str, float], None]
+Result = dict[str, Any]
+LogMetric = Callable[[str, float], None]
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
 DIED = "its process ended without a word: it was killed, or ran out of memory; the log may tell more"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A resolved run and the place where it keeps its things."""
+class OpenRun:
+    """A resolved run and the workdir that it is kept in."""
 
     settings: RunConfig
     workdir: Storage
 
     @property
-    def source_id(self) -> str:
-        """The name under which the workdir keeps what ingest found."""
-        return open_source(self.settings.ingest.source).id
+    def run(self) -> str:
+        """The run's name."""
+        return self.settings.run
 
     @property
-    def run(self) -> Storage:
+    def folder(self) -> Storage:
         """The run's own folder."""
-        return self.workdir.child(f"runs/{self.settings.run}")
+        return self.workdir.child(f"runs/{self.run}")
+
+    @property
+    def source_id(self) -> str:
+        """The name under which the workdir keeps what ingest listed."""
+        return open_source(self.settings.ingest.source).id
+
+    def encoding_key(self, base: Path) -> str:
+        """Return the name of the encoding that a base model's folder gives with the run's settings."""
+        from components.latents.encoding import encoding_key
+
+        return encoding_key(base, self.settings.latents)
+
+
+@dataclass(frozen=True)
+class WorkingStep(OpenRun):
+    """What a step is given while it works; see `components.command.StepRun`."""
+
+    progress: Progress
+    inputs: Mapping[str, str]
+    group: str = ""
 
 
 class StepProgress(Progress):
     """Progress of one step, whose name is in every event: steps that run side by side share one log."""
 
-    def __init__(self, step: str, group: str | None = None) -> None:
+    def __init__(self, step: str, lane: str | None = None) -> None:
         super().__init__()
-        self._by = step if group is None else f"{step} {group}"
+        self._by = step if lane is None else f"{step} {lane}"
 
     def event(self, event: str, **fields: Any) -> None:
-        """Tell one thing that happened in the step."""
+        """Report one event of the step."""
         super().event(event, by=self._by, **fields)
 
 
-def open_job(config: str) -> Job:
-    """Return the job that `configure` described."""
+def open_run(config: str) -> OpenRun:
+    """Return the run that `configure` described."""
     described = json.loads(config)
-    return Job(RunConfig.parse(described["settings"]), open_storage(described["workdir"]))
+    return OpenRun(RunConfig.parse(described["settings"]), open_storage(described["workdir"]))
 
 
 def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> str:
@@ -73,237 +94,159 @@ def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> s
 
     Text, because Kubeflow's own structures know neither null nor integers beyond 2⁵³.
     """
-    settings = resolve(recipe, overrides, source)
-    job = Job(settings, open_storage(workdir))
+    run = OpenRun(resolve(recipe, overrides, source), open_storage(workdir))
     # What an earlier invocation of this run recorded is not part of this one.
-    job.run.delete_tree("steps")
-    described = settings.model_dump(mode="json")
-    job.run.write_json("config.json", described)
-    store_plan(settings, job.workdir)
+    run.folder.delete_tree("steps")
+    described = run.settings.model_dump(mode="json")
+    run.folder.write_json("config.json", described)
+    store_plan(run.settings, run.workdir)
     return json.dumps({"settings": described, "workdir": workdir})
 
 
-def recorded(
-    job: Job, step: str, work: Callable[[Progress], dict[str, Any]], group: str | None = None
-) -> dict[str, Any]:
+def lanes(config: str) -> list[str]:
+    """Return the names of the lanes, each of which has its share of the partition groups."""
+    return list(lane_names(open_run(config).settings.ingest.lanes))
+
+
+def run_step(
+    name: str,
+    config: str,
+    inputs: Mapping[str, str] | None = None,
+    lane: str | None = None,
+    pages: Mapping[str, str] | None = None,
+    log_metric: LogMetric | None = None,
+) -> Result:
+    """Do the work of a step, as ``components/<step>/declaration.py`` says, and keep a record of how it went.
+
+    Args:
+        name: The step's name.
+        config: As `configure` returned it.
+        inputs: What earlier steps gave, by name.
+        lane: The lane whose groups it works on, for a step that works group by group.
+        pages: Files that the dashboard shows, each with the name in the result that holds the page's key.
+        log_metric: Receives each number that the dashboard shows.
+
+    Returns:
+        The step's result.
+    """
+    step, run = load_step(name), open_run(config)
+
+    def work(progress: Progress) -> Result:
+        return _work(step, WorkingStep(run.settings, run.workdir, progress, inputs or {}), lane)
+
+    result = recorded(run, name, work, lane)
+    for key, file in (pages or {}).items():
+        Path(file).write_bytes(run.workdir.read(result[key]))
+    if log_metric is not None:
+        for metric, value in step.metrics(result).items():
+            log_metric(metric, value)
+    return result
+
+
+def _work(step: Step, work: WorkingStep, lane: str | None) -> Result:
+    if step.is_launched:
+        return _launch(work)
+    assert step.run is not None, f"{step.name} declares no work"
+    if not step.per_group:
+        return dict(step.run(work))
+    assert lane is not None, f"{step.name} works on the groups of a lane"
+    groups = groups_of_lane(read_manifest(work.workdir, work.source_id).groups, lane, work.settings.ingest.lanes)
+    sums: Counter[str] = Counter()
+    for group in groups:
+        result = step.run(replace(work, group=group))
+        sums.update({name: value for name, value in result.items() if isinstance(value, int)})
+    return {"groups": len(groups), **sums}
+
+
+def _launch(work: WorkingStep) -> Result:
+    """Train, in this pod or on the cluster."""
+    from pipeline.launch import local_launcher
+
+    base_model, encoding_key, dataset = (work.inputs[name] for name in ("base_model", "encoding_key", "dataset"))
+    given = (work.settings, work.workdir, base_model, encoding_key, dataset, work.progress)
+    if work.settings.launch.where == "local":
+        return local_launcher.launch(*given)
+    from pipeline.cost.prices import known_prices
+    from pipeline.launch import cluster_launcher
+
+    placement = work.settings.placement
+    return cluster_launcher.launch(*given, prices=known_prices(placement.prices, placement.instance))
+
+
+def recorded(run: OpenRun, step: str, work: Callable[[Progress], Result], lane: str | None = None) -> Result:
     """Do a step's work and keep a record of how it went.
 
     Args:
-        job: The run.
+        run: The run.
         step: The step's name.
         work: What it does; it imports what it needs, so that an import that fails is on record, too.
-        group: The lane of partition groups, where the step works on one.
+        lane: The lane of partition groups, if the step works on one.
 
     Returns:
         The work's result.
 
     Raises:
-        Preempted: Where the process was asked to stop and the work had no answer of its own to that.
+        Preempted: If the process was asked to stop and the work did not handle that itself.
         Exception: What the work raised.
     """
-    progress = StepProgress(step, group)
-    key = f"steps/{step if group is None else f'{step}-{group}'}.json"
-    record: dict[str, Any] = {"step": step, "group": group, "status": RUNNING, "started": time.time()}
+    progress = StepProgress(step, lane)
+    key = f"steps/{step if lane is None else f'{step}-{lane}'}.json"
+    record: dict[str, Any] = {"step": step, "group": lane, "status": RUNNING, "started": time.time()}
     record |= {"seconds": 0.0, "result": None, "error": None, "exit_code": None}
-    job.run.write_json(key, record)
-    progress.event("step-started", step=step, group=group)
+    run.folder.write_json(key, record)
+    progress.event("step-started", step=step, group=lane)
     began = time.monotonic()
     try:
         with _stoppable():
             result = work(progress)
         record |= {"status": DONE, "result": result, "seconds": round(time.monotonic() - began, 3)}
-        job.run.write_json(key, record)
+        run.folder.write_json(key, record)
     except Exception as error:
-        record |= {"status": FAILED, "result": None, "seconds": round(time.monotonic() - began, 3), **_told(error)}
+        record |= {"status": FAILED, "result": None, "seconds": round(time.monotonic() - began, 3)}
+        record |= _error_fields(error)
         with contextlib.suppress(StorageError):  # what went wrong is worth more than the record of it
-            job.run.write_json(key, record)
+            run.folder.write_json(key, record)
         raise
     finally:
         progress.event("step-ended", **record)
     return result
 
 
-def ingest(config: str) -> list[str]:
-    """List the images; returns the names of the lanes, each of which has its share of the partition groups."""
-    job = open_job(config)
-
-    def work(progress: Progress) -> dict[str, Any]:
-        from components.ingest.intake import ingest
-
-        return ingest(job.settings.ingest, job.workdir, progress)
-
-    recorded(job, "ingest", work)
-    return list(lane_names(job.settings.ingest.lanes))
-
-
-def autoencoder(config: str) -> tuple[str, str]:
-    """Provide the base model; returns its name and the key of the encoding that it gives."""
-    job = open_job(config)
-    settings = job.settings
-
-    def work(progress: Progress) -> dict[str, Any]:
-        from components.autoencoder.base import ensure_base
-        from components.latents.encoding import encoding_key
-        from components.model.locations import fetch
-
-        held_out = settings.index.held_out
-        base = ensure_base(settings.model, settings.seed, job.source_id, held_out, job.workdir, progress)
-        return {**base, "encoding_key": encoding_key(fetch(base["base_model"], job.workdir), settings.latents)}
-
-    result = recorded(job, "autoencoder", work)
-    return result["base_model"], result["encoding_key"]
-
-
-def caption(config: str, encoding_key: str, lane: str) -> str:
-    """Caption one lane's groups; returns its name."""
-    job = open_job(config)
-    settings = job.settings
-
-    def work(group: str, progress: Progress) -> dict[str, Any]:
-        from components.caption.group import caption
-
-        limits = settings.ingest.limits
-        return caption(settings.caption, limits, group, job.source_id, encoding_key, job.workdir, progress)
-
-    recorded(job, "caption", partial(_each_group, job, lane, work), lane)
-    return lane
-
-
-def clean(config: str, encoding_key: str, lanes: list[str], page: str, summary: str) -> list[str]:
-    """Leave images out once all are known, and write what the dashboard shows of the data; returns the lanes."""
-    job = open_job(config)
-    settings = job.settings
-
-    def work(progress: Progress) -> dict[str, Any]:
-        from components.clean.cleaning import clean
-
-        groups = read_manifest(job.workdir, job.source_id).groups
-        filters = settings.caption.filters
-        return clean(settings.clean, filters, job.source_id, groups, encoding_key, job.workdir, progress)
-
-    result = recorded(job, "clean", work)
-    Path(page).write_bytes(job.workdir.read(result["report"]))
-    Path(summary).write_bytes(job.workdir.read(result["summary"]))
-    return lanes
-
-
-def latents(config: str, encoding_key: str, base_model: str, lane: str) -> str:
-    """Encode one lane's groups; returns its name."""
-    job = open_job(config)
-
-    def work(group: str, progress: Progress) -> dict[str, Any]:
-        from components.latents.group import encode
-
-        return encode(job.settings.latents, group, job.source_id, encoding_key, base_model, job.workdir, progress)
-
-    recorded(job, "latents", partial(_each_group, job, lane, work), lane)
-    return lane
-
-
-def _each_group(
-    job: Job, lane: str, work: Callable[[str, Progress], dict[str, Any]], progress: Progress
-) -> dict[str, Any]:
-    """Do a step's work for each group of a lane, one after the other; returns the sums of its whole numbers."""
-    groups = groups_of_lane(read_manifest(job.workdir, job.source_id).groups, lane, job.settings.ingest.lanes)
-    sums: Counter[str] = Counter()
-    for group in groups:
-        result = work(group, progress)
-        sums.update({name: value for name, value in result.items() if isinstance(value, int)})
-    return {"groups": len(groups), **sums}
-
-
-def index(config: str, encoding_key: str) -> str:
-    """Commit the dataset that all groups make together; returns its digest."""
-    job = open_job(config)
-
-    def work(progress: Progress) -> dict[str, Any]:
-        from components.index.versions import index
-
-        groups = read_manifest(job.workdir, job.source_id).groups
-        return index(job.settings.index, job.source_id, groups, encoding_key, job.workdir, progress)
-
-    return str(recorded(job, "index", work)["dataset_digest"])
-
-
-def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
-    """Train, here or on the cluster; returns the last optimizer step."""
-    job = open_job(config)
-
-    def work(progress: Progress) -> dict[str, Any]:
-        from pipeline.launch import local_launcher
-        from pipeline.launch.context import LaunchContext
-
-        context = LaunchContext(job.settings, job.workdir, base_model, encoding_key, dataset, progress)
-        if job.settings.launch.where == "local":
-            return local_launcher.launch(context)
-        from pipeline.cost.prices import known_prices
-        from pipeline.launch import cluster_launcher
-
-        placement = job.settings.placement
-        prices = known_prices(placement.prices, placement.instance)
-        return cluster_launcher.launch(replace(context, prices=prices))
-
-    return int(recorded(job, "train", work)["step"])
-
-
-def evaluate(config: str, encoding_key: str, base_model: str, log: Log) -> bool:
-    """Measure the model; returns whether it beats the champion."""
-    job = open_job(config)
-    settings = job.settings
-
-    def work(progress: Progress) -> dict[str, Any]:
-        from components.evaluate.evaluation import evaluate
-
-        where = (job.source_id, encoding_key, base_model, settings.run, job.workdir)
-        return evaluate(settings.evaluate, settings.name, *where, progress)
-
-    result = recorded(job, "evaluate", work)
-    for name, metric in result["metrics"].items():
-        if metric["value"] is not None:
-            log(name, metric["value"])
-    return bool(result["better"])
-
-
-def publish(config: str, base_model: str) -> str:
-    """Publish the model; returns its folder below the workdir."""
-    job = open_job(config)
-    settings = job.settings
-
-    def work(progress: Progress) -> dict[str, Any]:
-        from components.publish.publishing import publish
-
-        return publish(settings.publish, settings.name, settings.run, base_model, job.workdir, progress)
-
-    return str(recorded(job, "publish", work)["published"])
-
-
 def report(
-    recipe: str, workdir: str, source: str, overrides: list[str], status: str, page: str, summary: str, log: Log
+    recipe: str,
+    workdir: str,
+    source: str,
+    overrides: list[str],
+    status: str,
+    page: str,
+    summary: str,
+    log_metric: LogMetric,
 ) -> None:
-    """Write the report, and what the dashboard shows of it."""
+    """Write the report, and what the dashboard shows of it.
+
+    It takes the recipe, not what `configure` returned, which may be what failed.
+    """
     from components.report.summary import markdown
 
-    job = Job(resolve(recipe, overrides, source), open_storage(workdir))
-    result = write_report(job, status, StepProgress("report"))
-    Path(page).write_bytes(job.workdir.read(result["report"]))
-    Path(summary).write_text(markdown(job.workdir.read_json(result["numbers"])), encoding="utf-8")
-    for name, value in result["metrics"].items():
-        log(name, value)
+    run = OpenRun(resolve(recipe, overrides, source), open_storage(workdir))
+    result = write_report(run, status, StepProgress("report"))
+    Path(page).write_bytes(run.workdir.read(result["report"]))
+    Path(summary).write_text(markdown(run.workdir.read_json(result["numbers"])), encoding="utf-8")
+    for name, value in load_step("report").metrics(result).items():
+        log_metric(name, value)
 
 
-def write_report(job: Job, status: str, progress: Progress) -> dict[str, Any]:
-    """Write the report of a run in which nothing is running any more; returns what `components.report` does."""
-    from components.report.reporting import report
-
+def write_report(run: OpenRun, status: str, progress: Progress) -> Result:
+    """Write the report of a run in which no step is running any more; returns what `components.report` does."""
     with contextlib.suppress(DarkroomError):  # the report says itself what it cannot read
-        for entry in job.run.list("steps"):
-            record = job.run.read_json(entry.key)
+        for entry in run.folder.list("steps"):
+            record = run.folder.read_json(entry.key)
             if record["status"] == RUNNING:
-                job.run.write_json(entry.key, {**record, "status": FAILED, "error": DIED})
-    return report(job.settings.report, job.settings.run, status, job.workdir, progress)
+                run.folder.write_json(entry.key, {**record, "status": FAILED, "error": DIED})
+    return _work(load_step("report"), WorkingStep(run.settings, run.workdir, progress, {"status": status}), None)
 
 
-def _told(error: Exception) -> dict[str, Any]:
+def _error_fields(error: Exception) -> dict[str, Any]:
     if isinstance(error, DarkroomError):
         return {"error": str(error), "exit_code": error.exit_code}
     return {"error": f"{type(error).__name__}: {error}", "exit_code": DarkroomError.exit_code}
@@ -312,10 +255,10 @@ def _told(error: Exception) -> dict[str, Any]:
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into `Preempted`, so that a step that is stopped says so; training has its own way."""
-    kept = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         raise Preempted("asked to stop; what is finished is kept, start again to continue") from None
     finally:
-        signal.signal(signal.SIGTERM, kept)
+        signal.signal(signal.SIGTERM, before)

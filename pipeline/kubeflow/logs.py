@@ -13,7 +13,7 @@ from typing import Any
 
 from components.errors import ConfigError, DarkroomError
 from components.storage.base import Storage
-from pipeline.messages import happening, line
+from pipeline.messages import event_line, line
 
 Say = Callable[[str], None]
 
@@ -119,7 +119,7 @@ class Journal:
 def _shown(found: Mapping[str, Any]) -> str | None:
     if "event" in found:
         try:
-            return happening(found)
+            return event_line(found)
         except (KeyError, TypeError):
             return line(json.dumps(found))
     told = [f"step {found.get('step')}"]

@@ -19,7 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from components.errors import Preempted
-from pipeline.messages import closing_rows, count, duration, happening, line, outcome, title
+from pipeline.messages import closing_rows, count, duration, event_line, line, step_summary, title
 
 Event = Mapping[str, Any]
 
@@ -34,24 +34,24 @@ class _Step:
 
     Attributes:
         bar: Its bar.
-        started: When it was started, on the narrator's clock.
-        spoke: When a line last told of it, on the narrator's clock.
-        notes: The newest event of each kind.
+        started: When it was started, on the display's clock.
+        last_line: When a line was last shown of it, on the same clock.
+        events: The newest event of each kind, by the kind's name.
     """
 
     bar: TaskID
     started: float
-    spoke: float
-    notes: dict[str, Event] = field(default_factory=dict)
+    last_line: float
+    events: dict[str, Event] = field(default_factory=dict)
 
 
-class Narrator:
-    """Shows a person what the steps tell.
+class RunDisplay:
+    """Shows a person how the steps of a run get on.
 
     Args:
         console: Where to show it.
         clock: Seconds that never go backwards.
-        every: Seconds between two lines of one long loop, where there are no bars.
+        every: Seconds between two lines of one long loop, if there are no bars.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic, every: float = 60.0) -> None:
@@ -63,7 +63,7 @@ class Narrator:
             TextColumn("{task.description}", table_column=Column(min_width=_NAME, no_wrap=True)),
             _Elapsed(table_column=Column(min_width=_TIME, no_wrap=True, justify="right")),
             BarColumn(bar_width=_BAR, table_column=Column(min_width=_BAR)),
-            TextColumn("{task.fields[told]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             expand=True,
             console=console,
             transient=True,
@@ -80,8 +80,8 @@ class Narrator:
     ) -> None:
         self._bars.stop()
 
-    def say(self, text: str, style: str = "") -> None:
-        """Show a line that no step told; it is never broken, so that a path in it can be copied."""
+    def print_line(self, text: str, style: str = "") -> None:
+        """Show a line that is not of a step; it is never broken, so that a path in it can be copied."""
         self._console.print(Text(text, style), soft_wrap=True)
 
     def show(self, event: Event) -> None:
@@ -95,20 +95,20 @@ class Narrator:
                 self._advance(event, event["done"], event["total"], event["what"])
             case "step":
                 loss = event.get("loss")  # null where it was not finite
-                told = "" if loss is None else f", loss {loss:.3f}"
-                self._advance(event, event["step"], event["steps"], "steps", told)
+                more = "" if loss is None else f", loss {loss:.3f}"
+                self._advance(event, event["step"], event["steps"], "steps", more)
             case _:
-                self._note(event)
+                self._show_other(event)
 
     def close(self, numbers: Mapping[str, Any], seconds: Mapping[str, float], total: float) -> None:
-        """Show what a finished run amounts to; see `pipeline.messages.closing_rows`."""
-        self.say("")
+        """Show the closing table; see `pipeline.messages.closing_rows`."""
+        self.print_line("")
         for name, text in closing_rows(numbers, seconds, total):
-            self.say(f"{name:<17} {text}")
+            self.print_line(f"{name:<17} {text}")
 
     def _start(self, name: str) -> None:
         now = self._clock()
-        self._running[name] = _Step(self._bars.add_task(name, total=None, told="starting"), now, now)
+        self._running[name] = _Step(self._bars.add_task(name, total=None, text="starting"), now, now)
 
     def _end(self, event: Event) -> None:
         name = title(event)
@@ -117,8 +117,8 @@ class Narrator:
             self._bars.remove_task(step.bar)
             self._bars.refresh()
         if event["status"] == "done":
-            notes = step.notes if step is not None else {}
-            self._line(name, event["seconds"], outcome(event["step"], event["result"], notes), "green")
+            events = step.events if step is not None else {}
+            self._line(name, event["seconds"], step_summary(event["step"], event["result"], events), "green")
         elif event["exit_code"] == Preempted.exit_code:
             self._line(name, event["seconds"], f"stopped: {line(event['error'])}", "yellow")
         else:
@@ -128,33 +128,33 @@ class Narrator:
         step = self._running.get(event["by"])
         if step is None:
             return
-        step.notes[event["event"]] = event
-        told = f"{count(done)}/{count(total)} {what}{more}"
-        self._bars.update(step.bar, completed=done, total=total, told=told)
-        if not self._console.is_terminal and self._clock() - step.spoke >= self._every:
-            self._remark(event["by"], step, told)
+        step.events[event["event"]] = event
+        text = f"{count(done)}/{count(total)} {what}{more}"
+        self._bars.update(step.bar, completed=done, total=total, text=text)
+        if not self._console.is_terminal and self._clock() - step.last_line >= self._every:
+            self._intermediate_line(event["by"], step, text)
 
-    def _note(self, event: Event) -> None:
+    def _show_other(self, event: Event) -> None:
         step = self._running.get(event.get("by", ""))
         if step is None:
             return
-        step.notes[event["event"]] = event
+        step.events[event["event"]] = event
         if event["event"] == "attempt-ended":
-            self._bars.update(step.bar, told="starting again")
-        sentence = happening(event)
-        if sentence is not None:
-            self._remark(event["by"], step, sentence)
+            self._bars.update(step.bar, text="starting again")
+        text = event_line(event)
+        if text is not None:
+            self._intermediate_line(event["by"], step, text)
 
-    def _remark(self, name: str, step: _Step, sentence: str) -> None:
-        step.spoke = self._clock()
-        self._line(name, step.spoke - step.started, f"· {sentence}", "dim")
+    def _intermediate_line(self, name: str, step: _Step, text: str) -> None:
+        step.last_line = self._clock()
+        self._line(name, step.last_line - step.started, f"· {text}", "dim")
 
     def _line(self, name: str, seconds: float, text: str, style: str) -> None:
-        shown = Text.assemble((f"{name:<{_NAME}}", style), f" {duration(seconds):>{_TIME}}  {text}")
+        parts = Text.assemble((f"{name:<{_NAME}}", style), f" {duration(seconds):>{_TIME}}  {text}")
         if self._console.is_terminal:
-            self._console.print(shown, no_wrap=True, overflow="ellipsis")
+            self._console.print(parts, no_wrap=True, overflow="ellipsis")
         else:
-            self._console.print(shown, soft_wrap=True)
+            self._console.print(parts, soft_wrap=True)
 
 
 class _Elapsed(ProgressColumn):
@@ -163,7 +163,7 @@ class _Elapsed(ProgressColumn):
 
 
 def read_event(text: str) -> dict[str, Any] | None:
-    """Return the event that a line holds; a line that holds anything besides is somebody else's."""
+    """Return the event that a line holds, or None if it holds anything else as well: then no step wrote it."""
     if not text.lstrip().startswith(_START):
         return None
     try:

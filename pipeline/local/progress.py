@@ -1,4 +1,4 @@
-"""How far a pipeline has come and what ended it, as its steps tell it. Pure: events in, answers out."""
+"""How far a pipeline has come and what ended it, read from the events of its steps (pure)."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from pipeline.messages import title
 from pipeline.work import DIED, DONE
 
 # The last line of a Python traceback.
-_RAISED = re.compile(r"\s*((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
+_EXCEPTION = re.compile(r"\s*((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
 
 
 @dataclass
-class Course:
-    """What the steps have told so far.
+class PipelineProgress:
+    """The state of a pipeline after the events so far.
 
     Attributes:
         running: Steps that were started and have not ended.
-        error: What the first step that failed said, with its exit code.
-        unexplained: Kubeflow's names of what failed, the innermost first.
-        raised: The last line that looked like the end of a traceback.
+        error: The error of the first step that failed, with its exit code.
+        failed_tasks: Kubeflow's names of the tasks that failed, the innermost first.
+        last_exception: The last line that looked like the end of a traceback.
         reported: Whether the report was written.
         spans: For each step when it first began and last ended, in seconds since 1970.
     """
 
     running: set[str] = field(default_factory=set)
     error: DarkroomError | None = None
-    unexplained: list[str] = field(default_factory=list)
-    raised: str = ""
+    failed_tasks: list[str] = field(default_factory=list)
+    last_exception: str = ""
     reported: bool = False
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Take note of one event."""
+    def add_event(self, event: Mapping[str, Any]) -> None:
+        """Record one event."""
         match event["event"]:
             case "step-started":
                 self.running.add(title(event))
             case "step-ended":
                 self._end(event)
             case "pipeline-failed":
-                self.unexplained = event["tasks"]
+                self.failed_tasks = event["tasks"]
             case "reported":
                 self.reported = True
 
-    def overhear(self, line: str) -> None:
-        """Take note of a line that is no event."""
-        found = _RAISED.fullmatch(line.rstrip())
-        if found is not None:
-            self.raised = found[1]
+    def add_line(self, line: str) -> None:
+        """Record a line that is not an event."""
+        match = _EXCEPTION.fullmatch(line.rstrip())
+        if match is not None:
+            self.last_exception = match[1]
 
     def seconds(self) -> dict[str, float]:
         """Return the wall time of each step that ended, from its first group's start to its last one's end."""
         return {step: end - start for step, (start, end) in self.spans.items()}
 
-    def verdict(self, exit_code: int) -> DarkroomError | None:
-        """Return what ended the pipeline, or None where all went well.
+    def failure(self, exit_code: int) -> DarkroomError | None:
+        """Return what ended the pipeline, or None if all went well.
 
-        A step that is killed tells nothing; then it is one of those still running. One that cannot even be started,
-        or fails besides its own work, is known by the name that Kubeflow has for it.
+        A step that is killed reports nothing; then it is one of those still running. One that cannot even be started,
+        or fails outside its own work, is named as Kubeflow names it.
 
         Args:
             exit_code: That of the process that ran the pipeline.
@@ -70,8 +70,9 @@ class Course:
             return self.error
         if self.running:
             return DarkroomError(f"{', '.join(sorted(self.running))}: {DIED}")
-        name = self.unexplained[0] if self.unexplained else "the pipeline"
-        return DarkroomError(f"{name}: it failed before it could say why; {self.raised or 'the log may tell more'}")
+        name = self.failed_tasks[0] if self.failed_tasks else "the pipeline"
+        reason = self.last_exception or "the log may tell more"
+        return DarkroomError(f"{name}: it failed before it could say why; {reason}")
 
     def _end(self, event: Mapping[str, Any]) -> None:
         name, step = title(event), event["step"]

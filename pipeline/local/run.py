@@ -23,10 +23,10 @@ from components.storage.base import Storage
 from components.storage.files import explained
 from components.storage.open import open_storage
 from pipeline.config import RunConfig, resolve, to_yaml
-from pipeline.local.display import Narrator, read_event
-from pipeline.local.progress import Course
+from pipeline.local.display import RunDisplay, read_event
+from pipeline.local.progress import PipelineProgress
 from pipeline.local.supervisor import supervise
-from pipeline.work import Job, write_report
+from pipeline.work import OpenRun, write_report
 
 _LOG = "pipeline.log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -34,37 +34,37 @@ _NEEDED = ("kfp", "torch", "diffusers", "transformers", "deepspeed", "sklearn")
 
 
 class _Log(NamedTuple):
-    """The file that gets every line, and where a person finds it."""
+    """The file that gets every line, and its path or URL for a person."""
 
     file: TextIO
-    place: str
+    path: str
 
 
 def run_here(recipe: str, workdir: str, source: str, overrides: Sequence[str], console: Console) -> None:
     """Run the whole pipeline on this machine, and show how it goes and what comes out.
 
     Raises:
-        ConfigError: Before anything is started, for wrong settings and for a workdir that cannot be one.
-        StorageError: Where the workdir cannot be written, or another process runs the same run there.
-        Preempted: Where it was asked to stop.
+        ConfigError: Before anything is started, for wrong settings and for a workdir that cannot be used.
+        StorageError: If the workdir cannot be written, or another process runs the same run there.
+        Preempted: If it was asked to stop.
         DarkroomError: What ended the step that failed, with its exit code.
     """
     began = time.monotonic()
     _check_packages()
-    job = Job(resolve(recipe, overrides, source), _open_workdir(workdir))
-    narrator = Narrator(console)
-    with _open_log(job) as log:
-        narrator.say(f"{job.settings.run} in {_shown(job.workdir.url)}", "bold")
-        _begin(job)
-        _write_example(job.settings, console)
-        with narrator:
-            course, error = _follow(job, log, narrator)
-        report = _report(job, course, error)
+    run = OpenRun(resolve(recipe, overrides, source), _open_workdir(workdir))
+    display = RunDisplay(console)
+    with _open_log(run) as log:
+        display.print_line(f"{run.run} in {_shown(run.workdir.url)}", "bold")
+        _begin(run)
+        _write_example(run.settings, console)
+        with display:
+            progress, error = _follow(run, log, display)
+        report = _report(run, progress, error)
     if error is not None:
-        error.args = (f"{error}\nlog     {log.place}\nreport  {report}",)
+        error.args = (f"{error}\nlog     {log.path}\nreport  {report}",)
         raise error
-    narrator.close(job.run.read_json("report.json"), course.seconds(), time.monotonic() - began)
-    narrator.say(f"report            {report}")
+    display.close(run.folder.read_json("report.json"), progress.seconds(), time.monotonic() - began)
+    display.print_line(f"report            {report}")
 
 
 def _check_packages(names: Sequence[str] = _NEEDED) -> None:
@@ -88,40 +88,40 @@ def _open_workdir(workdir: str) -> Storage:
 
 
 @contextlib.contextmanager
-def _open_log(job: Job) -> Iterator[_Log]:
-    """Open the run's log, in the run's folder; where that is not local, in a temporary one that is copied at the end.
+def _open_log(run: OpenRun) -> Iterator[_Log]:
+    """Open the run's log in the run's folder; if that is not local, in a temporary one that is copied at the end.
 
     Raises:
-        StorageError: Where it cannot be written, or another process has it open to run the same run.
+        StorageError: If it cannot be written, or another process has it open to run the same run.
     """
-    local = job.run.local_path(_LOG)
+    local = run.folder.local_path(_LOG)
     with contextlib.ExitStack() as stack:
-        place = local or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-log-"))) / _LOG
-        with explained(f"write {place}"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(place.open("a", buffering=1, encoding="utf-8", errors="backslashreplace"))
+        path = local or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-log-"))) / _LOG
+        with explained(f"write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StorageError(f"{job.settings.run} is being run by another process; wait for it, or stop it") from None
+            raise StorageError(f"{run.run} is being run by another process; wait for it, or stop it") from None
         except OSError:
             pass  # a file system without locks
         try:
-            yield _Log(file, _shown(str(local) if local else f"{job.run.url}/{_LOG}"))
+            yield _Log(file, _shown(str(local) if local else f"{run.folder.url}/{_LOG}"))
         finally:
             if local is None:
                 with contextlib.suppress(StorageError):  # what ended the run is worth more than its log
-                    job.run.upload(_LOG, place)
+                    run.folder.upload(_LOG, path)
 
 
-def _begin(job: Job) -> None:
-    """Forget what an earlier time of the same run recorded of its steps, and see whether the workdir can be written."""
-    job.run.delete_tree("steps")
-    job.run.write_json("config.json", job.settings.model_dump(mode="json"))
+def _begin(run: OpenRun) -> None:
+    """Delete what an earlier invocation of the same run recorded, and find out whether the workdir can be written."""
+    run.folder.delete_tree("steps")
+    run.folder.write_json("config.json", run.settings.model_dump(mode="json"))
 
 
 def _write_example(settings: RunConfig, console: Console) -> None:
-    """Write the example's images where the source is a folder that does not exist; whole or not at all."""
+    """Write the example's images if the source is a folder that does not exist; whole or not at all."""
     folder = open_storage(settings.ingest.source).local_path()
     if settings.example is None or folder is None or folder.exists():
         return
@@ -135,48 +135,48 @@ def _write_example(settings: RunConfig, console: Console) -> None:
     console.print(f"wrote example images to {settings.ingest.source}", markup=False, soft_wrap=True)
 
 
-def _follow(job: Job, log: _Log, narrator: Narrator) -> tuple[Course, DarkroomError | None]:
+def _follow(run: OpenRun, log: _Log, display: RunDisplay) -> tuple[PipelineProgress, DarkroomError | None]:
     """Run the pipeline in a process of its own; return how it went and what ended it."""
-    course = Course()
+    progress = PipelineProgress()
 
-    def hear(line: str) -> None:
+    def on_line(line: str) -> None:
         log.file.write(_COLOUR.sub("", line))
         event = read_event(line)
         if event is None:
-            course.overhear(line)
+            progress.add_line(line)
         else:
-            course.take(event)
-            narrator.show(event)
+            progress.add_event(event)
+            display.show(event)
 
-    def stopping() -> None:
-        narrator.say("stopping as soon as the state is saved; Ctrl-C again stops at once", "yellow")
+    def on_stop() -> None:
+        display.print_line("stopping as soon as the state is saved; Ctrl-C again stops at once", "yellow")
 
-    log.file.write(f"\n=== {job.settings.run}, {time.strftime('%Y-%m-%d %H:%M:%S %z')} ===\n")
+    log.file.write(f"\n=== {run.run}, {time.strftime('%Y-%m-%d %H:%M:%S %z')} ===\n")
     with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
         # As it was resolved here, so that an edit of the recipe cannot make the steps disagree.
         recipe = Path(scratch) / "recipe.yaml"
-        recipe.write_text(to_yaml(job.settings), encoding="utf-8")
+        recipe.write_text(to_yaml(run.settings), encoding="utf-8")
         command = [sys.executable, "-m", "pipeline.local.dag_process", "--recipe", str(recipe)]
-        command += ["--workdir", job.workdir.url, "--scratch", scratch]
-        code, stopped = supervise(command, os.environ, hear, lambda: bool(course.running), stopping)
+        command += ["--workdir", run.workdir.url, "--scratch", scratch]
+        code, stopped = supervise(command, os.environ, on_line, lambda: bool(progress.running), on_stop)
     if stopped and code != 0:
-        return course, Preempted("stopped; the same command continues")
-    return course, course.verdict(code)
+        return progress, Preempted("stopped; the same command continues")
+    return progress, progress.failure(code)
 
 
-def _report(job: Job, course: Course, error: DarkroomError | None) -> str:
-    """Return where the report is; written here where the pipeline's own step did not come to it."""
-    if isinstance(error, Preempted) or not course.reported:
+def _report(run: OpenRun, progress: PipelineProgress, error: DarkroomError | None) -> str:
+    """Return where the report is; it is written here if the pipeline's own step did not get to it."""
+    if isinstance(error, Preempted) or not progress.reported:
         status = "SUCCEEDED" if error is None else "CANCELLED" if isinstance(error, Preempted) else "FAILED"
         try:
-            write_report(job, status, Progress(io.StringIO()))
+            write_report(run, status, Progress(io.StringIO()))
         except DarkroomError as problem:
             return f"could not be written: {problem}"
-    return _shown(f"{job.run.url}/report.html")
+    return _shown(f"{run.folder.url}/report.html")
 
 
-def _shown(place: str) -> str:
-    """Return a path as a person types it: relative where it lies below the current folder."""
+def _shown(path: str) -> str:
+    """Return a path as a person types it: relative if it lies below the current folder."""
     with contextlib.suppress(ValueError):
-        return str(Path(place).relative_to(Path.cwd()))
-    return place
+        return str(Path(path).relative_to(Path.cwd()))
+    return path

@@ -20,9 +20,9 @@ _Inbox = SimpleQueue[str | int | None]
 def supervise(
     command: Sequence[str],
     environment: Mapping[str, str],
-    hear: Callable[[str], None],
+    on_line: Callable[[str], None],
     busy: Callable[[], bool],
-    stopping: Callable[[], None],
+    on_stop: Callable[[], None],
 ) -> tuple[int, bool]:
     """Run a command and everything that it starts, as a group apart from the terminal's.
 
@@ -32,29 +32,29 @@ def supervise(
     Args:
         command: The program and its arguments.
         environment: The child's environment variables.
-        hear: Takes each line of standard output and standard error.
-        busy: Tells whether anything in the group has yet to come to a tidy end.
-        stopping: Called once, when the group has been asked to stop.
+        on_line: Receives each line of standard output and standard error.
+        busy: Tells whether anything in the group still has to end tidily.
+        on_stop: Called once, when the group has been asked to stop.
 
     Returns:
         The child's exit code, and whether it was asked to stop.
     """
     inbox: _Inbox = SimpleQueue()
-    asked = False
+    stopping = False
     with _signals_to(inbox), _group(command, environment) as child:
         assert child.stdout is not None
         threading.Thread(target=_listen, args=(child.stdout, inbox), daemon=True).start()
-        while (said := inbox.get()) is not None:
-            if isinstance(said, str):
-                hear(said)
+        while (message := inbox.get()) is not None:
+            if isinstance(message, str):
+                on_line(message)
             else:
-                _signal(child, signal.SIGKILL if asked else signal.SIGTERM)
-                if not asked:
-                    stopping()
-                asked = True
-            if asked and not busy():
+                _signal(child, signal.SIGKILL if stopping else signal.SIGTERM)
+                if not stopping:
+                    on_stop()
+                stopping = True
+            if stopping and not busy():
                 _signal(child, signal.SIGKILL)
-    return child.returncode, asked
+    return child.returncode, stopping
 
 
 @contextlib.contextmanager
@@ -90,12 +90,12 @@ def _listen(stream: IO[str], inbox: _Inbox) -> None:
 
 @contextlib.contextmanager
 def _signals_to(inbox: _Inbox) -> Iterator[None]:
-    def note(number: int, _frame: FrameType | None) -> None:
+    def put(number: int, _frame: FrameType | None) -> None:
         inbox.put(number)
 
-    kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, put) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in kept.items():
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -30,7 +30,7 @@ def name_of(path: Path) -> str:
 def test_every_step_has_the_shape_of_a_step() -> None:
     for step in STEPS:
         files = {path.name for path in step.iterdir()}
-        assert {"__init__.py", "__main__.py", "config.py", "README.md"} <= files, name_of(step)
+        assert {"__init__.py", "__main__.py", "config.py", "declaration.py", "README.md"} <= files, name_of(step)
         assert (step / "README.md").read_text("utf-8").startswith(f"# {step.name}"), name_of(step)
 
 

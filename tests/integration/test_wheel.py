@@ -127,6 +127,6 @@ def test_the_pipeline_compiles_from_the_wheel(installed: Installation) -> None:
 def test_the_report_finds_its_page_and_its_styles_in_the_wheel(installed: Installation) -> None:
     installed.run("python", "-m", "components.report", "--workdir", "work", "--run", "nothing", "--status", "FAILED")
     page = (installed.elsewhere / "work" / "runs" / "nothing" / "report.html").read_text("utf-8")
-    styles = (ROOT / "components" / "page.css").read_text("utf-8")
+    styles = (ROOT / "components/html/page.css").read_text("utf-8")
     first_rule = next(line for line in styles.splitlines() if line.endswith("{"))
     assert first_rule in page

@@ -9,7 +9,7 @@ from kfp import dsl, local
 from pipeline.config import resolve
 from pipeline.kubeflow.release import read_deployment
 from pipeline.kubeflow.step_pods import on_cluster
-from pipeline.steps import place
+from pipeline.steps import set_pod
 
 RELEASE = read_deployment(Path(__file__).parents[1] / "deploy.yaml")
 
@@ -28,7 +28,7 @@ def test_a_step_that_asks_for_a_cluster_runs_here_all_the_same(name: str, tmp_pa
 
     @dsl.pipeline(name="here")  # type: ignore[untyped-decorator]
     def here() -> int:
-        doubled: int = place(double(number=21), pod).output
+        doubled: int = set_pod(double(number=21), pod).output
         return doubled
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path))

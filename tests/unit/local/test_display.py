@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.local.display import Narrator, read_event
+from pipeline.local.display import RunDisplay, read_event
 
 
 def metric(label: str, unit: str, value: float | None, reference: float | None = None) -> dict[str, Any]:
@@ -33,7 +33,7 @@ NUMBERS: dict[str, Any] = {
 
 
 class Screen:
-    """A narrator that writes into memory, with a clock of its own."""
+    """A display that writes into memory, with a clock of its own."""
 
     def __init__(self, terminal: bool = False) -> None:
         self.now = 0.0
@@ -41,10 +41,10 @@ class Screen:
         console = Console(
             file=self._file, width=80, height=24, force_terminal=terminal, highlight=False, color_system=None
         )
-        self.narrator = Narrator(console, clock=lambda: self.now)
+        self.display = RunDisplay(console, clock=lambda: self.now)
 
     def tell(self, event: str, by: str = "train", **fields: Any) -> None:
-        self.narrator.show({"event": event, "by": by, **fields})
+        self.display.show({"event": event, "by": by, **fields})
 
     def start(self, step: str, group: str | None = None) -> None:
         self.tell("step-started", by=step if group is None else f"{step} {group}", step=step, group=group)
@@ -206,7 +206,7 @@ def test_a_step_that_was_stopped_did_not_fail() -> None:
 
 def test_a_file_gets_a_line_a_minute_and_no_bars() -> None:
     screen = Screen()
-    with screen.narrator:
+    with screen.display:
         screen.start("latents", "000")
         for second in range(1, 200):
             screen.now = float(second)
@@ -218,7 +218,7 @@ def test_a_file_gets_a_line_a_minute_and_no_bars() -> None:
 
 def test_a_terminal_shows_bars_that_fit_and_vanish() -> None:
     screen = Screen(terminal=True)
-    with screen.narrator:
+    with screen.display:
         screen.start("latents", "000")
         screen.now = 3700.0
         what = "images encoded with a name that is far too long for what is left"
@@ -238,7 +238,7 @@ def test_a_terminal_shows_bars_that_fit_and_vanish() -> None:
 def test_the_closing_table_fits_and_says_what_counts() -> None:
     screen = Screen()
     seconds = {"train": 87.6, "latents": 10.2, "autoencoder": 10.9, "evaluate": 5.4, "ingest": 0.1, "publish": 0.04}
-    screen.narrator.close(NUMBERS, seconds, 134.0)
+    screen.display.close(NUMBERS, seconds, 134.0)
     assert screen.lines == [
         "",
         "images            1,797, of which 1,797 encoded now",
@@ -257,7 +257,7 @@ def test_the_closing_table_of_a_run_that_measured_nothing() -> None:
     screen = Screen()
     unknown = {"metrics": {"x": metric("X", "share", None)}, "published": None, "goodput": None}
     numbers = {**NUMBERS, **unknown, "samples_per_second": None, "preemptions": 0, "rejected_by_reason": {}}
-    screen.narrator.close({**numbers, "reason": "The model is\nworse."}, {}, 3.0)
+    screen.display.close({**numbers, "reason": "The model is\nworse."}, {}, 3.0)
     assert screen.lines[3:] == [
         "training          400 steps",
         "speed             not measured",
@@ -269,7 +269,7 @@ def test_the_closing_table_of_a_run_that_measured_nothing() -> None:
 
 def test_a_path_is_never_broken() -> None:
     screen = Screen(terminal=True)
-    screen.narrator.say("report  " + 40 * "folder/")
+    screen.display.print_line("report  " + 40 * "folder/")
     assert screen.lines == ["report  " + 40 * "folder/"]
 
 

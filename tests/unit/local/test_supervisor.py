@@ -47,16 +47,16 @@ class Listener:
         self.stops = 0
         self._reactions = reactions
 
-    def hear(self, line: str) -> None:
+    def on_line(self, line: str) -> None:
         self.lines.append(line.rstrip("\n"))
         self._reactions.get(line.split()[-1] if line.split() else "", lambda: None)()
 
-    def stopping(self) -> None:
+    def on_stop(self) -> None:
         self.stops += 1
 
     def run(self, program: str, busy: Callable[[], bool]) -> tuple[int, bool]:
         command = [sys.executable, "-c", program]
-        return supervise(command, os.environ, self.hear, busy, self.stopping)
+        return supervise(command, os.environ, self.on_line, busy, self.on_stop)
 
 
 def interrupt() -> None:

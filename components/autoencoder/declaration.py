@@ -1,0 +1,34 @@
+"""How the pipeline runs the autoencoder step: it provides the base model, and makes one if none is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from components.autoencoder.config import ModelConfig
+from components.command import Result, Step, StepRun, setting
+from components.html.formatting import plural
+from components.settings import Settings
+
+
+def _run(step: StepRun) -> Result:
+    from components.autoencoder.base import ensure_base
+    from components.model.locations import fetch
+
+    config = setting(step.settings, "model", ModelConfig)
+    seed, held_out = setting(step.settings, "seed", int), setting(step.settings, "index.held_out", float)
+    base = ensure_base(config, seed, step.source_id, held_out, step.workdir, step.progress)
+    return {**base, "encoding_key": step.encoding_key(fetch(base["base_model"], step.workdir))}
+
+
+def _summary(result: Result, events: Mapping[str, Result]) -> str:
+    if not result["trained"]:
+        return "there already"
+    training = events.get("autoencoder")
+    return f"trained on {plural(training['images'], 'image')}, loss {training['loss']:.3f}" if training else "trained"
+
+
+def _uses_gpu(settings: Settings) -> bool:
+    return setting(settings, "model", ModelConfig).base is None
+
+
+STEP = Step("autoencoder", _run, _summary, loads_models=True, uses_gpu=_uses_gpu)
