@@ -15,9 +15,10 @@ from rich.text import Text
 
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
 from components.html.formatting import printable
-from pipeline.config import recipes, resolve, to_yaml
+from pipeline.config import resolve, to_yaml
 from pipeline.datasets import verbs as dataset_verbs
 from pipeline.kubeflow import verbs as cluster_verbs
+from pipeline.recipe import recipes
 
 _ASSUMED = "what to take for granted, such as mfu=0.3 or reclaims_per_node_day=4 (plan.Assumptions has all)"
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError
-from pipeline.config import portable, resolve
+from pipeline.config import resolve
 from pipeline.kubeflow.client import Kubeflow
 from pipeline.kubeflow.compile import compile_to
 from pipeline.kubeflow.records import NewRecurring, Version
 from pipeline.kubeflow.release import Deployment, Schedule
 from pipeline.kubeflow.schedules import Action, Found, Wanted, plan
+from pipeline.recipe import portable
 
 Say = Callable[[str], None]
 

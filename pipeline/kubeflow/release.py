@@ -15,7 +15,7 @@ from components.settings import Settings, read_values
 from pipeline.kubeflow.cron import seconds_first
 from pipeline.placement import Cloud, DnsLabel, Variable
 
-# Where pods find the ConfigMaps of the release; the recipes' place is `pipeline.config.RELEASE_RECIPES`.
+# Where pods find the ConfigMaps of the release; the recipes' place is `pipeline.recipe.RELEASE_RECIPES`.
 PRICES = Path("/etc/darkroom-prices/prices.yaml")
 
 # A Secret or a ConfigMap may have dots in its name, but nobody needs them.

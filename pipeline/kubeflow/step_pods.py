@@ -7,11 +7,12 @@ from typing import Any
 
 from components.command import Step, load_steps
 from pipeline import placement as places
-from pipeline.config import RELEASE_RECIPES, RunConfig
+from pipeline.config import RunConfig
 from pipeline.kubeflow.release import PRICES, Site
 from pipeline.placement import PlacementConfig, Pool
 from pipeline.pod import PodOf, StepPod
 from pipeline.pods_config import HeavyPods
+from pipeline.recipe import RELEASE_RECIPES
 
 # The pipeline's own first step, which only reads settings.
 CONFIGURE = Step("configure")

@@ -14,11 +14,12 @@ from rich.console import Console
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, NotFound, StorageError
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.config import recipes, resolve
+from pipeline.config import resolve
 from pipeline.kubeflow.cron import seconds_first
 from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.tables import recurring_rows, run_rows, runs_rows, training_rows
 from pipeline.messages import line
+from pipeline.recipe import recipes
 
 if TYPE_CHECKING:  # it takes a second to load
     from pipeline.kubeflow.client import Access, Kubeflow

@@ -12,11 +12,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.config import recipes, resolve
+from pipeline.config import resolve
 from pipeline.kubeflow.compile import compile_to
 from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.step_pods import on_cluster, step_names
 from pipeline.pod import StepPod
+from pipeline.recipe import recipes
 
 FOLDER = Path(__file__).parent
 COLUMNS = ("step", "image", "cpu", "MiB", "tmp MiB", "shm MiB", "gpu", "hours", "secrets", "node")

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from components.errors import ConfigError
 from components.settings import Settings, flatten
 from pipeline.config import RunConfig, portable, recipes, resolve, to_yaml
+from pipeline.recipe import recipes
 
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
 

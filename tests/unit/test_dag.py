@@ -11,10 +11,11 @@ import yaml
 
 from components.command import load_steps
 from components.errors import ConfigError, StorageError
-from pipeline.config import recipes, resolve
+from pipeline.config import resolve
 from pipeline.kubeflow.compile import compile_to
 from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.step_pods import step_names
+from pipeline.recipe import recipes
 from tests.golden.__main__ import pods_table
 
 GOLDEN = Path(__file__).parents[1] / "golden"
