@@ -1,4 +1,4 @@
-"""Darkroom on one page: from a place full of images to a trained, measured, published model."""
+"""Darkroom on one page: from a folder or bucket of images to a trained, measured, published model."""
 
 # No postponed annotations here: the compiler reads the types of the parameters.
 from typing import Any
@@ -32,7 +32,7 @@ def build(pod_of: PodOf) -> Any:
         dataset: str = run(steps.index(config=config, encoding_key=encoding_key, lanes=dsl.Collected(latents))).output
         return dataset
 
-    @dsl.pipeline(name="darkroom", description="Train Stable Diffusion on a place full of images, and publish it.")
+    @dsl.pipeline(name="darkroom", description="Train Stable Diffusion on a folder or bucket of images and publish it.")
     def darkroom(
         recipe: str,
         workdir: str,
@@ -44,8 +44,8 @@ def build(pod_of: PodOf) -> Any:
 
         Args:
             recipe: Name of a recipe, which holds the defaults of all settings, or a recipe's own text.
-            workdir: Folder or s3://bucket/prefix that holds everything the run makes.
-            source: Folder or s3://bucket/prefix with the images; empty leaves what the recipe says.
+            workdir: Folder or s3://bucket/prefix that holds everything the run writes.
+            source: Folder or s3://bucket/prefix with the images; empty: the recipe's own.
             overrides: Settings that differ from the recipe's, each as "section.key=value".
             cluster: Settings of this cluster, which win over the recipe's; overrides win over them.
         """

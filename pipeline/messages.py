@@ -5,7 +5,7 @@ Pure: events and results go in, short plain text comes out. Only names may be ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from components.command import load_step
@@ -14,6 +14,8 @@ from components.evaluate.summary import metric_rows
 from components.html import formatting
 
 Values = Mapping[str, Any]
+# Shows a person one line.
+PrintLine = Callable[[str], None]
 
 # Characters for the times of the steps, so that a line of the closing table is at most 80 wide.
 _MOST_CHARACTERS = 50

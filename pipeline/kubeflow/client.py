@@ -1,8 +1,8 @@
 """Kubeflow Pipelines' API as Darkroom uses it: typed, page by page, with errors that say what to do.
 
-A thin layer over `kfp.Client` of 2.17, which connects in and out of a cluster. What it finds on its own: the service
-of the cluster when it runs in a pod, `~/.kube/config` otherwise; `KF_PIPELINES_ENDPOINT` and
-`KF_PIPELINES_SA_TOKEN_PATH` say otherwise. Where users are not kept apart the API takes no namespace.
+A thin layer over `kfp.Client` of 2.17, which connects in and out of a cluster. By default it connects to the cluster's
+service if it runs in a pod, and as `~/.kube/config` says otherwise; `KF_PIPELINES_ENDPOINT` and
+`KF_PIPELINES_SA_TOKEN_PATH` override that. If users do not have namespaces of their own, the API takes none.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from kfp.client import ServiceAccountTokenVolumeCredentials
 
 from components.errors import ConfigError, DarkroomError, NotFound
 from components.storage.files import explained
-from pipeline.kubeflow.calls import COOKIES, TOKEN, Exists, Patience
-from pipeline.kubeflow.records import NewRecurring, Recurring, Run, Version, recurring_of, run_of
+from pipeline.kubeflow.calls import COOKIES, TOKEN, Exists, RetryingCaller
+from pipeline.kubeflow.records import NewRecurringRun, PipelineVersion, RecurringRun, Run, recurring_run_of, run_of
 
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and to answer
 _PAGE = 100
 
 
 class Access(NamedTuple):
-    """How to reach the API; what is empty is found as Kubeflow's own client finds it.
+    """How to reach the API; empty fields are left to Kubeflow's own client.
 
     Attributes:
         endpoint: Its address, such as http://localhost:8080.
-        namespace: The runs' namespace where users are kept apart; the API's own where it is found in the cluster.
-        token_file: File with a token that is read again before each call.
-        ca_file: Certificates that the server's is checked against.
+        namespace: The runs' namespace if users have namespaces of their own; also where the service is looked up.
+        token_file: File with a token; it is read again before each call.
+        ca_file: Certificates that the server's certificate is checked against.
         context: Context of the kubeconfig.
-        ui: Address of the dashboard, where it is not the endpoint's.
-        patience: Seconds that the API may be away.
+        ui: Address of the dashboard, if it is not the endpoint's.
+        timeout: Seconds for which a call is repeated while the API does not answer.
     """
 
     endpoint: str = ""
@@ -51,11 +51,11 @@ class Access(NamedTuple):
     ca_file: str = ""
     context: str = ""
     ui: str = ""
-    patience: float = 10.0
+    timeout: float = 10.0
 
 
 class _Client(kfp.Client):  # type: ignore[misc] # kfp has no types
-    """Asks once and keeps nothing: the patience is `Kubeflow`'s, and ~/.config/kfp is a person's."""
+    """Calls once and stores nothing: `RetryingCaller` repeats calls, and ~/.config/kfp belongs to a person."""
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:  # noqa: ARG002 - as kfp.Client has it
         return self._healthz_api.healthz_service_get_healthz()
@@ -78,23 +78,23 @@ def connect(
     """Connect, and wait until the API answers.
 
     Raises:
-        ConfigError: Where no address is known, or the API refuses.
-        KubeflowAway: Where it does not answer in time.
+        ConfigError: If there is no address, or the API rejects the connection.
+        KubeflowAway: If it does not answer in time.
     """
-    # What matters of it is in our errors; kfp sets the levels of the loggers above.
+    # Our errors say what matters of it; kfp sets the levels of the loggers above.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    patience = Patience(access.patience, sleep, clock)
-    place = access.endpoint or environment.get("KF_PIPELINES_ENDPOINT") or "the cluster's Kubeflow"
-    client, said = patience.call(f"connect to {place}", lambda: _open(access, environment))
-    if "Failed to load kube config" in said:
+    caller = RetryingCaller(access.timeout, sleep, clock)
+    address = access.endpoint or environment.get("KF_PIPELINES_ENDPOINT") or "the cluster's Kubeflow"
+    client, output = caller.call(f"connect to {address}", lambda: _open(access, environment))
+    if "Failed to load kube config" in output:
         raise ConfigError(
-            "no Kubeflow is known here; give --endpoint or KF_PIPELINES_ENDPOINT, such as http://localhost:8080 after "
-            "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
+            "there is no address of Kubeflow; give --endpoint or KF_PIPELINES_ENDPOINT, such as http://localhost:8080 "
+            "after kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
         )
-    health = patience.call(f"ask {place} how it is", client.get_kfp_healthz)
+    health = caller.call(f"check the health of {address}", client.get_kfp_healthz)
     namespace = access.namespace if health.multi_user else ""
     client.set_user_namespace(namespace)
-    return Kubeflow(client, namespace, patience)
+    return Kubeflow(client, namespace, caller)
 
 
 def _open(access: Access, environment: Mapping[str, str]) -> tuple[Any, str]:
@@ -110,88 +110,95 @@ def _open(access: Access, environment: Mapping[str, str]) -> tuple[Any, str]:
         options["credentials"] = ServiceAccountTokenVolumeCredentials()
     options |= {"cookies": environment.get(COOKIES), "ssl_ca_cert": access.ca_file or None}
     options |= {"kube_context": access.context or None, "ui_host": access.ui or None}
-    said = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(output):
         warnings.simplefilter("ignore")
         client = _Client(**options)
     rest = client._run_api.api_client.rest_client
     request = rest.request
     # The generated client waits for ever unless each call says how long.
     rest.request = lambda *args, **kw: request(*args, **{**kw, "_request_timeout": _TIMEOUT})
-    return client, said.getvalue()
+    return client, output.getvalue()
 
 
 def _mounted_token(environment: Mapping[str, str]) -> bool:
-    """Tell whether a pod has the token that Kubeflow asks for."""
-    place = environment.get(kfp.client.KF_PIPELINES_SA_TOKEN_ENV) or kfp.client.KF_PIPELINES_SA_TOKEN_PATH
-    return Path(place).exists()
+    """Tell whether this pod has the token that Kubeflow expects."""
+    path = environment.get(kfp.client.KF_PIPELINES_SA_TOKEN_ENV) or kfp.client.KF_PIPELINES_SA_TOKEN_PATH
+    return Path(path).exists()
 
 
 class Kubeflow:
-    """The objects of one Kubeflow that Darkroom deals with.
+    """The objects of one Kubeflow that Darkroom uses.
 
     Args:
         client: The connection.
-        namespace: The runs' namespace; empty where users are not kept apart.
-        patience: Calls it, again and again where need be.
+        namespace: The runs' namespace; empty if users do not have namespaces of their own.
+        caller: Calls the API.
     """
 
-    def __init__(self, client: Any, namespace: str, patience: Patience) -> None:
+    def __init__(self, client: Any, namespace: str, caller: RetryingCaller) -> None:
         self._client = client
         self._namespace = namespace
-        self._call = patience.call
+        self._call = caller.call
 
     def pipeline(self, name: str) -> str | None:
-        """Return a pipeline's id; None where there is none of that name."""
-        ask: dict[str, Any] = {"filter": _equals("display_name", name), "namespace": self._namespace or None}
-        found = list(self._pages("list pipelines", self._client.list_pipelines, "pipelines", **ask))
-        return next((one.pipeline_id for one in found if one.display_name == name), None)
+        """Return a pipeline's id; None if there is none of that name."""
+        options: dict[str, Any] = {"filter": _equals("display_name", name), "namespace": self._namespace or None}
+        pipelines = list(self._pages("list pipelines", self._client.list_pipelines, "pipelines", **options))
+        return next((one.pipeline_id for one in pipelines if one.display_name == name), None)
 
     def make_pipeline(self, name: str, description: str) -> str:
-        """Return a pipeline's id, made where there is none: without a version, which `upload` brings."""
-        if (known := self.pipeline(name)) is not None:
-            return known
+        """Return a pipeline's id; create it if there is none, without a version, which `upload` adds."""
+        if (existing := self.pipeline(name)) is not None:
+            return existing
         api = self._client._pipelines_api
         body = kfp_server_api.V2beta1Pipeline(
             name=name, display_name=name, description=description, namespace=self._namespace or None
         )
         with self._may_exist():
             return str(self._call("create a pipeline", lambda: api.pipeline_service_create_pipeline(body)).pipeline_id)
-        made = self.pipeline(name)
-        if made is None:
+        created = self.pipeline(name)
+        if created is None:
             raise ConfigError(f"there is a pipeline {name!r} that this account may not see; choose another name")
-        return made
+        return created
 
-    def versions(self, pipeline_id: str) -> list[Version]:
+    def versions(self, pipeline_id: str) -> list[PipelineVersion]:
         """Return a pipeline's versions, the newest first."""
-        ask = {"pipeline_id": pipeline_id, "sort_by": "created_at desc"}
-        found = self._pages("list versions", self._client.list_pipeline_versions, "pipeline_versions", **ask)
-        ids = ((one.pipeline_version_id, one.display_name, one.description or "") for one in found)
-        return [Version(pipeline_id, *one) for one in ids]
+        options = {"pipeline_id": pipeline_id, "sort_by": "created_at desc"}
+        models = self._pages("list versions", self._client.list_pipeline_versions, "pipeline_versions", **options)
+        return [
+            PipelineVersion(pipeline_id, model.pipeline_version_id, model.display_name, model.description or "")
+            for model in models
+        ]
 
-    def upload(self, file: Path, pipeline_id: str, name: str, description: str) -> Version:
-        """Return the version of that name, uploaded where there is none."""
-        if (known := self._version(pipeline_id, name)) is not None:
-            return known
+    def upload(self, file: Path, pipeline_id: str, name: str, description: str) -> PipelineVersion:
+        """Return the version of that name; upload it if there is none."""
+        if (existing := self._version(pipeline_id, name)) is not None:
+            return existing
         upload = self._client.upload_pipeline_version
         with self._may_exist():
             self._call(
                 "upload the pipeline",
                 lambda: upload(str(file), name, pipeline_id=pipeline_id, description=description),
             )
-        made = self._version(pipeline_id, name)
-        if made is None:
-            raise DarkroomError(f"Kubeflow took version {name} of the pipeline and does not know it; try again")
-        return made
+        created = self._version(pipeline_id, name)
+        if created is None:
+            raise DarkroomError(f"Kubeflow accepted version {name} of the pipeline and does not list it; try again")
+        return created
 
     def experiment(self, name: str) -> str:
-        """Return an experiment's id, made where there is none."""
+        """Return an experiment's id; create it if there is none."""
         create = self._client.create_experiment
-        made = self._call("create an experiment", lambda: create(name, namespace=self._namespace or None))
-        return str(made.experiment_id)
+        experiment = self._call("create an experiment", lambda: create(name, namespace=self._namespace or None))
+        return str(experiment.experiment_id)
 
     def submit(
-        self, name: str, version: Version, experiment_id: str, parameters: Mapping[str, Any], service_account: str
+        self,
+        name: str,
+        version: PipelineVersion,
+        experiment_id: str,
+        parameters: Mapping[str, Any],
+        service_account: str,
     ) -> str:
         """Start a run, and return its id; never twice."""
         start = self._client.run_pipeline
@@ -213,7 +220,7 @@ class Kubeflow:
         """Return a run with its tasks.
 
         Raises:
-            NotFound: Where there is none.
+            NotFound: If there is no such run.
         """
         return run_of(self._call(f"read run {run_id}", lambda: self._client.get_run(run_id)))
 
@@ -221,21 +228,21 @@ class Kubeflow:
         """End a run; its pods get SIGTERM."""
         self._call(f"stop run {run_id}", lambda: self._client.terminate_run(run_id))
 
-    def recurring(self) -> list[Recurring]:
+    def recurring(self) -> list[RecurringRun]:
         """Return all recurring runs."""
-        ask = {"namespace": self._namespace} if self._namespace else {}
-        found = self._pages("list recurring runs", self._client.list_recurring_runs, "recurring_runs", **ask)
-        return [recurring_of(one) for one in found]
+        options = {"namespace": self._namespace} if self._namespace else {}
+        models = self._pages("list recurring runs", self._client.list_recurring_runs, "recurring_runs", **options)
+        return [recurring_run_of(model) for model in models]
 
-    def create_recurring(self, new: NewRecurring, version: Version, experiment_id: str) -> str:
+    def create_recurring(self, new: NewRecurringRun, version: PipelineVersion, experiment_id: str) -> str:
         """Create a recurring run, disabled, one at a time and without catching up; returns its id."""
         create = self._client.create_recurring_run
         options: dict[str, Any] = {"pipeline_id": version.pipeline_id, "version_id": version.id}
         options |= {"params": dict(new.parameters)}
         options |= {"description": new.description, "cron_expression": new.cron, "enabled": False}
         options |= {"no_catchup": True, "max_concurrency": 1, "service_account": new.service_account or None}
-        made = self._call("create a recurring run", lambda: create(experiment_id, new.name, **options), again=False)
-        return str(made.recurring_run_id)
+        run = self._call("create a recurring run", lambda: create(experiment_id, new.name, **options), again=False)
+        return str(run.recurring_run_id)
 
     def switch_recurring(self, recurring_id: str, enabled: bool) -> None:
         """Enable or disable a recurring run."""
@@ -252,11 +259,11 @@ class Kubeflow:
         prefix: str = self._client._get_url_prefix()
         return f"{prefix}/#/runs/details/{run_id}"
 
-    def _version(self, pipeline_id: str, name: str) -> Version | None:
-        return next((found for found in self.versions(pipeline_id) if found.name == name), None)
+    def _version(self, pipeline_id: str, name: str) -> PipelineVersion | None:
+        return next((version for version in self.versions(pipeline_id) if version.name == name), None)
 
     def _pages(self, what: str, call: Callable[..., Any], items: str, **options: Any) -> Iterator[Any]:
-        """Yield what all pages of a list hold."""
+        """Yield the items of all pages of a list."""
         token = ""
         while True:
             page = self._call(what, partial(call, page_token=token, page_size=_PAGE, **options))
@@ -267,7 +274,7 @@ class Kubeflow:
 
     @contextlib.contextmanager
     def _may_exist(self) -> Iterator[None]:
-        """Let pass that another one was quicker."""
+        """Ignore that another process was quicker and the object exists already."""
         with contextlib.suppress(Exists):
             yield
 

@@ -1,4 +1,4 @@
-"""The pipeline as Kubeflow's intermediate representation (IR): one YAML file, named by what it holds."""
+"""The pipeline as Kubeflow's intermediate representation (IR): one YAML file, named by its digest."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def compile_to(target: Path, deployment: Deployment, recipe: str = "", overrides
 
     Args:
         target: The file; its name ends in .yaml.
-        deployment: Images, secrets and the like; what the parameters are unless a run says otherwise.
-        recipe: The run whose machines the steps ask for; empty: that of the deployment.
+        deployment: Images, secrets and the like, and the defaults of the parameters.
+        recipe: The run that decides on the steps' pods; empty: that of the deployment.
         overrides: Settings of that run which differ from the recipe's.
 
     Returns:
         The name of this version of the pipeline: the same bytes have the same name.
 
     Raises:
-        ConfigError: Where the recipe is wrong, or the file's name does not end in .yaml.
-        StorageError: Where the file cannot be written.
+        ConfigError: If the recipe is wrong, or the file's name does not end in .yaml.
+        StorageError: If the file cannot be written.
     """
     if target.suffix != ".yaml":
         raise ConfigError(f"--output {target}: expected a name that ends in .yaml")

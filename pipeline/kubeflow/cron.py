@@ -40,7 +40,7 @@ def seconds_first(expression: str) -> str:
     """Return an expression with six fields; the usual five get second 0, and names such as @daily are spelt out.
 
     Raises:
-        ValueError: Where it is none, or names a day that no year has.
+        ValueError: If it is not a cron expression, or only names a day that no year has.
     """
     fields = _NAMED.get(expression.strip(), expression).split()
     if len(fields) == 5:
@@ -71,10 +71,10 @@ def _values(text: str, field: _Field) -> set[int]:
 
 
 def _part(text: str, field: _Field) -> range:
-    found = _PART.fullmatch(text)
-    if found is None:
+    match = _PART.fullmatch(text)
+    if match is None:
         raise ValueError("not understood")
-    first, last, step = found["from"], found["to"], int(found["step"] or 1)
+    first, last, step = match["from"], match["to"], int(match["step"] or 1)
     if step < 1:
         raise ValueError("a step of 0")
     if first in ("*", "?"):
@@ -83,7 +83,7 @@ def _part(text: str, field: _Field) -> range:
         return range(field.low, field.high + 1, step)
     begin = _number(first, field)
     # robfig/cron: a/n is a, a+n, … to the end.
-    end = _number(last, field) if last is not None else field.high if found["step"] else begin
+    end = _number(last, field) if last is not None else field.high if match["step"] else begin
     if begin > end:
         raise ValueError(f"{first} is after {last}")
     return range(begin, end + 1, step)

@@ -1,4 +1,4 @@
-"""``darkroom deploy``, and what other verbs share with it: upload the pipeline, reconcile the recurring runs."""
+"""``darkroom deploy``, and what other verbs share with it: upload the pipeline, update the recurring runs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from components.errors import ConfigError
 from pipeline.config import resolve
 from pipeline.kubeflow.client import Kubeflow
 from pipeline.kubeflow.compile import compile_to
-from pipeline.kubeflow.records import NewRecurring, Version
+from pipeline.kubeflow.records import NewRecurringRun, PipelineVersion
 from pipeline.kubeflow.release import Deployment, Schedule
-from pipeline.kubeflow.schedules import Action, Found, Wanted, plan
+from pipeline.kubeflow.schedules import RecurringSpec, ScheduleChange, plan
+from pipeline.messages import PrintLine
 from pipeline.recipe import portable
 
-Say = Callable[[str], None]
-
 _RELEASE = re.compile(r"\[release (?P<account>[-.a-z0-9]+)\]\s*\Z")
-_DESCRIPTION = "Train Stable Diffusion on a place full of images, and publish it."
+_DESCRIPTION = "Train Stable Diffusion on a folder or bucket of images and publish it."
 
 
 def check(deployment: Deployment) -> None:
-    """Find what is wrong with the runs of a deployment, before anything is done.
+    """Check the runs of a deployment before anything is changed.
 
     Raises:
-        ConfigError: For the first recurring run that could not run.
+        ConfigError: For the first recurring run with wrong settings.
     """
     resolve(deployment.recipe, deployment.cluster)
     for schedule in deployment.schedules:
@@ -39,41 +38,41 @@ def check(deployment: Deployment) -> None:
 
 
 def check_workdir(workdir: str) -> None:
-    """Refuse a workdir that only one machine has.
+    """Check that a workdir is one that every node can reach.
 
     Raises:
-        ConfigError: Where it is not in a store.
+        ConfigError: If it is not in an object store.
     """
     if not workdir.startswith("s3://"):
-        raise ConfigError(f"workdir {workdir!r}: each step runs on a machine of its own; expected s3://bucket/prefix")
+        raise ConfigError(f"workdir {workdir!r}: each step runs on a node of its own; expected s3://bucket/prefix")
 
 
-def deploy(deployment: Deployment, connect: Callable[[], Kubeflow], say: Say) -> None:
-    """Bring about what a deployment says; doing it again changes nothing.
+def deploy(deployment: Deployment, connect: Callable[[], Kubeflow], print_line: PrintLine) -> None:
+    """Make Kubeflow's pipeline and recurring runs what a deployment says; doing it again changes nothing.
 
     Args:
-        deployment: What shall be.
-        connect: Connects to Kubeflow, once all that can be checked without it is in order.
-        say: Told what was done.
+        deployment: The release's pipeline and recurring runs.
+        connect: Connects to Kubeflow, after everything that can be checked without it.
+        print_line: Shows a line for each change.
 
     Raises:
-        ConfigError: Where the deployment is wrong, or Kubeflow refuses it.
-        KubeflowAway: Where Kubeflow does not answer in time.
+        ConfigError: If the deployment is wrong, or Kubeflow rejects it.
+        KubeflowAway: If Kubeflow does not answer in time.
     """
     if not deployment.withdraw:
         check(deployment)
     kubeflow = connect()
-    versions: dict[str, Version] = {}
-    wanted = []
+    versions: dict[str, PipelineVersion] = {}
+    specs = []
     if not deployment.withdraw:
         pipeline_id = kubeflow.make_pipeline(deployment.pipeline, _DESCRIPTION)
-        shown = upload(kubeflow, pipeline_id, deployment, deployment.recipe, (), say, shown=True)
-        versions[shown.name] = shown
+        default = upload(kubeflow, pipeline_id, deployment, deployment.recipe, (), print_line, is_default=True)
+        versions[default.name] = default
         for schedule in deployment.schedules:
-            version = upload(kubeflow, pipeline_id, deployment, schedule.recipe, schedule.overrides, say)
+            version = upload(kubeflow, pipeline_id, deployment, schedule.recipe, schedule.overrides, print_line)
             versions[version.name] = version
-            wanted.append(_wanted(schedule, deployment, version))
-    reconcile(kubeflow, wanted, versions, deployment.owner, True, say)
+            specs.append(_spec(schedule, deployment, version))
+    reconcile(kubeflow, specs, versions, deployment.owner, True, print_line)
 
 
 def upload(
@@ -82,41 +81,41 @@ def upload(
     deployment: Deployment,
     recipe: str,
     overrides: Sequence[str],
-    say: Say,
-    shown: bool = False,
-) -> Version:
-    """Return the version of the pipeline whose steps ask for a run's machines, uploaded where it is new.
+    print_line: PrintLine,
+    is_default: bool = False,
+) -> PipelineVersion:
+    """Return the version of the pipeline whose pods are those of a run, uploaded if it is new.
 
     Args:
-        kubeflow: Where.
+        kubeflow: The connection.
         pipeline_id: The pipeline.
         deployment: The release.
-        recipe: The run.
+        recipe: The run's recipe.
         overrides: Settings of the run.
-        say: Told what is uploaded.
-        shown: Whether it is the one of the release, that runs take which do not bring their own.
+        print_line: Shows a line if a version is uploaded.
+        is_default: Whether it is the version of the release, for runs that have none of their own.
     """
     with tempfile.TemporaryDirectory(prefix="darkroom-ir-") as folder:
         file = Path(folder) / "darkroom.yaml"
         name = compile_to(file, deployment, recipe, overrides)
-        known = {version.name: version for version in kubeflow.versions(pipeline_id)}
-        if name in known:
-            return known[name]
-        about = f"Machines of {_shown(recipe)}; {deployment.image}"
-        about += f" [release {deployment.service_account or '-'}]" if shown else ""
-        made = kubeflow.upload(file, pipeline_id, name, about)
-    say(f"{deployment.pipeline}: uploaded version {name}")
-    return made
+        existing = {version.name: version for version in kubeflow.versions(pipeline_id)}
+        if name in existing:
+            return existing[name]
+        description = f"Pods of {_recipe_label(recipe)}; {deployment.image}"
+        description += f" [release {deployment.service_account or '-'}]" if is_default else ""
+        version = kubeflow.upload(file, pipeline_id, name, description)
+    print_line(f"{deployment.pipeline}: uploaded version {name}")
+    return version
 
 
-def newest(kubeflow: Kubeflow, pipeline: str) -> tuple[Version, str]:
-    """Return the newest version that a release uploaded, and the account that its runs have.
+def newest(kubeflow: Kubeflow, pipeline: str) -> tuple[PipelineVersion, str]:
+    """Return the newest version that a release uploaded, and the service account of its runs.
 
     Raises:
-        ConfigError: Where there is none.
+        ConfigError: If there is none.
     """
-    known = kubeflow.pipeline(pipeline)
-    for version in kubeflow.versions(known) if known is not None else ():
+    pipeline_id = kubeflow.pipeline(pipeline)
+    for version in kubeflow.versions(pipeline_id) if pipeline_id is not None else ():
         if release := _RELEASE.search(version.description):
             return version, release["account"].strip("-")
     raise ConfigError(
@@ -126,25 +125,24 @@ def newest(kubeflow: Kubeflow, pipeline: str) -> tuple[Version, str]:
 
 def reconcile(
     kubeflow: Kubeflow,
-    wanted: Sequence[Wanted],
-    versions: Mapping[str, Version],
+    specs: Sequence[RecurringSpec],
+    versions: Mapping[str, PipelineVersion],
     owner: str,
     remove: bool,
-    say: Say,
+    print_line: PrintLine,
 ) -> None:
-    """Make the recurring runs in Kubeflow those that are wanted; see `pipeline.kubeflow.schedules`."""
-    current = [Found(one.id, one.name, one.description, one.enabled) for one in kubeflow.recurring()]
-    by_name = {one.name: one for one in wanted}
-    made = ""
-    for action in plan(current, wanted, owner, remove):
-        if action.do == "create":
-            made = _create(kubeflow, by_name[action.name], versions)
+    """Make the recurring runs in Kubeflow what their specifications say; see `pipeline.kubeflow.schedules`."""
+    spec_of = {spec.name: spec for spec in specs}
+    created = ""
+    for change in plan(kubeflow.recurring(), specs, owner, remove):
+        if change.do == "create":
+            created = _create(kubeflow, spec_of[change.name], versions)
         else:
-            _carry_out(kubeflow, action, action.id or made)
-        say(f"{action.name}: {_DONE[action.do]}")
+            _apply(kubeflow, change, change.id or created)
+        print_line(f"{change.name}: {_RESULTS[change.do]}")
 
 
-_DONE = {
+_RESULTS = {
     "keep": "as it should be",
     "create": "created, pinned to its version",
     "delete": "removed one",
@@ -153,21 +151,21 @@ _DONE = {
 }
 
 
-def _create(kubeflow: Kubeflow, wanted: Wanted, versions: Mapping[str, Version]) -> str:
-    experiment_id = kubeflow.experiment(wanted.experiment)
-    new = NewRecurring(wanted.name, wanted.description, wanted.cron, wanted.parameters, wanted.service_account)
-    return kubeflow.create_recurring(new, versions[wanted.version], experiment_id)
+def _create(kubeflow: Kubeflow, spec: RecurringSpec, versions: Mapping[str, PipelineVersion]) -> str:
+    experiment_id = kubeflow.experiment(spec.experiment)
+    new = NewRecurringRun(spec.name, spec.description, spec.cron, spec.parameters, spec.service_account)
+    return kubeflow.create_recurring(new, versions[spec.version], experiment_id)
 
 
-def _carry_out(kubeflow: Kubeflow, action: Action, recurring_id: str) -> None:
-    if action.do == "delete":
+def _apply(kubeflow: Kubeflow, change: ScheduleChange, recurring_id: str) -> None:
+    if change.do == "delete":
         kubeflow.delete_recurring(recurring_id)
-    elif action.do != "keep":
-        kubeflow.switch_recurring(recurring_id, action.do == "enable")
+    elif change.do != "keep":
+        kubeflow.switch_recurring(recurring_id, change.do == "enable")
 
 
-def _wanted(schedule: Schedule, deployment: Deployment, version: Version) -> Wanted:
-    return Wanted(
+def _spec(schedule: Schedule, deployment: Deployment, version: PipelineVersion) -> RecurringSpec:
+    return RecurringSpec(
         schedule.name,
         schedule.cron,
         parameters(schedule.recipe, schedule.workdir, schedule.source, schedule.overrides),
@@ -180,9 +178,9 @@ def _wanted(schedule: Schedule, deployment: Deployment, version: Version) -> Wan
 
 
 def parameters(recipe: str, workdir: str, source: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the pipeline's parameters for a run; the cluster's own are the version's defaults."""
+    """Return the pipeline's parameters for a run; the cluster's own are defaults in the pipeline's version."""
     return {"recipe": portable(recipe), "workdir": workdir, "source": source, "overrides": list(overrides)}
 
 
-def _shown(recipe: str) -> str:
+def _recipe_label(recipe: str) -> str:
     return "a recipe of its own" if "\n" in recipe else f"recipe {recipe}"

@@ -2,8 +2,8 @@
 
     python -m pipeline.kubeflow.exporter --workdir s3://bucket/darkroom --port 9464
 
-Nothing in a run knows of it, so it tells just as well of a run whose launcher is gone. Alerts and dashboard of the
-chart build on these names.
+Runs do not depend on it, so it also shows a run whose launcher is gone. The chart's alerts and dashboard use these
+names.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _BEGINNINGS = frozenset({"attempt-started", "loading", "training"})
 _ENDINGS = frozenset({"attempt-ended", "preempted", "finished"})
 
 _GAUGES = {
-    "step": "last optimizer step that the run told of",
-    "steps": "optimizer steps that the run is to make",
+    "step": "last optimizer step in the run's metrics",
+    "steps": "optimizer steps of the whole run",
     "loss": "loss of that step",
     "samples_per_second": "images per second of that step, over all ranks",
     "training": "1 from the start of an attempt to train until it ends",
-    "spent_usd": "what the machines of the ledger cost, in US dollars",
-    "budget_usd": "launch.budget_usd; absent where there is none",
+    "spent_usd": "cost of the ledger's nodes, in US dollars",
+    "budget_usd": "launch.budget_usd; absent if there is none",
 }
 _COUNTERS = {
     "preemptions": "attempts that ended preempted, with the state saved",
@@ -49,11 +49,11 @@ _COUNTERS = {
 
 
 class Facts(NamedTuple):
-    """What one run's records say.
+    """The numbers in one run's records.
 
     Attributes:
-        values: By the names of the gauges and counters; what is not known is left out.
-        node_seconds: Seconds times machines, by state of the ledger.
+        values: By the names of the gauges and counters; numbers that the records lack are absent.
+        node_seconds: Seconds times nodes, by state of the ledger.
     """
 
     values: Mapping[str, float]
@@ -61,11 +61,11 @@ class Facts(NamedTuple):
 
 
 class Exporter(Collector):
-    """Keeps what the runs' records say, and hands it to Prometheus.
+    """Reads the runs' records and offers their numbers to Prometheus.
 
     Args:
-        workdir: The place that holds the runs.
-        progress: Told what cannot be read.
+        workdir: Holds the runs.
+        progress: Receives what cannot be read.
         clock: Seconds since 1970.
     """
 
@@ -73,48 +73,48 @@ class Exporter(Collector):
         self._workdir = workdir
         self._progress = progress
         self._clock = clock
-        self._known: dict[str, tuple[object, Facts]] = {}
+        self._cache: dict[str, tuple[object, Facts]] = {}
         self._read_at: float | None = None
 
     def refresh(self) -> None:
-        """Read the records that have changed since the last time; what cannot be read stays as it was."""
+        """Read the records that have changed since the last time; if one cannot be read, its old numbers stay."""
         try:
-            found = self._find()
+            current = self._versions_by_run()
         except DarkroomError as error:
             self._progress.event("unreadable", problem=str(error))
             return
-        for run, versions in found.items():
-            if run not in self._known or self._known[run][0] != versions:
+        for run, versions in current.items():
+            if run not in self._cache or self._cache[run][0] != versions:
                 try:
-                    self._known[run] = versions, read_facts(self._workdir.child(f"runs/{run}"))
+                    self._cache[run] = versions, read_facts(self._workdir.child(f"runs/{run}"))
                 except (DarkroomError, ValueError, KeyError, TypeError) as error:
                     self._progress.event("unreadable", run=run, problem=str(error))
-        for gone in self._known.keys() - found.keys():
-            del self._known[gone]
+        for run in self._cache.keys() - current.keys():
+            del self._cache[run]
         self._read_at = self._clock()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all runs."""
-        yield from families({run: facts for run, (_, facts) in sorted(self._known.items())})
+        yield from families({run: facts for run, (_, facts) in sorted(self._cache.items())})
         if self._read_at is not None:
             what = "when the records were last read, in seconds since 1970"
             yield GaugeMetricFamily("darkroom_exporter_read_timestamp_seconds", what, value=self._read_at)
 
-    def _find(self) -> dict[str, tuple[tuple[str, str], ...]]:
+    def _versions_by_run(self) -> dict[str, tuple[tuple[str, str], ...]]:
         """Return the runs, each with the versions of its records."""
-        found: dict[str, list[tuple[str, str]]] = {}
+        records_of: dict[str, list[tuple[str, str]]] = {}
         for entry in self._workdir.list("runs"):
             _, run, *rest = entry.key.split("/")
             if len(rest) == 1 and rest[0] in _RECORDS:
-                found.setdefault(run, []).append((rest[0], f"{entry.size} {entry.modified}"))
-        return {run: tuple(records) for run, records in found.items()}
+                records_of.setdefault(run, []).append((rest[0], f"{entry.size} {entry.modified}"))
+        return {run: tuple(records) for run, records in records_of.items()}
 
 
 def read_facts(run: Storage) -> Facts:
     """Read one run's records; any of them may be missing.
 
     Raises:
-        DarkroomError: Where a record is no record, or cannot be read.
+        DarkroomError: If a record is malformed or cannot be read.
     """
     config = run.read_json("config.json") if run.exists("config.json") else {}
     events = list(run.read_lines("events.jsonl")) if run.exists("events.jsonl") else []
@@ -131,30 +131,30 @@ def read_facts(run: Storage) -> Facts:
         "preemptions": preemptions(events),
         "crashes": sum(event.get("exit_code") not in (EXIT_DONE, Preempted.exit_code) for event in ended(events)),
     }
-    known = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-    return Facts(known, {state: total.node_seconds for state, total in by_state(ledger).items()})
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    return Facts(numbers, {state: total.node_seconds for state, total in by_state(ledger).items()})
 
 
 def last_metrics(run: Storage) -> Mapping[str, Any]:
-    """Return the last whole line of ``metrics.jsonl`` without reading all of it; empty where there is none."""
+    """Return the last whole line of ``metrics.jsonl`` without reading all of it; empty if there is none."""
     if not run.exists("metrics.jsonl"):
         return {}
     size = run.entry("metrics.jsonl").size
     tail = run.read("metrics.jsonl", start=max(0, size - _TAIL_BYTES)) if size else b""
     for line in reversed(tail.split(b"\n")):
         try:
-            found = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue  # torn, or the rest of a line that begins before the tail
-        if isinstance(found, dict) and "step" in found:
-            return found
+        if isinstance(record, dict) and "step" in record:
+            return record
     return {}
 
 
 def is_training(events: Iterable[Mapping[str, Any]]) -> bool:
     """Tell whether the last attempt that began has not ended yet."""
-    told = [event["event"] for event in events if event["event"] in _BEGINNINGS | _ENDINGS]
-    return bool(told) and told[-1] in _BEGINNINGS
+    names = [event["event"] for event in events if event["event"] in _BEGINNINGS | _ENDINGS]
+    return bool(names) and names[-1] in _BEGINNINGS
 
 
 def ended(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -163,19 +163,19 @@ def ended(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def preemptions(events: Sequence[Mapping[str, Any]]) -> int:
-    """Return how often training was preempted: as the trainer tells it at once, or the launcher when it gets to it."""
+    """Return how often training was preempted: the trainer writes it at once, the launcher later."""
     accounts = len([event for event in ended(events) if event.get("exit_code") == Preempted.exit_code])
-    told = len([event for event in events if event["event"] == "preempted"])
-    return max(accounts, told)
+    notices = len([event for event in events if event["event"] == "preempted"])
+    return max(accounts, notices)
 
 
 def families(runs: Mapping[str, Facts]) -> Iterator[Metric]:
-    """Yield one metric family per fact, with a line per run that knows it."""
+    """Yield one metric family per number, with a line per run that has it."""
     for name, what in _GAUGES.items():
         yield _filled(GaugeMetricFamily(f"darkroom_run_{name}", what, labels=["run"]), name, runs)
     for name, what in _COUNTERS.items():
         yield _filled(CounterMetricFamily(f"darkroom_run_{name}", what, labels=["run"]), name, runs)
-    what = "seconds times machines, by state of the ledger"
+    what = "seconds times nodes, by state of the ledger"
     seconds = CounterMetricFamily("darkroom_run_node_seconds", what, labels=["run", "state"])
     for run, facts in runs.items():
         for state, value in facts.node_seconds.items():
@@ -197,7 +197,7 @@ def _section(config: Any, name: str) -> Mapping[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop, and return the exit code."""
+    """Serve until a signal stops it, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.kubeflow.exporter",
         description=__doc__,

@@ -1,6 +1,6 @@
-"""What a run on a cluster tells: of its training from its own records, of each step from its pods.
+"""The log of a run on a cluster: of its training from the run's own records, of each other step from its pods.
 
-The records need no rights on the cluster and outlive the pods; the pods' words need `pods` and `pods/log` there.
+The records need no rights on the cluster and outlive the pods; the pods' logs need `pods` and `pods/log` there.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from components.command import load_steps
 from components.errors import ConfigError, DarkroomError
 from components.storage.base import Storage
-from pipeline.messages import event_line, line
-
-Say = Callable[[str], None]
+from pipeline.messages import PrintLine, event_line, line
 
 _POLL_SECONDS = 5.0
 _TIMEOUT = 30.0
@@ -27,64 +26,75 @@ _EVENTS, _METRICS = "events.jsonl", "metrics.jsonl"
 
 def show(
     run_id: str,
-    place: Storage | None,
+    run: Storage | None,
     step: str,
     lines: int,
     namespace: str,
     follow: bool,
     ended: Callable[[], bool],
-    say: Say,
+    print_line: PrintLine,
     sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Show the last of what a step tells, and where asked to, what it tells from now on.
+    """Show the last lines of a step's log, and if asked to, the lines to come.
 
     Args:
         run_id: Kubeflow's id of the run.
-        place: The run's folder; None where it cannot be read.
+        run: The run's folder; None if it cannot be read.
         step: The step.
         lines: How many last lines.
-        namespace: Where its pods are.
-        follow: Go on until the run has ended.
-        ended: Tells whether it has.
-        say: Told each line.
+        namespace: Namespace of its pods.
+        follow: Whether to go on until the run has ended.
+        ended: Returns whether it has.
+        print_line: Shows a line.
         sleep: Waits so many seconds.
 
     Raises:
-        ConfigError: Where neither records nor pods can be read.
+        ConfigError: If neither records nor pods can be read.
     """
-    if step == "train" and place is not None:
-        _follow(place, lines, follow, ended, say, sleep)
+    if run is not None and _is_launched(step):
+        _follow(run, lines, follow, ended, print_line, sleep)
         return
-    if place is not None:
-        for told in _records(place, step):
-            say(told)
+    if run is not None:
+        for text in _records(run, step):
+            print_line(text)
     try:
-        for told in _pods(run_id, step, lines, namespace):
-            say(told)
+        for text in _pods(run_id, step, lines, namespace):
+            print_line(text)
     except ConfigError as error:
-        if place is None:
+        if run is None:
             raise
-        say(f"the pods' own words cannot be read: {error}")
+        print_line(f"the pods' own logs cannot be read: {error}")
+
+
+def _is_launched(step: str) -> bool:
+    """Tell whether a step's pod only watches what runs elsewhere, whose log is in the run's folder."""
+    steps = load_steps()
+    return step in steps and steps[step].is_launched
 
 
 def _follow(
-    place: Storage, lines: int, follow: bool, ended: Callable[[], bool], say: Say, sleep: Callable[[float], object]
+    run: Storage,
+    lines: int,
+    follow: bool,
+    ended: Callable[[], bool],
+    print_line: PrintLine,
+    sleep: Callable[[float], object],
 ) -> None:
-    """Show what training tells: its events and its steps, each as a line."""
-    told = Journal(place)
-    for text in told.read()[-max(0, lines) :] if lines else []:
-        say(text)
+    """Show the training's events and its steps, each as a line."""
+    log = RunLog(run)
+    for text in log.read()[-max(0, lines) :] if lines else []:
+        print_line(text)
     while follow:
-        over = ended()  # asked before the last look, which so misses nothing
-        for text in told.read():
-            say(text)
-        if over:
+        is_last = ended()  # asked before reading, so that nothing is missed
+        for text in log.read():
+            print_line(text)
+        if is_last:
             return
         sleep(_POLL_SECONDS)
 
 
-class Journal:
-    """Reads on in a run's events and metrics from where it was; a line that is not whole yet waits.
+class RunLog:
+    """A run's events and metrics, read from where the last reading ended; a line that is not whole yet waits.
 
     Args:
         run: The run's folder.
@@ -95,8 +105,8 @@ class Journal:
         self._at = {_EVENTS: 0, _METRICS: 0}
 
     def read(self) -> list[str]:
-        """Return what came since the last time, events before steps."""
-        return [text for name in self._at for found in self._new(name) if (text := _shown(found)) is not None]
+        """Return the lines since the last reading, events before steps."""
+        return [text for name in self._at for record in self._new(name) if (text := _line_of(record)) is not None]
 
     def _new(self, name: str) -> Iterator[Mapping[str, Any]]:
         if not self._run.exists(name):
@@ -109,35 +119,35 @@ class Journal:
         self._at[name] += len(whole)
         for text in whole.splitlines():
             try:
-                found = json.loads(text)
+                record = json.loads(text)
             except ValueError:
                 continue  # torn when its writer was killed
-            if isinstance(found, dict):
-                yield found
+            if isinstance(record, dict):
+                yield record
 
 
-def _shown(found: Mapping[str, Any]) -> str | None:
-    if "event" in found:
+def _line_of(record: Mapping[str, Any]) -> str | None:
+    if "event" in record:
         try:
-            return event_line(found)
+            return event_line(record)
         except (KeyError, TypeError):
-            return line(json.dumps(found))
-    told = [f"step {found.get('step')}"]
-    told += [f"{name} {found[name]:.5g}" for name in ("loss", "lr", "samples_per_second") if _is_number(found, name)]
-    return line(", ".join(told).replace("_", " "))
+            return line(json.dumps(record))
+    parts = [f"step {record.get('step')}"]
+    parts += [f"{name} {record[name]:.5g}" for name in ("loss", "lr", "samples_per_second") if _is_number(record, name)]
+    return line(", ".join(parts).replace("_", " "))
 
 
-def _is_number(found: Mapping[str, Any], name: str) -> bool:
-    return isinstance(found.get(name), int | float)
+def _is_number(record: Mapping[str, Any], name: str) -> bool:
+    return isinstance(record.get(name), int | float)
 
 
-def _records(place: Storage, step: str) -> Iterator[str]:
-    """Yield what the records of a step say; of several lanes, each."""
-    for entry in place.list("steps"):
+def _records(run: Storage, step: str) -> Iterator[str]:
+    """Yield a line per record of a step, of which each lane has one."""
+    for entry in run.list("steps"):
         name = entry.key.removeprefix("steps/").removesuffix(".json")
         if re.fullmatch(rf"{re.escape(step)}(-\w+)?", name):
             try:
-                record = place.read_json(entry.key)
+                record = run.read_json(entry.key)
             except DarkroomError as error:
                 yield line(f"{name}: {error}")
                 continue
@@ -148,7 +158,7 @@ def _pods(run_id: str, step: str, lines: int, namespace: str) -> Iterator[str]:
     """Yield the last lines of each pod of a step.
 
     Raises:
-        ConfigError: Where the cluster cannot be asked.
+        ConfigError: If the cluster does not answer.
     """
     from kubernetes import client
 
@@ -156,10 +166,10 @@ def _pods(run_id: str, step: str, lines: int, namespace: str) -> Iterator[str]:
 
     api = connect(namespace, 0.0).core
     try:
-        found = api.list_namespaced_pod(namespace, label_selector=f"{_RUN_LABEL}={run_id}", _request_timeout=_TIMEOUT)
+        pods = api.list_namespaced_pod(namespace, label_selector=f"{_RUN_LABEL}={run_id}", _request_timeout=_TIMEOUT)
     except (client.ApiException, *AWAY) as error:
         raise ConfigError(line(f"pods of namespace {namespace}: {str(error)[:200]}")) from None
-    for pod in found.items:
+    for pod in pods.items:
         if _is_of(pod, step):
             name = pod.metadata.name
             yield f"--- {name}"
@@ -173,6 +183,6 @@ def _pods(run_id: str, step: str, lines: int, namespace: str) -> Iterator[str]:
 
 
 def _is_of(pod: Any, step: str) -> bool:
-    """Tell whether a pod is a step's, not a driver's: Argo writes the way to it through the graph on the pod."""
-    way = str((pod.metadata.annotations or {}).get(_NODE_NAME, "")).split(".")
-    return any(re.sub(r"\(.*", "", part) == step for part in way)
+    """Tell whether a pod is a step's, not a driver's: Argo writes its path through the graph on the pod."""
+    path = str((pod.metadata.annotations or {}).get(_NODE_NAME, "")).split(".")
+    return any(re.sub(r"\(.*", "", part) == step for part in path)

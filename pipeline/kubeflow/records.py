@@ -1,4 +1,4 @@
-"""What Kubeflow Pipelines tells of its objects, as plain typed records."""
+"""The objects of Kubeflow Pipelines as plain typed records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 
-class Version(NamedTuple):
+class PipelineVersion(NamedTuple):
     """One immutable version of a pipeline."""
 
     pipeline_id: str
@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run. Its tasks are only known when it was asked for alone."""
+    """One run. It has tasks only if it was read alone, not in a list."""
 
     id: str
     name: str
@@ -41,7 +41,7 @@ class Run(NamedTuple):
     recurring_id: str
 
 
-class Recurring(NamedTuple):
+class RecurringRun(NamedTuple):
     """One recurring run, which the API can enable, disable and delete, but not change."""
 
     id: str
@@ -53,8 +53,8 @@ class Recurring(NamedTuple):
     created: datetime | None
 
 
-class NewRecurring(NamedTuple):
-    """What a recurring run is made of."""
+class NewRecurringRun(NamedTuple):
+    """What a recurring run is created with."""
 
     name: str
     description: str
@@ -63,49 +63,49 @@ class NewRecurring(NamedTuple):
     service_account: str
 
 
-def run_of(found: Any) -> Run:
-    """Return a run as kfp's model has it."""
-    config = found.runtime_config
-    details = found.run_details
+def run_of(model: Any) -> Run:
+    """Return a run from kfp's model of it."""
+    config = model.runtime_config
+    details = model.run_details
     return Run(
-        found.run_id,
-        found.display_name or "",
-        found.state or "PENDING",
-        found.created_at,
-        _moment(found.finished_at),
+        model.run_id,
+        model.display_name or "",
+        model.state or "PENDING",
+        model.created_at,
+        _time_of(model.finished_at),
         (config.parameters if config is not None else None) or {},
-        _message(found.error),
-        tuple(_task(one) for one in (details.task_details if details is not None else None) or ()),
-        found.recurring_run_id or "",
+        _message(model.error),
+        tuple(_task(task) for task in (details.task_details if details is not None else None) or ()),
+        model.recurring_run_id or "",
     )
 
 
-def _task(found: Any) -> Task:
-    pods = [found.pod_name, *(child.pod_name for child in found.child_tasks or ())]
-    named = tuple(pod for pod in pods if pod)
-    started, ended = _moment(found.start_time), _moment(found.end_time)
-    return Task(found.display_name or "", found.state or "PENDING", started, ended, named, _message(found.error))
+def _task(model: Any) -> Task:
+    names = [model.pod_name, *(child.pod_name for child in model.child_tasks or ())]
+    pods = tuple(name for name in names if name)
+    started, ended = _time_of(model.start_time), _time_of(model.end_time)
+    return Task(model.display_name or "", model.state or "PENDING", started, ended, pods, _message(model.error))
 
 
 def _message(error: Any) -> str:
     return str(error.message) if error is not None and error.message else ""
 
 
-def _moment(found: datetime | None) -> datetime | None:
-    """Return a time; Kubeflow says 1970 where there is none yet."""
-    return found if found is not None and found.year > 1970 else None
+def _time_of(value: datetime | None) -> datetime | None:
+    """Return a time; Kubeflow writes 1970 if there is none yet."""
+    return value if value is not None and value.year > 1970 else None
 
 
-def recurring_of(found: Any) -> Recurring:
-    """Return a recurring run as kfp's model has it."""
-    cron = found.trigger.cron_schedule if found.trigger is not None else None
-    config = found.runtime_config
-    return Recurring(
-        found.recurring_run_id,
-        found.display_name or "",
-        found.description or "",
-        found.status == "ENABLED" if found.status else found.mode == "ENABLE",
+def recurring_run_of(model: Any) -> RecurringRun:
+    """Return a recurring run from kfp's model of it."""
+    cron = model.trigger.cron_schedule if model.trigger is not None else None
+    config = model.runtime_config
+    return RecurringRun(
+        model.recurring_run_id,
+        model.display_name or "",
+        model.description or "",
+        model.status == "ENABLED" if model.status else model.mode == "ENABLE",
         (cron.cron if cron is not None else "") or "",
         (config.parameters if config is not None else None) or {},
-        found.created_at,
+        model.created_at,
     )

@@ -1,4 +1,4 @@
-"""What a release of Darkroom says of itself: where Kubeflow is, which images to use, which runs shall recur.
+"""A release of Darkroom: where Kubeflow is, which images to use, which runs recur.
 
 The chart writes it as ``deploy.yaml``. Secrets are only named here.
 """
@@ -15,7 +15,7 @@ from components.settings import Settings, read_values
 from pipeline.kubeflow.cron import seconds_first
 from pipeline.placement import Cloud, DnsLabel, Variable
 
-# Where pods find the ConfigMaps of the release; the recipes' place is `pipeline.recipe.RELEASE_RECIPES`.
+# Where the ConfigMap of prices is mounted; for that of the recipes see `pipeline.recipe.RELEASE_RECIPES`.
 PRICES = Path("/etc/darkroom-prices/prices.yaml")
 
 # A Secret or a ConfigMap may have dots in its name, but nobody needs them.
@@ -26,7 +26,7 @@ Title = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z
 
 
 class Secrets(Settings):
-    """Secrets by name; what they hold is never seen here."""
+    """Secrets by name; their contents are never read here."""
 
     s3: Name = Field("", description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: none")
     huggingFace: Name = Field("", description="Secret with HF_TOKEN; empty: none")
@@ -34,17 +34,17 @@ class Secrets(Settings):
 
 
 class ConfigMaps(Settings):
-    """ConfigMaps that pods of the pipeline find as files."""
+    """ConfigMaps that are mounted in the pipeline's pods."""
 
     recipes: Name = Field("", description="recipes of the release, mounted at /etc/darkroom-recipes; empty: none")
     prices: Name = Field("", description="price list, mounted at /etc/darkroom-prices; empty: none")
 
 
 class Site(Settings):
-    """What the steps' pods take from the place they run in."""
+    """What the steps' pods have in common on one cluster."""
 
     image: Image = Field("darkroom:latest", description="image of the light steps, best by digest")
-    gpu_image: str = Field("", max_length=500, description="image of steps that run models; empty: the same")
+    gpu_image: str = Field("", max_length=500, description="image of steps that load models; empty: the same")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         None, description="when nodes pull images; null: the cluster's default"
     )
@@ -73,10 +73,10 @@ class Schedule(Settings):
 
 
 class Deployment(Site):
-    """A release: the site, Kubeflow's address, the pipeline's name and the runs that shall recur."""
+    """A release: the site, Kubeflow's address, the pipeline's name and the recurring runs."""
 
-    endpoint: str = Field("", description="address of Kubeflow's API; empty: as Kubeflow's own client finds it")
-    namespace: DnsLabel = Field("kubeflow", description="namespace of the runs where users are kept apart")
+    endpoint: str = Field("", description="address of Kubeflow's API; empty: the default of Kubeflow's own client")
+    namespace: DnsLabel = Field("kubeflow", description="namespace of the runs, if users have namespaces of their own")
     pipeline: str = Field(
         "darkroom", max_length=128, pattern=r"^\S(.*\S)?$", description="name of the pipeline in the dashboard"
     )
@@ -86,37 +86,37 @@ class Deployment(Site):
     workdir: str = Field("s3://bucket/darkroom", min_length=1, description="workdir that the dashboard's form names")
     runtime: DnsLabel = Field("darkroom-train", description="TrainingRuntime of the release")
     queue: Name = Field("", description="Kueue's LocalQueue; empty: none")
-    cloud: Cloud = Field("none", description="whose labels and taints tell spot machines")
+    cloud: Cloud = Field("none", description="the cloud, whose labels and taints mark spot nodes")
     schedules: tuple[Schedule, ...] = Field((), description="recurring runs; others of this release are removed")
-    withdraw: bool = Field(False, description="only remove: the release is about to go")
+    withdraw: bool = Field(False, description="only remove the recurring runs: the release is being uninstalled")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         names = [schedule.name for schedule in self.schedules]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"schedules: {', '.join(twice)} stands there twice; each needs a name of its own")
+            raise ValueError(f"schedules: {', '.join(twice)} is there twice; each needs a name of its own")
         if self.withdraw and names:
             raise ValueError(f"withdraw removes all schedules, but {', '.join(names)} is listed")
         return self
 
     @property
     def owner(self) -> str:
-        """What tells this release's recurring runs from those of others."""
+        """The owner that is written into this release's recurring runs."""
         return self.service_account or re.sub(r"\s+", "-", self.pipeline)
 
     @property
     def cluster(self) -> list[str]:
         """Settings that a run takes from the release: they win over the recipe, the run's own overrides over them."""
-        told = [f"placement.runtime={self.runtime}", f"placement.cloud={self.cloud}"]
-        told += [f"placement.queue={self.queue}"] if self.queue else []
-        return told + ([f"placement.prices={PRICES}"] if self.config_maps.prices else [])
+        settings = [f"placement.runtime={self.runtime}", f"placement.cloud={self.cloud}"]
+        settings += [f"placement.queue={self.queue}"] if self.queue else []
+        return settings + ([f"placement.prices={PRICES}"] if self.config_maps.prices else [])
 
 
 def read_deployment(file: Path) -> Deployment:
     """Read a deployment.
 
     Raises:
-        ConfigError: Where it cannot be read, or anything in it is wrong, with all that is.
+        ConfigError: If it cannot be read or anything in it is wrong, with everything that is wrong.
     """
     return Deployment.parse(read_values(file))

@@ -1,4 +1,4 @@
-"""Runs on a cluster as lines for a terminal that is 80 wide. Pure but for the records that `training_rows` reads."""
+"""Runs on a cluster as lines for a terminal that is 80 wide. Pure, except that `training_rows` reads records."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datetime import datetime
 from components.html import formatting
 from components.storage.base import Storage
 from pipeline.kubeflow.exporter import read_facts
-from pipeline.kubeflow.records import Recurring, Run, Task
+from pipeline.kubeflow.records import RecurringRun, Run, Task
 from pipeline.kubeflow.schedules import owner_of
 from pipeline.messages import count, duration, line, plural
 
 _NAME, _STATE = 34, 10
-# What Kubeflow adds to the steps of a pipeline to carry it out.
+# Tasks that Kubeflow adds to the steps of a pipeline.
 _MACHINERY = re.compile(r"^(root|executor|exit-handler.*|condition.*|for-loop.*|iteration.*|encode)$|-driver$")
 
 
@@ -41,7 +41,7 @@ def run_rows(run: Run, now: datetime) -> Iterator[str]:
         yield from (f"    {line(task.error)}" for task in tasks if task.error)
 
 
-def recurring_rows(recurring: Sequence[Recurring]) -> Iterator[str]:
+def recurring_rows(recurring: Sequence[RecurringRun]) -> Iterator[str]:
     """Yield a line per recurring run."""
     if not recurring:
         yield "no recurring runs; darkroom schedule set makes one"
@@ -54,25 +54,25 @@ def recurring_rows(recurring: Sequence[Recurring]) -> Iterator[str]:
 
 
 def training_rows(run: Storage) -> Iterator[str]:
-    """Yield how training stands, from the run's own records.
+    """Yield how training gets on, from the run's own records.
 
     Raises:
-        DarkroomError: Where they cannot be read.
+        DarkroomError: If they cannot be read.
     """
     facts, config = read_facts(run).values, run.read_json("config.json")
     if "step" not in facts:
         yield "training    not begun"
         return
     step, steps = int(facts["step"]), int(facts.get("steps", facts["step"]))
-    told = [f"step {count(step)} of {count(steps)}"]
+    parts = [f"step {count(step)} of {count(steps)}"]
     if "loss" in facts:
-        told.append(f"loss {facts['loss']:.4g}")
+        parts.append(f"loss {facts['loss']:.4g}")
     rate = facts.get("samples_per_second", 0.0)
     if rate > 0:
-        told.append(f"{formatting.number(rate)} images/s")
+        parts.append(f"{formatting.number(rate)} images/s")
         if step < steps and facts["training"]:
-            told.append(f"{duration((steps - step) * config['train']['global_batch'] / rate)} to go")
-    yield f"training    {', '.join(told)}".replace(formatting.SPACE, " ")
+            parts.append(f"{duration((steps - step) * config['train']['global_batch'] / rate)} to go")
+    yield f"training    {', '.join(parts)}".replace(formatting.SPACE, " ")
     spent = formatting.usd(facts.get("spent_usd", 0.0))
     budget = f" of {formatting.usd(facts['budget_usd'])}" if "budget_usd" in facts else ""
     crashes = int(facts["crashes"])
@@ -83,8 +83,8 @@ def training_rows(run: Storage) -> Iterator[str]:
 def _by_step(tasks: Iterable[Task]) -> dict[str, list[Task]]:
     """Return the tasks of each step in the order in which they began; the pods of a loop are one step."""
     steps: dict[str, list[Task]] = {}
-    known = [task for task in tasks if task.name and not _MACHINERY.search(task.name)]
-    for task in sorted(known, key=lambda task: (task.started is None, task.started)):
+    ours = [task for task in tasks if task.name and not _MACHINERY.search(task.name)]
+    for task in sorted(ours, key=lambda task: (task.started is None, task.started)):
         steps.setdefault(re.sub(r"\W.*$|-\d+$", "", task.name), []).append(task)
     return steps
 
@@ -110,5 +110,5 @@ def _took(began: datetime | None, ended: datetime | None, now: datetime) -> str:
 
 
 def _cut(text: str, width: int = _NAME) -> str:
-    shown = line(text)
-    return shown if len(shown) <= width else f"{shown[: width - 1]}…"
+    whole = line(text)
+    return whole if len(whole) <= width else f"{whole[: width - 1]}…"

@@ -23,7 +23,7 @@ from pipeline.recipe import recipes
 
 if TYPE_CHECKING:  # it takes a second to load
     from pipeline.kubeflow.client import Access, Kubeflow
-    from pipeline.kubeflow.records import Run, Version
+    from pipeline.kubeflow.records import PipelineVersion, Run
 
 _POLL_SECONDS = 10.0
 _FINISHED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
@@ -38,65 +38,68 @@ def add_verbs(verbs: Any) -> None:
         "--workdir", default="", help="s3://bucket/prefix that holds everything (default: the release's)"
     )
     submit.add_argument("--name", default="", help="the run's name in the dashboard (default: that of its folder)")
-    submit.add_argument("--wait", action="store_true", help="stay until it has ended; its success is the exit code")
+    submit.add_argument(
+        "--wait", action="store_true", help="wait until it has ended; the exit code is 0 if it succeeded"
+    )
     _version_arguments(submit)
-    status = _verb(verbs, "status", "tell how runs on the cluster are doing", _status)
+    status = _verb(verbs, "status", "show how runs on the cluster get on", _status)
     status.add_argument("run", nargs="?", default="", help="id or name, or how it begins (default: the newest runs)")
-    status.add_argument("--workdir", default="", help="place that holds the run (default: what it was started with)")
-    logs = _verb(verbs, "logs", "show what a run on the cluster tells", _logs)
+    status.add_argument("--workdir", default="", help="workdir of the run (default: the one that it was started with)")
+    logs = _verb(verbs, "logs", "show the log of a run on the cluster", _logs)
     logs.add_argument("run", help="id or name, or how it begins")
     logs.add_argument("--step", default="train", help="the step (default: %(default)s)")
     logs.add_argument("--follow", action="store_true", help="go on until the run has ended")
     logs.add_argument("--lines", type=int, default=40, help="last lines to show (default: %(default)s)")
-    logs.add_argument("--workdir", default="", help="place that holds the run (default: what it was started with)")
+    logs.add_argument("--workdir", default="", help="workdir of the run (default: the one that it was started with)")
     stop = _verb(verbs, "stop", "stop a run on the cluster; what it has saved stays", _stop)
     stop.add_argument("run", help="id or name, or how it begins")
     _add_schedule(verbs.add_parser("schedule", help="list, set and remove runs that recur"))
-    deploy = _verb(verbs, "deploy", "bring about what a release says: the pipeline and its recurring runs", _deploy)
+    deploy = _verb(verbs, "deploy", "make the pipeline and the recurring runs what a release says", _deploy)
     deploy.add_argument("--file", required=True, type=Path, help="deploy.yaml, as the chart writes it")
-    deploy.set_defaults(patience=300.0)
+    deploy.set_defaults(timeout=300.0)
 
 
 def _add_schedule(schedule: argparse.ArgumentParser) -> None:
     verbs = schedule.add_subparsers(required=True, metavar="VERB")
     _verb(verbs, "ls", "list the runs that recur", _schedule_ls)
-    one = _verb(verbs, "set", "make a run recur; what is so already stays as it is", _schedule_set)
+    one = _verb(verbs, "set", "make a run recur; does nothing if it already recurs so", _schedule_set)
     one.add_argument("name", help="the recurring run's name: a-z, 0-9 and '-'")
     one.add_argument("--cron", required=True, help="six fields, seconds first, or the usual five: '0 3 * * *'")
     _request(one)
     one.add_argument("--workdir", default="", help="s3://bucket/prefix that holds everything (default: the release's)")
     one.add_argument("--paused", action="store_true", help="keep it, but do not run it")
     _version_arguments(one)
-    gone = _verb(verbs, "rm", "remove a recurring run; runs that it started go on", _schedule_rm)
-    gone.add_argument("name", help="its name")
+    removal = _verb(verbs, "rm", "remove a recurring run; runs that it has started go on", _schedule_rm)
+    removal.add_argument("name", help="its name")
 
 
-def _verb(verbs: Any, name: str, says: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.")
+def _verb(verbs: Any, name: str, summary: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=description)
     api = parser.add_argument_group("Kubeflow's API")
     api.add_argument("--endpoint", default="", help="its address (default: KF_PIPELINES_ENDPOINT, or the cluster's)")
-    api.add_argument("--namespace", default="", help="the runs' namespace, where users are kept apart")
+    api.add_argument("--namespace", default="", help="the runs' namespace, if users have namespaces of their own")
     api.add_argument("--token-file", default="", help="file with a token, read again before each call")
     api.add_argument("--ca-file", default="", help="certificates that the server's is checked against")
     api.add_argument("--context", default="", help="context of the kubeconfig")
-    api.add_argument("--ui", default="", help="address of the dashboard, where it is another (for links)")
-    api.add_argument("--patience", type=float, default=10.0, help="seconds that it may be away (default: %(default)s)")
+    api.add_argument("--ui", default="", help="address of the dashboard for links, if it is another")
+    api.add_argument(
+        "--timeout", type=float, default=10.0, help="seconds to repeat a call without an answer (default: %(default)s)"
+    )
     parser.set_defaults(verb=verb)
     return parser
 
 
 def _request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, help=f"one of {', '.join(recipes())}, or a YAML file")
-    parser.add_argument(
-        "--source", default="", help="s3://bucket/prefix with the images (default: what the recipe says)"
-    )
+    parser.add_argument("--source", default="", help="s3://bucket/prefix with the images (default: the recipe's)")
     parser.add_argument(
         "--set", action="append", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override settings"
     )
 
 
 def _version_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--file", type=Path, help="deploy.yaml of the release, to ask for this run's own machines")
+    parser.add_argument("--file", type=Path, help="deploy.yaml of the release, so that this run gets pods of its own")
     parser.add_argument("--pipeline", default="darkroom", help="name of the pipeline (default: %(default)s)")
     parser.add_argument("--experiment", default="darkroom", help="experiment of the run (default: %(default)s)")
     parser.add_argument("--service-account", default="", help="account of the run's pods (default: the release's)")
@@ -114,14 +117,14 @@ def _access(arguments: argparse.Namespace, deployment: Deployment | None) -> Acc
     endpoint = arguments.endpoint or (deployment.endpoint if deployment else "")
     namespace = arguments.namespace or (deployment.namespace if deployment else "kubeflow")
     files = (arguments.token_file, arguments.ca_file)
-    return Access(endpoint, namespace, *files, arguments.context, arguments.ui, arguments.patience)
+    return Access(endpoint, namespace, *files, arguments.context, arguments.ui, arguments.timeout)
 
 
 def _console() -> Console:
     return Console(highlight=False)
 
 
-def _say(*lines: str) -> None:
+def _print_lines(*lines: str) -> None:
     console = _console()
     for text in lines:
         console.print(text, markup=False, soft_wrap=True)
@@ -141,15 +144,15 @@ def _submit(arguments: argparse.Namespace) -> int:
     version, account = _pinned(kubeflow, arguments, deployment, overrides)
     name = arguments.name or settings.run
     experiment_id = kubeflow.experiment(deployment.experiment)
-    started = {key: value for key, value in given.items() if key != "workdir" or value}
-    run_id = kubeflow.submit(name, version, experiment_id, started, account)
-    _say(f"run        {line(name)}", f"id         {run_id}", f"version    {version.name}")
-    _say(f"dashboard  {kubeflow.link(run_id)}", f"next       darkroom status {run_id}")
+    chosen = {key: value for key, value in given.items() if key != "workdir" or value}
+    run_id = kubeflow.submit(name, version, experiment_id, chosen, account)
+    _print_lines(f"run        {line(name)}", f"id         {run_id}", f"version    {version.name}")
+    _print_lines(f"dashboard  {kubeflow.link(run_id)}", f"next       darkroom status {run_id}")
     return _wait(kubeflow, run_id) if arguments.wait else EXIT_DONE
 
 
 def _deployment(arguments: argparse.Namespace) -> Deployment:
-    """Return the release's deployment, or what the arguments tell of it."""
+    """Return the release's deployment, or what the arguments say of it."""
     if arguments.file is not None:
         return read_deployment(arguments.file)
     return Deployment.parse({"pipeline": arguments.pipeline, "experiment": arguments.experiment})
@@ -157,15 +160,15 @@ def _deployment(arguments: argparse.Namespace) -> Deployment:
 
 def _pinned(
     kubeflow: Kubeflow, arguments: argparse.Namespace, deployment: Deployment, overrides: Sequence[str]
-) -> tuple[Version, str]:
-    """Return the version that a run is pinned to, made for it where the release is known, and its pods' account."""
+) -> tuple[PipelineVersion, str]:
+    """Return the version that a run uses, uploaded for it if the release's file is given, and its pods' account."""
     from pipeline.kubeflow.deploy import newest, upload
 
     if arguments.file is None:
         version, account = newest(kubeflow, deployment.pipeline)
         return version, arguments.service_account or account
     pipeline_id = kubeflow.make_pipeline(deployment.pipeline, "")
-    version = upload(kubeflow, pipeline_id, deployment, arguments.recipe, overrides, _say)
+    version = upload(kubeflow, pipeline_id, deployment, arguments.recipe, overrides, _print_lines)
     return version, arguments.service_account or deployment.service_account
 
 
@@ -173,14 +176,14 @@ def _wait(kubeflow: Kubeflow, run_id: str, sleep: Callable[[float], object] = ti
     """Wait until a run has ended.
 
     Raises:
-        DarkroomError: Where it did not succeed.
+        DarkroomError: If it did not succeed.
     """
     state = ""
     while True:
         run = kubeflow.run(run_id)
         if run.state != state:
             state = run.state
-            _say(f"{datetime.now(UTC):%H:%M:%S}   {state.lower()}")
+            _print_lines(f"{datetime.now(UTC):%H:%M:%S}   {state.lower()}")
         if state in _FINISHED:
             break
         sleep(_POLL_SECONDS)
@@ -193,48 +196,47 @@ def _status(arguments: argparse.Namespace) -> int:
     kubeflow = _connect(arguments)
     now = datetime.now(UTC)
     if not arguments.run:
-        _say(*runs_rows(kubeflow.runs(_MOST_RUNS), now))
+        _print_lines(*runs_rows(kubeflow.runs(_MOST_RUNS), now))
         return EXIT_DONE
     run = _find(kubeflow, arguments.run)
-    _say(*run_rows(run, now), f"dashboard   {kubeflow.link(run.id)}")
+    _print_lines(*run_rows(run, now), f"dashboard   {kubeflow.link(run.id)}")
     try:
-        place = _place(run, arguments.workdir)
-        _say(*training_rows(place))
+        _print_lines(*training_rows(_folder_of(run, arguments.workdir)))
     except DarkroomError as error:
-        _say(line(f"training    not known: {error}"))
+        _print_lines(line(f"training    not known: {error}"))
     return EXIT_DONE
 
 
-def _place(run: Run, workdir: str) -> Storage:
+def _folder_of(run: Run, workdir: str) -> Storage:
     """Return the folder of a run, from the parameters that it was started with.
 
     Raises:
-        ConfigError: Where its recipe cannot be read here.
+        ConfigError: If its recipe cannot be read here.
     """
-    told = run.parameters
-    settings = resolve(str(told.get("recipe", "")), list(told.get("overrides") or ()), str(told.get("source") or ""))
-    place = workdir or str(told.get("workdir") or "")
-    if not place:
-        raise ConfigError("the run took its workdir from the pipeline's version; say which it is (--workdir)")
-    folder = open_storage(place).child(f"runs/{settings.run}")
+    given = run.parameters
+    settings = resolve(str(given.get("recipe", "")), list(given.get("overrides") or ()), str(given.get("source") or ""))
+    url = workdir or str(given.get("workdir") or "")
+    if not url:
+        raise ConfigError("the run's workdir is a default of the pipeline's version; give it with --workdir")
+    folder = open_storage(url).child(f"runs/{settings.run}")
     if not folder.exists("config.json"):
         raise NotFound(f"{folder.url} has no config.json yet")
     return folder
 
 
 def _find(kubeflow: Kubeflow, text: str) -> Run:
-    """Return the run of an id or name, or of how an id begins; of several of one name the newest."""
-    begins = []
+    """Return the run with an id or name, or with the beginning of one; of several with the same name, the newest."""
+    matches = []
     for run in kubeflow.all_runs():
         if text in (run.id, run.name):
             return kubeflow.run(run.id)
         if run.id.startswith(text) or run.name.startswith(text):
-            begins.append(run)
-    if len(begins) != 1:
-        ids = ", ".join(run.id for run in begins[:5])
-        what = f"{text!r} fits several runs: {ids}" if begins else f"no run {text!r} in Kubeflow"
+            matches.append(run)
+    if len(matches) != 1:
+        ids = ", ".join(run.id for run in matches[:5])
+        what = f"{text!r} matches several runs: {ids}" if matches else f"no run {text!r} in Kubeflow"
         raise ConfigError(f"{line(what)}; darkroom status lists them")
-    return kubeflow.run(begins[0].id)
+    return kubeflow.run(matches[0].id)
 
 
 def _logs(arguments: argparse.Namespace) -> int:
@@ -243,16 +245,16 @@ def _logs(arguments: argparse.Namespace) -> int:
     kubeflow = _connect(arguments)
     run = _find(kubeflow, arguments.run)
     try:
-        place: Storage | None = _place(run, arguments.workdir)
+        folder: Storage | None = _folder_of(run, arguments.workdir)
     except (ConfigError, StorageError) as error:
-        place = None
-        _say(line(f"the run's own records cannot be read: {error}"))
+        folder = None
+        _print_lines(line(f"the run's own records cannot be read: {error}"))
 
     def ended() -> bool:
         return kubeflow.run(run.id).state in _FINISHED
 
     namespace = arguments.namespace or "kubeflow"
-    show(run.id, place, arguments.step, arguments.lines, namespace, arguments.follow, ended, _say)
+    show(run.id, folder, arguments.step, arguments.lines, namespace, arguments.follow, ended, _print_lines)
     return EXIT_DONE
 
 
@@ -260,10 +262,10 @@ def _stop(arguments: argparse.Namespace) -> int:
     kubeflow = _connect(arguments)
     run = _find(kubeflow, arguments.run)
     if run.state in _FINISHED:
-        _say(f"{line(run.name)} has ended already: {run.state.lower()}")
+        _print_lines(f"{line(run.name)} has ended already: {run.state.lower()}")
         return EXIT_DONE
     kubeflow.stop(run.id)
-    _say(
+    _print_lines(
         f"{line(run.name)} is being stopped; training saves its state first",
         "What is captioned, encoded and saved stays: submitted again with equal",
         "settings, the run goes on from there.",
@@ -272,26 +274,26 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 
 def _schedule_ls(arguments: argparse.Namespace) -> int:
-    _say(*recurring_rows(_connect(arguments).recurring()))
+    _print_lines(*recurring_rows(_connect(arguments).recurring()))
     return EXIT_DONE
 
 
 def _schedule_set(arguments: argparse.Namespace) -> int:
     from pipeline.kubeflow.deploy import check, parameters, reconcile
-    from pipeline.kubeflow.schedules import BY_HAND, Wanted
+    from pipeline.kubeflow.schedules import BY_HAND, RecurringSpec
 
     deployment = _deployment(arguments)
     overrides = [text for group in arguments.set for text in group]
     if not arguments.workdir and arguments.file is None:
         raise ConfigError("--workdir is missing: expected s3://bucket/prefix, or the release's deploy.yaml (--file)")
     workdir = arguments.workdir or deployment.workdir
-    one = {"name": arguments.name, "cron": arguments.cron, "recipe": arguments.recipe, "workdir": workdir}
-    one |= {"source": arguments.source, "overrides": overrides}
-    alone = Deployment.parse({**deployment.model_dump(), "schedules": [one]})
+    schedule = {"name": arguments.name, "cron": arguments.cron, "recipe": arguments.recipe, "workdir": workdir}
+    schedule |= {"source": arguments.source, "overrides": overrides}
+    alone = Deployment.parse({**deployment.model_dump(), "schedules": [schedule]})
     check(alone)
     kubeflow = _connect(arguments, deployment)
     version, account = _pinned(kubeflow, arguments, deployment, overrides)
-    wanted = Wanted(
+    spec = RecurringSpec(
         arguments.name,
         seconds_first(arguments.cron),
         parameters(arguments.recipe, workdir, arguments.source, overrides),
@@ -301,7 +303,7 @@ def _schedule_set(arguments: argparse.Namespace) -> int:
         not arguments.paused,
         BY_HAND,
     )
-    reconcile(kubeflow, [wanted], {version.name: version}, BY_HAND, False, _say)
+    reconcile(kubeflow, [spec], {version.name: version}, BY_HAND, False, _print_lines)
     return EXIT_DONE
 
 
@@ -309,14 +311,14 @@ def _schedule_rm(arguments: argparse.Namespace) -> int:
     from pipeline.kubeflow.schedules import owner_of
 
     kubeflow = _connect(arguments)
-    found = [one for one in kubeflow.recurring() if one.name == arguments.name]
-    if not found:
+    runs = [run for run in kubeflow.recurring() if run.name == arguments.name]
+    if not runs:
         raise ConfigError(f"no recurring run {line(arguments.name)}; darkroom schedule ls lists them")
-    if foreign := [one for one in found if owner_of(one.description) is None]:
+    if foreign := [run for run in runs if owner_of(run.description) is None]:
         raise ConfigError(f"the recurring run {arguments.name} ({foreign[0].id}) is not darkroom's; see the dashboard")
-    for one in found:
-        kubeflow.delete_recurring(one.id)
-    _say(f"{arguments.name}: removed")
+    for run in runs:
+        kubeflow.delete_recurring(run.id)
+    _print_lines(f"{arguments.name}: removed")
     return EXIT_DONE
 
 
@@ -324,5 +326,5 @@ def _deploy(arguments: argparse.Namespace) -> int:
     from pipeline.kubeflow.deploy import deploy
 
     deployment = read_deployment(arguments.file)
-    deploy(deployment, lambda: _connect(arguments, deployment), _say)
+    deploy(deployment, lambda: _connect(arguments, deployment), _print_lines)
     return EXIT_DONE

@@ -8,92 +8,95 @@ import pytest
 
 from components.errors import ConfigError
 from pipeline.kubeflow.cron import seconds_first
-from pipeline.kubeflow.schedules import Action, Found, Wanted, owner_of, plan
+from pipeline.kubeflow.records import RecurringRun
+from pipeline.kubeflow.schedules import RecurringSpec, ScheduleChange, owner_of, plan
 
-WANTED = Wanted(
+SPEC = RecurringSpec(
     "nightly", "0 0 3 * * *", {"recipe": "demo", "workdir": "s3://b/w"}, "ir-1", "darkroom", "account", True, "release"
 )
-OTHER = WANTED._replace(cron="0 0 4 * * *")
-PAUSED = WANTED._replace(enabled=False)
+OTHER = SPEC._replace(cron="0 0 4 * * *")
+PAUSED = SPEC._replace(enabled=False)
 
 
-def found(wanted: Wanted, id: str = "1", enabled: bool = True) -> Found:
-    return Found(id, wanted.name, wanted.description, enabled)
+def recurring_run(name: str, description: str, id: str = "1", enabled: bool = True) -> RecurringRun:
+    return RecurringRun(id, name, description, enabled, "", {}, None)
+
+
+def run_of(spec: RecurringSpec, id: str = "1", enabled: bool = True) -> RecurringRun:
+    return recurring_run(spec.name, spec.description, id, enabled)
 
 
 @pytest.mark.parametrize(
-    ("current", "wanted", "done"),
+    ("current", "specs", "changes"),
     [
         ([], [], []),
-        ([], [WANTED], ["create nightly ", "enable nightly "]),
+        ([], [SPEC], ["create nightly ", "enable nightly "]),
         ([], [PAUSED], ["create nightly "]),
-        ([found(WANTED)], [WANTED], ["keep nightly 1"]),
-        ([found(WANTED)], [PAUSED], ["disable nightly 1"]),
-        ([found(WANTED, enabled=False)], [WANTED], ["enable nightly 1"]),
-        ([found(OTHER)], [WANTED], ["create nightly ", "delete nightly 1", "enable nightly "]),
-        ([found(OTHER)], [PAUSED], ["create nightly ", "delete nightly 1"]),
-        ([found(WANTED)], [], ["delete nightly 1"]),
+        ([run_of(SPEC)], [SPEC], ["keep nightly 1"]),
+        ([run_of(SPEC)], [PAUSED], ["disable nightly 1"]),
+        ([run_of(SPEC, enabled=False)], [SPEC], ["enable nightly 1"]),
+        ([run_of(OTHER)], [SPEC], ["create nightly ", "delete nightly 1", "enable nightly "]),
+        ([run_of(OTHER)], [PAUSED], ["create nightly ", "delete nightly 1"]),
+        ([run_of(SPEC)], [], ["delete nightly 1"]),
         # Stopped half-way: the new one was created, the old one not yet deleted; or deleted, and not yet enabled.
-        ([found(OTHER), found(WANTED, "2", False)], [WANTED], ["delete nightly 1", "enable nightly 2"]),
-        ([found(WANTED, "2", False)], [WANTED], ["enable nightly 2"]),
+        ([run_of(OTHER), run_of(SPEC, "2", False)], [SPEC], ["delete nightly 1", "enable nightly 2"]),
+        ([run_of(SPEC, "2", False)], [SPEC], ["enable nightly 2"]),
         # Made twice by two that ran at once: the one that runs stays.
-        ([found(WANTED, "1", False), found(WANTED, "2")], [WANTED], ["delete nightly 1", "keep nightly 2"]),
+        ([run_of(SPEC, "1", False), run_of(SPEC, "2")], [SPEC], ["delete nightly 1", "keep nightly 2"]),
         # Of others.
-        ([found(WANTED._replace(owner="other", name="weekly"))], [], []),
-        ([Found("1", "weekly", "made in the dashboard", True)], [], []),
+        ([run_of(SPEC._replace(owner="other", name="weekly"))], [], []),
+        ([recurring_run("weekly", "made in the dashboard")], [], []),
     ],
 )
-def test_what_is_done(current: list[Found], wanted: list[Wanted], done: list[str]) -> None:
-    assert [f"{one.do} {one.name} {one.id}" for one in plan(current, wanted, "release", True)] == done
+def test_what_is_done(current: list[RecurringRun], specs: list[RecurringSpec], changes: list[str]) -> None:
+    assert [f"{one.do} {one.name} {one.id}" for one in plan(current, specs, "release", True)] == changes
 
 
 def test_only_a_release_removes_what_it_does_not_list() -> None:
-    assert plan([found(WANTED)], [], "release", False) == []
+    assert plan([run_of(SPEC)], [], "release", False) == []
 
 
-@pytest.mark.parametrize("description", [WANTED._replace(owner="other").description, "made in the dashboard", ""])
+@pytest.mark.parametrize("description", [SPEC._replace(owner="other").description, "made in the dashboard", ""])
 def test_what_belongs_to_others_is_left_alone(description: str) -> None:
-    with pytest.raises(ConfigError, match=r"nightly.*\(1\)"):
-        plan([Found("1", "nightly", description, True)], [WANTED], "release", True)
+    with pytest.raises(ConfigError, match="choose another name"):
+        plan([recurring_run("nightly", description)], [SPEC], "release", True)
 
 
-def carry_out(current: list[Found], actions: list[Action], wanted: Wanted, most: int) -> tuple[list[Found], int]:
-    """Return what there is after the first actions, and how many were enabled at the same time."""
+def carry_out(
+    current: list[RecurringRun], changes: list[ScheduleChange], spec: RecurringSpec, most: int
+) -> tuple[list[RecurringRun], int]:
+    """Return what there is after the first changes, and how many were enabled at the same time."""
     now, peak = list(current), 0
-    for action in actions[:most]:
-        target = action.id or "new"
-        if action.do == "create":
-            now.append(found(wanted, "new", False))
-        elif action.do == "delete":
+    for change in changes[:most]:
+        target = change.id or "new"
+        if change.do == "create":
+            now.append(run_of(spec, "new", False))
+        elif change.do == "delete":
             now = [one for one in now if one.id != target]
-        elif action.do in ("enable", "disable"):
-            now = [one._replace(enabled=action.do == "enable") if one.id == target else one for one in now]
+        elif change.do in ("enable", "disable"):
+            now = [one._replace(enabled=change.do == "enable") if one.id == target else one for one in now]
         peak = max(peak, sum(one.enabled for one in now))
     return now, peak
 
 
 @pytest.mark.parametrize("stopped_after", range(5))
 def test_stopped_anywhere_the_next_time_ends_the_same_and_never_two_run(stopped_after: int) -> None:
-    states = [found(WANTED, "1"), found(WANTED, "1", False), found(OTHER, "1"), found(OTHER, "1", False)]
-    for before, wanted in itertools.product([[], *([one] for one in states)], [WANTED, PAUSED]):
-        there, peak = carry_out(before, plan(before, [wanted], "release", True), wanted, stopped_after)
-        there, again = carry_out(there, plan(there, [wanted], "release", True), wanted, 9)
-        assert [(one.description, one.enabled) for one in there] == [(wanted.description, wanted.enabled)]
+    states = [run_of(SPEC, "1"), run_of(SPEC, "1", False), run_of(OTHER, "1"), run_of(OTHER, "1", False)]
+    for before, spec in itertools.product([[], *([one] for one in states)], [SPEC, PAUSED]):
+        there, peak = carry_out(before, plan(before, [spec], "release", True), spec, stopped_after)
+        there, again = carry_out(there, plan(there, [spec], "release", True), spec, 9)
+        assert [(one.description, one.enabled) for one in there] == [(spec.description, spec.enabled)]
         assert max(peak, again) <= 1
 
 
 @pytest.mark.parametrize("change", [{"cron": "0 1 1 * * *"}, {"version": "ir-2"}, {"service_account": ""},
                                     {"experiment": "x"}, {"parameters": {"recipe": "sd15-full"}}])  # fmt: skip
 def test_each_part_makes_another_one(change: dict[str, object]) -> None:
-    assert WANTED._replace(**change).made_of != WANTED.made_of  # type: ignore[arg-type]
+    assert SPEC._replace(**change).digest != SPEC.digest  # type: ignore[arg-type]
 
 
-MARK = "[darkroom evil " + 64 * "0" + "]"
-
-
-@pytest.mark.parametrize("parameters", [{"recipe": f"a\n{MARK}"}, {"recipe": MARK}, {"recipe": "a", "workdir": MARK}])
-def test_a_description_says_whose_it_is_whatever_the_recipe_says(parameters: dict[str, str]) -> None:
-    hostile = WANTED._replace(parameters=parameters)
+def test_a_description_says_whose_it_is_whatever_the_recipe_says() -> None:
+    hostile = SPEC._replace(parameters={"recipe": "a\n[darkroom evil " + 64 * "0" + "]", "workdir": "w"})
     assert owner_of(hostile.description) == "release"
     assert "\n" not in hostile.description
     assert plan([found(hostile)], [hostile], "release", True) == [Action("keep", "nightly", "1")]
