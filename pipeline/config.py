@@ -30,7 +30,7 @@ _OPERATIONAL = frozenset({"launch", "placement", "pods"})
 
 
 class RunConfig(Settings):
-    """Everything that decides what a run does; where it keeps its things is not part of it."""
+    """Everything that decides what a run does; the workdir is not part of it."""
 
     name: str = Field(
         pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$",
@@ -39,7 +39,7 @@ class RunConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random number in the run")
     example: Literal["digits"] | None = Field(
         None,
-        description="images to write to the recipe's ingest.source before the run, where that folder does not exist",
+        description="images to write to the recipe's ingest.source before the run, if that folder does not exist",
     )
     ingest: IngestConfig = Field(description="where the images are: at least ingest.source")
     model: ModelConfig = ModelConfig()
@@ -64,25 +64,24 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        """Find what would otherwise show once hours of work are done."""
+        """Find contradictions that would otherwise show after hours of work."""
         problems = list(self._contradictions())
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        launch, train, made = self.launch, self.train, self.model.scratch.architecture
-        drill = launch.spot_drill
-        if drill.step is not None and drill.step >= train.steps:
-            yield f"launch.spot_drill.step ({drill.step}) must be below train.steps ({train.steps})"
-        if drill.rank >= train.ranks:
-            yield f"launch.spot_drill.rank ({drill.rank}) must be below train.ranks ({train.ranks})"
-        if drill.step is not None and launch.where != "local":
-            yield f"launch.spot_drill.step needs launch.where local, not {launch.where}: on a cluster, delete a pod"
-        if self.model.base is None and self.latents.resolution != made.resolution:
+        launch, train, architecture = self.launch, self.train, self.model.scratch.architecture
+        if launch.spot_drill_step is not None and launch.spot_drill_step >= train.steps:
+            yield f"launch.spot_drill_step ({launch.spot_drill_step}) must be below train.steps ({train.steps})"
+        if launch.spot_drill_rank >= train.ranks:
+            yield f"launch.spot_drill_rank ({launch.spot_drill_rank}) must be below train.ranks ({train.ranks})"
+        if launch.spot_drill_step is not None and launch.where != "local":
+            yield f"launch.spot_drill_step needs launch.where local, not {launch.where}: on a cluster, delete a pod"
+        if self.model.base is None and self.latents.resolution != architecture.resolution:
             yield (
                 f"latents.resolution ({self.latents.resolution}) must be model.scratch.architecture.resolution "
-                f"({made.resolution}), which the model is made for"
+                f"({architecture.resolution}), which the model is built for"
             )
         for name, metric in self.evaluate.deciding.items():
             if self.index.held_out == 0 and Need.HELD_OUT_IMAGES in metric.needs:
@@ -93,8 +92,8 @@ class RunConfig(Settings):
 
     @property
     def run(self) -> str:
-        """The run's own name: equal settings continue the same run, with another budget or on other machines, too."""
-        return f"{self.name}-{short(self.without_operational(), 8)}"
+        """The run's own name: equal settings continue the same run, also with another budget or on other nodes."""
+        return f"{self.name}-{short(self.model_dump(mode='json', exclude=set(_OPERATIONAL)), 8)}"
 
 
 def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> RunConfig:
@@ -106,7 +105,7 @@ def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> Run
         source: Where the images are; empty: what the recipe says.
 
     Raises:
-        ConfigError: For an unknown recipe, and for any wrong setting, with all that is wrong at once.
+        ConfigError: For an unknown recipe, and for wrong settings, all of them at once.
     """
     values = read_recipe(recipe)
     whole = override(values, overrides)

@@ -1,7 +1,7 @@
-"""Where training runs: clouds, pools, spot and queues as the plain fields that Kubernetes knows them by (pure).
+"""Which nodes training runs on: clouds, pools, spot and queues as plain fields of Kubernetes objects (pure).
 
-A pool is ``spot`` (cheap machines that may be taken away) or ``on-demand``. What tells them apart has another name in
-each cloud; the table of presets below is all that the rest of Darkroom needs to know about that.
+A pool is ``spot`` (cheap nodes that the cloud may reclaim) or ``on-demand``. Each cloud marks spot nodes in its own
+way; nothing but the table of presets below depends on how.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
 class Preset(NamedTuple):
-    """How one cloud tells its spot machines, and how long it lets them end.
+    """How one cloud marks its spot nodes, and how long a pod on one has to end.
 
     Attributes:
-        spot: Label and value of a spot machine; None where there is no such thing.
-        on_demand: Label and value of the others; None where they only lack the one above.
-        tainted: Whether the label of spot machines is a taint as well.
-        grace: Seconds from SIGTERM until a pod on a spot machine is gone for good.
+        spot: Label and value of a spot node; None if the cloud has none.
+        on_demand: Label and value of the other nodes; None if they only lack the label above.
+        tainted: Whether the label of spot nodes is a taint as well.
+        grace: Seconds from SIGTERM until a pod on a spot node is killed.
     """
 
     spot: tuple[str, str] | None
@@ -45,7 +45,7 @@ class Preset(NamedTuple):
     grace: int
 
 
-# Grace: GKE leaves user pods 15 of its 30 s, Azure tells 30 s before, AWS 120 s; each less what the notice takes.
+# Grace: GKE leaves user pods 15 of its 30 s, Azure gives notice 30 s before, AWS 120 s; less the time of the notice.
 PRESETS: Mapping[Cloud, Preset] = {
     "none": Preset(None, None, False, 30),
     "gke": Preset(("cloud.google.com/gke-spot", "true"), None, True, 15),
@@ -56,32 +56,34 @@ PRESETS: Mapping[Cloud, Preset] = {
 
 
 class PlacementConfig(Settings):
-    """The machines of a cluster that training asks for; nothing here changes what is computed."""
+    """The nodes of a cluster that training requests; nothing here changes what is computed."""
 
-    cloud: Cloud = Field("none", description="whose labels and taints tell spot machines: gke, eks (Karpenter), aks")
+    cloud: Cloud = Field("none", description="cloud whose labels and taints mark spot nodes: gke, eks (Karpenter), aks")
     namespace: DnsLabel | None = Field(None, description="namespace of the training; null: that of this pod")
     runtime: DnsLabel = Field("darkroom-train", description="TrainingRuntime of that namespace, made by the chart")
     queue: DnsLabel | None = Field(None, description="Kueue's LocalQueue that admits the training; null: no queue")
     priority: DnsLabel | None = Field(None, description="Kueue's WorkloadPriorityClass; null: the queue's default")
 
-    spot: bool = Field(True, description="start on spot machines, where the cloud has any")
-    nodes: int = Field(1, ge=1, le=1024, description="machines")
+    spot: bool = Field(True, description="start on spot nodes, if the cloud has any")
+    nodes: int = Field(1, ge=1, le=1024, description="nodes")
     min_nodes: int | None = Field(
-        None, ge=1, description="machines to make do with while no more are to be had; null: all of them"
+        None, ge=1, description="fewest nodes to train on if no more are available; null: all of them"
     )
-    gpus: int = Field(1, ge=0, le=64, description="GPUs per machine, one process each; 0: train.ranks CPU processes")
-    gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="name under which machines offer GPUs")
-    cpus: float | None = Field(None, gt=0, le=1024, description="CPU cores per machine; null: what the runtime says")
-    memory_gib: float | None = Field(None, gt=0, description="GiB of memory per machine; null: what the runtime says")
+    gpus: int = Field(1, ge=0, le=64, description="GPUs per node, one process each; 0: train.ranks CPU processes")
+    gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="resource name under which nodes offer GPUs")
+    cpus: float | None = Field(None, gt=0, le=1024, description="CPU cores per node; null: the runtime's")
+    memory_gib: float | None = Field(None, gt=0, description="GiB of memory per node; null: the runtime's")
     instance: str | None = Field(
         None, pattern=r"^[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?$", description="machine type; null: any"
     )
     prices: str | None = Field(
-        None, max_length=500, description="YAML file with prices of machines; null: the list that comes with Darkroom"
+        None,
+        max_length=500,
+        description="YAML file with prices of machine types; null: Darkroom's own list",
     )
-    node_selector: dict[str, str] = Field({}, description="further labels that the machines must have")
+    node_selector: dict[str, str] = Field({}, description="further labels that the nodes must have")
     grace_seconds: int | None = Field(
-        None, ge=5, le=3600, description="seconds from SIGTERM until a spot machine is gone; null: the cloud's"
+        None, ge=5, le=3600, description="seconds from SIGTERM until a pod on a spot node is killed; null: the cloud's"
     )
 
     image: str | None = Field(None, max_length=500, description="image of the trainer; null: the runtime's")
@@ -112,7 +114,7 @@ class PlacementConfig(Settings):
 
 
 def node_selector(placement: PlacementConfig, pool: Pool) -> dict[str, str]:
-    """Return the labels that a machine of a pool must have."""
+    """Return the labels that a node of a pool must have."""
     preset = PRESETS[placement.cloud]
     label = preset.spot if pool == "spot" else preset.on_demand
     selector = dict([label]) if label is not None else {}
@@ -122,9 +124,9 @@ def node_selector(placement: PlacementConfig, pool: Pool) -> dict[str, str]:
 
 
 def affinity(placement: PlacementConfig, pool: Pool) -> dict[str, Any] | None:
-    """Return what keeps an on-demand pod off spot machines, where no label tells on-demand ones; otherwise None.
+    """Return what keeps an on-demand pod off spot nodes in a cloud without a label for on-demand ones; otherwise None.
 
-    ``NotIn`` also holds for machines without the label.
+    ``NotIn`` is also true for nodes without the label.
     """
     preset = PRESETS[placement.cloud]
     if pool == "spot" or preset.spot is None or preset.on_demand is not None:
@@ -135,19 +137,19 @@ def affinity(placement: PlacementConfig, pool: Pool) -> dict[str, Any] | None:
 
 
 def tolerations(placement: PlacementConfig, pool: Pool) -> list[dict[str, str]]:
-    """Return the taints that a pod of a pool puts up with."""
+    """Return the taints that a pod of a pool tolerates."""
     preset = PRESETS[placement.cloud]
-    tolerated = []
+    result = []
     if pool == "spot" and preset.spot is not None and preset.tainted:
         key, value = preset.spot
-        tolerated.append({"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"})
+        result.append({"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"})
     if placement.gpus:
-        tolerated.append({"key": placement.gpu_resource, "operator": "Exists", "effect": "NoSchedule"})
-    return tolerated
+        result.append({"key": placement.gpu_resource, "operator": "Exists", "effect": "NoSchedule"})
+    return result
 
 
 def resources(placement: PlacementConfig) -> dict[str, dict[str, str]]:
-    """Return what one machine's container asks for: limits equal to requests, but none on CPU time."""
+    """Return the resources of one node's container: limits equal to requests, but no limit on CPU time."""
     requests, limits = {}, {}
     if placement.cpus is not None:
         requests["cpu"] = f"{math.ceil(placement.cpus * 1000)}m"
@@ -165,7 +167,7 @@ def queue_labels(placement: PlacementConfig) -> dict[str, str]:
 
 
 def environment(placement: PlacementConfig) -> list[dict[str, Any]]:
-    """Return the container's variables: plain ones, and references to secrets."""
+    """Return the container's environment variables: plain ones, and references to secrets."""
     plain: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in placement.env.items()]
     for name, reference in placement.secret_env.items():
         secret, _, key = reference.partition("/")
@@ -174,5 +176,5 @@ def environment(placement: PlacementConfig) -> list[dict[str, Any]]:
 
 
 def spot_grace(placement: PlacementConfig) -> int:
-    """Return the seconds from SIGTERM until a pod on a spot machine is gone for good."""
+    """Return the seconds from SIGTERM until a pod on a spot node is killed."""
     return placement.grace_seconds if placement.grace_seconds is not None else PRESETS[placement.cloud].grace

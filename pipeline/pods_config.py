@@ -24,7 +24,7 @@ class HeavyPods(Settings):
     tmp_gib: float = Field(100.0, gt=0, le=65_536, description="GiB of disk for models and temporary files, at most")
     shared_memory_gib: float = Field(2.0, gt=0, le=4096, description="GiB of /dev/shm, part of the memory")
     hours: float = Field(72.0, gt=0, le=8760, description="hours until an attempt is ended, and the next continues")
-    gpus: int | None = Field(None, ge=0, le=64, description="GPUs of a pod; null: one where training has any")
+    gpus: int | None = Field(None, ge=0, le=64, description="GPUs of a pod; null: one if training has any")
     instance: str | None = Field(
         None, pattern=r"^[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?$", description="machine type; null: any"
     )

@@ -21,7 +21,7 @@ def _run(step: StepRun) -> Result:
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:
-    reused = f", {count(result['reused'])} known" if result["reused"] else ""
+    reused = f", {count(result['reused'])} reused" if result["reused"] else ""
     return f"{count(result['captioned'])} captioned{reused}, {count(result['rejected'])} rejected"
 
 

@@ -203,7 +203,7 @@ def _status(arguments: argparse.Namespace) -> int:
     try:
         _print_lines(*training_rows(_folder_of(run, arguments.workdir)))
     except DarkroomError as error:
-        _print_lines(line(f"training    not known: {error}"))
+        _print_lines(line(f"training    unknown: {error}"))
     return EXIT_DONE
 
 

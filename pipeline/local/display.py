@@ -49,7 +49,7 @@ class RunDisplay:
     """Shows a person how the steps of a run get on.
 
     Args:
-        console: Where to show it.
+        console: The terminal or file.
         clock: Seconds that never go backwards.
         every: Seconds between two lines of one long loop, if there are no bars.
     """
@@ -94,7 +94,7 @@ class RunDisplay:
             case "progress":
                 self._advance(event, event["done"], event["total"], event["what"])
             case "step":
-                loss = event.get("loss")  # null where it was not finite
+                loss = event.get("loss")  # null if it was not finite
                 more = "" if loss is None else f", loss {loss:.3f}"
                 self._advance(event, event["step"], event["steps"], "steps", more)
             case _:
