@@ -42,7 +42,7 @@ def record(run: OpenRun, name: str) -> dict[str, Any]:
     return values
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -56,21 +56,21 @@ def test_a_step_tells_and_records_what_it_did(config: str, run: OpenRun, capsys:
     before = time.time()
     work.run_step("ingest", config)
     assert work.lanes(config) == ["00", "01"]
-    first, *_, last = told(capsys)
+    first, *_, last = events(capsys)
     assert first == {"event": "step-started", "by": "ingest", "step": "ingest", "group": None}
-    kept = record(run, "ingest")
-    assert last == {"event": "step-ended", "by": "ingest", **kept}
-    assert kept["status"] == "done"
-    assert kept["result"]["images"] == 3
-    assert (kept["error"], kept["exit_code"]) == (None, None)
-    assert before - 1 <= kept["started"] <= time.time()
-    assert 0 <= kept["seconds"] < 60
+    entry = record(run, "ingest")
+    assert last == {"event": "step-ended", "by": "ingest", **entry}
+    assert entry["status"] == "done"
+    assert entry["result"]["images"] == 3
+    assert (entry["error"], entry["exit_code"]) == (None, None)
+    assert before - 1 <= entry["started"] <= time.time()
+    assert 0 <= entry["seconds"] < 60
 
 
 def test_the_events_of_groups_say_whose_they_are(config: str, run: OpenRun, capsys: pytest.CaptureFixture[str]) -> None:
     work.run_step("ingest", config)
     work.run_step("caption", config, {"encoding_key": "key"}, "01")
-    by = {event["by"] for event in told(capsys)}
+    by = {event["by"] for event in events(capsys)}
     assert by == {"ingest", "caption 01"}
     images = [len(read_images(run.workdir, run.source_id, group)) for group in ("g0", "g1")]
     assert record(run, "caption-01")["result"] == {"groups": 1, "captioned": images[1], "reused": 0, "rejected": 0}
@@ -91,11 +91,11 @@ def test_a_step_that_fails_records_why(tmp_path: Path, capsys: pytest.CaptureFix
     config = work.configure(RECIPE, str(tmp_path / "work"), str(tmp_path / "nowhere"), [])
     with pytest.raises(DataError):
         work.run_step("ingest", config)
-    kept = record(open_run(config), "ingest")
-    assert kept["status"] == "failed"
-    assert kept["exit_code"] == 65
-    assert str(tmp_path / "nowhere") in kept["error"]
-    assert told(capsys)[-1] == {"event": "step-ended", "by": "ingest", **kept}
+    entry = record(open_run(config), "ingest")
+    assert entry["status"] == "failed"
+    assert entry["exit_code"] == 65
+    assert "found nothing, expected a folder of images" in entry["error"]
+    assert events(capsys)[-1] == {"event": "step-ended", "by": "ingest", **entry}
 
 
 def test_what_nobody_expected_is_recorded_with_its_kind(run: OpenRun) -> None:
@@ -105,8 +105,8 @@ def test_what_nobody_expected_is_recorded_with_its_kind(run: OpenRun) -> None:
 
     with pytest.raises(KeyError):
         recorded(run, "index", broken)
-    kept = record(run, "index")
-    assert (kept["status"], kept["error"], kept["exit_code"]) == ("failed", "KeyError: 'missing'", 70)
+    entry = record(run, "index")
+    assert (entry["status"], entry["error"], entry["exit_code"]) == ("failed", "KeyError: 'missing'", 70)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -119,20 +119,20 @@ def test_a_step_that_is_stopped_says_that_it_goes_on_another_time(run: OpenRun, 
 
     with pytest.raises(Preempted, match="start again to continue"):
         recorded(run, "latents", stopped, "000")
-    kept = record(run, "latents-000")
-    assert (kept["status"], kept["exit_code"]) == ("failed", 75)
+    entry = record(run, "latents-000")
+    assert (entry["status"], entry["exit_code"]) == ("failed", 75)
     assert signal.getsignal(number) == before
 
 
 def test_a_record_is_there_while_the_step_runs(run: OpenRun) -> None:
-    seen = []
+    statuses = []
 
     def look(_: Progress) -> dict[str, Any]:
-        seen.append(record(run, "index")["status"])
+        statuses.append(record(run, "index")["status"])
         return {}
 
     recorded(run, "index", look)
-    assert seen == ["running"]
+    assert statuses == ["running"]
 
 
 def test_a_record_that_cannot_be_written_fails_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +148,7 @@ def test_a_record_that_cannot_be_written_fails_the_step(tmp_path: Path, capsys: 
 
     with pytest.raises(StorageError):
         recorded(run, "index", spoil)
-    last = told(capsys)[-1]
+    last = events(capsys)[-1]
     assert (last["status"], last["exit_code"], last["result"]) == ("failed", 74, None)
 
 

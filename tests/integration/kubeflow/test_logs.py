@@ -34,7 +34,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServ
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Storage:
+def run(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "run"))
 
 
@@ -44,10 +44,10 @@ def pod(api: ApiServer, name: str, way: str, log: str, run: str = RUN) -> None:
     api.logs[name] = log
 
 
-def told(step: str, place: Storage | None = None, follow: bool = False, ended: bool = True) -> list[str]:
-    said: list[str] = []
-    show(RUN, place, step, 40, NAMESPACE, follow, lambda: ended, said.append, lambda _: None)
-    return said
+def shown_lines(step: str, run: Storage | None = None, follow: bool = False, ended: bool = True) -> list[str]:
+    lines: list[str] = []
+    show(RUN, run, step, 40, NAMESPACE, follow, lambda: ended, lines.append, lambda _: None)
+    return lines
 
 
 def test_the_pods_of_a_step_are_told_from_the_others(cluster: ApiServer) -> None:
@@ -55,46 +55,46 @@ def test_the_pods_of_a_step_are_told_from_the_others(cluster: ApiServer) -> None
     pod(cluster, "b", "darkroom-x.root.exit-handler-1.encode.for-loop-2.latents-driver", "the driver\n")
     pod(cluster, "c", "darkroom-x.root.exit-handler-1.train(1).executor", "training\n")
     pod(cluster, "d", "darkroom-y.root.latents(0:01).executor", "of another run\n", run="other")
-    assert told("latents") == ["--- a", "one", "\\x1b[31mtwo"]
-    assert told("train") == ["--- c", "training"]
+    assert shown_lines("latents") == ["--- a", "one", "\\x1b[31mtwo"]
+    assert shown_lines("train") == ["--- c", "training"]
 
 
-def test_where_pods_may_not_be_read_the_records_still_speak(cluster: ApiServer, place: Storage) -> None:
+def test_where_pods_may_not_be_read_the_records_still_speak(cluster: ApiServer, run: Storage) -> None:
     def refuse(method: str, path: str) -> None:
         raise Refusal(403, "Forbidden", "pods is forbidden")
 
     cluster.before = refuse
     with pytest.raises(ConfigError, match="Forbidden"):
-        told("index")
-    place.write_json("steps/index.json", {"status": "done", "result": {"images": 3}})
-    first, second = told("index", place)
+        shown_lines("index")
+    run.write_json("steps/index.json", {"status": "done", "result": {"images": 3}})
+    first, second = shown_lines("index", run)
     assert first == "index: done {'images': 3}"
     assert second.startswith("the pods' own logs cannot be read: ")
 
 
-def test_a_log_reads_on_and_leaves_what_is_not_whole(place: Storage) -> None:
-    log = RunLog(place)
+def test_a_log_reads_on_and_leaves_what_is_not_whole(run: Storage) -> None:
+    log = RunLog(run)
     assert log.read() == []
-    place.write("metrics.jsonl", b'{"step": 1, "loss": null}\n{"step": 2, ')
+    run.write("metrics.jsonl", b'{"step": 1, "loss": null}\n{"step": 2, ')
     assert log.read() == ["step 1"]
-    place.write("metrics.jsonl", b'{"step": 1, "loss": null}\n{"step": 2, "loss": 0.25}\nnonsense\n')
-    place.write("events.jsonl", b'{"event": "hung", "rank": 3}\n{"event": "spot-notice"}\n')
+    run.write("metrics.jsonl", b'{"step": 1, "loss": null}\n{"step": 2, "loss": 0.25}\nnonsense\n')
+    run.write("events.jsonl", b'{"event": "hung", "rank": 3}\n{"event": "spot-notice"}\n')
     assert log.read() == ["hung: rank 3", '{"event": "spot-notice"}', "step 2, loss 0.25"]
     assert log.read() == []
-    place.write("metrics.jsonl", b'{"step": 1}\n')
+    run.write("metrics.jsonl", b'{"step": 1}\n')
     assert log.read() == ["step 1"], "the training was begun anew"
 
 
-def test_following_ends_with_the_run_and_misses_nothing(place: Storage) -> None:
-    place.write("metrics.jsonl", b'{"step": 1}\n')
-    said: list[str] = []
-    looks = iter([False, False, True])
+def test_following_ends_with_the_run_and_misses_nothing(run: Storage) -> None:
+    run.write("metrics.jsonl", b'{"step": 1}\n')
+    lines: list[str] = []
+    answers = iter([False, False, True])
 
     def ended() -> bool:
-        over = next(looks)
-        steps = place.read("metrics.jsonl").count(b"\n")
-        place.write("metrics.jsonl", b"".join(b'{"step": %d}\n' % step for step in range(1, steps + 2)))
+        over = next(answers)
+        steps = run.read("metrics.jsonl").count(b"\n")
+        run.write("metrics.jsonl", b"".join(b'{"step": %d}\n' % step for step in range(1, steps + 2)))
         return over
 
-    show(RUN, place, "train", 40, NAMESPACE, True, ended, said.append, lambda _: None)
-    assert said == ["step 1", "step 2", "step 3", "step 4"]
+    show(RUN, run, "train", 40, NAMESPACE, True, ended, lines.append, lambda _: None)
+    assert lines == ["step 1", "step 2", "step 3", "step 4"]
