@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from components.command import Step, load_step
+from components.command import Result, Step, load_step
 from components.errors import DarkroomError, Preempted, StorageError
 from components.image.records import groups_of_lane, lane_names, read_manifest
 from components.image.sources import open_source
@@ -26,7 +26,6 @@ from components.storage.open import open_storage
 from pipeline.config import RunConfig, resolve
 from pipeline.cost.verbs import store_plan
 
-Result = dict[str, Any]
 LogMetric = Callable[[str, float], None]
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
@@ -144,11 +143,12 @@ def run_step(
 
 
 def _work(step: Step, work: WorkingStep, lane: str | None) -> Result:
+    """Do a step's work; of the groups of a lane one after the other, and return the sums of their whole numbers."""
     if step.is_launched:
         return _launch(work)
     assert step.run is not None, f"{step.name} declares no work"
     if not step.per_group:
-        return dict(step.run(work))
+        return step.run(work)
     assert lane is not None, f"{step.name} works on the groups of a lane"
     groups = groups_of_lane(read_manifest(work.workdir, work.source_id).groups, lane, work.settings.ingest.lanes)
     sums: Counter[str] = Counter()
