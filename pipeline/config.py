@@ -25,9 +25,6 @@ from pipeline.placement import PlacementConfig
 from pipeline.pods_config import PodsConfig
 from pipeline.recipe import dump, read_recipe, without_other_example
 
-# Where and how a run is carried out, not what it computes: these may change while it lasts, and it goes on.
-_OPERATIONAL = frozenset({"launch", "placement", "pods"})
-
 
 class RunConfig(Settings):
     """Everything that decides what a run does; the workdir is not part of it."""
@@ -72,12 +69,13 @@ class RunConfig(Settings):
 
     def _contradictions(self) -> Iterator[str]:
         launch, train, architecture = self.launch, self.train, self.model.scratch.architecture
-        if launch.spot_drill_step is not None and launch.spot_drill_step >= train.steps:
-            yield f"launch.spot_drill_step ({launch.spot_drill_step}) must be below train.steps ({train.steps})"
-        if launch.spot_drill_rank >= train.ranks:
-            yield f"launch.spot_drill_rank ({launch.spot_drill_rank}) must be below train.ranks ({train.ranks})"
-        if launch.spot_drill_step is not None and launch.where != "local":
-            yield f"launch.spot_drill_step needs launch.where local, not {launch.where}: on a cluster, delete a pod"
+        drill = launch.spot_drill
+        if drill.step is not None and drill.step >= train.steps:
+            yield f"launch.spot_drill.step ({drill.step}) must be below train.steps ({train.steps})"
+        if drill.rank >= train.ranks:
+            yield f"launch.spot_drill.rank ({drill.rank}) must be below train.ranks ({train.ranks})"
+        if drill.step is not None and launch.where != "local":
+            yield f"launch.spot_drill.step needs launch.where local, not {launch.where}: on a cluster, delete a pod"
         if self.model.base is None and self.latents.resolution != architecture.resolution:
             yield (
                 f"latents.resolution ({self.latents.resolution}) must be model.scratch.architecture.resolution "
@@ -93,7 +91,7 @@ class RunConfig(Settings):
     @property
     def run(self) -> str:
         """The run's own name: equal settings continue the same run, also with another budget or on other nodes."""
-        return f"{self.name}-{short(self.model_dump(mode='json', exclude=set(_OPERATIONAL)), 8)}"
+        return f"{self.name}-{short(self.without_operational(), 8)}"
 
 
 def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> RunConfig:

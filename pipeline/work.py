@@ -161,16 +161,17 @@ def _work(step: Step, work: WorkingStep, lane: str | None) -> Result:
 def _launch(work: WorkingStep) -> Result:
     """Train, in this pod or on the cluster."""
     from pipeline.launch import local_launcher
+    from pipeline.launch.context import LaunchContext
 
     base_model, encoding_key, dataset = (work.inputs[name] for name in ("base_model", "encoding_key", "dataset"))
-    given = (work.settings, work.workdir, base_model, encoding_key, dataset, work.progress)
+    context = LaunchContext(work.settings, work.workdir, base_model, encoding_key, dataset, work.progress)
     if work.settings.launch.where == "local":
-        return local_launcher.launch(*given)
+        return local_launcher.launch(context)
     from pipeline.cost.prices import known_prices
     from pipeline.launch import cluster_launcher
 
     placement = work.settings.placement
-    return cluster_launcher.launch(*given, prices=known_prices(placement.prices, placement.instance))
+    return cluster_launcher.launch(replace(context, prices=known_prices(placement.prices, placement.instance)))
 
 
 def recorded(run: OpenRun, step: str, work: Callable[[Progress], Result], lane: str | None = None) -> Result:

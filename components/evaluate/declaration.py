@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 from components.command import Result, Step, StepRun, setting
 from components.evaluate.config import EvaluateConfig
-from components.html import formatting
-
-_METRICS = ("prompt_accuracy", "frechet_distance")
+from components.evaluate.summary import summary
 
 
 def _run(step: StepRun) -> Result:
@@ -21,17 +19,11 @@ def _run(step: StepRun) -> Result:
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:
-    parts = []
-    if result["prompt_accuracy"] is not None:
-        parts.append(f"prompt accuracy {result['prompt_accuracy']:.3f}")
-    if result["frechet_distance"] is not None:
-        parts.append(f"Fréchet distance {formatting.number(result['frechet_distance'])}")
-    better = "better" if result["better"] else "no better"
-    return ", ".join([*parts, "measured before" if result["reused"] else better])
+    return summary(result)
 
 
 def _metrics(result: Result) -> Mapping[str, float]:
-    return {name: result[name] for name in _METRICS if result.get(name) is not None}
+    return {name: metric["value"] for name, metric in result["metrics"].items() if metric["value"] is not None}
 
 
 STEP = Step("evaluate", _run, _summary, _metrics, loads_models=True, uses_gpu=lambda _settings: True)

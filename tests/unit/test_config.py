@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from components.errors import ConfigError
 from components.settings import Settings, flatten
-from pipeline.config import RunConfig, portable, recipes, resolve, to_yaml
-from pipeline.recipe import recipes
+from pipeline.config import RunConfig, resolve, to_yaml
+from pipeline.recipe import portable, recipes
 
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
 
@@ -139,7 +139,7 @@ def test_a_source_may_be_called_anything() -> None:
 def test_a_recipe_of_the_release_goes_before_one_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.config.RELEASE_RECIPES", tmp_path)
+    monkeypatch.setattr("pipeline.recipe.RELEASE_RECIPES", tmp_path)
     (tmp_path / "demo.yaml").write_text("name: ours\ningest: {source: x}\n")
     (tmp_path / "cats.yaml").write_text("name: cats\ningest: {source: x}\n")
     (tmp_path / "notes.txt").write_text("not a recipe")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.launch.view import View
+from tests.cluster.lab import Ears, Lab
 
 from components.errors import ConfigError, DarkroomError
 from components.storage.open import open_storage
@@ -16,10 +18,8 @@ from pipeline.launch.attempts import Attempts
 from pipeline.launch.jobs import Jobs, is_complete, why_failed
 from pipeline.launch.policy import Terms, first
 from pipeline.launch.state import KEY, Ending, Notebook
-from pipeline.launch.view import View
 from pipeline.placement import Pool
 from tests.cluster.api_server import ApiServer
-from tests.cluster.lab import Ears, Lab
 
 
 @pytest.fixture

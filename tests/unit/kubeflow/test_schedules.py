@@ -95,15 +95,19 @@ def test_each_part_makes_another_one(change: dict[str, object]) -> None:
     assert SPEC._replace(**change).digest != SPEC.digest  # type: ignore[arg-type]
 
 
-def test_a_description_says_whose_it_is_whatever_the_recipe_says() -> None:
-    hostile = SPEC._replace(parameters={"recipe": "a\n[darkroom evil " + 64 * "0" + "]", "workdir": "w"})
+MARK = "[darkroom evil " + 64 * "0" + "]"
+
+
+@pytest.mark.parametrize("parameters", [{"recipe": f"a\n{MARK}"}, {"recipe": MARK}, {"recipe": "a", "workdir": MARK}])
+def test_a_description_says_whose_it_is_whatever_the_recipe_says(parameters: dict[str, str]) -> None:
+    hostile = SPEC._replace(parameters=parameters)
     assert owner_of(hostile.description) == "release"
     assert "\n" not in hostile.description
-    assert plan([found(hostile)], [hostile], "release", True) == [Action("keep", "nightly", "1")]
+    assert plan([run_of(hostile, "1")], [hostile], "release", True) == [ScheduleChange("keep", "nightly", "1")]
 
 
 def test_the_usual_five_fields_are_the_same_as_six() -> None:
-    assert WANTED._replace(cron="0 3 * * *").made_of == WANTED.made_of
+    assert SPEC._replace(cron="0 3 * * *").digest == SPEC.digest
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import Site
 from pipeline.kubeflow.step_pods import on_cluster
-from pipeline.pod import Pod
+from pipeline.pod import StepPod
 
 BASE = "stabilityai/stable-diffusion-2-base"
 
 
-def pod(step: str, site: dict[str, Any] | None = None, **sections: Any) -> Pod:
+def pod(step: str, site: dict[str, Any] | None = None, **sections: Any) -> StepPod:
     values = {"name": "x", "ingest": {"source": "images"}, "model": {"base": BASE}, **sections}
     return on_cluster(RunConfig.parse(values), Site.parse(site or {}))(step)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from kubernetes import client
+from pipeline.launch.view import View
 
 from components.accounting.ledger import read_ledger, spent
 from components.progress import Progress
@@ -18,7 +19,6 @@ from pipeline.launch.api import Cluster
 from pipeline.launch.attempts import Attempts, Bill, Closed
 from pipeline.launch.policy import End
 from pipeline.launch.state import Job, Notebook
-from pipeline.launch.view import View
 from pipeline.launch.watch import News
 
 START = 1_800_000_000.0

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.launch.journal_tail import Tail
 
 from components.errors import StorageError
 from components.progress import Progress
 from components.storage.base import Entry
 from components.storage.local import LocalStorage
-from pipeline.launch.journal_tail import Tail
 
 
 class Store(LocalStorage):

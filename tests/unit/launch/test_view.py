@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from kubernetes import client
+from pipeline.launch.view import View
 
 from components.errors import ConfigError
 from pipeline.launch.api import ApiAway, Cluster
-from pipeline.launch.view import View
 from pipeline.launch.watch import News
 
 
