@@ -113,12 +113,10 @@ class MetricsConfig(Settings):
     """Where metrics go, and how often."""
 
     log_every: int = Field(10, ge=1, description="optimizer steps between two lines of progress")
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), description="trackers that get the metrics besides the run's own files; credentials: from the environment"
     )
-    project: str = Field(
-        "darkroom", min_length=1, max_length=100, description="W&B project and MLflow experiment of the run"
-    )
+    project: str = Field("darkroom", min_length=1, max_length=100, description="W&B project of the run")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from components.settings import override, read_values
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from components.train.config import TrainConfig
-from components.train.metrics.trackers import check_usable
+from components.train.metrics.trackers import check_installed
 
 # The flags of torchrun that this command accepts, too, and their help texts.
 _TORCHRUN_FLAGS = {
@@ -82,7 +81,7 @@ def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
     values = read_values(arguments.config) if arguments.config else {}
     workdir = open_storage(arguments.workdir)
     config = TrainConfig.parse(override(values, arguments.set))
-    check_usable(config.metrics.trackers, workdir, os.environ)
+    check_installed(config.metrics.trackers)
     given = {_variable(flag): getattr(arguments, flag[2:].replace("-", "_")) for flag in _TORCHRUN_FLAGS}
     return Request(
         config=config,

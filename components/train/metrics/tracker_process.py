@@ -2,8 +2,7 @@
 
 `components.train.metrics.trackers` starts it. Its files are in ``runs/<run>/tracking/``: directly if the run is in a
 local folder, otherwise in a temporary folder that is uploaded at checkpoints and at the end.
-Credentials and addresses come from the environment, as each library reads them (``WANDB_API_KEY``,
-``MLFLOW_TRACKING_URI``, …).
+Credentials and addresses come from the environment, as the libraries read them (``WANDB_API_KEY``, …).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from components.digests import short
-from components.errors import DarkroomError, NotFound
+from components.errors import DarkroomError
 from components.settings import flatten
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -42,7 +41,7 @@ class RunDescription:
         run: URL of the run's folder.
         training: Identity of the training: if a run begins another training, that is another run for the tracker.
         step: The optimizer step that training goes on from.
-        project: W&B's project, MLflow's experiment.
+        project: W&B's project.
         config: The training's settings.
     """
 
@@ -130,31 +129,9 @@ def start_wandb(description: RunDescription, files: TrackerFiles) -> Any:
     return tracker
 
 
-def start_mlflow(description: RunDescription, files: TrackerFiles) -> Any:
-    """Start or continue a run of MLflow, in the run's folder unless MLFLOW_TRACKING_URI is set."""
-    # MLflow calls a folder legacy, but its other local store takes a database.
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    os.environ.setdefault("MLFLOW_TRACKING_URI", files.path.as_uri())
-    from accelerate.tracking import MLflowTracker
-
-    record_key = f"{FOLDER}/mlflow.json"
-    try:
-        record = files.run.read_json(record_key)
-    except NotFound:
-        record = {}
-    run_id = record.get("run_id") if record.get("id") == description.id else None
-    tracker = MLflowTracker(description.project, run_id=run_id, run_name=description.name)
-    tracker.start()
-    if run_id is None:
-        tracker.store_init_configuration(description.flat)
-        files.run.write_json(record_key, {"id": description.id, "run_id": tracker.tracker.info.run_id})
-    return tracker
-
-
 START: dict[str, Callable[[RunDescription, TrackerFiles], Any]] = {
     "tensorboard": start_tensorboard,
     "wandb": start_wandb,
-    "mlflow": start_mlflow,
 }
 
 
@@ -179,9 +156,6 @@ def _show(tracker: Any, files: TrackerFiles, sheet: str, step: int, height: int,
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(sheet).name
         files.run.download(sheet, path)
-        if tracker.name == "mlflow":
-            tracker.log_artifact(str(path), "samples")
-            return
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
     tiles = pixels.reshape(height, -1, width, 3).transpose(1, 0, 2, 3)  # [H, n·W, 3] -> [n, H, W, 3]

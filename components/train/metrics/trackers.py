@@ -1,4 +1,4 @@
-"""TensorBoard, W&B and MLflow beside ``metrics.jsonl``, if configured; none of them can delay or stop training.
+"""TensorBoard and W&B beside ``metrics.jsonl``, if configured; none of them can delay or stop training.
 
 Each tracker runs in a process of its own (`components.train.metrics.tracker_process`) that gets lines of JSON through a
 pipe. A library that hangs, crashes, waits for a server or changes global state does so there. A tracker that does not
@@ -19,9 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from components.errors import ConfigError
-from components.storage.base import Storage
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
 # A single write of at most this size to a pipe with room arrives whole (POSIX: PIPE_BUF is 4,096 bytes on Linux).
 MAX_LINE_BYTES = 4096
 _PIPE_BYTES = 1 << 20  # some thousand lines: what comes while a library starts, or a server is away
@@ -33,30 +31,25 @@ _RANK_VARIABLES = frozenset(
 OnEvent = Callable[..., None]
 
 
-def check_usable(trackers: Sequence[str], workdir: Storage, environment: Mapping[str, str]) -> None:
-    """Check that some trackers have what they need.
+def check_installed(trackers: Sequence[str]) -> None:
+    """Check that the packages of some trackers are installed.
 
     Raises:
-        ConfigError: If a package or an address to log to is missing; the message says what to do.
+        ConfigError: If one is missing; the message says what to do.
     """
     for name in trackers:
         if importlib.util.find_spec(name) is None or importlib.util.find_spec("accelerate") is None:
             raise ConfigError(
                 f"train.metrics.trackers has {name}, which is not installed here; run "
-                f"pip install accelerate {PACKAGES[name]}, or remove it"
+                f"pip install accelerate {name}, or remove it"
             )
-    if "mlflow" in trackers and workdir.local_path() is None and not environment.get("MLFLOW_TRACKING_URI"):
-        raise ConfigError(
-            f"train.metrics.trackers has mlflow, which cannot keep its runs in {workdir.url}; set "
-            "MLFLOW_TRACKING_URI in the environment to a server's URL, or remove it"
-        )
 
 
 class Trackers:
     """The trackers of a run, each at the other end of a pipe.
 
     Args:
-        names: Which: ``tensorboard``, ``wandb``, ``mlflow``.
+        names: Which: ``tensorboard``, ``wandb``.
         description: The fields of `components.train.metrics.tracker_process.RunDescription`.
         on_event: Called with an event if a tracker has started, and, once for each, if it is dropped.
     """

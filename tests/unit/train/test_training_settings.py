@@ -64,7 +64,7 @@ def test_every_decisive_setting_exists() -> None:
         ({"optimizer": {"warmup_steps": 8}, "steps": 8}, ["optimizer.warmup_steps (8)", "steps (8)"]),
         ({"exact_across_world_sizes": True, "zero_stage": 1}, ["exact_across_world_sizes", "zero_stage 1"]),
         ({"metrics": {"trackers": ["wandb", "wandb"]}}, ["trackers", "wandb, wandb"]),
-        ({"metrics": {"trackers": ["tensorbord"]}}, ["trackers", "'tensorboard', 'wandb' or 'mlflow'"]),
+        ({"metrics": {"trackers": ["tensorbord"]}}, ["trackers", "'tensorboard' or 'wandb'"]),
         ({"keep_every": 3}, ["keep_every is now checkpoint.keep_every"]),
         ({"notices": "aws"}, ["notices is now notices.cloud", "'aws'"]),
         ({"trackers": ["wandb"]}, ["trackers is now metrics.trackers"]),
