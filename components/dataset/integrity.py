@@ -78,7 +78,8 @@ def check_shard(storage: Storage, shard: Shard) -> None:
         told = (sample.meta.get("sha256"), sample.meta.get("caption_digest"), sample.meta.get("variant", 0))
         if told != entry.id:
             raise DataError(f"shard {shard.name}: sample {i} ({entry.key}) tells of another image; {WHAT_TO_DO}")
-        if not (np.isfinite(sample.moments).all() and np.isfinite(sample.text).all()):
+        pooled = [sample.added.pooled] if sample.added is not None else []
+        if not all(np.isfinite(numbers).all() for numbers in (sample.moments, sample.text, *pooled)):
             raise DataError(
                 f"shard {shard.name}: sample {i} ({entry.key}) has values that are not finite; {WHAT_TO_DO}"
             )

@@ -43,6 +43,14 @@ def test_numbers_are_pinned() -> None:
     assert scramble(np.array([1], dtype=np.uint64)).tolist() == [0x910A2DEC89025CC1]  # SplitMix64's answer to seed 1
 
 
+def test_streams_are_pinned() -> None:
+    """Another number for a stream draws other numbers for what went before."""
+    assert {stream.name: int(stream) for stream in Stream} == {
+        "NOISE": 1, "TIMESTEP": 2, "CAPTION_DROPOUT": 3, "LATENT": 4, "SAMPLING": 5, "AUTOENCODER_BATCH": 6,
+        "AUTOENCODER_NOISE": 7, "VARIANT": 8,
+    }  # fmt: skip
+
+
 def test_every_part_of_the_key_matters() -> None:
     keys = [(1, 1, 1, Stream.NOISE), (2, 1, 1, Stream.NOISE), (1, 2, 1, Stream.NOISE), (1, 1, 2, Stream.NOISE)]
     keys.append((1, 1, 1, Stream.LATENT))

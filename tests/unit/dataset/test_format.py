@@ -68,6 +68,14 @@ def storage(tmp_path: Path, samples: list[Sample]) -> Storage:
     return storage
 
 
+def test_an_index_of_another_format_is_refused(storage: Storage) -> None:
+    value = json.loads(storage.read(index_key(NAME)))
+    storage.write_json(index_key(NAME), {**value, "format": value["format"] + 1})
+    with pytest.raises(DataError, match=r"format 2, expected 1"):
+        read_index(storage, NAME)
+    assert find_whole(storage, NAME) is None
+
+
 def assert_equal(found: Sample, expected: Sample) -> None:
     assert found.key == expected.key
     np.testing.assert_array_equal(found.moments, expected.moments)

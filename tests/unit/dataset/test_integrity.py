@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from components.dataset.format import BLOCK, Sample, index_key, pack, read_index, sample_id, tar_key
+from components.dataset.format import BLOCK, Added, Sample, index_key, pack, read_index, sample_id, tar_key
 from components.dataset.integrity import check_shard, verify
 from components.dataset.reader import ShardReader
 from components.dataset.tars import OpenTar, open_ranged, open_whole
@@ -40,6 +40,11 @@ def make_sample(number: int) -> Sample:
 
 
 TAR, INDEX = pack([make_sample(number) for number in range(3)])
+
+
+def read_index_of(index: bytes, number: int) -> dict[str, list[int]]:
+    """Return where an index has the members of a sample: from which byte, and how many."""
+    return dict(json.loads(index)["samples"][number]["offsets"])
 
 
 def put(storage: Storage, tar: bytes, index: Any = None, name: str = NAME) -> Shard:
@@ -202,12 +207,60 @@ def test_bad_json_of_a_sample_is_refused_by_name(storage: Storage, meta: bytes) 
         ShardReader(storage, NAME).sample(0)
 
 
-def test_values_that_are_not_finite_are_found(storage: Storage) -> None:
-    bad = make_sample(1)
-    bad.moments[0, 0, 0] = np.inf
-    tar, index = pack([make_sample(0), bad, make_sample(2)])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("part", ["moments", "text", "pooled"])
+def test_values_that_are_not_finite_are_found(storage: Storage, part: str, value: float) -> None:
+    samples = []
+    for number in range(3):
+        added = Added(np.full(4, number, np.float16), np.full(6, number, np.int32))
+        samples.append(replace(make_sample(number), added=added))
+    assert samples[1].added is not None
+    {"moments": samples[1].moments, "text": samples[1].text, "pooled": samples[1].added.pooled}[part].flat[-1] = value
+    tar, index = pack(samples)
     with pytest.raises(DataError, match=rf"{NAME}: sample 1 .*not finite"):
         check_shard(storage, put(storage, tar, index))
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [(b"'<f2'", b"'<i4'"), (b"NUMPY\x01\x00\x76\x00", b"NUMPY\x01\x00\x77\x00"), (b"False", b"True ")],
+    ids=["numbers of another kind", "a header of another length", "columns first"],
+)
+def test_arrays_that_numpy_would_read_otherwise_are_refused(storage: Storage, written: bytes, instead: bytes) -> None:
+    assert TAR.count(written) == 6
+    put(storage, TAR.replace(written, instead))
+    with pytest.raises(DataError, match=r"sample 0 .* is damaged"):
+        ShardReader(storage, NAME)
+
+
+def test_a_place_of_negative_size_is_refused_when_the_shard_is_opened(storage: Storage) -> None:
+    value = json.loads(INDEX)
+    value["samples"][2]["offsets"]["json"][1] = -1
+    put(storage, TAR, value)
+    with pytest.raises(DataError, match=r"sample 2 .* is damaged"):
+        ShardReader(storage, NAME)
+
+
+@pytest.mark.parametrize("open_tar", [open_whole, open_ranged])
+@pytest.mark.parametrize("at", [100, 124, 136], ids=["mode", "size", "time"])
+def test_a_header_that_differs_from_the_first_samples_is_refused(storage: Storage, at: int, open_tar: OpenTar) -> None:
+    start = read_index_of(INDEX, 2)["text.npy"][0] - BLOCK
+    tar = bytearray(TAR)
+    tar[start + at] ^= 1
+    put(storage, bytes(tar))
+    with pytest.raises(DataError, match=r"sample 2 .* is damaged"):
+        ShardReader(storage, NAME, open_tar=open_tar).sample(2)
+
+
+@pytest.mark.parametrize("open_tar", [open_whole, open_ranged])
+def test_a_tar_that_ends_within_its_last_arrays_is_refused(storage: Storage, open_tar: OpenTar) -> None:
+    start, size = read_index_of(INDEX, 2)["text.npy"]
+    cut = TAR[: start + size - 2]
+    value = {**json.loads(INDEX), "bytes": len(cut), "sha256": sha256(cut)}
+    value["samples"][2]["offsets"]["json"] = value["samples"][1]["offsets"]["json"]  # which is still there
+    put(storage, cut, value)
+    with pytest.raises(DataError, match=r"sample 2 .* is damaged"):
+        ShardReader(storage, NAME, open_tar=open_tar).sample(2)
 
 
 def test_what_the_dataset_says_otherwise_is_found(storage: Storage) -> None:

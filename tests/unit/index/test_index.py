@@ -34,7 +34,7 @@ from components.image.records import (
 )
 from components.index.__main__ import main
 from components.index.config import IndexConfig
-from components.index.versions import index
+from components.index.versions import index, join
 from components.progress import Progress
 from components.storage.open import open_storage
 
@@ -191,6 +191,17 @@ def test_sample_that_two_shards_hold_counts_once(bench: Workbench) -> None:
     assert dataset.images == 6
     trained = [read_index(bench.dataset, s.name).samples[i].id for s in dataset.shards for i in s.train]
     assert sorted(trained) == sorted(pairs(accepted, 0.0))
+
+
+def test_whichever_shard_comes_first_a_sample_counts_in_the_first_by_name(bench: Workbench) -> None:
+    accepted = items(6)
+    shards = [(name, read_index(bench.dataset, name)) for name in (bench.shard(accepted[:4]), bench.shard(accepted))]
+    live = {sample_id(*item) for item in accepted}
+    joined = join(shards, live, held_out=0.0)
+    assert [shard.name for shard in joined] == sorted(name for name, _ in shards)
+    assert joined[0].tombstones == ()
+    assert sum(len(shard.train) for shard in joined) == 6
+    assert join(reversed(shards), live, held_out=0.0) == joined
 
 
 def test_rejections_of_all_steps_are_merged(bench: Workbench) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from components.dataset.format import Sample, index_key, pack, sample_id, tar_key
-from components.dataset.versions import Dataset, read_dataset, read_version, write_encoding, write_group
+from components.dataset.versions import Dataset, read_dataset, read_version, write_dataset, write_encoding, write_group
 from components.digests import sha256
 from components.image.records import (
     Caption,
@@ -129,6 +129,15 @@ def test_whatever_changed_it_comes_out_as_in_a_workdir_without_a_past(bench: Ben
     bench.dataset.delete("index.json")
     assert bench.index(groups=groups) == again
     assert again.images == {"an image is gone": 19, "an image is new": 21, "clean left an image out": 19}.get(what, 20)
+
+
+def test_another_share_held_out_and_another_dataset_in_its_place_are_no_news_to_miss(bench: Bench) -> None:
+    first = bench.index(held_out=0.2)
+    other = bench.index(held_out=0.5)
+    assert other.held_out > first.held_out
+    assert bench.index(held_out=0.2) == first
+    write_dataset(bench.dataset, other)  # as a copy from elsewhere would be
+    assert bench.index(held_out=0.2) == first
 
 
 def test_a_shard_that_was_cut_off_is_not_taken_for_known(bench: Bench) -> None:

@@ -22,7 +22,7 @@ from components.ingest.listing import Listed
 from components.progress import Progress
 from components.storage.base import Storage
 from tests.stores.memory import MemoryStorage
-from tests.stores.mortal import contents, killed_everywhere
+from tests.stores.mortal import Killed, contents, killed_everywhere, mortal
 
 
 class MadeUp(Source):
@@ -94,9 +94,41 @@ def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(monkeypatch:
             moments += 1
         else:
             break
-        run(AFTER, MemoryStorage(name), group_images=20)
+        manifests = [read_manifest(work, counts["source_id"]) for work in (MemoryStorage(name), whole)]
+        again = run(AFTER, MemoryStorage(name), group_images=20)
         assert contents(MemoryStorage(name)) == contents(whole), f"killed at operation {moments - 1}"
+        # What was read before the kill is news until the manifest tells of it.
+        assert (again["new"] + again["changed"] >= 42) == (manifests[0] != manifests[1])
     assert moments > 20
+
+
+def test_each_of_two_killed_runs_leaves_what_it_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
+    work = MemoryStorage("killed-twice")
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run(BEFORE, mortal(MemoryStorage("killed-twice"), [3]))  # an empty part of the journal and two of ten rows
+    assert run(BEFORE, work)["read"] == 61 - 2 * 20
+
+
+def test_what_could_not_be_read_is_tried_again_though_the_listing_is_the_same() -> None:
+    def look_away(source: Source, config: IngestConfig, file: Listed) -> list[Seen | Rejection]:
+        away = Rejection(file.name, "ingest", "unreadable", "the disk is away")
+        return [away] if file.name == "003.png" else look(source, config, file)
+
+    work, config = MemoryStorage("killed-away"), IngestConfig.parse({"source": "made-up"})
+    first = ingest(config, work, Progress(io.StringIO()), MadeUp(BEFORE), look_away)
+    again = run(BEFORE, work)
+    assert (first["images"], again["images"], again["read"]) == (59, 60, 1)
+
+
+def test_what_another_version_knew_is_read_again() -> None:
+    work = MemoryStorage("killed-other")
+    source_id = str(run(BEFORE, work)["source_id"])
+    key = f"ingest/{source_id}/known/00000.jsonl"
+    _, *rows = work.read_lines(key)
+    work.write_lines(key, [{"format": known.FORMAT + 1}, *rows])
+    assert run({**BEFORE, "another.png": "1"}, work)["read"] == 62
 
 
 def test_a_run_that_is_killed_does_not_pass_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:

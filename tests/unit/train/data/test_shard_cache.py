@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -66,6 +67,22 @@ def test_a_shard_is_fetched_once_for_all_caches_of_a_machine(remote: Remote, fol
         assert bytes(tar.part(SIZE - 2, 10)) == b"\1\1"
     assert remote.downloads == ["1.tar"]
     assert names(folder) == {f"{shard[2]}.tar"}
+
+
+def test_whoever_downloads_has_locked_the_others_out(remote: Remote, folder: Path) -> None:
+    shard, locked = remote.add(1), []
+    download = remote.download
+
+    def watched(key: str, path: Path) -> None:
+        (lock,) = folder.glob("*.lock")
+        with lock.open("rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked.append(lock.stem)
+        download(key, path)
+
+    remote.download = watched  # type: ignore[method-assign]
+    ShardCache(folder, 3 * SIZE).open(remote, *shard, verify=True)
+    assert locked == [shard[2]]
 
 
 def test_the_least_recently_opened_go_when_the_bound_is_reached(remote: Remote, folder: Path) -> None:

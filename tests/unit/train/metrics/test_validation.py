@@ -179,6 +179,7 @@ def test_a_batch_is_drawn_as_training_draws(storage: Storage) -> None:
     one = HeldOutSample(shard=0, number=0, position=2**63 - 1, stratum=1)
     batch = make_batch([sample(0, 2)], [one], 4, seed=0, drawing=DRAWING)
     assert batch.latents.shape == batch.noise.shape == (1, 4, 2, 2)
+    assert batch.weights.tolist() == [1.0]
     assert 250 <= int(batch.timesteps) < 500
     assert torch.equal(batch.text[0], torch.from_numpy(sample(0, 2).text))
     again = make_batch([sample(0, 2), sample(1, 2)], [one, one._replace(position=5, stratum=0)], 4, 0, DRAWING)
