@@ -1,4 +1,4 @@
-"""From news of pods to closed attempts: which pods make one, what it costs by now, and what the next begins with."""
+"""From updates of pods to closed attempts: which pods make one, what it costs, and what the next one starts with."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 from kubernetes import client
-from pipeline.launch.view import View
 
 from components.accounting.ledger import read_ledger, spent
 from components.progress import Progress
 from components.storage.open import open_storage
 from pipeline.config import RunConfig
 from pipeline.launch.api import Cluster
-from pipeline.launch.attempts import Attempts, Bill, Closed
-from pipeline.launch.policy import End
-from pipeline.launch.state import Job, Notebook
-from pipeline.launch.watch import News
+from pipeline.launch.attempts import AttemptResult, Attempts, RunCost
+from pipeline.launch.context import LaunchContext
+from pipeline.launch.observer import ClusterObserver
+from pipeline.launch.policy import GangExit
+from pipeline.launch.state import StateFile, TrainJobRecord
+from pipeline.launch.watch import WatchEvent
 
 START = 1_800_000_000.0
-JOB = Job("job-1", "uid-of-job", "spot", 2, 3600.0)  # a dollar per second and node
+JOB = TrainJobRecord("job-1", "uid-of-job", "spot", 2, 3600.0)  # a dollar per second and node
 
 
 def at(second: float) -> str:
@@ -48,34 +49,35 @@ def pod(
     return {"metadata": meta, "status": status}
 
 
-def done(code: int, second: float, message: str = "its last words") -> dict[str, Any]:
-    return {"exitCode": code, "startedAt": at(10), "finishedAt": at(second), "message": message}
+def terminated(exit_code: int, second: float, message: str = "the disk is full") -> dict[str, Any]:
+    return {"exitCode": exit_code, "startedAt": at(10), "finishedAt": at(second), "message": message}
 
 
-class Stage:
-    """A launcher of a run whose first attempt was asked for at `START`; the test brings the news of the cluster."""
+class Harness:
+    """A launcher whose first attempt was requested at `START`; the test says which pods the cluster has."""
 
     def __init__(self, folder: Path) -> None:
         self.now = START
         values = {"name": "x", "ingest": {"source": "x"}, "launch": {"where": "trainjob", "stuck_minutes": 5}}
-        self.run = open_storage(str(folder))
-        self.notebook = Notebook(self.run)
+        data = ("base", "key", "digest", Progress(io.StringIO()))
+        context = LaunchContext(RunConfig.parse(values), open_storage(str(folder)), *data, wall_clock=lambda: self.now)
         cluster = Cluster(client.ApiClient(), "lab", patience=60.0)
-        self.view = View(cluster, "label")
-        where = (RunConfig.parse(values), self.run, self.notebook, cluster, self.view)
-        self.attempts = Attempts(*where, Progress(io.StringIO()), lambda: self.now)
-        if self.notebook.memory.attempt is None:
-            self.notebook.note(job=JOB, attempt=self.attempts.begin(JOB, START))
+        self.run = context.run
+        self.state_file = StateFile(self.run)
+        self.observer = ClusterObserver(cluster, "label")
+        self.attempts = Attempts(context, self.state_file, cluster, self.observer)
+        if self.state_file.record.attempt is None:
+            self.state_file.update(job=JOB, attempt=self.attempts.begin(JOB, START))
 
-    def see(self, *pods: dict[str, Any], is_over: bool = False) -> Closed | None:
+    def follow(self, *pods: dict[str, Any], is_job_over: bool = False) -> AttemptResult | None:
         """Follow the attempt once these pods are all that exist."""
-        self.view._inbox.put(News("listed", "job"))
-        self.view._inbox.put(News("listed", "pod", pods))
-        assert self.view.wait(0.001)
-        closed = self.attempts.follow(is_over)
-        if closed is not None:
-            self.notebook.note(attempt=closed.then)
-        return closed
+        self.observer._queue.put(WatchEvent("listed", "job"))
+        self.observer._queue.put(WatchEvent("listed", "pod", pods))
+        assert self.observer.wait(0.001)
+        result = self.attempts.follow(is_job_over)
+        if result is not None:
+            self.state_file.update(attempt=result.next_attempt)
+        return result
 
     def seconds(self, attempt: int) -> dict[str, float]:
         lines = [line for line in read_ledger(self.run) if line.attempt == attempt]
@@ -83,144 +85,149 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
-def test_an_attempt_is_closed_once_all_of_its_pods_have_ended(stage: Stage) -> None:
-    assert stage.see(pod(0, scheduled=4), pod(1, scheduled=5, running={"startedAt": at(10)})) is None
-    assert stage.see(pod(0, scheduled=4, terminated=done(75, 40)), pod(1, running={"startedAt": at(12)})) is None
-    closed = stage.see(pod(0, terminated=done(75, 40)), pod(1, terminated=done(75, 44)))
-    assert closed is not None
-    assert closed.end == End(75, False, 0)
-    assert closed.then is not None
-    assert (closed.then.number, closed.then.asked, closed.then.gang.pods) == (1, START + 44, {})
-    # Pods are pulled for until the last container runs, at second 10 by what the API tells of its end.
-    assert stage.seconds(0) == {"pending": 4.0, "pulling": 6.0, "loading": 34.0}
+def test_an_attempt_is_closed_once_all_of_its_pods_have_ended(harness: Harness) -> None:
+    assert harness.follow(pod(0, scheduled=4), pod(1, scheduled=5, running={"startedAt": at(10)})) is None
+    first = pod(0, scheduled=4, terminated=terminated(75, 40))
+    assert harness.follow(first, pod(1, running={"startedAt": at(12)})) is None
+    result = harness.follow(pod(0, terminated=terminated(75, 40)), pod(1, terminated=terminated(75, 44)))
+    assert result is not None
+    assert result.gang == GangExit(75, False, 0)
+    following = result.next_attempt
+    assert following is not None
+    assert (following.number, following.requested_at, following.gang.pods) == (1, START + 44, {})
+    # Pulling lasts until the last container runs, which is at second 10 according to the report of its end.
+    assert harness.seconds(0) == {"pending": 4.0, "pulling": 6.0, "loading": 34.0}
 
 
-def test_a_gang_of_which_pods_are_still_to_come_is_not_closed(stage: Stage) -> None:
-    assert stage.see(pod(0, terminated=done(1, 40))) is None
-    closed = stage.see(pod(0, terminated=done(1, 40)), is_over=True)
-    assert closed is not None
-    assert (closed.end.code, closed.said, closed.then) == (1, "its last words", None)
+def test_a_gang_that_lacks_pods_is_not_closed(harness: Harness) -> None:
+    assert harness.follow(pod(0, terminated=terminated(1, 40))) is None
+    result = harness.follow(pod(0, terminated=terminated(1, 40)), is_job_over=True)
+    assert result is not None
+    assert (result.gang.exit_code, result.log_tail, result.next_attempt) == (1, "the disk is full", None)
 
 
 @pytest.mark.parametrize("code", [0, 75])
-def test_who_ends_as_it_should_has_no_last_words(stage: Stage, code: int) -> None:
-    closed = stage.see(pod(0, terminated=done(code, 40)), pod(1, terminated=done(code, 40)))
-    assert closed is not None
-    assert closed.said == ""
-    assert (closed.then is None) == (code == 0), "nothing comes after the end"
+def test_an_end_without_an_error_needs_no_log(harness: Harness, code: int) -> None:
+    result = harness.follow(pod(0, terminated=terminated(code, 40)), pod(1, terminated=terminated(code, 40)))
+    assert result is not None
+    assert result.log_tail == ""
+    assert (result.next_attempt is None) == (code == 0), "no attempt follows the last step"
 
 
-def test_events_are_no_last_words(stage: Stage) -> None:
-    said = '{"event": "loading"}\nshard 7 is missing\n{"event": "x"}\nindeed'
-    closed = stage.see(pod(0, terminated=done(65, 40, said)), pod(1, terminated=done(65, 41)))
-    assert closed is not None
-    assert closed.said == "shard 7 is missing\nindeed"
+def test_events_are_left_out_of_the_log(harness: Harness) -> None:
+    log = '{"event": "loading"}\nshard 7 is missing\n{"event": "x"}\nindeed'
+    result = harness.follow(pod(0, terminated=terminated(65, 40, log)), pod(1, terminated=terminated(65, 41)))
+    assert result is not None
+    assert result.log_tail == "shard 7 is missing\nindeed"
 
 
-def test_a_pod_that_went_while_nobody_looked_has_ended(tmp_path: Path) -> None:
+def test_a_pod_that_was_deleted_while_no_launcher_watched_has_ended(tmp_path: Path) -> None:
     running = {"startedAt": at(10)}
-    Stage(tmp_path).see(pod(0, scheduled=4, running=running), pod(1, scheduled=4, running=running))
-    later = Stage(tmp_path)  # it remembers pods that its view has never seen
+    Harness(tmp_path).follow(pod(0, scheduled=4, running=running), pod(1, scheduled=4, running=running))
+    later = Harness(tmp_path)  # its state file has pods that its observer does not have
     later.now = START + 90
-    closed = later.see(is_over=True)
-    assert closed is not None
-    assert closed.end.code == 137
+    result = later.follow(is_job_over=True)
+    assert result is not None
+    assert result.gang.exit_code == 137
     assert sum(later.seconds(0).values()) == 90.0
 
 
-def test_a_gang_that_is_replaced_ended_before_the_next_was_made(stage: Stage) -> None:
+def test_a_gang_that_is_replaced_ended_before_the_next_one_was_created(harness: Harness) -> None:
     running = {"startedAt": at(10)}
-    stage.see(pod(0, running=running), pod(1, running=running))
-    stage.now = START + 500
-    closed = stage.see(pod(0, restart=1, created=70), pod(1, restart=1, created=70))
-    assert closed is not None
-    assert closed.then is not None
-    assert sum(stage.seconds(0).values()) == 70.0
-    assert closed.then.asked == START + 70
+    harness.follow(pod(0, running=running), pod(1, running=running))
+    harness.now = START + 500
+    result = harness.follow(pod(0, restart=1, created=70), pod(1, restart=1, created=70))
+    assert result is not None
+    assert result.next_attempt is not None
+    assert sum(harness.seconds(0).values()) == 70.0
+    assert result.next_attempt.requested_at == START + 70
 
 
-def test_what_is_left_of_attempts_before_is_not_taken_for_one_that_follows(stage: Stage) -> None:
-    first = [pod(0, terminated=done(75, 40)), pod(1, terminated=done(75, 41))]
-    assert stage.see(*first) is not None
-    assert stage.see(*first) is None
-    second = [pod(0, 1, created=50, terminated=done(75, 60)), pod(1, 1, created=50, terminated=done(75, 61))]
-    assert stage.see(*first, *second) is not None
-    assert stage.see(*first, *second) is None
-    attempt = stage.notebook.memory.attempt
+def test_pods_of_earlier_attempts_are_not_counted_again(harness: Harness) -> None:
+    first = [pod(0, terminated=terminated(75, 40)), pod(1, terminated=terminated(75, 41))]
+    assert harness.follow(*first) is not None
+    assert harness.follow(*first) is None
+    second = [
+        pod(0, 1, created=50, terminated=terminated(75, 60)),
+        pod(1, 1, created=50, terminated=terminated(75, 61)),
+    ]
+    assert harness.follow(*first, *second) is not None
+    assert harness.follow(*first, *second) is None
+    attempt = harness.state_file.record.attempt
     assert attempt is not None
-    assert (attempt.number, attempt.gang.pods, set(attempt.old)) == (
+    assert (attempt.number, attempt.gang.pods, set(attempt.earlier_pods)) == (
         2, {}, {"job-1-0-0", "job-1-0-1", "job-1-1-0", "job-1-1-1"},
     )  # fmt: skip
-    assert stage.see(*second) is None, "nor are those that go"
+    assert harness.follow(*second) is None, "nor are those that are deleted"
 
 
-def test_pods_of_another_job_are_none_of_an_attempts(stage: Stage) -> None:
-    stranger = pod(0)
-    stranger["metadata"]["labels"]["jobset.sigs.k8s.io/jobset-name"] = "job-0"
-    stage.see(stranger)
-    assert stage.attempts.gang.pods == {}
+def test_pods_of_another_job_do_not_belong_to_an_attempt(harness: Harness) -> None:
+    other = pod(0)
+    other["metadata"]["labels"]["jobset.sigs.k8s.io/jobset-name"] = "job-0"
+    harness.follow(other)
+    assert harness.attempts.gang.pods == {}
 
 
-def test_the_bill_runs_from_the_first_node_to_the_last_end(stage: Stage) -> None:
-    assert stage.attempts.bill() == Bill(0.0, 0.0)
-    stage.see(pod(0, scheduled=4), pod(1))
-    stage.now = START + 10
-    assert stage.attempts.bill() == Bill(12.0, 2.0), "both nodes are paid for, for 6 s at a dollar per second"
-    stage.see(pod(0, terminated=done(75, 40)), pod(1, scheduled=5, running={"startedAt": at(10)}))
-    stage.now = START + 60
-    assert stage.attempts.bill() == Bill(112.0, 2.0)
-    stage.see(pod(0, terminated=done(75, 40)), pod(1, terminated=done(75, 44)))
-    paid = spent(read_ledger(stage.run))
-    assert paid == pytest.approx(80.0)
-    assert stage.attempts.bill() == Bill(paid, 0.0)
+def test_nodes_are_paid_for_from_the_first_one_to_the_last_end(harness: Harness) -> None:
+    assert harness.attempts.cost() == RunCost(0.0, 0.0)
+    harness.follow(pod(0, scheduled=4), pod(1))
+    harness.now = START + 10
+    assert harness.attempts.cost() == RunCost(12.0, 2.0), "both nodes are paid for, for 6 s at a dollar per second"
+    harness.follow(pod(0, terminated=terminated(75, 40)), pod(1, scheduled=5, running={"startedAt": at(10)}))
+    harness.now = START + 60
+    assert harness.attempts.cost() == RunCost(112.0, 2.0)
+    harness.follow(pod(0, terminated=terminated(75, 40)), pod(1, terminated=terminated(75, 44)))
+    usd = spent(read_ledger(harness.run))
+    assert usd == pytest.approx(80.0)
+    assert harness.attempts.cost() == RunCost(usd, 0.0)
 
 
-def test_a_gang_that_is_over_but_not_whole_costs_nothing_more(stage: Stage) -> None:
-    assert stage.see(pod(0, scheduled=4, terminated=done(1, 40))) is None
-    stage.now = START + 60
-    assert stage.attempts.bill().rate == 0.0
+def test_a_gang_that_is_over_but_lacks_pods_costs_nothing_more(harness: Harness) -> None:
+    assert harness.follow(pod(0, scheduled=4, terminated=terminated(1, 40))) is None
+    harness.now = START + 60
+    assert harness.attempts.cost().usd_per_second == 0.0
 
 
-def test_a_container_is_stuck_once_it_has_been_for_so_long_without_a_break(stage: Stage) -> None:
+def test_a_container_is_stuck_once_it_has_been_without_a_break_for_so_long(harness: Harness) -> None:
     stuck = pod(0, waiting={"reason": "ImagePullBackOff", "message": "no such image"})
-    stage.see(stuck)
-    assert stage.attempts.stuck() is None
-    stage.now += 299
-    assert stage.attempts.stuck() is None
-    stage.see(pod(0, waiting={"reason": "ContainerCreating"}))
-    assert stage.attempts.stuck() is None
-    stage.now += 2
-    stage.see(stuck)
-    assert stage.attempts.stuck() is None, "it was not, a moment ago"
-    stage.now += 300
-    assert stage.attempts.stuck() == "job-1-0-0: ImagePullBackOff: no such image"
+    harness.follow(stuck)
+    assert harness.attempts.stuck_reason() is None
+    harness.now += 299
+    assert harness.attempts.stuck_reason() is None
+    harness.follow(pod(0, waiting={"reason": "ContainerCreating"}))
+    assert harness.attempts.stuck_reason() is None
+    harness.now += 2
+    harness.follow(stuck)
+    assert harness.attempts.stuck_reason() is None, "it was not, a moment ago"
+    harness.now += 300
+    assert harness.attempts.stuck_reason() == "job-1-0-0: ImagePullBackOff: no such image"
 
 
-def test_an_attempt_that_never_ran_was_waited_for_and_is_written_once(stage: Stage) -> None:
-    stage.now = START + 33
-    opened = stage.notebook.memory.attempt
-    stage.attempts.drop()
-    assert stage.seconds(0) == {"pending": 33.0}
-    assert stage.notebook.memory.attempt is None
-    stage.now = START + 99
-    stage.notebook.note(attempt=opened)  # the launcher was killed before it noted that
-    stage.attempts.drop()
-    assert stage.seconds(0) == {"pending": 33.0}
-    assert spent(read_ledger(stage.run)) == 0.0
+def test_an_attempt_that_never_ran_is_in_the_ledger_once_as_waiting(harness: Harness) -> None:
+    harness.now = START + 33
+    attempt = harness.state_file.record.attempt
+    harness.attempts.abandon()
+    assert harness.seconds(0) == {"pending": 33.0}
+    assert harness.state_file.record.attempt is None
+    harness.now = START + 99
+    harness.state_file.update(attempt=attempt)  # the launcher was killed before it wrote its state file
+    harness.attempts.abandon()
+    assert harness.seconds(0) == {"pending": 33.0}
+    assert spent(read_ledger(harness.run)) == 0.0
 
 
-def test_an_attempt_that_is_closed_by_two_launchers_is_in_the_books_once(stage: Stage) -> None:
-    pods = [pod(0, scheduled=4, terminated=done(75, 40)), pod(1, scheduled=4, terminated=done(75, 44))]
-    opened = stage.notebook.memory.attempt
-    first = stage.see(*pods)
-    before = read_ledger(stage.run)
-    stage.notebook.note(attempt=opened)  # the first was killed before it noted that it had closed it
-    second = stage.see(*pods)
+def test_an_attempt_that_is_closed_by_two_launchers_is_in_the_ledger_once(harness: Harness) -> None:
+    pods = [pod(0, scheduled=4, terminated=terminated(75, 40)), pod(1, scheduled=4, terminated=terminated(75, 44))]
+    attempt = harness.state_file.record.attempt
+    first = harness.follow(*pods)
+    before = read_ledger(harness.run)
+    harness.state_file.update(attempt=attempt)  # the first launcher was killed before it wrote its state file
+    second = harness.follow(*pods)
     assert first is not None
     assert second is not None
-    assert second.end == first.end
-    assert read_ledger(stage.run) == before
+    assert second.gang == first.gang
+    assert read_ledger(harness.run) == before
