@@ -129,10 +129,23 @@ def test_too_many_crashes_end_it_with_the_last_lines_of_the_log(harness: Harness
     config = harness.settings(launch={"restarts": {"max_crashes": 1}})
     scripts = [GangScript(exit_codes=(1,)), GangScript(exit_codes=(9,), log_tail="the disk is full")]
     with harness.operators(config, *scripts) as operators:
-        with pytest.raises(DarkroomError, match=r"exit code 9 after 0 preemptions and 2 crashes.*\nthe disk is full"):
+        with pytest.raises(DarkroomError, match=r"exit code 9 .* 0 preemptions .* 2 crashes.*\nthe disk is full"):
             harness.launch(config)
         assert operators.gangs_created == 2
         assert not harness.remaining_objects
+
+
+def test_a_log_that_kubernetes_does_not_report_is_read_from_the_pod(harness: Harness) -> None:
+    config = harness.settings(launch={"restarts": {"max_crashes": 0}})
+
+    def write_logs() -> None:
+        pods = [pod["metadata"]["name"] for pod in harness.server.store.list("pods")]
+        harness.server.logs = {pod: f"the disk of {pod} is full" for pod in pods}
+
+    with harness.operators(config, GangScript(exit_codes=(9,))) as operators:
+        operators.on("running", write_logs)
+        with pytest.raises(DarkroomError, match=r"\nthe disk of \S+-node-0-0-00001 is full"):
+            harness.launch(config)
 
 
 def test_a_jobset_that_gives_up_before_the_settings_do_is_submitted_again(harness: Harness) -> None:
@@ -147,7 +160,8 @@ def test_a_jobset_that_gives_up_before_the_settings_do_is_submitted_again(harnes
 def test_restarts_without_a_newer_checkpoint_come_to_an_end(harness: Harness) -> None:
     config = harness.settings(launch={"restarts": {"max_without_progress": 2}})
     scripts = [GangScript(steps=3, exit_codes=(75,), saves=False)] * 5
-    with harness.operators(config, *scripts) as operators, pytest.raises(DarkroomError, match=r"3 attempts.*step 0"):
+    message = r"75.*\b3.*max_without_progress is 2"
+    with harness.operators(config, *scripts) as operators, pytest.raises(DarkroomError, match=message):
         harness.launch(config)
     assert operators.gangs_created in (3, 4), "the fourth may have begun"
 
@@ -155,7 +169,7 @@ def test_restarts_without_a_newer_checkpoint_come_to_an_end(harness: Harness) ->
 def test_a_container_that_cannot_start_ends_it_with_the_reason(harness: Harness) -> None:
     config = harness.settings(launch={"stuck_minutes": 0.2 / 60})
     script = GangScript(waiting_reason="ImagePullBackOff")
-    with harness.operators(config, script), pytest.raises(ConfigError, match="ImagePullBackOff: no such image"):
+    with harness.operators(config, script), pytest.raises(ConfigError, match="ImagePullBackOff: no"):
         harness.launch(config)
     assert not harness.remaining_objects
 
@@ -179,7 +193,7 @@ def test_a_job_of_another_run_with_the_same_name_is_not_touched(harness: Harness
     config = harness.settings()
     name = f"{render.job_label(config.run, harness.workdir.url)}-1"
     harness.server.store.create("trainjobs", {"metadata": {"name": name}})
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError, match=f"{name} .* lab .*{config.run} "):
         harness.launch(config)
     assert harness.remaining_objects == [name]
 
@@ -202,7 +216,7 @@ def test_a_rejection_is_reported_with_the_clusters_own_message(harness: Harness)
             raise Refusal(400, "Invalid", "admission webhook denied the request: no such trainingRuntime")
 
     harness.server.before = deny
-    with pytest.raises(ConfigError, match="denied the request: no such trainingRuntime"):
+    with pytest.raises(ConfigError, match=r"denied the request: no such trainingRuntime.*placement"):
         harness.launch(harness.settings())
 
     def forbid(_method: str, _path: str) -> None:
@@ -259,7 +273,7 @@ def fail_requests(harness: Harness, times: int) -> None:
 def lose_the_launcher(harness: Harness, operators: Operators) -> PlayedGang:
     """Start a training whose launcher gives up on the API; returns its gang, which goes on."""
     operators.on("holding", threading.Thread(target=harness.server.stop).start)
-    with pytest.raises(ApiUnreachable, match="unreachable"):
+    with pytest.raises(ApiUnreachable, match=r"0\.005 minutes.*launch\.api_away_minutes"):
         harness.launch(harness.settings(), patience=0.3)
     harness.server.start()
     (gang,) = operators.gangs
@@ -286,7 +300,7 @@ def test_the_newest_launcher_is_in_charge(harness: Harness) -> None:
 
     with harness.operators(config, GangScript(steps=5, exit_codes=None)) as operators:
         operators.on("holding", threading.Thread(target=take_over).start)
-        with pytest.raises(DarkroomError, match="another follows"):
+        with pytest.raises(DarkroomError, match=rf"another .*{config.run}"):
             harness.launch(config)
     assert len(harness.server.store.list("trainjobs")) == 1, "the job is the other's now"
 
@@ -329,7 +343,7 @@ def test_warnings_of_the_cluster_are_reported_while_nodes_are_waited_for(harness
 
 
 def test_a_budget_without_a_price_is_rejected_before_anything_is_submitted(harness: Harness) -> None:
-    with pytest.raises(ConfigError, match=r"budget_usd is 5 .*on-demand, spot"):
+    with pytest.raises(ConfigError, match=r"launch\.budget_usd .*5 \$.*on-demand, spot.*launch\.usd_per_hour"):
         harness.launch(harness.settings(launch={"usd_per_hour": None, "budget_usd": 5.0}))
     assert {method for method, _path in harness.server.requests} <= {"GET"}
 

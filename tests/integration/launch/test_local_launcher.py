@@ -69,7 +69,7 @@ def test_the_notice_of_the_drill_comes_once_and_loses_nothing(workshop: Any) -> 
 
 def test_too_many_crashes_end_the_training(workshop: Any) -> None:
     config = settings(workshop, "hopeless", restarts={"max_crashes": 0})
-    with pytest.raises(DarkroomError, match=r"exit code 137 .* 1 crashes"):
+    with pytest.raises(DarkroomError, match=r"137.* 0 preemptions .* 1 crashes.*launch\.restarts\.max_crashes"):
         start(workshop, config, ActAtStep(1, lambda ranks: os.kill(ranks[0], signal.SIGKILL)))
 
 
@@ -81,7 +81,7 @@ def test_bad_data_are_not_tried_again(workshop: Any) -> None:
     assert dataset is not None
     for shard in dataset.shards:
         target.delete(f"{shard.name}.tar")
-    with pytest.raises(DataError, match=r"shard shards/16x16/\w+ is missing"):
+    with pytest.raises(DataError, match=r"shards/16x16/\w+"):
         start(workshop, settings(workshop, "holes"), encoding_key="holes")
 
 

@@ -103,8 +103,54 @@ def test_pods_of_one_start_belong_together() -> None:
     assert not running.includes(pod(0, uid="another")), "Kueue has resumed the same job"
     over = gang(ended_pod(75, 60, 0))
     assert over.includes(ended_pod(75, 61, 1)), "nobody watched while it ran"
+    assert over.includes(pod(1, uid="same-second", created=60)), "the API rounds to seconds"
     assert not over.includes(pod(1, uid="late", created=70))
     assert Gang({}).includes(pod(5, restart=9))
+    assert not Gang({}).is_over
+    assert not Gang({}).is_running
+
+
+def test_a_container_that_was_started_again_has_ended_all_the_same() -> None:
+    terminated = {"exitCode": 1, "startedAt": at(10), "finishedAt": at(40), "message": "the disk is full"}
+    state = {"name": "node", "state": {"running": {"startedAt": at(41)}}, "lastState": {"terminated": terminated}}
+    again = pod(phase="Running", containerStatuses=[state])
+    assert (again.exit_code, again.started_at, again.ended_at) == (1, START + 10, START + 40)
+    assert again.log_tail == "the disk is full"
+
+
+def test_a_container_has_ended_before_its_pod_has() -> None:
+    terminated = {"exitCode": 75, "startedAt": at(10), "finishedAt": at(40)}
+    assert pod(phase="Running", **container(terminated=terminated)).ended_at == START + 40
+
+
+def test_of_pods_that_fail_alike_in_one_second_the_first_decides() -> None:
+    ends = [{"exitCode": 1, "finishedAt": at(60), "message": f"log of pod {index}"} for index in range(3)]
+    pods = [pod(index, phase="Failed", **container(terminated=ends[index])) for index in (2, 1, 0)]
+    decisive = gang(*pods).decisive_pod
+    assert decisive is not None
+    assert decisive.log_tail == "log of pod 0"
+
+
+def test_a_pod_that_has_ended_holds_no_node() -> None:
+    scheduled: dict[str, Any] = {"conditions": [condition("PodScheduled", 3)]}
+    assert gang(pod(0, **scheduled), pod(1)).scheduled_nodes == 1
+    assert gang(pod(0, **scheduled), ended_pod(0, 60, 1, **scheduled)).scheduled_nodes == 1
+
+
+def test_a_gang_costs_from_its_first_node_and_runs_from_its_last_container() -> None:
+    pods = [
+        pod(index, conditions=[condition("PodScheduled", 3 + index)], **container(running={"startedAt": at(9 + index)}))
+        for index in (0, 1)
+    ]
+    assert (gang(*pods).first_scheduled_at, gang(*pods).last_started_at) == (START + 3, START + 10)
+    assert gang(ended_pod(0, 60, 0), ended_pod(0, 70, 1)).ended_at == START + 70
+
+
+def test_a_container_that_starts_after_all_or_is_deleted_is_not_stuck() -> None:
+    stuck = pod(**container(waiting={"reason": "ImagePullBackOff"}))
+    assert gang(stuck).stuck_reason is not None
+    assert gang(stuck).update(pod(**container(running={"startedAt": at(9)}))).stuck_reason is None
+    assert gang(stuck).mark_deleted(stuck.uid, START + 9.0).stuck_reason is None
 
 
 def test_what_an_earlier_report_said_is_kept() -> None:
@@ -119,6 +165,8 @@ def test_an_end_that_was_noticed_late_is_moved_before_the_next_start() -> None:
     lost = gang(ended_pod(75, 60, 0), pod(1)).mark_deleted("0-1", START + 500.0).ended_by(START + 70.0)
     assert lost.ended_at == START + 70
     assert lost.exit_code == 75
+    ended = gang(ended_pod(75, 60)).ended_by(START + 50.0)
+    assert ended.ended_at == START + 60, "that end was reported, not noticed"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,14 @@ def test_every_exit_code_of_the_design_has_a_restart_kind() -> None:
     assert RESTART_KINDS == {0: "finished", 75: "free", 71: "free", 78: "fatal", 65: "fatal"}
 
 
+@pytest.mark.parametrize(
+    ("placement", "pool"), [({}, "spot"), ({"spot": False}, "on-demand"), ({"cloud": "kind"}, "on-demand")]
+)
+def test_a_run_starts_in_its_first_pool_with_all_of_its_nodes(placement: dict[str, Any], pool: Any) -> None:
+    started = initial_state(limits(min_nodes=2, **placement), START, checkpoint_step=70)
+    assert started == LaunchState(started_at=START, pool=pool, nodes=4, pool_since=START, checkpoint_step=70)
+
+
 WAITING = {"pool": "spot", "waiting_since": START}
 
 
@@ -101,6 +109,16 @@ CASES = {
     ),
     "no money left to start": Case("stop", "budget", {"phase": "none", "spent_usd": 10.0}, launch={"budget_usd": 10}),
     "deadline": Case("stop", "deadline", {"phase": "running", "now": START + 2 * HOUR}, launch={"deadline_hours": 2}),
+    "another pool does not put off the deadline": Case(
+        "stop",
+        "deadline",
+        {"phase": "running", "now": START + 2 * HOUR},
+        state={"pool": "on-demand", "pool_since": START + HOUR},
+        launch={"deadline_hours": 2},
+    ),
+    "nor does a job that is terminating": Case(
+        "stop", "deadline", {"phase": "terminating", "now": START + 2 * HOUR}, launch={"deadline_hours": 2}
+    ),
     "before the deadline": Case("wait", "", {"phase": "running", "now": START + HOUR}, launch={"deadline_hours": 2}),
     "stuck": Case("fail", "stuck", {"phase": "waiting", "stuck_reason": "no image"}, state=WAITING),
     "submit": Case("submit", "", {"phase": "none", "now": START + 5}, changes={"waiting_since": START + 5}),
@@ -158,6 +176,14 @@ CASES = {
         launch={"fallback": {"return_to_spot_hours": 6}},
         placement={"spot": False},
     ),
+    "no spot on this cloud": Case(
+        "wait",
+        "",
+        {"phase": "running", "now": START + 9 * HOUR},
+        state={"pool": "on-demand"},
+        launch={"fallback": {"return_to_spot_hours": 6}},
+        placement={"cloud": "kind"},
+    ),
     "some came, and are enough": Case(
         "replace",
         "shrink",
@@ -165,6 +191,38 @@ CASES = {
         state=WAITING,
         placement={"min_nodes": 2},
         changes={"nodes": 3, "waiting_since": None},
+    ),
+    "just min_nodes came": Case(
+        "replace",
+        "shrink",
+        {"phase": "waiting", "scheduled_nodes": 2, "now": START + 1800},
+        state=WAITING,
+        placement={"min_nodes": 2},
+        changes={"nodes": 2, "waiting_since": None},
+    ),
+    "all came, but not all run": Case(
+        "wait",
+        "",
+        {"phase": "waiting", "scheduled_nodes": 4, "now": START + 1799},
+        state=WAITING,
+        placement={"min_nodes": 2},
+    ),
+    "the other pool comes before fewer nodes": Case(
+        "wait",
+        "",
+        {"phase": "waiting", "now": START + 900},
+        state=WAITING,
+        launch={"shrink_wait_minutes": 10},
+        placement={"min_nodes": 2},
+    ),
+    "fewer nodes if there is no other pool": Case(
+        "replace",
+        "shrink",
+        {"phase": "waiting", "now": START + 900},
+        state=WAITING,
+        launch={"shrink_wait_minutes": 10, "fallback": {"wait_minutes": None}},
+        placement={"min_nodes": 2},
+        changes={"nodes": 2},
     ),
     "some came, but too few": Case(
         "replace",
@@ -220,9 +278,12 @@ def test_every_rule_has_a_case() -> None:
         ({}, GangExit(0, False, 5), {}, "wait", "finished"),
         ({}, GangExit(78, False, 5), {}, "fail", "fatal"),
         ({}, GangExit(65, True, 5), {}, "fail", "fatal"),
+        ({"crashes": 2}, GangExit(1, False, 5), {}, "wait", "counted"),
         ({"crashes": 3}, GangExit(1, False, 5), {}, "fail", "restart-limit"),
         ({"crashes": 3}, GangExit(137, True, 5), {}, "wait", "free"),
+        ({"preemptions": 999}, GangExit(75, False, 5), {}, "wait", "free"),
         ({"preemptions": 1000}, GangExit(75, False, 5), {}, "fail", "restart-limit"),
+        ({"without_progress": 9, "checkpoint_step": 5}, GangExit(75, False, 5), {}, "wait", "free"),
         ({"without_progress": 10, "checkpoint_step": 5}, GangExit(75, False, 5), {}, "fail", "no-progress"),
         ({"without_progress": 10, "checkpoint_step": 4}, GangExit(75, False, 5), {}, "wait", "free"),
         ({"without_progress": 10, "checkpoint_step": 5}, GangExit(0, False, 5), {}, "wait", "finished"),
@@ -238,15 +299,20 @@ def test_every_rule_has_a_case() -> None:
 def test_the_end_of_a_gang(
     values: dict[str, Any], gang: GangExit, launch: dict[str, Any], kind: str, reason: str
 ) -> None:
-    before = state(**values)
+    before = state(waiting_since=START, pool_preemptions=3, **values)
     after, action = record_exit(before, gang, limits(launch))
     assert action == Action(kind, reason)  # type: ignore[arg-type]
-    assert after.checkpoint_step == max(before.checkpoint_step, gang.checkpoint_step)
     restart = restart_kind(gang.exit_code, gang.node_lost)
-    assert after.preemptions - before.preemptions == (restart == "free")
-    assert after.crashes - before.crashes == (restart == "counted")
     has_progress = gang.checkpoint_step > before.checkpoint_step or gang.exit_code == 0
-    assert after.without_progress == (0 if has_progress else before.without_progress + 1)
+    assert after == replace(
+        before,
+        checkpoint_step=max(before.checkpoint_step, gang.checkpoint_step),
+        preemptions=before.preemptions + (restart == "free"),
+        pool_preemptions=before.pool_preemptions + (restart == "free"),
+        crashes=before.crashes + (restart == "counted"),
+        without_progress=0 if has_progress else before.without_progress + 1,
+        waiting_since=None,
+    )
 
 
 class Market:

@@ -17,7 +17,20 @@ from components.settings import override
 from components.train.config import TrainConfig
 from components.train.request import parser
 from pipeline.launch.context import TrainerArguments
-from pipeline.launch.render import Owner, job_label, pod_grace, render, stop_seconds
+from pipeline.launch.render import (
+    DATASET,
+    JOB_LABEL,
+    NODES,
+    NUMBER,
+    POOL,
+    SPEC,
+    WORKDIR,
+    Owner,
+    job_label,
+    pod_grace,
+    render,
+    stop_seconds,
+)
 from pipeline.placement import PlacementConfig
 
 CRDS = Path(__file__).parents[3].parent / "shared/crds"
@@ -136,6 +149,9 @@ def test_names_fit_into_those_of_pods(name: str) -> None:
 def test_a_label_stands_for_a_run_in_a_workdir() -> None:
     labels = {job_label("demo-0", "s3://bucket"), job_label("demo-0", "s3://other"), job_label("demo-1", "s3://bucket")}
     assert len(labels) == 3
+    jobs = [render(arguments(steps=steps), PlacementConfig(), "spot", 1, 0) for steps in (8, 9)]
+    label = job_label("demo-0a1b2c3d", "s3://bucket/work")
+    assert [job["metadata"]["labels"][JOB_LABEL] for job in jobs] == [label, label]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +165,57 @@ def test_ranks_end_before_their_node_does(cloud: str, pool: Any, grace: int, sto
     assert stop + config.limits.crash_grace_seconds < grace
 
 
+def test_a_pod_may_take_as_long_as_its_cloud_allows_and_a_rank_no_longer_than_its_setting() -> None:
+    config = TrainConfig.parse({"limits": {"stop_grace_seconds": 3}})
+    placement = PlacementConfig.parse({"cloud": "eks"})
+    assert pod_grace(config, placement, "on-demand") == pod_grace(config, placement, "spot") == 110
+    assert stop_seconds(config, 110) == 3
+
+
+def test_a_second_is_enough_to_save_and_less_is_not() -> None:
+    assert stop_seconds(TrainConfig.parse({"limits": {"crash_grace_seconds": 13}}), 15) == 1
+    with pytest.raises(ConfigError):
+        stop_seconds(TrainConfig.parse({"limits": {"crash_grace_seconds": 13.5}}), 15)
+
+
+def test_what_identifies_a_job_is_on_it() -> None:
+    def metadata(number: int = 3, **config: Any) -> dict[str, Any]:
+        placement = PlacementConfig.parse({"cloud": "gke", "namespace": "lab", "nodes": 4, "spot": False})
+        job = render(arguments(**config), placement, "on-demand", 2, number, Owner("flow", "uid-1"))
+        result: dict[str, Any] = job["metadata"]
+        return result
+
+    job = metadata()
+    assert job["name"] == f"{job_label('demo-0a1b2c3d', 's3://bucket/work')}-3"
+    assert job["namespace"] == "lab"
+    assert [(owner["kind"], owner["name"], owner["uid"]) for owner in job["ownerReferences"]] == [
+        ("Workflow", "flow", "uid-1")
+    ]
+    annotations = job["annotations"]
+    assert (annotations[WORKDIR], annotations[DATASET]) == ("s3://bucket/work", "digest")
+    assert (annotations[POOL], annotations[NODES], annotations[NUMBER]) == ("on-demand", "2", "3")
+    assert metadata(number=4)["annotations"][SPEC] == annotations[SPEC]
+    assert metadata(steps=9)["annotations"][SPEC] != annotations[SPEC]
+
+
+def test_an_on_demand_pod_is_kept_off_spot_nodes_by_affinity_if_no_label_marks_on_demand_ones() -> None:
+    job = render(arguments(), PlacementConfig.parse({"cloud": "gke"}), "on-demand", 1, 0)
+    (patch,) = job["spec"]["runtimePatches"]
+    (part,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert "cloud.google.com/gke-spot" in str(part["template"]["spec"]["template"]["spec"]["affinity"])
+
+
+def test_variables_that_say_where_the_storage_is_are_passed_on_unless_the_placement_sets_them() -> None:
+    environment = {"AWS_REGION": "here", "AWS_ENDPOINT_URL": "http://store", "AWS_DEFAULT_REGION": "", "HOME": "/root"}
+    placement = PlacementConfig.parse({"env": {"AWS_REGION": "there"}})
+    variables = render(arguments(), placement, "on-demand", 1, 0, environment=environment)["spec"]["trainer"]["env"]
+    assert {variable["name"]: variable["value"] for variable in variables} == {
+        "AWS_REGION": "there", "AWS_ENDPOINT_URL": "http://store",
+    }  # fmt: skip
+    assert len(variables) == 2
+
+
 def test_nodes_that_leave_no_time_to_save_are_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"15 s .* leaves 0 s"):
+    message = r"15 s .* 0 s .*train\.limits\.crash_grace_seconds \(14\).*placement\.grace_seconds"
+    with pytest.raises(ConfigError, match=message):
         render(arguments(limits={"crash_grace_seconds": 14}), PlacementConfig.parse({"cloud": "gke"}), "spot", 1, 0)
