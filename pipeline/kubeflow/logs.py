@@ -162,12 +162,12 @@ def _pods(run_id: str, step: str, lines: int, namespace: str) -> Iterator[str]:
     """
     from kubernetes import client
 
-    from pipeline.launch.api import AWAY, connect
+    from pipeline.launch.api import CONNECTION_ERRORS, connect
 
     api = connect(namespace, 0.0).core
     try:
-        pods = api.list_namespaced_pod(namespace, label_selector=f"{_RUN_LABEL}={run_id}", _request_timeout=_TIMEOUT)
-    except (client.ApiException, *AWAY) as error:
+        found = api.list_namespaced_pod(namespace, label_selector=f"{_RUN_LABEL}={run_id}", _request_timeout=_TIMEOUT)
+    except (client.ApiException, *CONNECTION_ERRORS) as error:
         raise ConfigError(line(f"pods of namespace {namespace}: {str(error)[:200]}")) from None
     for pod in pods.items:
         if _is_of(pod, step):
@@ -178,7 +178,7 @@ def _pods(run_id: str, step: str, lines: int, namespace: str) -> Iterator[str]:
                     name, namespace, container=_CONTAINER, tail_lines=lines, _request_timeout=_TIMEOUT
                 )
                 yield from map(line, log.splitlines())
-            except (client.ApiException, *AWAY) as error:
+            except (client.ApiException, *CONNECTION_ERRORS) as error:
                 yield line(f"cannot be read: {str(error)[:200]}")
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 # What the client raises if it cannot connect, or if a connection breaks.
-AWAY = (urllib3.exceptions.HTTPError, http.client.HTTPException, ConnectionError, TimeoutError)
+CONNECTION_ERRORS = (urllib3.exceptions.HTTPError, http.client.HTTPException, ConnectionError, TimeoutError)
 _TIMEOUT_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 20.0
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -129,7 +129,7 @@ class Cluster:
                     pod, self.namespace, container=CONTAINER, tail_lines=_LOG_LINES, _request_timeout=_TIMEOUT_SECONDS
                 )
             )
-        except (client.ApiException, *AWAY):
+        except (client.ApiException, *CONNECTION_ERRORS):
             return ""
 
     def warnings(self, name: str) -> list[tuple[str, str]]:
@@ -138,7 +138,7 @@ class Cluster:
             listing = self.core.list_namespaced_event(
                 self.namespace, field_selector="type=Warning", limit=500, _request_timeout=_TIMEOUT_SECONDS
             )
-        except (client.ApiException, *AWAY):
+        except (client.ApiException, *CONNECTION_ERRORS):
             return []  # warnings are a help, and nothing depends on them
         events = [event for event in listing.items if name in (event.involved_object.name or "")]
         return [(f"{event.metadata.uid} {event.count}", f"{event.reason}: {event.message}") for event in events]
@@ -173,7 +173,7 @@ class Cluster:
         while True:
             try:
                 return call(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
-            except AWAY as error:
+            except CONNECTION_ERRORS as error:
                 problem = str(error)
             except client.ApiException as error:
                 if not is_transient(error.status):

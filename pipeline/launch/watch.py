@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from kubernetes import client
 from kubernetes.watch.watch import iter_resp_lines
 
-from pipeline.launch.api import AWAY, Cluster, Json, is_transient
+from pipeline.launch.api import CONNECTION_ERRORS, Cluster, Json, is_transient
 from pipeline.launch.render import GROUP, PLURAL, VERSION
 
 ObjectKind = Literal["job", "pod"]
@@ -98,7 +98,7 @@ class Watcher:
                         WatchEvent("rejected", self._kind, problem=f"{error.status} {error.reason}: {error.body}")
                     )
                     return
-            except (*AWAY, ValueError) as error:  # ValueError: a line that broke off in its middle
+            except (*CONNECTION_ERRORS, ValueError) as error:  # ValueError: a line that broke off in its middle
                 self._wait(str(error) or type(error).__name__)
 
     def _list(self) -> str:
