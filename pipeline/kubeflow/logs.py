@@ -166,7 +166,7 @@ def _pods(run_id: str, step: str, lines: int, namespace: str) -> Iterator[str]:
 
     api = connect(namespace, 0.0).core
     try:
-        found = api.list_namespaced_pod(namespace, label_selector=f"{_RUN_LABEL}={run_id}", _request_timeout=_TIMEOUT)
+        pods = api.list_namespaced_pod(namespace, label_selector=f"{_RUN_LABEL}={run_id}", _request_timeout=_TIMEOUT)
     except (client.ApiException, *CONNECTION_ERRORS) as error:
         raise ConfigError(line(f"pods of namespace {namespace}: {str(error)[:200]}")) from None
     for pod in pods.items:
