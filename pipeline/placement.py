@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from components.accounting.ledger import Pool
 from components.settings import Settings
 
-Pool = Literal["spot", "on-demand"]
 Cloud = Literal["none", "gke", "eks", "aks", "kind"]
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"

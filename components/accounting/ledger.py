@@ -23,7 +23,9 @@ LEDGER = "ledger.jsonl"
 STATES = ("pending", "pulling", "loading", "useful", "saving", "validating", "sampling", "lost", "idle")
 # In these no machine has been given yet, so that none is paid for.
 FREE = frozenset({"pending"})
-Pool = Literal["spot", "on-demand", "local"]
+# A pool of a cloud: machines that it may take away, or machines that stay.
+Pool = Literal["spot", "on-demand"]
+LedgerPool = Literal[Pool, "local"]
 
 _PAUSES = {
     "saving": ("checkpoint", "stall_seconds"),
@@ -41,7 +43,7 @@ class LedgerLine(BaseModel):
     state: Annotated[str, Field(description="one of STATES; a later version may know more")]
     seconds: Annotated[float, Field(ge=0, le=1e9, description="wall clock, in seconds")]
     nodes: Annotated[int, Field(ge=0, le=10**15, description="machines that were held, or waited for")] = 1
-    pool: Annotated[Pool, Field(description="where the machines come from")] = "local"
+    pool: Annotated[LedgerPool, Field(description="where the machines come from")] = "local"
     instance: Annotated[str | None, Field(description="type of the machines, such as p4d.24xlarge")] = None
     usd_per_hour: Annotated[float, Field(ge=0, le=1e9, description="price of one node, in US dollars per hour")] = 0.0
 
@@ -68,7 +70,7 @@ def ledger_lines(
     attempt: int,
     seconds: Mapping[str, float],
     nodes: int = 1,
-    pool: Pool = "local",
+    pool: LedgerPool = "local",
     instance: str | None = None,
     usd_per_hour: float = 0.0,
 ) -> list[LedgerLine]:
@@ -164,7 +166,7 @@ def by_state(lines: Iterable[LedgerLine]) -> dict[str, Total]:
     return {state: total(line for line in known if line.state == state) for state in states}
 
 
-def by_pool(lines: Iterable[LedgerLine]) -> dict[Pool, Total]:
+def by_pool(lines: Iterable[LedgerLine]) -> dict[LedgerPool, Total]:
     """Return what the machines of each pool come to, in the order of their first line."""
     known = list(lines)
     pools = dict.fromkeys(line.pool for line in known)

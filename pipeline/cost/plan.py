@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
+from components.accounting.ledger import LedgerPool
 from components.settings import Settings
 from pipeline.cost.forecast import Forecast
 
 PLAN = "plan.json"
-Pool = Literal["spot", "on-demand", "local"]
 
 
 class Assumptions(Settings):
@@ -85,8 +85,8 @@ class Plan:
     speed_basis: str
     mfu: float | None
     work_hours: float | None
-    pool: Pool
-    pools: dict[Pool, PoolPlan]
+    pool: LedgerPool
+    pools: dict[LedgerPool, PoolPlan]
     checkpoint_every: int
     checkpoint_bytes: int | None
     checkpoints_kept: int

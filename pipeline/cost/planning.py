@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from components.accounting.ledger import LedgerPool, Pool
 from components.model.gpu_peaks import peak_flops
 from components.model.unet_shape import TRAINING_OVER_FORWARD
 from pipeline.config import RunConfig
@@ -28,8 +29,7 @@ from pipeline.cost.forecast import (
 )
 from pipeline.cost.history import Measured, Model, processes
 from pipeline.cost.plan import Assumptions, Plan, PoolPlan
-from pipeline.cost.plan import Pool as AnyPool
-from pipeline.cost.prices import Instance, Pool, PriceList
+from pipeline.cost.prices import Instance, PriceList
 from pipeline.cost.throughputs import published, speed_like
 from pipeline.placement import spot_grace
 
@@ -206,7 +206,7 @@ class _Case:
             start=start if taken.start_seconds is None else taken.start_seconds,
         )
 
-    def pools(self) -> dict[AnyPool, PoolPlan]:
+    def pools(self) -> dict[LedgerPool, PoolPlan]:
         """Return each pool that training could run in, or only this machine."""
         taken = self.taken
         if self.here:

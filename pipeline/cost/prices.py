@@ -7,18 +7,17 @@ import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import yaml
 from pydantic import Field, model_validator
 
+from components.accounting.ledger import Pool
 from components.errors import ConfigError
 from components.settings import Settings, read_values
 
-Pool = Literal["spot", "on-demand"]
 
-
-class Source(Settings):
+class PriceSource(Settings):
     """Where prices were read, and when."""
 
     url: str = Field(min_length=1, max_length=500, description="address of the price list")
@@ -57,7 +56,7 @@ class StoragePrice(Settings):
 class PriceList(Settings):
     """Prices of machines, each with its source."""
 
-    sources: dict[str, Source] = Field(description="where prices were read, by a name of your own")
+    sources: dict[str, PriceSource] = Field(description="where prices were read, by a name of your own")
     storage: StoragePrice = Field(description="what the object store costs")
     instances: dict[str, Instance] = Field(description="machines by their type")
 

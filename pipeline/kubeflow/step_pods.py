@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from components.accounting.ledger import Pool
 from components.command import Step, load_steps
 from pipeline import placement as places
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import PRICES, Site
-from pipeline.placement import PlacementConfig, Pool
+from pipeline.placement import PlacementConfig
 from pipeline.pod import PodOf, StepPod
 from pipeline.pods_config import HeavyPods
 from pipeline.recipe import RELEASE_RECIPES

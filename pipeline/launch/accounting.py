@@ -11,7 +11,7 @@ from typing import Any
 from components.accounting.ledger import (
     LEDGER,
     LedgerLine,
-    Pool,
+    LedgerPool,
     append_ledger,
     attempt_seconds,
     ledger_lines,
@@ -32,7 +32,7 @@ class PricedNodes:
     """The nodes of an attempt, and the price of each in $ per hour."""
 
     count: int
-    pool: Pool
+    pool: LedgerPool
     instance: str | None
     usd_per_hour: float
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from components.accounting.ledger import Pool
 from components.progress import Progress
 from components.storage.base import Storage
 from components.train.config import TrainConfig
 from pipeline.config import RunConfig
 from pipeline.launch.policy import LaunchLimits
-from pipeline.placement import Pool
 
 
 class TrainerArguments(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from components.accounting.ledger import Pool
 from components.errors import ConfigError, DarkroomError
 from pipeline.launch import accounting, render
 from pipeline.launch.api import Cluster, Json
@@ -17,7 +18,6 @@ from pipeline.launch.context import LaunchContext
 from pipeline.launch.pods import read_time
 from pipeline.launch.policy import initial_state
 from pipeline.launch.state import LaunchRecord, StateFile, TrainJobRecord
-from pipeline.placement import Pool
 
 _FAIL_JOBSET = "FailJobSetFailurePolicyAction"
 

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from components.accounting.ledger import Pool
 from components.errors import EXIT_DONE, ConfigError, DataError, OutOfMemory, Preempted
 from pipeline.cost.forecast import HOUR, Budget
 from pipeline.launch.config import LaunchConfig
-from pipeline.placement import PRESETS, PlacementConfig, Pool, spot_grace
+from pipeline.placement import PRESETS, PlacementConfig, spot_grace
 
 RestartKind = Literal["finished", "free", "counted", "fatal"]
 Phase = Literal["none", "waiting", "running", "terminating"]

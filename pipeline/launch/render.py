@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
+from components.accounting.ledger import Pool
 from components.digests import digest, short
 from components.errors import ConfigError
 from components.settings import flatten
@@ -22,7 +23,7 @@ from components.train.config import TrainConfig
 from pipeline import placement as placements
 from pipeline.launch.context import TrainerArguments
 from pipeline.launch.pods import CONTAINER
-from pipeline.placement import PlacementConfig, Pool
+from pipeline.placement import PlacementConfig
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 # Kueue adds a patch of its own to the job; the patches are told apart by their managers' names.

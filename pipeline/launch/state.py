@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from components.accounting.ledger import Pool
 from components.errors import ConfigError, NotFound
 from components.storage.base import Storage
 from pipeline.launch.pods import Gang
 from pipeline.launch.policy import LaunchState
-from pipeline.placement import Pool
 
 KEY = "launch.json"
 FORMAT = 2

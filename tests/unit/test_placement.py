@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from components.accounting.ledger import Pool
 from components.errors import ConfigError
 from pipeline import placement
-from pipeline.placement import PRESETS, PlacementConfig, Pool
+from pipeline.placement import PRESETS, PlacementConfig
 
 GPU = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from components.accounting.ledger import Pool
 from components.errors import ConfigError, DarkroomError
 from components.storage.open import open_storage
 from pipeline.launch import accounting, render
@@ -19,7 +20,6 @@ from pipeline.launch.jobs import TrainJobs, failure, is_complete
 from pipeline.launch.observer import ClusterObserver
 from pipeline.launch.policy import initial_state
 from pipeline.launch.state import KEY, LaunchEnd, StateFile
-from pipeline.placement import Pool
 from tests.cluster.api_server import ApiServer
 from tests.cluster.harness import Harness
 
