@@ -1,4 +1,4 @@
-"""The bill of a training: what its ledger comes to, by state, pool and attempt, beside what was planned. Pure."""
+"""The bill of a training: what its ledger adds up to, by state, pool and attempt, beside the plan. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Amount = Annotated[float, Field(ge=0, le=1e15)]
 
 
 class Expected(BaseModel):
-    """What a plan expected of the pool that training started in; None where it could not tell."""
+    """What a plan expected for the pool in which training started; None if it did not know."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -26,7 +26,7 @@ class Expected(BaseModel):
 
 
 class Planned(BaseModel):
-    """What the bill needs of ``plan.json``."""
+    """The part of ``plan.json`` that a bill needs."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -37,40 +37,40 @@ class Planned(BaseModel):
 def bill(
     lines: Iterable[LedgerLine], images: int, planned: Planned | None = None, budget_usd: float | None = None
 ) -> dict[str, Any]:
-    """Return the bill as a JSON object; what cannot be told is null.
+    """Return the bill as a JSON object; what is not known is null.
 
     Args:
         lines: The ledger.
-        images: Images trained on in steps that count, each time one is seen.
-        planned: What was planned; None where nothing was.
-        budget_usd: What may be spent, in US dollars; None for no limit.
+        images: Images trained on in steps that count; an image counts each time it is used.
+        planned: The plan; None if there was none.
+        budget_usd: The budget in US dollars; None for no limit.
 
     Returns:
         Sums of ``seconds`` of wall clock, ``node_seconds`` and ``usd``; the same for each state and pool; each attempt
-        with what it ran on; ``planned`` and ``budget``.
+        with the nodes that it ran on; ``planned`` and ``budget``.
     """
-    known = list(lines)
-    whole = total(known)
-    useful = total(line for line in known if line.state == "useful").seconds / HOUR
+    lines = list(lines)
+    whole = total(lines)
+    useful_hours = total(line for line in lines if line.state == "useful").seconds / HOUR
     return {
         **whole._asdict(),
         "hours": whole.seconds / HOUR,
-        "goodput": goodput(known),
-        "useful_hours": useful,
-        "usd_per_useful_hour": whole.usd / useful if useful > 0 else None,
+        "goodput": goodput(lines),
+        "useful_hours": useful_hours,
+        "usd_per_useful_hour": whole.usd / useful_hours if useful_hours > 0 else None,
         "images": images,
         "usd_per_1000_images": 1000 * whole.usd / images if images > 0 else None,
-        "states": _each(by_state(known)),
-        "pools": _each(by_pool(known)),
-        "attempts": [_attempt(number, part) for number, part in by_attempt(known).items()],
+        "states": _each(by_state(lines)),
+        "pools": _each(by_pool(lines)),
+        "attempts": [_attempt(number, part) for number, part in by_attempt(lines).items()],
         "planned": planned.expected.model_dump() if planned is not None and planned.expected is not None else None,
         "budget": None if budget_usd is None else {"usd": budget_usd, "left": budget_usd - whole.usd},
     }
 
 
-def costs(told: dict[str, Any]) -> bool:
-    """Tell whether a bill says more than that nothing was paid on this machine."""
-    return told["usd"] > 0 or any(pool != "local" for pool in told["pools"])
+def costs_money(bill: dict[str, Any]) -> bool:
+    """Return whether anything was paid for, or could have been: not for a run on this machine that has no price."""
+    return bill["usd"] > 0 or any(pool != "local" for pool in bill["pools"])
 
 
 def _each(totals: dict[Any, Total]) -> dict[str, dict[str, float]]:
@@ -78,14 +78,14 @@ def _each(totals: dict[Any, Total]) -> dict[str, dict[str, float]]:
 
 
 def _attempt(number: int, lines: Sequence[LedgerLine]) -> dict[str, Any]:
-    """Return what one attempt comes to; it ran in one pool, on machines of one kind."""
-    paid = next((line for line in lines if line.usd_per_hour), lines[0])
+    """Return what one attempt adds up to; it ran in one pool, on nodes of one machine type."""
+    line_with_price = next((line for line in lines if line.usd_per_hour), lines[0])
     return {
         "attempt": number,
-        "pool": paid.pool,
-        "instance": paid.instance,
-        "nodes": paid.nodes,
-        "usd_per_hour": paid.usd_per_hour,
+        "pool": line_with_price.pool,
+        "instance": line_with_price.instance,
+        "nodes": line_with_price.nodes,
+        "usd_per_hour": line_with_price.usd_per_hour,
         **total(lines)._asdict(),
         "goodput": goodput(lines),
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from components.accounting.bill import bill, costs
+from components.accounting.bill import bill, costs_money
 from components.accounting.ledger import LedgerLine, by_state
 from components.model.metric_results import plain_metrics
 from components.report.attempts import Attempt, attempts
@@ -180,7 +180,7 @@ def _paid(records: Records) -> dict[str, Any]:
     budget = launch.get("budget_usd") if isinstance(launch, dict) else None
     limit = float(budget) if isinstance(budget, int | float) and not isinstance(budget, bool) else None
     cost = bill(records.ledger, sum(metric.samples for metric in records.metrics), records.plan, limit)
-    dollars = {name: cost[name] if costs(cost) else None for name in _DOLLARS}
+    dollars = {name: cost[name] if costs_money(cost) else None for name in _DOLLARS}
     return {"cost": cost if records.ledger else None, **dollars}
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from components.accounting.bill_text import comparison, cost_line, pool_rows
 from components.html.svg import responsive
 from components.html.templates import environment
 from components.report.attempts import Attempt, attempts
 from components.report.charts import ledger_bar, loss_chart, small_chart, timeline
 from components.report.config import ReportConfig
-from components.report.costs import compared, paid, pool_rows
 from components.report.curves import Point, smooth
 from components.report.gallery import Gallery
 from components.report.overview import badge, figures, headline, origin, publication, title
@@ -54,9 +54,9 @@ def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config:
         timeline=responsive(partial(timeline, shown)) if shown else None,
         ledger_bar=ledger_bar(numbers["ledger"]) if numbers["ledger"] else None,
         meaning=STATE_MEANING,
-        paid=paid(numbers["cost"]) if numbers["usd"] is not None else None,
+        paid=cost_line(numbers["cost"]) if numbers["usd"] is not None else None,
         pools=pool_rows(numbers["cost"]) if numbers["usd"] is not None else [],
-        compared=compared(numbers["cost"], numbers["preemptions"]) if numbers["cost"] else [],
+        compared=comparison(numbers["cost"], numbers["preemptions"]) if numbers["cost"] else [],
         metrics=metric_rows(records.evaluation),
         steps=step_rows(records.steps),
         rejections=rejections,

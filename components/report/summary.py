@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.accounting.bill import HOUR
+from components.accounting.bill_text import comparison, cost_line, pool_rows
 from components.html.formatting import duration, in_markdown, number, usd
-from components.report.costs import compared, paid, pool_rows
 from components.report.overview import badge, figures, headline, origin, publication, title
 
 # The numbers of ``report.json`` that dashboards plot over runs, besides the metrics of the evaluation.
@@ -53,7 +53,7 @@ def _cost(numbers: Mapping[str, Any]) -> list[str]:
         return []
     lines = []
     if numbers["usd"] is not None:
-        lines += ["", in_markdown(paid(cost)), "", "| pool | hours | node-hours | cost |", "|---|---:|---:|---:|"]
+        lines += ["", in_markdown(cost_line(cost)), "", "| pool | hours | node-hours | cost |", "|---|---:|---:|---:|"]
         lines += [
             f"| {in_markdown(pool)} | {rest} |" for pool, *cells in pool_rows(cost) for rest in [" | ".join(cells)]
         ]
@@ -63,7 +63,7 @@ def _cost(numbers: Mapping[str, Any]) -> list[str]:
             for state, part in cost["states"].items()
             if part["seconds"]
         ]
-    if rows := compared(cost, numbers["preemptions"]):
+    if rows := comparison(cost, numbers["preemptions"]):
         lines += ["", "| | planned | actual |", "|---|---:|---:|"]
         lines += [f"| {label} | {planned} | {actual} |" for label, planned, actual in rows]
     return lines

@@ -32,7 +32,7 @@ def event(time: float, name: str, **fields: Any) -> dict[str, Any]:
     return {"time": time, "event": name, **fields}
 
 
-LIFE = [
+EVENTS = [
     event(101, "loading", ranks=2),
     event(110, "training", step=0),
     event(112, "validation", step=0, seconds=2.0),
@@ -43,7 +43,7 @@ LIFE = [
 
 
 def test_a_training_that_came_to_its_end() -> None:
-    assert attempt_seconds(LIFE, began=100, ended=140, kept=20, crashed=False) == {
+    assert attempt_seconds(EVENTS, start=100, end=140, committed_step=20, crashed=False) == {
         "pending": 0,
         "pulling": 0,
         "loading": 10,
@@ -57,20 +57,22 @@ def test_a_training_that_came_to_its_end() -> None:
 
 
 def test_a_crash_loses_what_no_checkpoint_holds_until_it_is_noticed() -> None:
-    seconds = attempt_seconds(LIFE, began=100, ended=145, kept=10, crashed=True)
+    seconds = attempt_seconds(EVENTS, start=100, end=145, committed_step=10, crashed=True)
     assert seconds["useful"] == 10
     assert seconds["lost"] == 10 + 8, "the steps of the checkpoint that was not committed, and all after it"
     assert seconds["idle"] == 0
 
 
 def test_a_crash_while_loading_loses_nothing() -> None:
-    seconds = attempt_seconds([event(101, "loading")], began=100, ended=130, kept=0, crashed=True)
+    seconds = attempt_seconds([event(101, "loading")], start=100, end=130, committed_step=0, crashed=True)
     assert seconds == {**dict.fromkeys(STATES, 0.0), "loading": 30}
 
 
 def test_loading_ends_with_the_first_step_that_begins() -> None:
-    """A process that was started again within the attempt tells of training once more."""
-    seconds = attempt_seconds([*LIFE, event(138, "training", step=20)], began=100, ended=140, kept=20, crashed=False)
+    """A process that was started again within the attempt reports training once more."""
+    seconds = attempt_seconds(
+        [*EVENTS, event(138, "training", step=20)], start=100, end=140, committed_step=20, crashed=False
+    )
     assert (seconds["loading"], seconds["useful"]) == (10, 20)
 
 
@@ -86,9 +88,9 @@ events = st.one_of(
 
 @given(st.lists(events), number, number, st.integers(0, 9), st.booleans())
 def test_states_add_up_to_the_wall_clock(
-    told: list[dict[str, Any]], began: float, length: float, kept: int, crashed: bool
+    reported: list[dict[str, Any]], start: float, length: float, committed_step: int, crashed: bool
 ) -> None:
-    seconds = attempt_seconds(told, began, began + length, kept, crashed)
+    seconds = attempt_seconds(reported, start, start + length, committed_step, crashed)
     assert tuple(seconds) == STATES
     assert min(seconds.values()) >= 0
     assert sum(seconds.values()) == pytest.approx(length, abs=1e-3)
@@ -147,7 +149,7 @@ def test_an_attempt_that_is_written_again_is_counted_once(share: float) -> None:
         (b'{"attempt": 0, "state": "useful", "seconds": NaN}', "seconds"),
         (b'{"attempt": 0, "state": "useful"}', "seconds"),
         (b'{"attempt": 0, "state": "useful", "seconds": 1, "pool": "moon"}', "pool"),
-        (b"[1]", "it"),
+        (b"[1]", "line"),
     ],
 )
 def test_a_whole_line_that_is_wrong_is_named_with_its_number(line: bytes, field: str) -> None:
