@@ -24,7 +24,7 @@ from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from pipeline.config import RunConfig, resolve
-from pipeline.cost.verbs import store_plan
+from pipeline.cost.stored_plan import store_plan
 
 LogMetric = Callable[[str, float], None]
 
@@ -167,11 +167,11 @@ def _launch(work: WorkingStep) -> Result:
     context = LaunchContext(work.settings, work.workdir, base_model, encoding_key, dataset, work.progress)
     if work.settings.launch.where == "local":
         return local_launcher.launch(context)
-    from pipeline.cost.prices import known_prices
+    from pipeline.cost.prices import prices_by_pool
     from pipeline.launch import cluster_launcher
 
     placement = work.settings.placement
-    return cluster_launcher.launch(replace(context, prices=known_prices(placement.prices, placement.instance)))
+    return cluster_launcher.launch(replace(context, prices=prices_by_pool(placement.prices, placement.instance)))
 
 
 def recorded(run: OpenRun, step: str, work: Callable[[Progress], Result], lane: str | None = None) -> Result:

@@ -1,4 +1,7 @@
-"""What is known before a run begins: how large its model is, and how fast earlier runs like it were."""
+"""What is known before a run begins: the size of its model, and how fast such training ran before.
+
+Speeds come from earlier runs of the workdir, or from measurements that others published with all that they depend on.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,22 @@ from components.storage.base import Storage
 from pipeline.config import RunConfig
 
 _REPORT = re.compile(r"([^/]+)/report\.json")
-# By words of a model's name; the first that fits.
+# Model families by words of a model's name; the first match counts.
 _FAMILIES = (
     (re.compile(r"sdxl|stable-diffusion-xl|-xl-"), SDXL),
     (re.compile(r"stable-diffusion-(v)?2|sd-?(v)?2"), SD2),
     (re.compile(r"stable-diffusion-(v)?1|sd-?(v)?1"), SD1),
 )
-# The autoencoders of all published models make a latent pixel of 8 × 8 and all their text encoders read 77 tokens.
+# In all published models, a latent pixel stands for 8 × 8 pixels and the text encoders read 77 tokens.
 _FACTOR, _TOKENS = 8, 77
 
 
-class Model(NamedTuple):
-    """The model that a run trains.
+class ModelSize(NamedTuple):
+    """The size of the model that a run trains.
 
     Attributes:
-        name: For a person.
-        shape: Of its UNet.
+        name: Name of the model, for people to read.
+        shape: Shape of its UNet.
         side: Side of the latent image, in latent pixels.
         tokens: Length of the text embedding.
     """
@@ -44,40 +47,26 @@ class Model(NamedTuple):
         return self.shape.forward_flops(self.side, self.side, self.tokens)
 
 
-class Measured(NamedTuple):
-    """What an earlier run like this one was seen to do.
-
-    Attributes:
-        run: Its name.
-        images_per_second: Over all its processes, scaled to as many as this run has.
-        start_seconds: From machines given until the first step, on the average.
-    """
-
-    run: str
-    images_per_second: float
-    start_seconds: float
-
-
-def model_of(settings: RunConfig) -> Model | None:
-    """Return the model of a run, or None where its size is not known without a download.
+def model_size(settings: RunConfig) -> ModelSize | None:
+    """Return the size of a run's model, or None if only a download could tell.
 
     Raises:
-        ConfigError: Where a folder on this machine holds no UNet whose size is known.
+        ConfigError: If a folder on this machine holds no UNet of a supported shape.
     """
     base, resolution = settings.model.base, settings.latents.resolution
     if base is None:
-        made = settings.model.scratch.architecture
-        side = resolution // made.autoencoder.factor
-        return Model("made from scratch", made_from_scratch(made), side, made.text.max_tokens)
+        scratch = settings.model.scratch.architecture
+        side = resolution // scratch.autoencoder.factor
+        return ModelSize("new, from scratch", made_from_scratch(scratch), side, scratch.text.max_tokens)
     config = Path(base).expanduser() / "unet" / "config.json"
     if config.is_file():
         try:
             values = json.loads(config.read_bytes())
         except ValueError as error:
             raise ConfigError(f"{config} is not JSON: {error}") from None
-        return Model(base, from_config(values), resolution // _FACTOR, _TOKENS)
+        return ModelSize(base, from_config(values), resolution // _FACTOR, _TOKENS)
     shape = next((shape for words, shape in _FAMILIES if words.search(base.lower())), None)
-    return Model(base, shape, resolution // _FACTOR, _TOKENS) if shape is not None else None
+    return ModelSize(base, shape, resolution // _FACTOR, _TOKENS) if shape is not None else None
 
 
 def processes(settings: RunConfig) -> int:
@@ -88,34 +77,48 @@ def processes(settings: RunConfig) -> int:
     return placement.nodes * (placement.gpus or settings.train.ranks)
 
 
-class Known(NamedTuple):
-    """What earlier runs of a workdir tell of a new one; None for what none tells.
+class MeasuredSpeed(NamedTuple):
+    """The speed of an earlier run with the same settings.
 
     Attributes:
-        speed: How fast the newest run like it was.
-        images: How many images the newest run on the same source had.
+        run: Name of that run.
+        images_per_second: Over all processes, scaled to as many as the new run has.
+        start_seconds: Mean time from having nodes to the first step.
     """
 
-    speed: Measured | None = None
+    run: str
+    images_per_second: float
+    start_seconds: float
+
+
+class History(NamedTuple):
+    """What the earlier runs of a workdir say about a new one; None if no run says it.
+
+    Attributes:
+        speed: Speed of the newest run with the same settings.
+        images: Number of images in the newest run on the same source.
+    """
+
+    speed: MeasuredSpeed | None = None
     images: int | None = None
 
 
-def known(settings: RunConfig, workdir: Storage) -> Known:
-    """Return what earlier runs of a workdir tell of a new one; what cannot be read is passed over.
+def read_history(settings: RunConfig, workdir: Storage) -> History:
+    """Return what the earlier runs of a workdir say about a new one; unreadable reports are skipped.
 
-    A run is like another where model, resolution, precision and kind of machine are the same, so that as many images
-    per second and process are to be expected.
+    An earlier run's speed counts if everything that the speed of one process depends on is the same, such as model,
+    resolution, precision and machine type.
     """
-    found = Known()
-    for numbers, then in sorted(_reports(workdir), key=lambda pair: pair[0]["started"]):
-        speed = _speed(settings, numbers, then)
-        images = numbers.get("images") if then.ingest.source == settings.ingest.source else None
-        found = Known(speed or found.speed, images if isinstance(images, int) and images > 0 else found.images)
-    return found
+    history = History()
+    for numbers, earlier in sorted(_reports(workdir), key=lambda pair: pair[0]["started"]):
+        speed = _speed(settings, numbers, earlier)
+        images = numbers.get("images") if earlier.ingest.source == settings.ingest.source else None
+        history = History(speed or history.speed, images if isinstance(images, int) and images > 0 else history.images)
+    return history
 
 
 def _reports(workdir: Storage) -> Iterator[tuple[dict[str, Any], RunConfig]]:
-    """Yield the numbers and the settings of every run that left a whole report."""
+    """Yield the numbers and the settings of every run that has a complete report."""
     try:
         keys = [entry.key for entry in workdir.child("runs").list() if _REPORT.fullmatch(entry.key)]
     except DarkroomError:
@@ -130,19 +133,19 @@ def _reports(workdir: Storage) -> Iterator[tuple[dict[str, Any], RunConfig]]:
         yield numbers, settings
 
 
-def _speed(settings: RunConfig, numbers: dict[str, Any], then: RunConfig) -> Measured | None:
-    if _kind(then) != _kind(settings):
+def _speed(settings: RunConfig, numbers: dict[str, Any], earlier: RunConfig) -> MeasuredSpeed | None:
+    if _speed_settings(earlier) != _speed_settings(settings):
         return None
     try:
-        speed = float(numbers["samples_per_second"]) / processes(then) * processes(settings)
-        began = sum(float(numbers["ledger"].get(state, 0.0)) for state in ("pulling", "loading"))
-        start = began / max(1, int(numbers["attempts"]))
-        return Measured(str(numbers["run"]), speed, start) if speed > 0 else None
+        speed = float(numbers["samples_per_second"]) / processes(earlier) * processes(settings)
+        starting = sum(float(numbers["ledger"].get(state, 0.0)) for state in ("pulling", "loading"))
+        start = starting / max(1, int(numbers["attempts"]))
+        return MeasuredSpeed(str(numbers["run"]), speed, start) if speed > 0 else None
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _kind(settings: RunConfig) -> Mapping[str, Any]:
+def _speed_settings(settings: RunConfig) -> Mapping[str, Any]:
     """Return all that the speed of one process depends on."""
     train = settings.train
     return {
@@ -157,3 +160,49 @@ def _kind(settings: RunConfig) -> Mapping[str, Any]:
         "where": settings.launch.where,
         "instance": settings.placement.instance,
     }
+
+
+class PublishedSpeed(NamedTuple):
+    """A published measurement of training on latents and text embeddings that were encoded before, as in Darkroom.
+
+    Attributes:
+        shape: Shape of the UNet.
+        resolution: Side of the square images in pixels.
+        gpu: A word of the GPU's name.
+        gpus: Number of GPUs.
+        images_per_second: Over all GPUs.
+        source: Where it was published.
+    """
+
+    shape: UnetShape
+    resolution: int
+    gpu: str
+    gpus: int
+    images_per_second: float
+    source: str
+
+    def on(self, gpus: int) -> float:
+        """Return images per second on another number of GPUs, each as fast as in the measurement."""
+        return self.images_per_second / self.gpus * gpus
+
+
+_MOSAIC = "MosaicML's diffusion repository (github.com/mosaicml/diffusion, README)"
+# Stable Diffusion 2 base from scratch, fp16, batch 2048. Their 128 GPUs really do scale less well at 256 pixels.
+PUBLISHED_SPEEDS = tuple(
+    PublishedSpeed(SD2, resolution, "A100", gpus, speed, _MOSAIC)
+    for gpus, at_256, at_512 in (
+        (8, 1100, 290),
+        (16, 2180, 585),
+        (32, 4080, 1195),
+        (64, 8530, 2340),
+        (128, 11600, 4590),
+    )
+    for resolution, speed in ((256, at_256), (512, at_512))
+)
+
+
+def published_speed(shape: UnetShape, resolution: int, gpu: str, gpus: int) -> PublishedSpeed | None:
+    """Return the measurement with the nearest number of GPUs and all else the same, or None if there is none."""
+    words = gpu.upper().replace("-", " ").split()
+    matches = [speed for speed in PUBLISHED_SPEEDS if (speed.shape, speed.resolution) == (shape, resolution)]
+    return min((speed for speed in matches if speed.gpu in words), key=lambda one: abs(one.gpus - gpus), default=None)

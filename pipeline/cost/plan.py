@@ -1,6 +1,6 @@
-"""A plan: what a run is going to take, before it begins. Only what it holds; `pipeline.cost.planning` makes it.
+"""A plan: the expected time and cost of a run, before it begins. `pipeline.cost.planning` makes one.
 
-It is stored with the run, and the report holds it against the ledger.
+It is stored with the run, and the report compares it with the ledger.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ PLAN = "plan.json"
 
 
 class Assumptions(Settings):
-    """What a plan takes for granted where nothing better is known."""
+    """What a plan assumes if nothing better is known."""
 
     images_per_second: float | None = Field(
-        None, gt=0, description="speed of training over all GPUs; null: measured, published, or from mfu"
+        None, gt=0, description="images/s in training over all GPUs; null: measured, published, or computed from mfu"
     )
     mfu: float = Field(0.25, gt=0, le=1, description="share of the GPUs' peak FLOP/s that training reaches")
-    reclaims_per_node_day: float = Field(1.0, ge=0, le=1000, description="how often a spot machine is taken, per day")
+    reclaims_per_node_day: float = Field(1.0, ge=0, le=1000, description="how often a spot node is taken away, per day")
     failures_per_node_day: float = Field(
         0.004,
         ge=0,
         le=1000,
-        description="how often a machine fails by itself, per day (Llama 3: 419 times on 2,048 nodes in 54 days)",
+        description="how often a node fails by itself, per day (Llama 3: 419 times on 2,048 nodes in 54 days)",
     )
     saved_share: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of reclaims with notice enough to save; null: 0.9 where a save fits, else 0",
+        description="share of reclaims with enough notice to save; null: 0.9 if a save fits into the notice, else 0",
     )
-    wait_seconds: float = Field(600.0, ge=0, description="seconds until machines are given; not paid for")
+    wait_seconds: float = Field(600.0, ge=0, description="seconds of waiting for nodes; not paid for")
     start_seconds: float | None = Field(
-        None, ge=0, description="seconds from then to the first step; null: measured, or 300"
+        None, ge=0, description="seconds from having nodes to the first step; null: measured, or 300"
     )
-    copy_gb_per_second: float = Field(5.0, gt=0, description="GB/s at which a GPU's state is copied out of it")
-    write_gb_per_second: float = Field(1.0, gt=0, description="GB/s at which a node writes to the store")
+    copy_gb_per_second: float = Field(5.0, gt=0, description="GB/s at which state is copied out of a GPU")
+    write_gb_per_second: float = Field(1.0, gt=0, description="GB/s at which a node writes to storage")
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What training takes in one pool.
+    """The expected time and cost of training in one pool.
 
     Attributes:
-        usd_per_node_hour: The price; None where it is not known, and all other dollars with it.
+        usd_per_node_hour: The price; None if it is not known, and then no other dollars are known either.
         source: Where the price was read, and when.
-        forecast: With checkpoints as often as configured; None where the speed is not known.
-        best_steps: Optimizer steps between two checkpoints, by Young and Daly.
+        forecast: With checkpoints as often as configured; None if the speed is not known.
+        best_steps: Best number of optimizer steps between two checkpoints, by Young and Daly.
         best_seconds: The same in seconds of work.
         best: The forecast with checkpoints that often.
     """
@@ -69,7 +69,10 @@ class PoolPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is said of a run before it begins; sizes are bytes, dollars US dollars."""
+    """All numbers of a plan; sizes are in bytes, prices in US dollars.
+
+    ``assumed`` and ``unknown`` are sentences: what the plan assumes, and what it lacks.
+    """
 
     run: str
     model: str
@@ -98,16 +101,16 @@ class Plan:
 
     @property
     def expected(self) -> Forecast | None:
-        """What the pool that training starts in is expected to take."""
-        chosen = self.pools.get(self.pool)
-        return chosen.forecast if chosen is not None else None
+        """The forecast for the pool in which training starts."""
+        pool = self.pools.get(self.pool)
+        return pool.forecast if pool is not None else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as a JSON object; what never ends or is not known is null."""
+        """Return the plan as a JSON object; what is infinite or not known is null."""
         expected = self.expected
         values = asdict(self) | {"expected": None if expected is None else asdict(expected)}
-        cleaned: dict[str, Any] = _finite(values)
-        return cleaned
+        finite: dict[str, Any] = _finite(values)
+        return finite
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Plans a run before it begins: hours, dollars, storage, how often to save, spot against on-demand.
 
-Pure: the settings, a price list and what is known go in; a plan comes out that says what it assumed and what it does
-not know.
+Pure: the settings, a price list and earlier measurements go in; out comes a plan that says what it assumes and what it
+lacks.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from pipeline.cost.forecast import (
     Interruptions,
     daly,
     forecast,
-    gang_between,
     images_per_second,
     kept_checkpoints,
     sample_bytes,
+    seconds_between_interruptions,
 )
-from pipeline.cost.history import Measured, Model, processes
+from pipeline.cost.history import MeasuredSpeed, ModelSize, processes, published_speed
 from pipeline.cost.plan import Assumptions, Plan, PoolPlan
 from pipeline.cost.prices import Instance, PriceList
-from pipeline.cost.throughputs import published, speed_like
 from pipeline.placement import spot_grace
 
 _GB = 1e9
-_START = 300.0  # seconds from machines given to the first step, where none were measured
-_WARNED = 0.9  # share of reclaims that come with their notice, where a save fits into it
+_START_SECONDS = 300.0  # from having nodes to the first step, if not measured
+_NOTICED_SHARE = 0.9  # of reclaims come with their notice
 
 
 def make_plan(
     settings: RunConfig,
     prices: PriceList,
-    model: Model | None,
-    seen: Measured | None = None,
+    model: ModelSize | None,
+    measured: MeasuredSpeed | None = None,
     images: int | None = None,
     assumptions: Assumptions | None = None,
 ) -> Plan:
@@ -50,42 +49,42 @@ def make_plan(
 
     Args:
         settings: The run.
-        prices: What machines cost.
-        model: Its model; None where its size is not known.
-        seen: What an earlier run like it was seen to do.
-        images: Images in the dataset; None where that is not known.
-        assumptions: What to take for granted; None: the defaults.
+        prices: Prices of machine types.
+        model: Size of its model; None if not known.
+        measured: Speed of an earlier run with the same settings.
+        images: Images in the dataset; None if not known.
+        assumptions: What to assume; None for the defaults.
 
     Raises:
-        ConfigError: Where the price list does not know ``placement.instance``.
+        ConfigError: If ``placement.instance`` is not in the price list.
     """
-    case = _Case(settings, prices, model, seen, images, assumptions or Assumptions())
+    estimate = _Estimate(settings, prices, model, measured, images, assumptions or Assumptions())
     train = settings.train
     plan = Plan(
         run=settings.run,
         model=model.name if model is not None else str(settings.model.base),
         parameters=model.shape.parameters if model is not None else None,
-        flops_per_image=case.flops_per_image,
-        nodes=case.nodes,
-        processes=case.processes,
+        flops_per_image=estimate.flops_per_image,
+        nodes=estimate.nodes,
+        processes=estimate.processes,
         instance=settings.placement.instance,
-        gpu=case.gpu,
+        gpu=estimate.gpu,
         steps=train.steps,
-        images_trained=case.trained,
-        images_per_second=case.speed.images_per_second,
-        speed_basis=case.speed.basis,
-        mfu=case.speed.mfu,
-        work_hours=None if case.work is None else case.work / HOUR,
-        pool="local" if case.here else settings.placement.first_pool,
-        pools=case.pools(),
+        images_trained=estimate.images_trained,
+        images_per_second=estimate.speed.images_per_second,
+        speed_basis=estimate.speed.basis,
+        mfu=estimate.speed.mfu,
+        work_hours=None if estimate.work_seconds is None else estimate.work_seconds / HOUR,
+        pool="local" if estimate.on_this_machine else settings.placement.first_pool,
+        pools=estimate.pools(),
         checkpoint_every=train.checkpoint.every,
-        checkpoint_bytes=case.checkpoint_bytes,
-        checkpoints_kept=case.checkpoints_kept,
-        dataset_bytes=case.dataset_bytes,
-        storage_usd_per_month=case.storage_usd_per_month,
+        checkpoint_bytes=estimate.checkpoint_bytes,
+        checkpoints_kept=estimate.checkpoints_kept,
+        dataset_bytes=estimate.dataset_bytes,
+        storage_usd_per_month=estimate.storage_usd_per_month,
         budget_usd=settings.launch.budget_usd,
     )
-    return replace(plan, assumed=tuple(_assumed(case, plan)), unknown=tuple(_unknown(plan, images)))
+    return replace(plan, assumed=tuple(_assumptions(estimate, plan)), unknown=tuple(_unknowns(plan, images)))
 
 
 @dataclass(frozen=True)
@@ -96,19 +95,19 @@ class _Speed:
 
 
 @dataclass(frozen=True)
-class _Case:
-    """All that a plan is made from, and what follows from it."""
+class _Estimate:
+    """The inputs of a plan, and what follows from them."""
 
     settings: RunConfig
     prices: PriceList
-    model: Model | None
-    seen: Measured | None
+    model: ModelSize | None
+    measured: MeasuredSpeed | None
     images: int | None
-    taken: Assumptions
+    assumptions: Assumptions
 
     @cached_property
-    def machine(self) -> Instance | None:
-        """What the list knows of the machines; None where they are of any type, or their price is told."""
+    def instance(self) -> Instance | None:
+        """The machine type's prices; None if it is any type, or not in the list while the settings give a price."""
         name = self.settings.placement.instance
         if name is None or (name not in self.prices.instances and self.settings.launch.usd_per_hour is not None):
             return None
@@ -116,10 +115,10 @@ class _Case:
 
     @property
     def gpu(self) -> str:
-        return self.machine.gpu if self.machine is not None else ""
+        return self.instance.gpu if self.instance is not None else ""
 
     @property
-    def here(self) -> bool:
+    def on_this_machine(self) -> bool:
         """Whether training runs on this machine, whatever it is."""
         return self.settings.launch.where == "local" and self.settings.placement.instance is None
 
@@ -132,7 +131,7 @@ class _Case:
         return processes(self.settings)
 
     @property
-    def trained(self) -> int:
+    def images_trained(self) -> int:
         return self.settings.train.steps * self.settings.train.global_batch
 
     @cached_property
@@ -141,30 +140,30 @@ class _Case:
 
     @cached_property
     def speed(self) -> _Speed:
-        """The best that is known of the speed: told, measured here, published, or told from the arithmetic."""
+        """The best estimate of the speed: given, measured in an earlier run, published, or computed."""
         peak = peak_flops(self.gpu, self.settings.train.precision, tf32=True) if self.gpu else None
-        speed, basis = self._known_speed() or (None, "not known")
+        speed, basis = self._observed_speed() or (None, "not known")
         if speed is None and self.flops_per_image is not None and peak is not None:
-            speed = images_per_second(self.flops_per_image, peak, self.processes, self.taken.mfu)
+            speed = images_per_second(self.flops_per_image, peak, self.processes, self.assumptions.mfu)
             basis = "FLOPs of the model ÷ (peak × MFU)"
         if speed is None or self.flops_per_image is None or peak is None:
             return _Speed(speed, basis)
         return _Speed(speed, basis, speed * self.flops_per_image / (peak * self.processes))
 
-    def _known_speed(self) -> tuple[float, str] | None:
-        if self.taken.images_per_second is not None:
-            return self.taken.images_per_second, "as told"
-        if self.seen is not None:
-            return self.seen.images_per_second, f"measured in {self.seen.run}"
+    def _observed_speed(self) -> tuple[float, str] | None:
+        if self.assumptions.images_per_second is not None:
+            return self.assumptions.images_per_second, "given"
+        if self.measured is not None:
+            return self.measured.images_per_second, f"measured in {self.measured.run}"
         if self.model is None or not self.gpu or self.settings.train.precision == "fp32":
             return None
-        one = published(self.model.shape, self.settings.latents.resolution, self.gpu, self.processes)
-        return (speed_like(one, self.processes), f"published: {one.gpus} GPUs, {one.source}") if one else None
+        speed = published_speed(self.model.shape, self.settings.latents.resolution, self.gpu, self.processes)
+        return (speed.on(self.processes), f"published: {speed.gpus} GPUs, {speed.source}") if speed else None
 
     @property
-    def work(self) -> float | None:
+    def work_seconds(self) -> float | None:
         """Seconds of optimizer steps."""
-        return self.trained / self.speed.images_per_second if self.speed.images_per_second else None
+        return self.images_trained / self.speed.images_per_second if self.speed.images_per_second else None
 
     @property
     def checkpoint_bytes(self) -> int | None:
@@ -186,97 +185,105 @@ class _Case:
     def storage_usd_per_month(self) -> float | None:
         if self.checkpoint_bytes is None:
             return None
-        stored = self.checkpoint_bytes * self.checkpoints_kept + (self.dataset_bytes or 0)
-        return stored / _GB * self.prices.storage.usd_per_gb_month
+        stored_bytes = self.checkpoint_bytes * self.checkpoints_kept + (self.dataset_bytes or 0)
+        return stored_bytes / _GB * self.prices.storage.usd_per_gb_month
 
     @cached_property
-    def calm(self) -> Interruptions:
-        """What an interruption costs, though none comes; how often they do depends on the pool."""
-        taken, size = self.taken, (self.checkpoint_bytes or 0) / _GB
-        stall = size / self.processes / taken.copy_gb_per_second
-        save = stall + size / self.nodes / taken.write_gb_per_second
-        start = self.seen.start_seconds if self.seen is not None else _START
-        warned = _WARNED if save <= spot_grace(self.settings.placement) else 0.0
+    def no_interruptions(self) -> Interruptions:
+        """How long an interruption takes, with none expected; how often one comes depends on the pool."""
+        assumptions, size = self.assumptions, (self.checkpoint_bytes or 0) / _GB
+        stall = size / self.processes / assumptions.copy_gb_per_second
+        save = stall + size / self.nodes / assumptions.write_gb_per_second
+        start = self.measured.start_seconds if self.measured is not None else _START_SECONDS
+        saved_share = _NOTICED_SHARE if save <= spot_grace(self.settings.placement) else 0.0
         return Interruptions(
             between=math.inf,
-            saved_share=warned if taken.saved_share is None else taken.saved_share,
+            saved_share=saved_share if assumptions.saved_share is None else assumptions.saved_share,
             stall=stall,
             save=save,
-            wait=taken.wait_seconds,
-            start=start if taken.start_seconds is None else taken.start_seconds,
+            wait=assumptions.wait_seconds,
+            start=start if assumptions.start_seconds is None else assumptions.start_seconds,
         )
 
     def pools(self) -> dict[LedgerPool, PoolPlan]:
         """Return each pool that training could run in, or only this machine."""
-        taken = self.taken
-        if self.here:
+        reclaims, failures = self.assumptions.reclaims_per_node_day, self.assumptions.failures_per_node_day
+        if self.on_this_machine:
             price = PoolPlan(self.settings.launch.usd_per_hour or 0.0, "this machine")
-            return {"local": self._pool(price, replace(self.calm, wait=0.0))}
-        failures = gang_between(taken.failures_per_node_day, self.nodes)
-        reclaims = gang_between(taken.failures_per_node_day + taken.reclaims_per_node_day, self.nodes)
+            return {"local": self._pool(price, replace(self.no_interruptions, wait=0.0))}
+        spot = seconds_between_interruptions(failures + reclaims, self.nodes)
+        on_demand = seconds_between_interruptions(failures, self.nodes)
         return {
-            "spot": self._pool(self._price("spot"), replace(self.calm, between=reclaims)),
-            "on-demand": self._pool(self._price("on-demand"), replace(self.calm, between=failures, saved_share=0.0)),
+            "spot": self._pool(self._price("spot"), replace(self.no_interruptions, between=spot)),
+            "on-demand": self._pool(
+                self._price("on-demand"), replace(self.no_interruptions, between=on_demand, saved_share=0.0)
+            ),
         }
 
     def _price(self, pool: Pool) -> PoolPlan:
-        told = self.settings.launch.usd_per_hour
-        if told is not None:
-            return PoolPlan(told, "launch.usd_per_hour")
-        found = self.machine.price(pool) if self.machine is not None else None
-        if found is None:
+        usd_per_hour = self.settings.launch.usd_per_hour
+        if usd_per_hour is not None:
+            return PoolPlan(usd_per_hour, "launch.usd_per_hour")
+        price = self.instance.price(pool) if self.instance is not None else None
+        if price is None:
             return PoolPlan(None, "not known")
-        source = self.prices.sources[found.source]
-        return PoolPlan(found.usd, f"{source.url}, {source.date}")
+        source = self.prices.sources[price.source]
+        return PoolPlan(price.usd, f"{source.url}, {source.date}")
 
-    def _pool(self, price: PoolPlan, how: Interruptions) -> PoolPlan:
-        work, train = self.work, self.settings.train
+    def _pool(self, price: PoolPlan, interruptions: Interruptions) -> PoolPlan:
+        work, train = self.work_seconds, self.settings.train
         if work is None:
             return price
-        step = work / train.steps
+        step_seconds = work / train.steps
         usd = price.usd_per_node_hour if price.usd_per_node_hour is not None else math.nan
 
-        def foretell(steps: int) -> Forecast:
-            return forecast(work, self.trained, steps * step, how, self.nodes, usd)
+        def saving_every(steps: int) -> Forecast:
+            return forecast(work, self.images_trained, steps * step_seconds, interruptions, self.nodes, usd)
 
-        price = replace(price, forecast=foretell(train.checkpoint.every))
-        if math.isinf(how.between_losses) or how.stall == 0:  # nothing to save for, or nothing known of its cost
-            return price
-        # No checkpoint begins before the one before is written.
-        best = min(max(daly(how.stall, how.between_losses), how.save), work)
-        steps = max(1, round(best / step))
-        return replace(price, best_steps=steps, best_seconds=steps * step, best=foretell(steps))
+        pool = replace(price, forecast=saving_every(train.checkpoint.every))
+        losses = interruptions.between_losses
+        if math.isinf(losses) or interruptions.stall == 0:  # nothing is ever lost, or the time of a save is not known
+            return pool
+        # A checkpoint begins only after the one before is written.
+        best = min(max(daly(interruptions.stall, losses), interruptions.save), work)
+        steps = max(1, round(best / step_seconds))
+        return replace(pool, best_steps=steps, best_seconds=steps * step_seconds, best=saving_every(steps))
 
 
-def _assumed(case: _Case, plan: Plan) -> Iterator[str]:
-    taken, how = case.taken, case.calm
+def _assumptions(estimate: _Estimate, plan: Plan) -> Iterator[str]:
+    assumptions, interruptions = estimate.assumptions, estimate.no_interruptions
     if plan.speed_basis.startswith("FLOPs"):
-        yield f"training reaches {taken.mfu:.0%} of the peak of {plan.gpu} (mfu)"
-    used = case.processes // case.nodes
-    if case.machine is not None and case.machine.gpus != used:
-        yield f"a {plan.instance} has {case.machine.gpus} GPUs; training uses {used} of them, and all are paid for"
+        yield f"training reaches {assumptions.mfu:.0%} of the peak of {plan.gpu} (mfu)"
+    gpus = estimate.processes // estimate.nodes
+    if estimate.instance is not None and estimate.instance.gpus != gpus:
+        yield f"{plan.instance} has {estimate.instance.gpus} GPUs; training uses {gpus} of them, and all are paid for"
     if plan.pool != "local":
-        yield f"a spot machine is taken {taken.reclaims_per_node_day:g} × a day (reclaims_per_node_day)"
-        yield f"any machine fails {taken.failures_per_node_day:g} × a day by itself (failures_per_node_day)"
-        yield f"{how.saved_share:.0%} of the reclaims leave the {how.save:.0f} s to save first (saved_share)"
-        yield f"machines come after {how.wait:.0f} s, unpaid, and train {how.start:.0f} s later"
+        yield f"a spot node is taken away {assumptions.reclaims_per_node_day:g} × a day (reclaims_per_node_day)"
+        yield f"any node fails by itself {assumptions.failures_per_node_day:g} × a day (failures_per_node_day)"
+        share = f"{interruptions.saved_share:.0%}"
+        yield f"{share} of the reclaims leave enough time to save first, {interruptions.save:.0f} s (saved_share)"
+        yield f"nodes come after {interruptions.wait:.0f} s, unpaid (wait_seconds)"
+        yield f"the first step begins {interruptions.start:.0f} s after nodes come (start_seconds)"
     if plan.checkpoint_bytes is not None:
-        yield f"training stands still for {how.stall:.2g} s per checkpoint (copy_gb_per_second)"
+        yield f"training pauses {interruptions.stall:.2g} s per checkpoint (copy_gb_per_second)"
     if any(pool.best is not None for pool in plan.pools.values()):
         yield (
-            "Young and Daly's interval is for reclaims and failures without notice, and not shorter than a save takes: "
-            f"{how.save:.2g} s (write_gb_per_second)"
+            "the Young–Daly interval is for reclaims and failures without notice, and at least as long as a save: "
+            f"{interruptions.save:.2g} s (write_gb_per_second)"
         )
-    yield "not counted: captions, encoding, evaluation, validation and sample images, traffic"
+    yield "not counted: captions, encoding, evaluation, validation, sample images and network traffic"
 
 
-def _unknown(plan: Plan, images: int | None) -> Iterator[str]:
+def _unknowns(plan: Plan, images: int | None) -> Iterator[str]:
     if plan.parameters is None:
-        yield f"the size of {plan.model}; name a folder that holds it, or a model that is called after its family"
+        yield f"the size of {plan.model}; use a local folder that holds it, or a model with its family in the name"
     if plan.images_per_second is None:
-        yield "the speed; set placement.instance, or give --assume images_per_second=N, or the --workdir of a like run"
-    for pool, one in plan.pools.items():
-        if one.usd_per_node_hour is None:
-            yield f"the {pool} price; add it to the price list (--prices), or set launch.usd_per_hour"
+        yield (
+            "the speed; set placement.instance, or give --assume images_per_second=N, or the --workdir of an earlier "
+            "run with the same settings"
+        )
+    for name, pool in plan.pools.items():
+        if pool.usd_per_node_hour is None:
+            yield f"the {name} price; add it to the price list (--prices), or set launch.usd_per_hour"
     if images is None:
-        yield "how many images there are, so the dataset's size; give --images"
+        yield "the number of images, so the size of the dataset; give --images"

@@ -1,6 +1,6 @@
-"""Plans and bills for a terminal that is 80 wide. Pure: what was counted goes in, lines come out.
+"""Plans and bills as tables for a terminal of 80 columns. Pure: numbers in, lines out.
 
-Nothing here is hostile but names, and those come out printable.
+Names may be hostile, and they come out printable.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from components.accounting.bill import HOUR
+from components.accounting.bill_text import comparison, cost_line
 from components.html import formatting
-from components.report.costs import compared, paid
 from pipeline.cost.forecast import Forecast
 from pipeline.cost.plan import Plan, PoolPlan
 
@@ -25,35 +25,42 @@ _FACT = 13
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def show(console: Console, shown: RenderableType) -> None:
-    """Print a plan or a bill; where nobody watches, as wide as on a small terminal."""
-    console.print(shown, width=min(console.width, WIDTH) if console.is_terminal else WIDTH)
+def show(console: Console, table: RenderableType) -> None:
+    """Print a plan or a bill, at most 80 columns wide."""
+    console.print(table, width=min(console.width, WIDTH) if console.is_terminal else WIDTH)
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Return a plan: what is trained on what, each pool beside the other, what was assumed and what is not known."""
+    """Return a plan as tables: the run, the pools side by side, what it assumes and what it lacks."""
     parts: list[RenderableType] = [_facts(_subject(plan)), Text()]
     if plan.pools:
         parts += [_pools(plan), Text()]
-    parts.append(_facts(_consequences(plan)))
-    for title, notes in (("assumed", plan.assumed), ("not known", plan.unknown)):
+    parts.append(_facts(_storage_and_budget(plan)))
+    for title, notes in (("assumptions", plan.assumed), ("not known", plan.unknown)):
         if notes:
             parts += [Text(), Text(title, "bold"), *(_note(note) for note in notes)]
     return Group(*parts)
 
 
-def bill_table(run: str, told: Mapping[str, Any], preemptions: int, running: int | None = None) -> RenderableType:
-    """Return a bill: by state, by attempt, in all, beside what was planned; without the attempt that is running."""
+def bill_table(run: str, bill: Mapping[str, Any], preemptions: int, running: int | None = None) -> RenderableType:
+    """Return a bill as tables: by state, by attempt, beside the plan, in total.
+
+    Args:
+        run: Name of the run.
+        bill: Its bill, as `components.accounting.bill` makes it.
+        preemptions: How often nodes were taken away.
+        running: Number of the attempt that is running and not on the bill yet; None if there is none.
+    """
     title = Text(formatting.one_line(run), "bold")
-    parts: list[RenderableType] = [title, Text(), _states(told), Text(), _attempts(told)]
-    if rows := compared(told, preemptions):
+    parts: list[RenderableType] = [title, Text(), _states(bill), Text(), _attempts(bill)]
+    if rows := comparison(bill, preemptions):
         beside = _table("beside the plan", "planned", "actual")
         for row in rows:
             _row(beside, *row)
         parts += [Text(), beside]
-    parts += [Text(), Text(_plain(paid(told)))]
+    parts += [Text(), Text(_plain(cost_line(bill)))]
     if running is not None:
-        parts.append(Text(f"Attempt {running} has not ended, and comes onto the bill when it does."))
+        parts.append(Text(f"Attempt {running} is running; it is added when it ends."))
     return Group(*parts)
 
 
@@ -62,67 +69,67 @@ def _subject(plan: Plan) -> Iterator[tuple[str, str]]:
     flops = "" if plan.flops_per_image is None else f", {_flops(plan.flops_per_image)} per image"
     yield "run", plan.run
     yield "model", f"{plan.model}: {weights}{flops}"
-    yield "machines", _machines(plan)
+    yield "nodes", _nodes(plan)
     yield "training", f"{plan.steps:,} steps, {plan.images_trained:,} images"
     if plan.images_per_second is not None:
         share = "" if plan.mfu is None else f", {plan.mfu:.0%} of the peak"
         yield "speed", f"{_plain(formatting.number(plan.images_per_second))} images/s{share} ({plan.speed_basis})"
 
 
-def _machines(plan: Plan) -> str:
-    where = "this machine" if plan.pool == "local" else f"{plan.nodes} × {plan.instance or 'a machine of any type'}"
-    return f"{where}, {plan.processes} × {plan.gpu}" if plan.gpu else f"{where}, {_counted(plan.processes, 'process')}"
+def _nodes(plan: Plan) -> str:
+    where = "this machine" if plan.pool == "local" else f"{plan.nodes} × {plan.instance or 'any machine type'}"
+    return f"{where}, {plan.processes} × {plan.gpu}" if plan.gpu else f"{where}, {_process_count(plan.processes)}"
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "es")
+def _process_count(processes: int) -> str:
+    return f"{processes:,} process" + ("" if processes == 1 else "es")
 
 
 def _pools(plan: Plan) -> Table:
     names = list(plan.pools)
     table = _table("", *(f"{name} ←" if name == plan.pool and len(names) > 1 else name for name in names))
-    for label, say in _POOL_ROWS:
-        told = [say(plan, plan.pools[name]) for name in names]
-        if any(one != formatting.DASH for one in told):
-            _row(table, label, *told)
+    for label, cell in _POOL_ROWS:
+        cells = [cell(plan.pools[name]) for name in names]
+        if any(text != formatting.DASH for text in cells):
+            _row(table, label, *cells)
     return table
 
 
-def _told(say: Callable[[Forecast], str]) -> Callable[[Plan, PoolPlan], str]:
-    return lambda _plan, pool: say(pool.forecast) if pool.forecast is not None else formatting.DASH
+def _forecast(cell: Callable[[Forecast], str]) -> Callable[[PoolPlan], str]:
+    return lambda pool: cell(pool.forecast) if pool.forecast is not None else formatting.DASH
 
 
 def _usd(amount: float | None) -> str:
     if amount is None or math.isnan(amount):
         return formatting.DASH
-    return "never done" if math.isinf(amount) else formatting.usd(amount)
+    return "never ends" if math.isinf(amount) else formatting.usd(amount)
 
 
 def _hours(hours: float) -> str:
-    return "never done" if math.isinf(hours) else _plain(formatting.duration(hours * HOUR))
+    return "never ends" if math.isinf(hours) else _plain(formatting.duration(hours * HOUR))
 
 
-def _save_every(_plan: Plan, pool: PoolPlan) -> str:
+def _save_every(pool: PoolPlan) -> str:
     if pool.best_steps is None or pool.best_seconds is None:
         return formatting.DASH
     return f"{pool.best_steps:,} steps, {_plain(formatting.duration(pool.best_seconds))}"
 
 
-_POOL_ROWS: tuple[tuple[str, Callable[[Plan, PoolPlan], str]], ...] = (
-    ("time until done", _told(lambda told: _hours(told.hours))),
-    ("time paid for", _told(lambda told: _hours(told.paid_hours))),
-    ("goodput", _told(lambda told: _plain(formatting.percent(told.goodput)))),
-    ("interruptions", _told(lambda told: formatting.number(told.interruptions))),
-    ("$ per node and hour", lambda _, pool: _usd(pool.usd_per_node_hour)),
-    ("$ in all", _told(lambda told: _usd(told.usd))),
-    ("$ per useful hour", _told(lambda told: _usd(told.usd_per_useful_hour))),
-    ("$ per 1,000 images", _told(lambda told: _usd(told.usd_per_1000_images))),
+_POOL_ROWS: tuple[tuple[str, Callable[[PoolPlan], str]], ...] = (
+    ("time until the end", _forecast(lambda forecast: _hours(forecast.hours))),
+    ("time paid for", _forecast(lambda forecast: _hours(forecast.paid_hours))),
+    ("goodput", _forecast(lambda forecast: _plain(formatting.percent(forecast.goodput)))),
+    ("interruptions", _forecast(lambda forecast: formatting.number(forecast.interruptions))),
+    ("$ per node and hour", lambda pool: _usd(pool.usd_per_node_hour)),
+    ("$ in total", _forecast(lambda forecast: _usd(forecast.usd))),
+    ("$ per useful hour", _forecast(lambda forecast: _usd(forecast.usd_per_useful_hour))),
+    ("$ per 1,000 images", _forecast(lambda forecast: _usd(forecast.usd_per_1000_images))),
     ("Young–Daly: save every", _save_every),
-    ("goodput then", lambda _, pool: _plain(formatting.percent(pool.best.goodput)) if pool.best else formatting.DASH),
+    ("goodput then", lambda pool: _plain(formatting.percent(pool.best.goodput)) if pool.best else formatting.DASH),
 )
 
 
-def _consequences(plan: Plan) -> Iterator[tuple[str, str]]:
+def _storage_and_budget(plan: Plan) -> Iterator[tuple[str, str]]:
     every = f"every {plan.checkpoint_every:,} steps"
     if plan.work_hours is not None:
         every += f", {_plain(formatting.duration(plan.work_hours * HOUR / plan.steps * plan.checkpoint_every))}"
@@ -131,7 +138,7 @@ def _consequences(plan: Plan) -> Iterator[tuple[str, str]]:
     )
     yield "checkpoints", f"{every} as configured{size}"
     if plan.storage_usd_per_month is not None:
-        dataset = "dataset not counted" if plan.dataset_bytes is None else f"dataset {_size(plan.dataset_bytes)}"
+        dataset = "without the dataset" if plan.dataset_bytes is None else f"dataset {_size(plan.dataset_bytes)}"
         yield "storage", f"{dataset}; {formatting.usd(plan.storage_usd_per_month)} per month"
     if plan.budget_usd is not None:
         yield "budget", _budget(plan, plan.budget_usd)
@@ -140,33 +147,32 @@ def _consequences(plan: Plan) -> Iterator[tuple[str, str]]:
 def _budget(plan: Plan, budget: float) -> str:
     expected = plan.expected
     if expected is None or math.isnan(expected.usd):
-        return f"{formatting.usd(budget)}; the cost is not known"
+        return f"{formatting.usd(budget)}; cost not known"
     if expected.usd <= budget:
         return f"{formatting.usd(budget)}, enough"
     return f"{formatting.usd(budget)}, enough for about {int(plan.steps * budget / expected.usd):,} steps"
 
 
-def _states(told: Mapping[str, Any]) -> Table:
+def _states(bill: Mapping[str, Any]) -> Table:
     table = _table("state", "time", "node-hours", "share", "$")
-    whole = told["seconds"] or 1.0
-    for state, part in told["states"].items():
+    seconds = bill["seconds"] or 1.0
+    for state, part in bill["states"].items():
         if part["seconds"]:
-            share = _plain(formatting.percent(part["seconds"] / whole))
+            share = _plain(formatting.percent(part["seconds"] / seconds))
             _row(table, formatting.one_line(state), *_amounts(part), share, formatting.usd(part["usd"]))
-    goodput = "" if told["goodput"] is None else f"{_plain(formatting.percent(told['goodput']))} useful"
+    goodput = "" if bill["goodput"] is None else f"{_plain(formatting.percent(bill['goodput']))} useful"
     table.add_section()
-    _row(table, "all", *_amounts(told), goodput, formatting.usd(told["usd"]))
+    _row(table, "total", *_amounts(bill), goodput, formatting.usd(bill["usd"]))
     return table
 
 
-def _attempts(told: Mapping[str, Any]) -> Table:
-    table = _table("attempt", "machines", "time", "node-hours", "useful", "$")
-    for one in told["attempts"]:
-        machines = f"{one['nodes']} {one['pool']}" + (
-            f" {formatting.one_line(one['instance'])}" if one["instance"] else ""
-        )
-        useful = _plain(formatting.percent(one["goodput"]))
-        _row(table, str(one["attempt"]), machines, *_amounts(one), useful, formatting.usd(one["usd"]))
+def _attempts(bill: Mapping[str, Any]) -> Table:
+    table = _table("attempt", "nodes", "time", "node-hours", "useful", "$")
+    for attempt in bill["attempts"]:
+        instance = f" {formatting.one_line(attempt['instance'])}" if attempt["instance"] else ""
+        nodes = f"{attempt['nodes']} {attempt['pool']}{instance}"
+        useful = _plain(formatting.percent(attempt["goodput"]))
+        _row(table, str(attempt["attempt"]), nodes, *_amounts(attempt), useful, formatting.usd(attempt["usd"]))
     return table
 
 
@@ -178,12 +184,12 @@ def _table(first: str, *columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(first)
     for name in columns:
-        table.add_column(name, justify="left" if name == "machines" else "right", overflow="fold")
+        table.add_column(name, justify="left" if name == "nodes" else "right", overflow="fold")
     return table
 
 
 def _row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))  # as they are: rich would take what is in brackets for markup
+    table.add_row(*map(Text, cells))  # as Text: rich would read brackets as markup
 
 
 def _facts(facts: Iterator[tuple[str, str]]) -> Table:

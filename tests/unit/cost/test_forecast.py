@@ -24,14 +24,14 @@ from pipeline.cost.forecast import (
     Interruptions,
     daly,
     forecast,
-    gang_between,
     images_per_second,
     kept_checkpoints,
     running_seconds,
     sample_bytes,
+    seconds_between_interruptions,
     young,
 )
-from pipeline.cost.throughputs import PUBLISHED, published, speed_like
+from pipeline.cost.history import PUBLISHED_SPEEDS, published_speed
 
 NEVER = Interruptions(between=math.inf, saved_share=0.0, stall=0.0, save=0.0, wait=0.0, start=0.0)
 SPOT = Interruptions(between=4 * HOUR, saved_share=0.0, stall=5.0, save=20.0, wait=600.0, start=300.0)
@@ -51,15 +51,15 @@ def two_phases(gpus: int, speeds: dict[int, float]) -> tuple[float, float]:
     [(8, 81.33, 31_230), (16, 40.42, 31_043), (32, 20.06, 30_805), (64, 10.14, 31_146), (128, 5.51, 33_874)],
 )
 def test_published_runs_of_stable_diffusion_2_from_scratch(gpus: int, days: float, usd: float) -> None:
-    speeds = {one.resolution: one.images_per_second for one in PUBLISHED if one.gpus == gpus}
+    speeds = {one.resolution: one.images_per_second for one in PUBLISHED_SPEEDS if one.gpus == gpus}
     told_days, told_usd = two_phases(gpus, speeds)
     assert told_days == pytest.approx(days, abs=0.006)
     assert told_usd == pytest.approx(usd, abs=1)
 
 
-@pytest.mark.parametrize("one", PUBLISHED)
+@pytest.mark.parametrize("one", PUBLISHED_SPEEDS)
 def test_published_speeds_are_a_plausible_share_of_the_peak(one: object) -> None:
-    assert isinstance(one, type(PUBLISHED[0]))
+    assert isinstance(one, type(PUBLISHED_SPEEDS[0]))
     peak = peak_flops(f"NVIDIA {one.gpu}", "fp16", tf32=False)
     assert peak is not None
     per_image = TRAINING_OVER_FORWARD * SD2.forward_flops(one.resolution // 8, one.resolution // 8, tokens=77)
@@ -80,17 +80,17 @@ def test_without_a_measurement_the_same_run_is_told_from_its_arithmetic() -> Non
 
 
 def test_the_nearest_published_speed() -> None:
-    one = published(SD2, 512, "NVIDIA A100-SXM4-40GB", 48)
+    one = published_speed(SD2, 512, "NVIDIA A100-SXM4-40GB", 48)
     assert one is not None
     assert one.gpus == 32
-    assert speed_like(one, 48) == pytest.approx(1195 * 1.5)
-    assert published(SD2, 768, "NVIDIA A100-SXM4-40GB", 8) is None
-    assert published(SD2, 512, "NVIDIA H100 80GB HBM3", 8) is None
+    assert one.on(48) == pytest.approx(1195 * 1.5)
+    assert published_speed(SD2, 768, "NVIDIA A100-SXM4-40GB", 8) is None
+    assert published_speed(SD2, 512, "NVIDIA H100 80GB HBM3", 8) is None
 
 
 def expected(interval: float, stall: float, between: float) -> float:
-    how = replace(SPOT, stall=stall, between=between)
-    return running_seconds(1e6, interval, how)
+    interruptions = replace(SPOT, stall=stall, between=between)
+    return running_seconds(1e6, interval, interruptions)
 
 
 @pytest.mark.parametrize("between", [600.0, HOUR, DAY])
@@ -127,31 +127,31 @@ def test_intervals_at_their_limits() -> None:
     assert daly(10.0, math.inf) == math.inf
 
 
-def simulate(work: float, interval: float, how: Interruptions, seed: int) -> float:
+def simulate(work: float, interval: float, interruptions: Interruptions, seed: int) -> float:
     """Return the seconds for which machines are held in one life of a gang, event by event."""
     dice = random.Random(seed)
-    clock, done = how.start, 0.0
-    strike = dice.expovariate(1 / how.between)
+    clock, done = interruptions.start, 0.0
+    strike = dice.expovariate(1 / interruptions.between)
     while done < work:
         part = min(interval, work - done)
-        if clock + part + how.stall <= strike:
-            clock, done = clock + part + how.stall, done + part
+        if clock + part + interruptions.stall <= strike:
+            clock, done = clock + part + interruptions.stall, done + part
             continue
-        noticed = dice.random() < how.saved_share
+        noticed = dice.random() < interruptions.saved_share
         done += min(max(strike - clock, 0.0), part) if noticed else 0.0
-        clock = max(strike, clock) + how.start + (how.save if noticed else 0.0)
-        strike = max(strike, clock - how.start) + dice.expovariate(1 / how.between)
+        clock = max(strike, clock) + interruptions.start + (interruptions.save if noticed else 0.0)
+        strike = max(strike, clock - interruptions.start) + dice.expovariate(1 / interruptions.between)
         while strike < clock:  # a start that is interrupted begins again
-            clock, strike = strike + how.start, strike + dice.expovariate(1 / how.between)
+            clock, strike = strike + interruptions.start, strike + dice.expovariate(1 / interruptions.between)
     return clock
 
 
 @pytest.mark.parametrize(("saved", "save"), [(0.0, 20.0), (0.5, 20.0), (0.9, 20.0), (0.9, 300.0)])
 def test_a_simulation_takes_as_long_as_expected(saved: float, save: float) -> None:
-    how = replace(SPOT, between=HOUR, saved_share=saved, start=120.0, save=save)
-    work, interval = 40 * HOUR, daly(how.stall, how.between)
-    lives = [simulate(work, interval, how, seed) for seed in range(300)]
-    assert sum(lives) / len(lives) == pytest.approx(running_seconds(work, interval, how), rel=0.02)
+    interruptions = replace(SPOT, between=HOUR, saved_share=saved, start=120.0, save=save)
+    work, interval = 40 * HOUR, daly(interruptions.stall, interruptions.between)
+    lives = [simulate(work, interval, interruptions, seed) for seed in range(300)]
+    assert sum(lives) / len(lives) == pytest.approx(running_seconds(work, interval, interruptions), rel=0.02)
 
 
 def test_what_interruptions_cost() -> None:
@@ -184,16 +184,18 @@ times = st.floats(1, 1e5)
 
 @given(times, times, st.floats(0, 0.99), st.floats(1e4, 1e7))
 def test_more_interruptions_never_help(work: float, interval: float, saved: float, between: float) -> None:
-    how = replace(SPOT, saved_share=saved, between=between)
-    known = running_seconds(work, interval, how)
-    assert known >= work + how.start
-    assert known <= running_seconds(work, interval, replace(how, between=between / 2)) * (1 + 1e-9)
-    assert known >= running_seconds(work, interval, replace(how, saved_share=1 - (1 - saved) / 2, save=0.0)) * 0.999
+    interruptions = replace(SPOT, saved_share=saved, between=between)
+    twice_as_many = replace(interruptions, between=between / 2)
+    half_the_losses = replace(interruptions, saved_share=1 - (1 - saved) / 2, save=0.0)
+    seconds = running_seconds(work, interval, interruptions)
+    assert seconds >= work + interruptions.start
+    assert seconds <= running_seconds(work, interval, twice_as_many) * (1 + 1e-9)
+    assert seconds >= running_seconds(work, interval, half_the_losses) * 0.999
 
 
 def test_a_gang_is_interrupted_as_often_as_all_of_its_nodes() -> None:
-    assert gang_between(1.0, 8) == DAY / 8
-    assert gang_between(0.0, 8) == math.inf
+    assert seconds_between_interruptions(1.0, 8) == DAY / 8
+    assert seconds_between_interruptions(0.0, 8) == math.inf
 
 
 @given(st.floats(1, 1e4), st.floats(0, 1e3), st.floats(1, 60), st.floats(0, 600), st.lists(st.booleans(), max_size=300))

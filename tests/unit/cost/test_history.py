@@ -13,7 +13,7 @@ from components.model.unet_shape import SD1, SD2, SDXL
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from pipeline.config import RunConfig
-from pipeline.cost.history import known, model_of, processes
+from pipeline.cost.history import model_size, processes, read_history
 from pipeline.cost.plan import Assumptions
 from pipeline.cost.planning import make_plan
 from pipeline.cost.prices import read_prices
@@ -40,7 +40,7 @@ def settings(**sections: Any) -> RunConfig:
     ],
 )
 def test_models_of_the_hub_are_known_by_their_family(base: str, shape: object) -> None:
-    model = model_of(settings(model={"base": base}))
+    model = model_size(settings(model={"base": base}))
     assert model is not None
     assert model.shape == shape
 
@@ -52,12 +52,12 @@ def test_a_model_on_this_machine_is_read(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/config.json").write_text(json.dumps(config))
-    model = model_of(settings(model={"base": str(tmp_path)}))
+    model = model_size(settings(model={"base": str(tmp_path)}))
     assert model is not None
     assert model.shape == SD1
     (tmp_path / "unet/config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"unet/config\.json.* JSON"):
-        model_of(settings(model={"base": str(tmp_path)}))
+        model_size(settings(model={"base": str(tmp_path)}))
 
 
 def finished(workdir: Storage, config: RunConfig, speed: Any, started: float) -> None:
@@ -71,7 +71,7 @@ def finished(workdir: Storage, config: RunConfig, speed: Any, started: float) ->
 def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
     workdir = open_storage("memory://plan-measured")
     config = settings(train={"steps": 500})
-    assert known(config, workdir) == (None, None)
+    assert read_history(config, workdir) == (None, None)
     finished(workdir, settings(), 120.0, started=100)
     finished(workdir, settings(train={"steps": 101, "ranks": 2}), 300.0, started=200)
     finished(workdir, settings(train={"precision": "bf16"}), 999.0, started=300)
@@ -79,20 +79,20 @@ def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
     finished(workdir, settings(train={"steps": 103}, ingest={"source": "elsewhere"}), None, started=500)
     workdir.write("runs/odd/report.json", b"[1]")
     workdir.write("runs/torn/report.json", b"{")
-    seen, images = known(config, workdir)
-    assert seen is not None
+    speed, images = read_history(config, workdir)
+    assert speed is not None
     assert images == 400, "of the newest run on the same source, whatever it was"
-    assert seen.images_per_second == pytest.approx(150.0), "two processes made 300"
-    assert seen.start_seconds == pytest.approx(30.0)
-    four = known(settings(train={"steps": 500, "ranks": 4}), workdir).speed
+    assert speed.images_per_second == pytest.approx(150.0), "two processes made 300"
+    assert speed.start_seconds == pytest.approx(30.0)
+    four = read_history(settings(train={"steps": 500, "ranks": 4}), workdir).speed
     assert four is not None
     assert four.images_per_second == pytest.approx(600.0)
-    told = make_plan(config, read_prices(), model_of(config), seen)
-    assert seen.run in told.speed_basis
-    assert told.expected is not None
-    assumed = make_plan(config, read_prices(), model_of(config), seen, None, Assumptions(start_seconds=90)).expected
+    plan = make_plan(config, read_prices(), model_size(config), speed)
+    assert speed.run in plan.speed_basis
+    assert plan.expected is not None
+    assumed = make_plan(config, read_prices(), model_size(config), speed, None, Assumptions(start_seconds=90)).expected
     assert assumed is not None
-    assert assumed.paid_hours - told.expected.paid_hours == pytest.approx(60 / 3600)
+    assert assumed.paid_hours - plan.expected.paid_hours == pytest.approx(60 / 3600)
     assert processes(config) == 1
 
 
@@ -104,22 +104,22 @@ def test_earlier_runs_of_the_workdir_tell_the_speed() -> None:
         {"launch": {"where": "trainjob"}},
         {"train": {"steps": 99, "zero_stage": 3}},
         {"train": {"steps": 99, "micro_batch": 7}},
-        {"train": {"steps": 99, "gradient_checkpointing": True}},
+        {"train": {"steps": 99, "performance": {"gradient_checkpointing": True}}},
         {"train": {"steps": 99, "exact_across_world_sizes": True, "zero_stage": 0}},
     ],
 )
 def test_a_run_of_another_kind_tells_nothing_of_the_speed(tmp_path: Path, change: dict[str, Any]) -> None:
     workdir = open_storage(str(tmp_path))
     finished(workdir, settings(**change), 120.0, started=100)
-    assert known(settings(), workdir) == (None, 100)
+    assert read_history(settings(), workdir) == (None, 100)
 
 
 def test_a_run_at_another_resolution_tells_nothing_of_the_speed(tmp_path: Path) -> None:
     workdir = open_storage(str(tmp_path))
     small, large = (settings(model={"base": SD2_BASE}, latents={"resolution": side}) for side in (256, 512))
     finished(workdir, small, 120.0, started=100)
-    assert known(large, workdir).speed is None
-    assert known(small, workdir).speed is not None
+    assert read_history(large, workdir).speed is None
+    assert read_history(small, workdir).speed is not None
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, None, "fast"])
@@ -127,7 +127,7 @@ def test_a_speed_that_is_none_is_passed_over(tmp_path: Path, speed: Any) -> None
     workdir = open_storage(str(tmp_path))
     finished(workdir, settings(train={"steps": 99}), 120.0, started=100)
     finished(workdir, settings(), speed, started=200)
-    measured, images = known(settings(), workdir)
+    measured, images = read_history(settings(), workdir)
     assert measured is not None
     assert (measured.images_per_second, images) == (120.0, 200)
 
@@ -136,6 +136,6 @@ def test_the_newest_run_counts_whatever_it_is_called(tmp_path: Path) -> None:
     workdir = open_storage(str(tmp_path))
     for name, started in (("a", 300), ("b", 100), ("c", 200)):
         finished(workdir, settings(name=name), float(started), started=started)
-    measured, images = known(settings(), workdir)
+    measured, images = read_history(settings(), workdir)
     assert measured is not None
     assert (measured.images_per_second, images) == (300.0, 300)

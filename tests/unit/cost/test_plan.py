@@ -1,4 +1,4 @@
-"""A plan says what a run is going to take, what it assumed, and what it does not know."""
+"""A plan says the expected time and cost of a run, what it assumes, and what it lacks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from components.storage.open import open_storage
 from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.cost.forecast import DAY, daly
-from pipeline.cost.history import model_of
+from pipeline.cost.history import model_size
 from pipeline.cost.plan import Assumptions, Plan
 from pipeline.cost.planning import make_plan
 from pipeline.cost.prices import read_prices
+from pipeline.cost.stored_plan import store_plan
 from pipeline.cost.tables import bill_table, plan_table, show
-from pipeline.cost.verbs import store_plan
 
 SD2_BASE = "stabilityai/stable-diffusion-2-base"
-# The 512-pixel phase of MosaicML's Stable Diffusion 2 base, on 16 machines of 8 A100 each.
+# The 512-pixel phase of MosaicML's Stable Diffusion 2 base, on 16 nodes of 8 A100 each.
 MOSAIC: dict[str, Any] = {
     "name": "sd2",
     "ingest": {"source": "images"},
@@ -45,11 +45,11 @@ def settings(base: dict[str, Any] = MOSAIC, **sections: dict[str, Any]) -> RunCo
     return RunConfig.parse({**base, **merged})
 
 
-def plan(config: RunConfig, images: int | None = None, **assumed: Any) -> Plan:
-    return make_plan(config, read_prices(), model_of(config), None, images, Assumptions.parse(assumed))
+def plan(config: RunConfig, images: int | None = None, **assumptions: Any) -> Plan:
+    return make_plan(config, read_prices(), model_size(config), None, images, Assumptions.parse(assumptions))
 
 
-def said(plan: Plan) -> str:
+def table(plan: Plan) -> str:
     stream = io.StringIO()
     show(Console(file=stream), plan_table(plan))
     return stream.getvalue()
@@ -57,10 +57,10 @@ def said(plan: Plan) -> str:
 
 def test_a_published_run_is_planned_as_it_went() -> None:
     """128 A100 took 4.39 of their 5.51 days for this phase."""
-    told = plan(settings(), reclaims_per_node_day=0, failures_per_node_day=0, wait_seconds=0, start_seconds=0)
-    assert told.images_trained == 1_740_800_000
-    assert told.images_per_second == 4590
-    calm = told.pools["on-demand"].forecast
+    estimate = plan(settings(), reclaims_per_node_day=0, failures_per_node_day=0, wait_seconds=0, start_seconds=0)
+    assert estimate.images_trained == 1_740_800_000
+    assert estimate.images_per_second == 4590
+    calm = estimate.pools["on-demand"].forecast
     assert calm is not None
     assert calm.hours / 24 == pytest.approx(4.39, abs=0.01)
     assert calm.usd == pytest.approx(calm.hours * 16 * 21.95764)
@@ -68,15 +68,15 @@ def test_a_published_run_is_planned_as_it_went() -> None:
 
 
 def test_spot_is_set_against_on_demand() -> None:
-    told = plan(settings())
-    assert (told.pool, list(told.pools)) == ("spot", ["spot", "on-demand"])
-    spot, demand = told.pools["spot"], told.pools["on-demand"]
+    estimate = plan(settings())
+    assert (estimate.pool, list(estimate.pools)) == ("spot", ["spot", "on-demand"])
+    spot, demand = estimate.pools["spot"], estimate.pools["on-demand"]
     assert spot.forecast is not None
     assert demand.forecast is not None
     assert spot.forecast.hours > demand.forecast.hours
     assert spot.forecast.usd < demand.forecast.usd
     assert spot.forecast.interruptions == pytest.approx(spot.forecast.paid_hours / 24 * 16 * 1.004)
-    assert told.expected == spot.forecast
+    assert estimate.expected == spot.forecast
     assert spot.best_steps is not None
     assert demand.best_steps is not None
     assert spot.best_steps < demand.best_steps
@@ -88,11 +88,11 @@ def test_spot_is_set_against_on_demand() -> None:
 
 @pytest.mark.parametrize("placement", [{"spot": False}, {"cloud": "kind"}])
 def test_a_run_that_starts_on_demand_is_planned_there(placement: dict[str, Any]) -> None:
-    told = plan(settings(placement=placement))
-    assert (told.pool, list(told.pools)) == ("on-demand", ["spot", "on-demand"])
-    assert told.expected is not None
-    assert told.expected == told.pools["on-demand"].forecast != told.pools["spot"].forecast
-    assert told.to_json()["expected"]["usd"] == pytest.approx(told.expected.paid_hours * 16 * 21.95764)
+    estimate = plan(settings(placement=placement))
+    assert (estimate.pool, list(estimate.pools)) == ("on-demand", ["spot", "on-demand"])
+    assert estimate.expected is not None
+    assert estimate.expected == estimate.pools["on-demand"].forecast != estimate.pools["spot"].forecast
+    assert estimate.to_json()["expected"]["usd"] == pytest.approx(estimate.expected.paid_hours * 16 * 21.95764)
 
 
 def test_who_counts_on_no_notice_saves_more_often() -> None:
@@ -106,9 +106,9 @@ def test_who_counts_on_no_notice_saves_more_often() -> None:
 @pytest.mark.parametrize(("pool", "lost_per_node_day"), [("spot", 0.1 * (1 + 0.004)), ("on-demand", 0.004)])
 def test_the_best_interval_is_dalys_for_what_a_pool_loses(pool: Any, lost_per_node_day: float) -> None:
     """Of 128 GPUs each copies its share at 5 GB/s; nine of ten reclaims come with notice, and no failure does."""
-    told = plan(settings()).pools[pool]
+    estimate = plan(settings()).pools[pool]
     stall = 16 * SD2.parameters / 128 / 5e9
-    assert told.best_seconds == pytest.approx(daly(stall, DAY / (lost_per_node_day * 16)), rel=0.02)
+    assert estimate.best_seconds == pytest.approx(daly(stall, DAY / (lost_per_node_day * 16)), rel=0.02)
 
 
 def test_the_best_interval_is_no_shorter_than_a_save_and_no_longer_than_the_work() -> None:
@@ -121,8 +121,8 @@ def test_the_best_interval_is_no_shorter_than_a_save_and_no_longer_than_the_work
 
 
 def test_what_nobody_saves_in_time_is_lost_on_demand_too() -> None:
-    told = plan(settings(), saved_share=1.0)
-    assert told.pools["on-demand"] == plan(settings(), saved_share=0.0).pools["on-demand"]
+    estimate = plan(settings(), saved_share=1.0)
+    assert estimate.pools["on-demand"] == plan(settings(), saved_share=0.0).pools["on-demand"]
 
 
 def test_a_speed_at_another_precision_is_not_the_published_one() -> None:
@@ -130,33 +130,33 @@ def test_a_speed_at_another_precision_is_not_the_published_one() -> None:
 
 
 def test_what_never_ends_is_null() -> None:
-    told = plan(settings(), reclaims_per_node_day=1000)
-    assert told.expected is not None
-    assert told.expected.hours == math.inf
-    assert told.to_json()["expected"]["hours"] is None
-    json.dumps(told.to_json(), allow_nan=False)
+    estimate = plan(settings(), reclaims_per_node_day=1000)
+    assert estimate.expected is not None
+    assert estimate.expected.hours == math.inf
+    assert estimate.to_json()["expected"]["hours"] is None
+    json.dumps(estimate.to_json(), allow_nan=False)
 
 
 def test_without_a_measurement_the_arithmetic_tells_the_speed() -> None:
-    told = plan(settings(latents={"resolution": 768}))
-    assert told.speed_basis.startswith("FLOPs")
-    assert told.flops_per_image == 3 * SD2.forward_flops(96, 96, 77)
-    assert told.images_per_second == pytest.approx(312e12 * 128 * 0.25 / told.flops_per_image)
-    assert any("25%" in note and "NVIDIA A100" in note and "(mfu)" in note for note in told.assumed)
+    estimate = plan(settings(latents={"resolution": 768}))
+    assert estimate.speed_basis.startswith("FLOPs")
+    assert estimate.flops_per_image == 3 * SD2.forward_flops(96, 96, 77)
+    assert estimate.images_per_second == pytest.approx(312e12 * 128 * 0.25 / estimate.flops_per_image)
+    assert any("25%" in note and "NVIDIA A100" in note and "(mfu)" in note for note in estimate.assumed)
     faster = plan(settings(latents={"resolution": 768}), mfu=0.5)
-    assert told.images_per_second is not None
-    assert faster.images_per_second == pytest.approx(2 * told.images_per_second)
+    assert estimate.images_per_second is not None
+    assert faster.images_per_second == pytest.approx(2 * estimate.images_per_second)
 
 
 def test_a_speed_that_is_told_comes_before_all() -> None:
-    told = plan(settings(), images_per_second=1000)
-    assert (told.images_per_second, told.speed_basis) == (1000, "as told")
-    assert told.mfu == pytest.approx(1000 * 3 * SD2.forward_flops(64, 64, 77) / (312e12 * 128))
+    estimate = plan(settings(), images_per_second=1000)
+    assert (estimate.images_per_second, estimate.speed_basis) == (1000, "given")
+    assert estimate.mfu == pytest.approx(1000 * 3 * SD2.forward_flops(64, 64, 77) / (312e12 * 128))
 
 
 def test_notices_help_only_where_a_save_fits_into_the_grace() -> None:
-    for told, share in ((plan(settings()), "90%"), (plan(settings(), write_gb_per_second=0.001), "0%")):
-        assert any(note.startswith(share) and "(saved_share)" in note for note in told.assumed)
+    for estimate, share in ((plan(settings()), "90%"), (plan(settings(), write_gb_per_second=0.001), "0%")):
+        assert any(note.startswith(share) and "(saved_share)" in note for note in estimate.assumed)
     # Copying out of the GPU is part of a save: 110 s of grace, and 13.8 GB in 128 parts.
     for copying, warned in ((0.0011, 0.9), (0.0009, 0.0)):
         fitting = plan(settings(), copy_gb_per_second=copying, saved_share=warned)
@@ -164,33 +164,34 @@ def test_notices_help_only_where_a_save_fits_into_the_grace() -> None:
 
 
 def test_storage_is_what_is_kept() -> None:
-    told = plan(settings(), images=1_000_000)
-    assert told.checkpoint_bytes == 16 * SD2.parameters
-    assert told.checkpoints_kept == 3
-    assert told.dataset_bytes == pytest.approx(227e9, rel=0.01)
-    assert told.dataset_bytes is not None
-    assert told.storage_usd_per_month == pytest.approx((told.dataset_bytes + 3 * told.checkpoint_bytes) / 1e9 * 0.023)
+    estimate = plan(settings(), images=1_000_000)
+    assert estimate.checkpoint_bytes == 16 * SD2.parameters
+    assert estimate.checkpoints_kept == 3
+    assert estimate.dataset_bytes == pytest.approx(227e9, rel=0.01)
+    assert estimate.dataset_bytes is not None
+    kept = estimate.dataset_bytes + 3 * estimate.checkpoint_bytes
+    assert estimate.storage_usd_per_month == pytest.approx(kept / 1e9 * 0.023)
     assert any("--images" in note for note in plan(settings()).unknown)
-    assert not any("--images" in note for note in told.unknown)
+    assert not any("--images" in note for note in estimate.unknown)
 
 
 def test_a_budget_that_is_not_enough_says_how_far_it_goes() -> None:
-    told = plan(settings(launch={"budget_usd": 1000.0}))
-    assert told.expected is not None
-    assert f" {int(850_000 * 1000 / told.expected.usd):,} steps" in said(told)
-    assert "$1,000,000, enough" in said(plan(settings(launch={"budget_usd": 1e6})))
+    estimate = plan(settings(launch={"budget_usd": 1000.0}))
+    assert estimate.expected is not None
+    assert f" {int(850_000 * 1000 / estimate.expected.usd):,} steps" in table(estimate)
+    assert "$1,000,000, enough" in table(plan(settings(launch={"budget_usd": 1e6})))
 
 
 def test_what_is_not_known_is_said_and_not_made_up() -> None:
     config = settings(
         model={"base": "someone/something"}, placement={"instance": "Standard_ND96asr_v4", "cloud": "aks"}
     )
-    told = plan(config)
-    assert (told.parameters, told.images_per_second, told.expected) == (None, None, None)
-    text = " ".join(said(told).split())
+    estimate = plan(config)
+    assert (estimate.parameters, estimate.images_per_second, estimate.expected) == (None, None, None)
+    text = " ".join(table(estimate).split())
     for part in ("someone/something", "images_per_second=", "spot price", "--prices", "launch.usd_per_hour"):
         assert part in text
-    json.dumps(told.to_json(), allow_nan=False)
+    json.dumps(estimate.to_json(), allow_nan=False)
 
     priceless = plan(settings(placement={"instance": "Standard_ND96asr_v4", "cloud": "aks"}))
     assert priceless.expected is not None
@@ -201,13 +202,13 @@ def test_what_is_not_known_is_said_and_not_made_up() -> None:
 def test_machines_that_no_list_knows() -> None:
     with pytest.raises(ConfigError, match=r"'p4d\.24xlarg'.* p4d\.24xlarge\?"):
         plan(settings(placement={"instance": "p4d.24xlarg"}))
-    told = plan(settings(placement={"instance": "p99.xlarge"}, launch={"usd_per_hour": 5.0}), images_per_second=100)
-    assert told.pools["spot"].usd_per_node_hour == 5.0
+    estimate = plan(settings(placement={"instance": "p99.xlarge"}, launch={"usd_per_hour": 5.0}), images_per_second=100)
+    assert estimate.pools["spot"].usd_per_node_hour == 5.0
 
 
 def test_a_price_that_is_told_comes_before_the_list_even_if_it_is_nothing() -> None:
-    told = plan(settings(launch={"usd_per_hour": 0.0}))
-    assert {pool.usd_per_node_hour for pool in told.pools.values()} == {0.0}
+    estimate = plan(settings(launch={"usd_per_hour": 0.0}))
+    assert {pool.usd_per_node_hour for pool in estimate.pools.values()} == {0.0}
 
 
 def test_gpus_that_lie_idle_are_paid_for() -> None:
@@ -219,23 +220,23 @@ def test_gpus_that_lie_idle_are_paid_for() -> None:
 
 
 def test_this_machine_costs_nothing_unless_told() -> None:
-    told = plan(settings(DEMO), images_per_second=64)
-    assert (told.pool, told.nodes) == ("local", 1)
-    assert told.expected is not None
-    assert (told.expected.usd, told.expected.interruptions) == (0, 0)
-    assert told.expected.paid_hours == pytest.approx((100 + 300) / 3600, rel=0.01)
-    assert told.expected.hours == told.expected.paid_hours, "nobody waits for this machine"
+    estimate = plan(settings(DEMO), images_per_second=64)
+    assert (estimate.pool, estimate.nodes) == ("local", 1)
+    assert estimate.expected is not None
+    assert (estimate.expected.usd, estimate.expected.interruptions) == (0, 0)
+    assert estimate.expected.paid_hours == pytest.approx((100 + 300) / 3600, rel=0.01)
+    assert estimate.expected.hours == estimate.expected.paid_hours, "nobody waits for this machine"
     mine = plan(settings(DEMO, launch={"usd_per_hour": 2.0}), images_per_second=64).expected
     assert mine is not None
-    assert mine.usd == pytest.approx(2 * told.expected.paid_hours)
+    assert mine.usd == pytest.approx(2 * estimate.expected.paid_hours)
 
 
 def test_this_machine_may_be_one_of_the_list() -> None:
-    told = plan(settings(launch={"where": "local"}, train={"ranks": 8}))
-    assert (told.nodes, told.processes, told.images_per_second) == (1, 8, 290)
-    assert set(told.pools) == {"spot", "on-demand"}
-    assert told.expected is not None
-    assert told.expected.usd == pytest.approx(told.expected.paid_hours * 9.53)
+    estimate = plan(settings(launch={"where": "local"}, train={"ranks": 8}))
+    assert (estimate.nodes, estimate.processes, estimate.images_per_second) == (1, 8, 290)
+    assert set(estimate.pools) == {"spot", "on-demand"}
+    assert estimate.expected is not None
+    assert estimate.expected.usd == pytest.approx(estimate.expected.paid_hours * 9.53)
 
 
 def test_the_first_plan_is_kept_with_the_run() -> None:
@@ -265,8 +266,8 @@ def test_a_run_may_go_on_machines_that_no_list_knows() -> None:
 
 def test_tables_fit_a_small_terminal() -> None:
     wide = settings(model={"base": "some/" + "x" * 90}, launch={"budget_usd": 12_345.0})
-    for told in (plan(settings(), images=10**9), plan(wide), plan(settings(DEMO)), plan(settings(), mfu=1e-9)):
-        lines = said(told).splitlines()
+    for estimate in (plan(settings(), images=10**9), plan(wide), plan(settings(DEMO)), plan(settings(), mfu=1e-9)):
+        lines = table(estimate).splitlines()
         assert max(map(len, lines)) <= 80
         assert "…" not in "".join(lines), "nothing is cut off"
 
@@ -281,9 +282,9 @@ OVERRIDES = [
 
 def test_plan_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--recipe", "demo", "--set", *OVERRIDES, "--images", "1000", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["pools"]["spot"]["forecast"]["usd"] < told["pools"]["on-demand"]["forecast"]["usd"]
-    assert told["expected"] == told["pools"]["spot"]["forecast"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["pools"]["spot"]["forecast"]["usd"] < printed["pools"]["on-demand"]["forecast"]["usd"]
+    assert printed["expected"] == printed["pools"]["spot"]["forecast"]
 
 
 @pytest.mark.parametrize(
@@ -317,29 +318,21 @@ def test_cost_tells_what_a_run_has_spent(tmp_path: Path, capsys: pytest.CaptureF
     run.write_lines("events.jsonl", began + ended)
 
     assert main(["cost", "sd2", "--workdir", str(tmp_path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["usd"] == pytest.approx(16 * 9.5 + 16 * 22 / 2)
-    assert told["budget"]["left"] == pytest.approx(100 - told["usd"])
-    assert told["usd_per_1000_images"] == pytest.approx(1000 * told["usd"] / 204_800)
-    assert told["planned"]["hours"] > 90
+    costs = json.loads(capsys.readouterr().out)
+    assert costs["usd"] == pytest.approx(16 * 9.5 + 16 * 22 / 2)
+    assert costs["budget"]["left"] == pytest.approx(100 - costs["usd"])
+    assert costs["usd_per_1000_images"] == pytest.approx(1000 * costs["usd"] / 204_800)
+    assert costs["planned"]["hours"] > 90
 
     assert main(["cost", config.run, "--workdir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    for part in (
-        "pending",
-        "16 spot p4d.24xlarge",
-        "$152.00",
-        "$328.00",
-        " plan",
-        "$228.00",
-        "Attempt 2",
-    ):
+    for part in ("pending", "16 spot p4d.24xlarge", "$152.00", "$328.00", " plan", "$228.00", "Attempt 2"):
         assert part in text
 
     assert main(["cost", "sd3", "--workdir", str(tmp_path)]) == 78
-    told = capsys.readouterr().err
-    assert all(part in told for part in ("'sd3'", str(tmp_path), config.run))
+    error = capsys.readouterr().err
+    assert all(part in error for part in ("'sd3'", str(tmp_path), config.run))
 
 
 def test_a_run_without_a_ledger_has_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,11 +342,11 @@ def test_a_run_without_a_ledger_has_cost_nothing(tmp_path: Path, capsys: pytest.
 
 
 def test_hostile_names_stay_names() -> None:
-    told: dict[str, Any] = {
+    bill: dict[str, Any] = {
             "seconds": 1.0, "node_seconds": 1.0, "usd": 0.0, "goodput": None, "usd_per_useful_hour": None,
             "usd_per_1000_images": None, "budget": None, "planned": None, "attempts": [],
             "states": {"[red]x[/red]\x1b[31m": {"seconds": 1.0, "node_seconds": 1.0, "usd": 0.0}}}  # fmt: skip
     stream = io.StringIO()
-    show(Console(file=stream), bill_table("[bold]run\n", told, 0))
+    show(Console(file=stream), bill_table("[bold]run\n", bill, 0))
     assert "[red]x[/red]" in stream.getvalue()
     assert "\x1b" not in stream.getvalue()

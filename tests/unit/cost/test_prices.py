@@ -1,4 +1,4 @@
-"""The price list: whole, dated, of machines whose GPUs are known; a wrong one is refused with what to do."""
+"""The price list: whole, dated, of machines whose GPUs are known; a wrong one is rejected with what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from components.errors import ConfigError
 from components.model.gpu_peaks import peak_flops
-from pipeline.cost.prices import PriceList, known_prices, read_prices
+from pipeline.cost.prices import PriceList, prices_by_pool, read_prices
 
 MINE: dict[str, Any] = {
     "sources": {"contract": {"url": "https://example.com/offer", "date": "2026-11-01"}},
@@ -24,9 +24,9 @@ MINE: dict[str, Any] = {
 
 
 def write(folder: Path, values: Any) -> str:
-    place = folder / "prices.yaml"
-    place.write_text(yaml.safe_dump(values))
-    return str(place)
+    path = folder / "prices.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
 
 
 def test_the_list_that_comes_with_darkroom() -> None:
@@ -55,8 +55,8 @@ def test_prices_by_pool_are_those_that_are_known() -> None:
 
 
 def test_machines_of_any_type_have_no_price() -> None:
-    assert known_prices(None, None) == known_prices(None, "p99.xlarge") == {}
-    assert known_prices(None, "g6e.48xlarge")["spot"] == 12.22
+    assert prices_by_pool(None, None) == prices_by_pool(None, "p99.xlarge") == {}
+    assert prices_by_pool(None, "g6e.48xlarge")["spot"] == 12.22
 
 
 def test_a_list_of_ones_own(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_price_that_is_not_known_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "part"),
     [
         ({"instances": {"big": {**MINE["instances"]["big"], "gpu_count": 3}}}, "instances.big.gpu_count: "),
         (
@@ -91,12 +91,12 @@ def test_a_price_that_is_not_known_says_what_to_do() -> None:
         ({"storage": None}, "storage"),
     ],
 )
-def test_a_wrong_list_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    place = write(tmp_path, {**MINE, **change})
-    with pytest.raises(ConfigError) as refused:
-        read_prices(place)
-    assert said in str(refused.value)
-    assert place in str(refused.value)
+def test_a_wrong_list_is_refused(change: dict[str, Any], part: str, tmp_path: Path) -> None:
+    path = write(tmp_path, {**MINE, **change})
+    with pytest.raises(ConfigError) as rejection:
+        read_prices(path)
+    assert part in str(rejection.value)
+    assert path in str(rejection.value)
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
