@@ -139,7 +139,12 @@ def setting(settings: Settings, path: str, kind: type[T]) -> T:
 
 
 def step_parser(step: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return the parser of ``python -m components.<step>``; ``doc`` is the module's docstring."""
+    """Return the parser of ``python -m components.<step>``.
+
+    Args:
+        step: Name of the step.
+        doc: The docstring of its ``__main__`` module, shown by ``--help``.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m components.{step}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -150,7 +155,14 @@ def step_parser(step: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def run_step(parser: argparse.ArgumentParser, settings: type[S], argv: Sequence[str] | None, work: Work[S]) -> int:
-    """Parse, validate, work and tell the result; return the process's exit code."""
+    """Run a step and report its result; return the exit code.
+
+    Args:
+        parser: Parser of the command line.
+        settings: Class of the step's settings.
+        argv: The arguments; None for those of the process.
+        work: What the step does; returns the fields of the event ``done``.
+    """
     arguments = parser.parse_args(argv)
     progress = Progress()
     try:

@@ -1,17 +1,17 @@
-"""Every error that Darkroom raises on purpose, with the exit code it ends a process with.
+"""Every error that Darkroom raises on purpose, with its exit code.
 
 DarkroomError            70  something inside went wrong
 ├── ConfigError          78  the settings are wrong; a retry cannot help
 │   └── Diverged                 training gave no finite gradient for too long
 ├── DataError            65  the data are missing, corrupt or unreadable; a retry cannot help
 │   └── ImageRejected        one image cannot be used; the step counts it and goes on
-├── StorageError         74  a place could not be read or written; a retry may help
-│   └── NotFound             nothing exists under that key
-├── OutOfMemory          71  a batch did not fit; smaller ones are noted, start again to continue
-├── Hung                124  a rank made no step for too long; its stacks are in the log, start again to continue
-└── Preempted            75  the machine is being taken away; the state is saved, start again to continue
+├── StorageError         74  storage could not be read or written; a retry may help
+│   └── NotFound             the key does not exist
+├── OutOfMemory          71  a batch did not fit into memory; starting again continues with smaller ones
+├── Hung                124  a rank made no step for too long; its stacks are in the log, starting again continues
+└── Preempted            75  the node is being taken away; the state is saved, starting again continues
 
-The codes are those of BSD ``sysexits.h``, and 124 that of ``timeout(1)``. Each message says what was found, what was
+The codes are those of BSD ``sysexits.h``, and 124 that of ``timeout(1)``. Each message names the value, what was
 expected and what to do.
 """
 
@@ -33,7 +33,7 @@ class ConfigError(DarkroomError):
 
 
 class Diverged(ConfigError):
-    """Training gave no finite gradient for too long; the last checkpoint is from before."""
+    """Training gave no finite gradient for too long; the last checkpoint is older than that."""
 
 
 class DataError(DarkroomError):
@@ -43,11 +43,11 @@ class DataError(DarkroomError):
 
 
 class ImageRejected(DataError):
-    """One image cannot be used; the step that meets it records the reason and goes on.
+    """One image cannot be used; the step records the reason and goes on.
 
     Attributes:
         reason: A short, stable name that reports group by, such as ``not-an-image``.
-        detail: What was found and what was expected, for a person.
+        detail: A sentence with the value and what was expected.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -57,13 +57,13 @@ class ImageRejected(DataError):
 
 
 class StorageError(DarkroomError):
-    """A place could not be read or written; a retry may help (exit code 74, ``EX_IOERR``)."""
+    """Storage could not be read or written; a retry may help (exit code 74, ``EX_IOERR``)."""
 
     exit_code = 74
 
 
 class NotFound(StorageError):
-    """Nothing exists under that key."""
+    """The key does not exist."""
 
 
 class OutOfMemory(DarkroomError):
@@ -73,12 +73,12 @@ class OutOfMemory(DarkroomError):
 
 
 class Hung(DarkroomError):
-    """A rank made no step for too long, so its watchdog ended it (exit code 124, as ``timeout(1)`` says it)."""
+    """A rank made no step for too long, so its watchdog ended it (exit code 124, as in ``timeout(1)``)."""
 
     exit_code = 124
 
 
 class Preempted(DarkroomError):
-    """The machine is being taken away and the state is saved (exit code 75, ``EX_TEMPFAIL``)."""
+    """The node is being taken away and the state is saved (exit code 75, ``EX_TEMPFAIL``)."""
 
     exit_code = 75

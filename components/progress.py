@@ -1,7 +1,7 @@
-"""What a step tells while it works: bars on a terminal, one JSON line per event in a pod, from one call.
+"""Progress of a step, from one call: bars on a terminal, one JSON line per event in a pod.
 
-Each JSON line has ``event`` first, so that whoever reads a mixed log (``darkroom run``, a log collector) can tell
-the lines apart from what libraries print.
+Each JSON line begins with ``event``, so that a reader of the log (``darkroom run``, a log collector) can tell it from
+lines that libraries print.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Reports events and the advance of long loops.
+    """Reports events and the progress of long loops.
 
     Args:
-        stream: Where to write; standard output unless given.
-        clock: Seconds that never go backwards, to pace the JSON lines of a loop.
-        every: Seconds between two JSON lines of one loop.
+        stream: Where to write; None for standard output.
+        clock: Returns seconds that never go backwards; limits how often a loop reports.
+        every: Seconds between two reports of one loop.
     """
 
     def __init__(
@@ -37,16 +37,22 @@ class Progress:
         self._console = Console(file=self._stream, highlight=False) if self._stream.isatty() else None
 
     def event(self, event: str, **fields: Any) -> None:
-        """Tell one thing that happened; ``fields`` are JSON values."""
+        """Report an event; ``fields`` are JSON values."""
         if self._console is not None:
-            told = "  ".join(f"{name}={value}" for name, value in fields.items())
-            self._console.print(f"{event:>12}  {told}", markup=False, soft_wrap=True)
+            text = "  ".join(f"{name}={value}" for name, value in fields.items())
+            self._console.print(f"{event:>12}  {text}", markup=False, soft_wrap=True)
         else:
             self._stream.write(json.dumps({"event": event, **fields}) + "\n")
             self._stream.flush()
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
-        """Yield ``items`` and show how many of ``total`` are done; ``what`` names them, such as ``images encoded``."""
+        """Yield ``items`` and show how many of ``total`` are done.
+
+        Args:
+            items: The items of the loop.
+            what: What they are, such as ``images encoded``.
+            total: How many there are.
+        """
         return self._bar(items, what, total) if self._console is not None else self._lines(items, what, total)
 
     def _bar(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
@@ -55,9 +61,9 @@ class Progress:
             yield from bars.track(items, total=total, description=what)
 
     def _lines(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
-        told = self._clock()
-        for done, item in enumerate(items, start=1):
+        last_report = self._clock()
+        for count, item in enumerate(items, start=1):
             yield item
-            if self._clock() - told >= self._every or done == total:
-                told = self._clock()
-                self.event("progress", what=what, done=done, total=total)
+            if self._clock() - last_report >= self._every or count == total:
+                last_report = self._clock()
+                self.event("progress", what=what, done=count, total=total)

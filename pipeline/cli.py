@@ -6,7 +6,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +20,30 @@ from pipeline.datasets import verbs as dataset_verbs
 from pipeline.kubeflow import verbs as cluster_verbs
 from pipeline.recipe import recipes
 
-_ASSUMED = "what to take for granted, such as mfu=0.3 or reclaims_per_node_day=4 (plan.Assumptions has all)"
+_WORKDIR = "folder or s3://bucket/prefix for all data"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code.
 
     Returns:
-        0 done, 78 wrong settings, 65 bad data, 74 storage that cannot be read or written, 75 stopped with the state
-        saved, 70 for what went wrong inside.
+        0 done, 65 bad data, 70 internal error, 74 storage that cannot be read or written, 75 stopped with the state
+        saved, 78 wrong settings.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may not know every letter
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a letter
     arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.verb(arguments)
     except KeyboardInterrupt:
-        return _tell(Preempted("stopped; the same command continues"))
+        return _report(Preempted("stopped; the same command continues"))
     except DarkroomError as error:
-        return _tell(error)
+        return _report(error)
     return code
 
 
-def _tell(error: DarkroomError) -> int:
+def _report(error: DarkroomError) -> int:
     label = Text() if isinstance(error, Preempted) else Text("error: ", "red")
     Console(stderr=True, highlight=False).print(label + printable(str(error)), soft_wrap=True)
     return error.exit_code
@@ -52,70 +52,78 @@ def _tell(error: DarkroomError) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
     parser = argparse.ArgumentParser(
-        prog="darkroom", description="Train Stable Diffusion on a folder of images: one pipeline, here or on a cluster."
+        prog="darkroom",
+        description="Train Stable Diffusion on your images: one pipeline, on this machine or on a cluster.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    run = verbs.add_parser("run", help="run the whole pipeline on this machine, or continue it")
-    _request(run)
-    run.add_argument(
-        "--workdir", default="workdir", help="folder or s3://bucket/prefix that holds everything (default: %(default)s)"
-    )
-    run.set_defaults(verb=_run)
+    run = _add_verb(verbs, "run", "run the whole pipeline on this machine, or continue a run", _run)
+    _add_recipe(run)
+    run.add_argument("--workdir", default="workdir", help=f"{_WORKDIR} (default: %(default)s)")
 
-    config = verbs.add_parser("config", help="print every setting of a run, as a recipe")
-    _request(config)
-    config.set_defaults(verb=_config)
-
-    _compiling(verbs)
-    _money(verbs)
-    dataset_verbs.add_verbs(
-        verbs.add_parser("dataset", help="list, show and verify encoded datasets; delete what nobody needs")
-    )
+    _add_recipe(_add_verb(verbs, "config", "print all settings of a run, as a recipe", _config))
+    _add_compile(verbs)
+    _add_plan(verbs)
+    _add_cost(verbs)
+    dataset = verbs.add_parser("dataset", help="list, show and verify encoded datasets; delete unused data")
+    dataset_verbs.add_verbs(dataset)
     cluster_verbs.add_verbs(verbs)
     return parser
 
 
-def _compiling(verbs: Any) -> None:
-    compile_ = verbs.add_parser("compile", help="write the pipeline as Kubeflow's IR YAML")
-    compile_.add_argument("--recipe", default="demo", help="recipe whose machines the steps ask for (default: demo)")
-    compile_.add_argument(
-        "--set", action="append", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override settings"
-    )
-    compile_.add_argument("--output", type=Path, default=Path("darkroom.yaml"), help="file (default: %(default)s)")
-    compile_.add_argument("--file", type=Path, help="deploy.yaml of a release, instead of the following")
-    compile_.add_argument("--image", default="darkroom:latest", help="image of the light steps, best by digest")
-    compile_.add_argument("--gpu-image", default="", help="image of steps that run models (default: the same)")
-    compile_.add_argument(
-        "--workdir", default="s3://bucket/darkroom", help="place that holds everything (default: %(default)s)"
-    )
-    compile_.add_argument("--retries", type=int, default=5, help="how often a failed step is started again")
-    compile_.set_defaults(verb=_compile)
+def _add_verb(
+    verbs: Any, name: str, description: str, verb: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    sentence = f"{description[0].upper()}{description[1:]}."
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=description, description=sentence)
+    parser.set_defaults(verb=verb)
+    return parser
 
 
-def _money(verbs: Any) -> None:
-    plan = verbs.add_parser("plan", help="tell what a run is going to take: hours, dollars, storage; starts nothing")
-    _request(plan)
-    plan.add_argument("--images", type=int, help="images in the dataset, for its size")
-    plan.add_argument("--workdir", default="", help="place whose earlier runs tell how fast training is")
-    plan.add_argument("--prices", help="YAML file with prices of machines (default: what the recipe says)")
-    plan.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help=_ASSUMED)
-    plan.add_argument("--json", action="store_true", help="print JSON")
-    plan.set_defaults(verb=_plan)
-
-    cost = verbs.add_parser("cost", help="tell what a run has cost, and where its time went")
-    cost.add_argument("run", help="name of the run, or as much of its beginning as is enough")
-    cost.add_argument("--workdir", default="workdir", help="place that holds the run (default: %(default)s)")
-    cost.add_argument("--json", action="store_true", help="print JSON")
-    cost.set_defaults(verb=_cost)
-
-
-def _request(parser: argparse.ArgumentParser) -> None:
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, help=f"one of {', '.join(recipes())}, or a YAML file")
-    parser.add_argument("--source", default="", help="folder of images (default: what the recipe says)")
+    parser.add_argument("--source", default="", help="folder of images (default: the recipe's)")
+    _add_set(parser)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", action="append", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override settings"
+        "--set", action="append", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="change settings"
     )
+
+
+def _add_compile(verbs: Any) -> None:
+    parser = _add_verb(verbs, "compile", "write the pipeline as a YAML file for Kubeflow", _compile)
+    parser.add_argument("--recipe", default="demo", help="recipe with the resources of the steps (default: demo)")
+    _add_set(parser)
+    parser.add_argument(
+        "--output", type=Path, default=Path("darkroom.yaml"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument("--file", type=Path, help="deploy.yaml of a release, instead of the options below")
+    parser.add_argument("--image", default="darkroom:latest", help="container image of the light steps, best by digest")
+    parser.add_argument("--gpu-image", default="", help="container image of steps that run models (default: --image)")
+    parser.add_argument("--workdir", default="s3://bucket/darkroom", help=f"{_WORKDIR} (default: %(default)s)")
+    parser.add_argument("--retries", type=int, default=5, help="retries of a failed step (default: %(default)s)")
+
+
+def _add_plan(verbs: Any) -> None:
+    parser = _add_verb(verbs, "plan", "estimate the time, cost and storage of a run; starts nothing", _plan)
+    _add_recipe(parser)
+    parser.add_argument("--images", type=int, help="number of images, to estimate the size of the dataset")
+    parser.add_argument("--workdir", default="", help="workdir with earlier runs, to use their speed")
+    parser.add_argument("--prices", help="YAML file with prices of machine types (default: the recipe's)")
+    names = ", ".join(Assumptions.model_fields)
+    parser.add_argument(
+        "--assume", action="append", default=[], metavar="NAME=VALUE", help=f"change an assumption: {names}"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_cost(verbs: Any) -> None:
+    parser = _add_verb(verbs, "cost", "show what a run has cost, and how its time was used", _cost)
+    parser.add_argument("run", help="name of the run, or the beginning of it")
+    parser.add_argument("--workdir", default="workdir", help=f"{_WORKDIR} (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -138,7 +146,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.prices is not None:
         overrides.append(f"placement.prices={json.dumps(arguments.prices)}")
     if arguments.images is not None and arguments.images < 0:
-        raise ConfigError(f"--images {arguments.images}: expected how many images there are, 0 or more")
+        raise ConfigError(f"--images {arguments.images}: expected a number of images, 0 or more")
     settings = resolve(arguments.recipe, overrides, arguments.source)
     console = Console(highlight=False)
     show_plan(settings, arguments.workdir, arguments.images, arguments.assume, arguments.json, console)
@@ -159,8 +167,8 @@ def _compile(arguments: argparse.Namespace) -> int:
     if arguments.file is not None:
         deployment = read_deployment(arguments.file)
     else:
-        told = {"image": arguments.image, "gpu_image": arguments.gpu_image, "retries": arguments.retries}
-        deployment = Deployment.parse({**told, "recipe": arguments.recipe, "workdir": arguments.workdir})
+        options = {"image": arguments.image, "gpu_image": arguments.gpu_image, "retries": arguments.retries}
+        deployment = Deployment.parse({**options, "recipe": arguments.recipe, "workdir": arguments.workdir})
     compile_to(arguments.output, deployment, arguments.recipe, _overrides(arguments))
     return EXIT_DONE
 

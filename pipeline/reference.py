@@ -1,8 +1,8 @@
-"""Write the reference pages, docs/cli.md and docs/settings.md, from the parser and from the settings' own words.
+"""Write the reference pages, docs/cli.md and docs/settings.md, from the parser and the settings' descriptions.
 
     python -m pipeline.reference [FOLDER]
 
-`make docs` runs it; a test fails where the pages are not what it writes.
+`make docs` runs it; a test fails if the pages are not current.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pipeline.cli import build_parser
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import Deployment
 
-_MADE = "<!-- Made by `make docs`; do not edit. -->"
-_ACTIONS_LEFT_OUT = (argparse._HelpAction,)
+_HEADER = "<!-- Made by `make docs`; do not edit. -->"
+_SKIPPED_ACTIONS = (argparse._HelpAction,)
 
 
 def pages() -> dict[str, str]:
@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("docs"), help="where (default: %(default)s)")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("docs"), help="where to write (default: %(default)s)"
+    )
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
@@ -49,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _commands() -> Iterator[str]:
-    yield from (_MADE, "# The `darkroom` command", "")
-    yield "Exit codes: 0 done, 65 bad data, 70 went wrong inside, 74 a place that cannot be read or written, 75 stopped"
+    yield from (_HEADER, "# The `darkroom` command", "")
+    yield "Exit codes: 0 done, 65 bad data, 70 internal error, 74 storage that cannot be read or written, 75 stopped"
     yield from ("with the state saved, 78 wrong settings.", "")
     yield from _command(build_parser(), 2)
 
@@ -58,13 +60,13 @@ def _commands() -> Iterator[str]:
 def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     verbs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for action in verbs:
-        says = {one.dest: one.help or "" for one in action._choices_actions}
+        descriptions = {verb.dest: verb.help or "" for verb in action._choices_actions}
         for name, verb in action.choices.items():
-            yield from (f"{'#' * level} `{verb.prog}`", "", f"{_sentence(says.get(name, ''))}", "")
+            yield from (f"{'#' * level} `{verb.prog}`", "", f"{_sentence(descriptions.get(name, ''))}", "")
             yield from _command(verb, level + 1)
-    options = [action for action in parser._actions if not isinstance(action, (*_ACTIONS_LEFT_OUT, *map(type, verbs)))]
+    options = [action for action in parser._actions if not isinstance(action, (*_SKIPPED_ACTIONS, *map(type, verbs)))]
     if options and not verbs:
-        yield from ("| option | what it says |", "|---|---|")
+        yield from ("| option | description |", "|---|---|")
         yield from (f"| {_cell(_usage(action))} | {_cell(_help(parser, action))} |" for action in options)
         yield ""
 
@@ -81,26 +83,27 @@ def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 
 def _settings() -> Iterator[str]:
-    yield from (_MADE, "# Settings", "")
-    yield "A run is a recipe and what `--set section.key=value` changes of it; `darkroom config --recipe demo` prints"
-    yield from ("all settings of one. Nothing else changes what a run does.", "")
+    yield from (_HEADER, "# Settings", "")
+    yield "The settings of a run are those of its recipe, changed by `--set section.key=value`. Nothing else changes"
+    yield from ("what a run does. `darkroom config --recipe demo` prints all settings.", "")
     yield from _section(RunConfig, "", 2)
-    yield from ("## deploy.yaml", "", "What `darkroom deploy --file` reads, as the chart writes it.", "")
+    yield from ("## deploy.yaml", "", "The file that `darkroom deploy --file` reads; the chart writes it.", "")
     yield from _section(Deployment, "", 3)
 
 
 def _section(model: type[BaseModel], prefix: str, level: int) -> Iterator[str]:
-    below = {name: found for name, field in model.model_fields.items() if (found := _model(field.annotation))}
-    own = [(name, field) for name, field in model.model_fields.items() if name not in below or _is_list(field)]
-    if own:
-        yield from ("| setting | kind | default | what it says |", "|---|---|---|---|")
-        for name, field in own:
-            yield f"| `{prefix}{name}` | {_cell(_kind(field))} | {_default(field)} | {_cell(field.description or '')} |"
+    sections = {name: section for name, field in model.model_fields.items() if (section := _model(field.annotation))}
+    values = [(name, field) for name, field in model.model_fields.items() if name not in sections or _is_list(field)]
+    if values:
+        yield from ("| setting | type | default | description |", "|---|---|---|---|")
+        for name, field in values:
+            cells = (f"`{prefix}{name}`", _cell(_values(field)), _default(field), _cell(field.description or ""))
+            yield f"| {' | '.join(cells)} |"
         yield ""
-    for name, found in below.items():
+    for name, section in sections.items():
         mark = "[]" if _is_list(model.model_fields[name]) else ""
-        yield from (f"{'#' * min(level, 5)} `{prefix}{name}{mark}`", "", _sentence((found.__doc__ or "").strip()), "")
-        yield from _section(found, f"{prefix}{name}{mark}.", level + 1)
+        yield from (f"{'#' * min(level, 5)} `{prefix}{name}{mark}`", "", _sentence((section.__doc__ or "").strip()), "")
+        yield from _section(section, f"{prefix}{name}{mark}.", level + 1)
 
 
 def _is_list(field: FieldInfo) -> bool:
@@ -108,15 +111,15 @@ def _is_list(field: FieldInfo) -> bool:
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """Return the settings that a field holds, alone, in a list or as one of several kinds."""
+    """Return the section that a field holds, alone, in a list or as one of several types."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in typing.get_args(annotation) if (found := _model(part))), None)
+    return next((section for part in typing.get_args(annotation) if (section := _model(part))), None)
 
 
-def _kind(field: FieldInfo) -> str:
-    """Return what values a field takes, with its bounds."""
-    bounds = (_bound(one) for one in field.metadata)
+def _values(field: FieldInfo) -> str:
+    """Return which values a field takes, with its bounds."""
+    bounds = (_bound(metadata) for metadata in field.metadata)
     return " ".join([_type(field.annotation), *(bound for bound in bounds if bound)])
 
 
@@ -140,9 +143,13 @@ _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multi
 
 
 def _bound(metadata: Any) -> str:
-    told = ((sign, getattr(metadata, name, None)) for name, sign in _BOUNDS.items())
-    return " ".join(f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}" for sign, value in told
-                    if value is not None)  # fmt: skip
+    bounds = ((sign, getattr(metadata, name, None)) for name, sign in _BOUNDS.items())
+    texts = (
+        f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}"
+        for sign, value in bounds
+        if value is not None
+    )
+    return " ".join(texts)
 
 
 def _default(field: FieldInfo) -> str:

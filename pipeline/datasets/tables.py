@@ -1,4 +1,7 @@
-"""What ``darkroom dataset`` prints: lines of at most 80 columns, out of plain numbers and names that may be hostile."""
+"""The output of ``darkroom dataset``: lines of at most 80 columns. Pure.
+
+Names may be hostile, and they come out printable.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,19 @@ _WIDTH = 80
 _NAME = 13
 _DIGEST = 12
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-# Of a long tail of reasons, licences or captioners, the most frequent.
+# The most frequent reasons, licences or captioners to show.
 _MOST = 8
 
 
 @dataclass(frozen=True)
-class Version:
-    """One version of a dataset, as it is listed.
+class DatasetVersion:
+    """One version of a dataset, and who uses it.
 
     Attributes:
-        dataset: What was committed.
-        written: When, in seconds since 1970 by the store's clock.
-        newest: Whether a run that begins now would train on it.
-        used_by: The runs and models that refer to it.
+        dataset: The version itself.
+        written: When it was committed, in seconds since 1970 by the store's clock.
+        newest: Whether a run that starts now would train on it.
+        used_by: The runs and models that use it.
     """
 
     dataset: Dataset
@@ -39,12 +42,12 @@ class Version:
 
 @dataclass
 class Contents:
-    """What the images of a dataset tell of themselves, counted.
+    """Counts over the images of a dataset.
 
     Attributes:
-        captions_by: Captions by who wrote them.
+        captions_by: Captions by author.
         licences: Images by licence.
-        rejected: Images left out, by reason.
+        rejected: Rejected images by reason.
     """
 
     captions_by: Counter[str]
@@ -58,105 +61,108 @@ def size(number: float) -> str:
         if number < 999.5 or unit == _UNITS[-1]:
             return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
         number /= 1000
-    raise AssertionError("the last unit takes all")
+    raise AssertionError("the last unit fits any number")
 
 
-def version_rows(key: str, versions: Sequence[Version]) -> Iterator[str]:
-    """Yield what ``ls`` says of a dataset: a line of its own, and one per version, the newest first."""
-    yield f"{key}  {_pictures(versions[0].dataset)}"
+def version_rows(key: str, versions: Sequence[DatasetVersion]) -> Iterator[str]:
+    """Yield the output of ``ls`` for a dataset: a line for its name, and one per version, the newest first."""
+    yield f"{key}  {_image_sizes(versions[0].dataset)}"
     yield f"  {'version':<{_DIGEST}}  {'images':>13}  {'shards':>9}  {'size':>8}  committed (UTC)"
     for version in versions:
-        found = version.dataset
-        room = sum(shard.bytes for shard in found.shards)
-        mark = "*" if version.newest else " "
-        told = f"{mark} {found.digest[:_DIGEST]}  {count(found.images):>13}  {count(len(found.shards)):>9}  "
-        yield f"{told}{size(room):>8}  {_moment(version.written)}"
+        dataset = version.dataset
+        name = f"{'*' if version.newest else ' '} {dataset.digest[:_DIGEST]}"
+        counts = f"{count(dataset.images):>13}  {count(len(dataset.shards)):>9}  {size(_shard_bytes(dataset)):>8}"
+        yield f"{name}  {counts}  {_time(version.written)}"
         if version.used_by:
             yield f"    used by {_clipped(_users(version.used_by), _WIDTH - 12)}"
 
 
-def version_lines(key: str, version: Version, of: int, contents: Contents | None) -> Iterator[str]:
-    """Yield what ``show`` says of one version of a dataset.
+def version_lines(key: str, version: DatasetVersion, of: int, contents: Contents | None) -> Iterator[str]:
+    """Yield the output of ``show`` for one version of a dataset.
 
     Args:
         key: The dataset's name.
         version: The version.
-        of: How many versions there are.
-        contents: What its images tell of themselves; None for an earlier version, of which only the shards are kept.
+        of: Number of versions.
+        contents: Counts over its images; None for an earlier version, of which only the shards are kept.
     """
-    found = version.dataset
-    gone = sum(len(shard.tombstones) for shard in found.shards)
+    dataset = version.dataset
+    removed = sum(len(shard.tombstones) for shard in dataset.shards)
     newest = "the newest" if version.newest else "not the newest"
-    yield _row("dataset", f"{key} ({_pictures(found)})")
-    yield _row("version", f"{found.digest[:_DIGEST]}, {newest} of {plural(of, 'version')}")
-    yield _row("committed", f"{_moment(version.written)} UTC")
+    yield _row("dataset", f"{key} ({_image_sizes(dataset)})")
+    yield _row("version", f"{dataset.digest[:_DIGEST]}, {newest} of {plural(of, 'version')}")
+    yield _row("committed", f"{_time(version.written)} UTC")
     yield _row("used by", _clipped(_users(version.used_by), _WIDTH - _NAME) or "no run and no model")
-    yield _row("images", f"{count(found.images)}, of which {count(found.held_out)} held out")
-    yield _row("samples", f"{count(found.samples)}; {count(gone)} more are gone")
-    room = sum(shard.bytes for shard in found.shards)
-    yield _row("shards", f"{count(len(found.shards))}, {size(room)}")
-    for shape, samples in sorted(_buckets(found).items(), key=lambda item: (-item[1], item[0])):
+    yield _row("images", f"{count(dataset.images)}, of which {count(dataset.held_out)} held out")
+    yield _row("samples", f"{count(dataset.samples)}; {count(removed)} more were removed")
+    yield _row("shards", f"{count(len(dataset.shards))}, {size(_shard_bytes(dataset))}")
+    for shape, samples in sorted(_buckets(dataset).items(), key=lambda item: (-item[1], item[0])):
         yield _row("bucket", f"{shape[1]}×{shape[0]}: {count(samples)}")
     if contents is not None:
         yield _row("captions by", _counts(contents.captions_by))
         yield _row("licences", _counts(contents.licences))
         yield _row("rejected", _counts(contents.rejected))
-    for name, value in _flat(found.encoding):
+    for name, value in _flat(dataset.encoding):
         yield _row("encoding", line(f"{name}: {value}"))
 
 
 def garbage_rows(garbage: Mapping[tuple[str, str], tuple[int, int]], deleted: bool) -> Iterator[str]:
-    """Yield what ``gc`` found or deleted, by place and kind.
+    """Yield the output of ``gc``, by folder and kind.
 
     Args:
-        garbage: For each place and kind, how many and their bytes.
-        deleted: Whether it is gone now.
+        garbage: For each folder and kind, the number of pieces and their bytes.
+        deleted: Whether they were deleted.
     """
-    for (place, kind), (number, room) in garbage.items():
-        yield f"{size(room):>8}  {f'{count(number)} × {kind}':<22}  {_clipped(line(place), _WIDTH - 34)}"
-    total = sum(room for _, room in garbage.values())
+    for (folder, kind), (pieces, total_bytes) in garbage.items():
+        yield f"{size(total_bytes):>8}  {f'{count(pieces)} × {kind}':<22}  {_clipped(line(folder), _WIDTH - 34)}"
+    total = sum(total_bytes for _, total_bytes in garbage.values())
     if not garbage:
-        yield "nothing to delete: a run or a model refers to everything, or it is too young"
+        yield "nothing to delete: everything is in use, or too recent"
     else:
         yield f"{size(total):>8}  {'deleted' if deleted else 'could be deleted; --yes deletes it'}"
 
 
 def tally(garbage: Garbage, into: dict[tuple[str, str], tuple[int, int]]) -> None:
-    """Count a piece of garbage under its place and kind; a shard's index is not one more shard."""
-    number, room = into.get((garbage.place, garbage.kind), (0, 0))
+    """Count a piece of garbage under its folder and kind; a shard's index does not count as another shard."""
+    pieces, total_bytes = into.get((garbage.place, garbage.kind), (0, 0))
     more = 0 if garbage.kind == "shard" and garbage.key.endswith(".idx") else 1
-    into[garbage.place, garbage.kind] = number + more, room + garbage.bytes
+    into[garbage.place, garbage.kind] = pieces + more, total_bytes + garbage.bytes
 
 
 def _row(name: str, text: str) -> str:
     return f"{name:<{_NAME}}{text}"
 
 
-def _pictures(found: Dataset) -> str:
+def _image_sizes(dataset: Dataset) -> str:
     """Return the sizes of a dataset's images in a few words."""
-    shapes = sorted({shard.bucket for shard in found.shards})
-    told = [f"{width}×{height}" for height, width in shapes]
-    return ", ".join(told) if len(told) <= 3 else f"{plural(len(told), 'bucket')} from {told[0]} to {told[-1]}"
+    shapes = sorted({shard.bucket for shard in dataset.shards})
+    sizes = [f"{width}×{height}" for height, width in shapes]
+    return ", ".join(sizes) if len(sizes) <= 3 else f"{plural(len(sizes), 'bucket')} from {sizes[0]} to {sizes[-1]}"
 
 
-def _buckets(found: Dataset) -> Counter[tuple[int, int]]:
-    live: Counter[tuple[int, int]] = Counter()
-    for shard in found.shards:
-        live[shard.bucket] += shard.samples - len(shard.tombstones)
-    return live
+def _shard_bytes(dataset: Dataset) -> int:
+    return sum(shard.bytes for shard in dataset.shards)
 
 
-def _counts(counted: Counter[str]) -> str:
-    told = [f"{line(name)} {count(number)}" for name, number in counted.most_common(_MOST)]
-    rest = len(counted) - len(told)
-    return ", ".join(told) + (f", and {count(rest)} more" if rest else "") if told else "none"
+def _buckets(dataset: Dataset) -> Counter[tuple[int, int]]:
+    """Return the number of samples in each bucket, without removed ones."""
+    samples: Counter[tuple[int, int]] = Counter()
+    for shard in dataset.shards:
+        samples[shard.bucket] += shard.samples - len(shard.tombstones)
+    return samples
+
+
+def _counts(counter: Counter[str]) -> str:
+    counts = [f"{line(name)} {count(number)}" for name, number in counter.most_common(_MOST)]
+    rest = len(counter) - len(counts)
+    return ", ".join(counts) + (f", and {count(rest)} more" if rest else "") if counts else "none"
 
 
 def _users(names: Iterable[str]) -> str:
     return line(", ".join(names))
 
 
-def _moment(seconds: float) -> str:
+def _time(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}" if seconds else "–"
 
 

@@ -1,4 +1,4 @@
-"""``darkroom dataset``: what datasets a workdir holds, whether they are whole, and what of them nobody needs."""
+"""``darkroom dataset``: list the datasets of a workdir, show and verify them, delete what nothing uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from components.image.authors import author
 from components.image.records import read_accepted
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.datasets.tables import Contents, Version, garbage_rows, size, tally, version_lines, version_rows
+from pipeline.datasets.tables import Contents, DatasetVersion, garbage_rows, size, tally, version_lines, version_rows
 from pipeline.messages import line, plural
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -29,26 +29,29 @@ _REJECTED = "rejected.jsonl"
 def add_verbs(parser: argparse.ArgumentParser) -> None:
     """Add ``ls``, ``show``, ``verify`` and ``gc``."""
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, verb, says in (
+    for name, verb, description in (
         ("ls", list_datasets, "list the datasets and their versions"),
-        ("show", show, "tell what one dataset holds"),
-        ("verify", verify_datasets, "compare every digest and decode every sample"),
-        ("gc", collect, "delete what no run and no published model refers to"),
+        ("show", show, "show what a dataset holds"),
+        ("verify", verify_datasets, "check every digest and decode every sample"),
+        ("gc", collect, "delete what no run and no published model uses"),
     ):
-        one = verbs.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.")
+        one = verbs.add_parser(name, help=description, description=f"{description[0].upper()}{description[1:]}.")
         one.add_argument("--workdir", default="workdir", help="folder or s3://bucket/prefix (default: %(default)s)")
         one.set_defaults(verb=verb)
         if name in ("show", "verify"):
-            one.add_argument("dataset", nargs="?", default="", help="its name, or how it begins (default: all)")
+            one.add_argument("dataset", nargs="?", default="", help="its name, or the beginning of it (default: all)")
         if name == "show":
-            one.add_argument("--version", default="", help="digest, or how it begins (default: the newest)")
+            one.add_argument("--version", default="", help="digest, or the beginning of it (default: the newest)")
         if name == "verify":
-            one.add_argument("--workers", type=int, default=4, help="shards side by side (default: %(default)s)")
+            one.add_argument("--workers", type=int, default=4, help="shards at the same time (default: %(default)s)")
         if name == "gc":
             one.add_argument(
-                "--older-than", default="1d", metavar="TIME", help="spare what is younger: 12h, 7d (default: 1d)"
+                "--older-than",
+                default="1d",
+                metavar="TIME",
+                help="keep what is newer, such as 12h or 7d (default: 1d)",
             )
-            one.add_argument("--yes", action="store_true", help="delete; without it nothing is touched")
+            one.add_argument("--yes", action="store_true", help="delete; without it, only list what could be deleted")
 
 
 def list_datasets(arguments: argparse.Namespace) -> int:
@@ -58,69 +61,69 @@ def list_datasets(arguments: argparse.Namespace) -> int:
     keys = _keys(workdir, "")
     for number, key in enumerate(keys):
         rows = version_rows(key, _versions(workdir, key, references))
-        _say(console, *[""] * (number > 0), *rows)
+        _print(console, *[""] * (number > 0), *rows)
     if not keys:
-        _say(console, f"{line(workdir.url)} holds no dataset")
+        _print(console, f"{line(workdir.url)} holds no dataset")
     return EXIT_DONE
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Tell what datasets hold."""
+    """Show what datasets hold."""
     console, workdir = _console(), open_storage(arguments.workdir)
     references = read_references(workdir)
-    for number, key in enumerate(_chosen(workdir, arguments.dataset)):
+    for number, key in enumerate(_matching_keys(workdir, arguments.dataset)):
         versions = _versions(workdir, key, references)
-        version = _pick(versions, arguments.version, key)
+        version = _version(versions, arguments.version, key)
         contents = _contents(workdir.child(f"{DATASETS}/{key}")) if version.newest else None
-        _say(console, *[""] * (number > 0), *version_lines(key, version, len(versions), contents))
+        _print(console, *[""] * (number > 0), *version_lines(key, version, len(versions), contents))
     return EXIT_DONE
 
 
 def verify_datasets(arguments: argparse.Namespace) -> int:
-    """Compare every digest of the newest versions and decode every sample.
+    """Check every digest of the newest versions and decode every sample.
 
     Raises:
-        DataError: Where anything is broken, once all has been looked at and everything broken is named.
+        DataError: If anything is broken, after all is checked and everything broken is named.
     """
     if arguments.workers < 1:
         raise ConfigError(f"--workers {arguments.workers}: expected 1 or more")
     console, workdir = _console(), open_storage(arguments.workdir)
-    broken = shards = samples = room = 0
-    for key in _chosen(workdir, arguments.dataset):
+    broken = shards = samples = total_bytes = 0
+    for key in _matching_keys(workdir, arguments.dataset):
         storage = workdir.child(f"{DATASETS}/{key}")
         for problem in _broken_records(storage):
             broken += 1
-            _say(console, line(f"{key}: {problem}"))
+            _print(console, line(f"{key}: {problem}"))
         dataset = _readable(storage)
         with console.status("") as status:
             for shard, problem in verify(storage, dataset, arguments.workers) if dataset else ():
-                shards, samples, room = shards + 1, samples + shard.samples, room + shard.bytes
-                status.update(f"{key}: {plural(shards, 'shard')}, {size(room)}")
+                shards, samples, total_bytes = shards + 1, samples + shard.samples, total_bytes + shard.bytes
+                status.update(f"{key}: {plural(shards, 'shard')}, {size(total_bytes)}")
                 if problem:
                     broken += 1
-                    _say(console, line(f"{key}: {problem}"))
-    _say(console, f"{plural(shards, 'shard')}, {plural(samples, 'sample')}, {size(room)} looked at")
+                    _print(console, line(f"{key}: {problem}"))
+    _print(console, f"{plural(shards, 'shard')}, {plural(samples, 'sample')}, {size(total_bytes)} checked")
     if broken:
-        raise DataError(f"{plural(broken, 'thing')} broken, named above; delete them and run the pipeline again")
+        raise DataError(f"{plural(broken, 'problem')}, named above; delete what is broken and run the pipeline again")
     return EXIT_DONE
 
 
 def collect(arguments: argparse.Namespace, clock: Callable[[], float] = time.time) -> int:
-    """Find what nobody refers to, and delete it if asked to."""
+    """Find what nothing uses, and delete it with ``--yes``."""
     console, workdir = _console(), open_storage(arguments.workdir)
     since = clock() - _age(arguments.older_than)
-    found: dict[tuple[str, str], tuple[int, int]] = {}
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
     try:
-        with console.status("looking for what nobody refers to"):
+        with console.status("looking for what nothing uses"):
             for garbage in find_garbage(workdir, lambda: keep(read_references(workdir), since), since):
                 if arguments.yes:
                     remove(workdir, garbage)
-                tally(garbage, found)
+                tally(garbage, counts)
     except DarkroomError:
-        if found:  # what is gone is to be told, whatever came then
-            _say(console, *garbage_rows(found, deleted=arguments.yes))
+        if counts:  # report what was deleted before the error
+            _print(console, *garbage_rows(counts, deleted=arguments.yes))
         raise
-    _say(console, *garbage_rows(found, deleted=arguments.yes))
+    _print(console, *garbage_rows(counts, deleted=arguments.yes))
     return EXIT_DONE
 
 
@@ -128,60 +131,60 @@ def _console() -> Console:
     return Console(highlight=False)
 
 
-def _say(console: Console, *lines: str) -> None:
+def _print(console: Console, *lines: str) -> None:
     for text in lines:
         console.print(text, markup=False, soft_wrap=True)
 
 
 def _age(text: str) -> float:
     """Return a length of time in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if found is None:
-        raise ConfigError(f"--older-than {text!r}: expected a number and its unit, such as 30m, 12h or 7d")
-    return float(found[1]) * _SECONDS[found[2]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None:
+        raise ConfigError(f"--older-than {text!r}: expected a number and a unit, such as 30m, 12h or 7d")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
-def _keys(workdir: Storage, begins: str) -> list[str]:
-    """Return the names of the datasets that were committed, whatever became of their newest version."""
+def _keys(workdir: Storage, beginning: str) -> list[str]:
+    """Return the names of all committed datasets, also of those whose newest version is broken."""
     keys: dict[str, None] = {}
     for entry in workdir.list(DATASETS):
         _, key, *rest = entry.key.split("/")
-        if key.startswith(begins) and rest and (rest == [KEY] or rest[0] == VERSIONS):
+        if key.startswith(beginning) and rest and (rest == [KEY] or rest[0] == VERSIONS):
             keys[key] = None
     return list(keys)
 
 
-def _chosen(workdir: Storage, begins: str) -> list[str]:
-    keys = _keys(workdir, begins)
+def _matching_keys(workdir: Storage, beginning: str) -> list[str]:
+    keys = _keys(workdir, beginning)
     if not keys:
-        wanted = f"no dataset that begins with {begins!r}" if begins else "no dataset"
-        raise DataError(f"{workdir.url} holds {wanted}; darkroom dataset ls lists what there is")
+        missing = f"no dataset that begins with {beginning!r}" if beginning else "no dataset"
+        raise DataError(f"{workdir.url} holds {missing}; darkroom dataset ls lists all")
     return keys
 
 
-def _versions(workdir: Storage, key: str, references: list[Reference]) -> list[Version]:
+def _versions(workdir: Storage, key: str, references: list[Reference]) -> list[DatasetVersion]:
     """Return the versions of a dataset, the newest first."""
     storage = workdir.child(f"{DATASETS}/{key}")
     newest = read_dataset(storage)
     written = {newest.digest: 0.0} if newest else {}
-    written |= {_digest(found.key): found.written for found in storage.list_dated(VERSIONS)}
+    written |= {_digest(entry.key): entry.written for entry in storage.list_dated(VERSIONS)}
     versions = []
-    for digest, moment in written.items():
+    for digest, time_written in written.items():
         used_by = tuple(reference.by for reference in references if digest in reference.versions)
         is_newest = newest is not None and digest == newest.digest
-        versions.append(Version(read_version(storage, digest), moment, is_newest, used_by))
+        versions.append(DatasetVersion(read_version(storage, digest), time_written, is_newest, used_by))
     return sorted(versions, key=lambda version: (version.newest, version.written), reverse=True)
 
 
-def _pick(versions: list[Version], begins: str, key: str) -> Version:
-    found = [version for version in versions if version.dataset.digest.startswith(begins)]
-    if not found:
-        raise DataError(f"dataset {key} has no version that begins with {begins!r}; darkroom dataset ls lists them")
-    return found[0]
+def _version(versions: list[DatasetVersion], beginning: str, key: str) -> DatasetVersion:
+    matches = [version for version in versions if version.dataset.digest.startswith(beginning)]
+    if not matches:
+        raise DataError(f"dataset {key} has no version that begins with {beginning!r}; darkroom dataset ls lists all")
+    return matches[0]
 
 
 def _contents(storage: Storage) -> Contents:
-    """Count what the newest version's records tell, group by group."""
+    """Count captions by author, licences and rejections over the records of the newest version."""
     contents = Contents(Counter(), Counter(), Counter())
     for entry in storage.list("captions"):
         group = entry.key.removeprefix("captions/").removesuffix(".jsonl")
@@ -196,7 +199,7 @@ def _contents(storage: Storage) -> Contents:
 
 def _broken_records(storage: Storage) -> Iterator[str]:
     """Yield what is wrong with ``dataset.json`` and with each kept version."""
-    for read in (lambda: read_dataset(storage), *(_reader(storage, found.key) for found in storage.list(VERSIONS))):
+    for read in (lambda: read_dataset(storage), *(_reader(storage, entry.key) for entry in storage.list(VERSIONS))):
         try:
             read()
         except DataError as error:

@@ -1,4 +1,4 @@
-"""``darkroom dataset``: what it lists, finds broken and deletes, in a folder and in a real S3 store."""
+"""``darkroom dataset``: what it lists, verifies and deletes, in a folder and in a real S3 store."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def commit(workdir: Storage, shards: Sequence[Shard]) -> str:
     return committed.digest
 
 
-def use(workdir: Storage, run: str, digest: str) -> None:
-    workdir.write_json(f"runs/{run}/steps/index.json", {"result": {"encoding_key": KEY, "dataset_digest": digest}})
+def use(workdir: Storage, name: str, digest: str) -> None:
+    workdir.write_json(f"runs/{name}/steps/index.json", {"result": {"encoding_key": KEY, "dataset_digest": digest}})
 
 
-def say(capsys: pytest.CaptureFixture[str], workdir: Storage, *arguments: str) -> tuple[int, str, str]:
+def run(capsys: pytest.CaptureFixture[str], workdir: Storage, *arguments: str) -> tuple[int, str, str]:
     code = main(["dataset", arguments[0], "--workdir", workdir.url, *arguments[1:]])
     out, err = capsys.readouterr()
     for line in out.splitlines():
@@ -71,36 +71,36 @@ def test_the_life_of_a_dataset(workdir: Storage, capsys: pytest.CaptureFixture[s
     first, second = commit(workdir, shards[:2]), commit(workdir, shards[1:])
     use(workdir, "one", second)
 
-    code, out, _ = say(capsys, workdir, "ls")
+    code, out, _ = run(capsys, workdir, "ls")
     assert code == 0
     assert out.startswith(f"{KEY}  24×16, 32×32\n")
     assert re.search(rf"^\* {second[:12]} +6 +2 ", out, re.MULTILINE)
     assert re.search(rf"^  {first[:12]} +8 +2 ", out, re.MULTILINE)
     assert "run one" in out
 
-    code, out, _ = say(capsys, workdir, "verify")
+    code, out, _ = run(capsys, workdir, "verify")
     assert (code, out.split(",")[:2]) == (0, ["2 shards", " 6 samples"])
 
-    code, out, _ = say(capsys, workdir, "gc", "--older-than", "0s")
+    code, out, _ = run(capsys, workdir, "gc", "--older-than", "0s")
     assert code == 0
     assert dataset.exists(version_key(first))
     assert "1 × version" in out
     assert "1 × shard" in out
-    _, out, _ = say(capsys, workdir, "gc", "--yes")
+    _, out, _ = run(capsys, workdir, "gc", "--yes")
     assert "×" not in out, "all of it is younger than a day"
     assert dataset.exists(version_key(first))
-    code, out, _ = say(capsys, workdir, "gc", "--older-than", "0s", "--yes")
+    code, out, _ = run(capsys, workdir, "gc", "--older-than", "0s", "--yes")
     assert (code, "1 × version" in out) == (0, True)
     assert {entry.key for entry in dataset.list("shards")} == {
         key for shard in shards[1:] for key in (tar_key(shard.name), index_key(shard.name))
     }
     assert [entry.key for entry in dataset.list("versions")] == [version_key(second)]
-    assert say(capsys, workdir, "verify")[0] == 0
+    assert run(capsys, workdir, "verify")[0] == 0
 
     workdir.delete_tree("runs")
-    assert "1 × dataset" in say(capsys, workdir, "gc", "--older-than", "0s", "--yes")[1]
+    assert "1 × dataset" in run(capsys, workdir, "gc", "--older-than", "0s", "--yes")[1]
     assert list(workdir.list()) == []
-    assert workdir.url in say(capsys, workdir, "ls")[1]
+    assert workdir.url in run(capsys, workdir, "ls")[1]
 
 
 def test_what_is_broken_is_named(workdir: Storage, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,13 +112,13 @@ def test_what_is_broken_is_named(workdir: Storage, capsys: pytest.CaptureFixture
     dataset.write(tar_key(shards[1].name), tar[:700] + b"!" + tar[701:])
     dataset.delete(index_key(shards[2].name))
     dataset.write(version_key(old), b"{")
-    code, out, err = say(capsys, workdir, "verify", "--workers", "2")
+    code, out, err = run(capsys, workdir, "verify", "--workers", "2")
     assert code == 65
     assert [name for name in (shard.name for shard in shards) if name in out] == [shards[1].name, shards[2].name]
     assert f"versions/{old}.json" in out
     assert "3 " in err
     dataset.write("dataset.json", b"")
-    code, out, _ = say(capsys, workdir, "verify", KEY[:4])
+    code, out, _ = run(capsys, workdir, "verify", KEY[:4])
     assert (code, "dataset.json" in out) == (65, True)
 
 
@@ -133,19 +133,19 @@ def test_show_counts_what_the_images_tell(tmp_path: Path, capsys: pytest.Capture
     ]
     write_captions(dataset, "000", written, [])
     write_rejections(dataset, "rejected.jsonl", [Rejection("c", "ingest", HOSTILE, "")] * 2)
-    code, out, _ = say(capsys, workdir, "show", KEY[:3])
+    code, out, _ = run(capsys, workdir, "show", KEY[:3])
     rows = [line.split(maxsplit=1) for line in out.splitlines()]
-    told = {name: text for name, text in rows if name != "encoding"}
+    texts = {name: text for name, text in rows if name != "encoding"}
     assert code == 0
-    assert told["version"].startswith(new[:12])
-    assert told["version"].endswith(" 2 versions")
-    assert re.findall(r"\d+", told["images"]) == ["4", "1"]
-    assert re.findall(r"\d+", told["samples"]) == ["4", "0"]
+    assert texts["version"].startswith(new[:12])
+    assert texts["version"].endswith(" 2 versions")
+    assert re.findall(r"\d+", texts["images"]) == ["4", "1"]
+    assert re.findall(r"\d+", texts["samples"]) == ["4", "0"]
     assert re.search(r"^captions .* sidecar 2, model:blip 1$", out, re.MULTILINE)
     assert re.search(r"^licences .* unknown 1, CC-BY-4.0 1$", out, re.MULTILINE)
-    assert "\\u202e\\n\\x1b[31mreason" in told["rejected"]
+    assert "\\u202e\\n\\x1b[31mreason" in texts["rejected"]
     assert ["encoding", "models.vae: aaaaaaaaaaaa…"] in rows
-    _, out, _ = say(capsys, workdir, "show", "--version", old[:6])
+    _, out, _ = run(capsys, workdir, "show", "--version", old[:6])
     version = next(line for line in out.splitlines() if line.startswith("version"))
     assert old[:12] in version
     assert "not the newest" in version
@@ -153,7 +153,7 @@ def test_show_counts_what_the_images_tell(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "part"),
     [
         (["gc", "--older-than", "soon"], 78, "--older-than 'soon'"),
         (["verify", "--workers", "0"], 78, "--workers 0"),
@@ -162,8 +162,8 @@ def test_show_counts_what_the_images_tell(tmp_path: Path, capsys: pytest.Capture
     ],
 )
 def test_what_cannot_be_done_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, part: str
 ) -> None:
-    found, out, err = say(capsys, open_storage(str(tmp_path)), *arguments)
-    assert (found, out) == (code, "")
-    assert said in err
+    exit_code, out, err = run(capsys, open_storage(str(tmp_path)), *arguments)
+    assert (exit_code, out) == (code, "")
+    assert part in err

@@ -1,4 +1,4 @@
-"""The command line: what is wrong is told in a few lines with the right exit code, before anything is started."""
+"""The command line: errors are reported in a few lines with the right exit code, before anything is started."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def rejected(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     code = main(arguments)
     out, err = capsys.readouterr()
     assert out == ""
@@ -76,30 +76,30 @@ def test_what_is_wrong_is_told_before_anything_is_started(
     capsys: pytest.CaptureFixture[str],
     elsewhere: Path,
 ) -> None:
-    found, told = refused(capsys, "run", "--recipe", SMALL, *arguments)
-    assert found == code
-    assert all(part in told for part in parts)
+    exit_code, error = rejected(capsys, "run", "--recipe", SMALL, *arguments)
+    assert exit_code == code
+    assert all(part in error for part in parts)
     assert list(elsewhere.iterdir()) == []
 
 
-def test_an_unknown_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = refused(capsys, "config", "--recipe", "dmeo")
+def test_an_unknown_recipe_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = rejected(capsys, "config", "--recipe", "dmeo")
     assert code == 78
-    assert "'dmeo'" in told
-    assert "demo" in told
+    assert "'dmeo'" in error
+    assert "demo" in error
 
 
-def test_an_output_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = refused(capsys, "compile", "--output", "missing/out.yaml")
+def test_an_output_that_cannot_be_written_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = rejected(capsys, "compile", "--output", "missing/out.yaml")
     assert code == 74
-    assert "missing/out.yaml" in told
+    assert "missing/out.yaml" in error
 
 
 def test_a_message_shows_what_it_holds_and_breaks_no_line(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = refused(capsys, "compile", "--output", "[red]\x1b[31m" + 100 * "x")
+    code, error = rejected(capsys, "compile", "--output", "[red]\x1b[31m" + 100 * "x")
     assert code == 78
-    assert "--output [red]\\x1b[31mxxx" in told
-    assert told.count("\n") == 1
+    assert "--output [red]\\x1b[31mxxx" in error
+    assert error.count("\n") == 1
 
 
 def test_a_run_is_not_run_twice_at_the_same_time(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
@@ -107,9 +107,9 @@ def test_a_run_is_not_run_twice_at_the_same_time(capsys: pytest.CaptureFixture[s
     log.parent.mkdir(parents=True)
     with log.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        code, told = refused(capsys, "run", "--recipe", SMALL, "--workdir", "work")
+        code, error = rejected(capsys, "run", "--recipe", SMALL, "--workdir", "work")
     assert code == 74
-    assert resolve(SMALL).run in told
+    assert resolve(SMALL).run in error
     assert list(log.parent.iterdir()) == [log]
 
 
@@ -124,5 +124,5 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    told = capsys.readouterr().out
-    assert all(verb in told for verb in ("run", "compile", "submit", "status", "logs", "stop", "schedule", "deploy"))
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in ("run", "compile", "submit", "status", "logs", "stop", "schedule", "deploy"))

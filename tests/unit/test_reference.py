@@ -20,11 +20,11 @@ def test_a_page_is_current(page: str) -> None:
 
 def test_every_setting_of_a_run_is_there() -> None:
     def names(values: dict[str, object], prefix: str) -> set[str]:
-        found = set()
+        paths = set()
         for name, value in values.items():
             inner = names(value, f"{prefix}{name}.") if isinstance(value, dict) else set()
-            found |= inner or {prefix + name}
-        return found
+            paths |= inner or {prefix + name}
+        return paths
 
     told = set(re.findall(r"^\| `([\w.]+)` \|", pages()["settings.md"], re.MULTILINE))
     # The keys of a setting that is a mapping, such as evaluate.promotion.required, are no settings of their own.
