@@ -16,6 +16,7 @@ from rich.text import Text
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
 from components.html.formatting import printable
 from pipeline.config import resolve, to_yaml
+from pipeline.cost.plan import Assumptions
 from pipeline.datasets import verbs as dataset_verbs
 from pipeline.kubeflow import verbs as cluster_verbs
 from pipeline.recipe import recipes

@@ -106,16 +106,16 @@ def test_the_page_has_the_bill() -> None:
     run = workdir.child("runs/first")
     append_ledger(run, SPOT + DEMAND)
     run.write_json("plan.json", {"pool": "spot", "expected": {"hours": 1.5, "usd": 30.0}, "later": "more"})
-    told = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
-    page = workdir.read(told["report"]).decode()
+    result = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
+    page = workdir.read(result["report"]).decode()
     for part in ("Training cost", "on-demand", "$58.00", "Compared with the plan", "$30.00", "state pending"):
         assert part in page
     assert result["metrics"]["usd"] == pytest.approx(58)
 
     run.delete("plan.json")
     run.write_lines("ledger.jsonl", [line.model_dump() for line in ledger_lines(0, {"useful": 60})])
-    told = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
-    page = workdir.read(told["report"]).decode()
+    result = report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(stream=io.StringIO()))
+    page = workdir.read(result["report"]).decode()
     assert "Training cost" not in page
     assert "plan.json" not in page, "that nothing was planned is no fault"
 
