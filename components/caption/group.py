@@ -17,8 +17,8 @@ from components.errors import DataError
 from components.image.decoding import ImageLimits
 from components.image.records import (
     CaptionRecord,
+    ImageOutcome,
     ImageRecord,
-    Outcome,
     Rejection,
     ancestors,
     captions_key,
@@ -77,12 +77,14 @@ def caption(
     return {"group": group, "captioned": len(records) - reused, "reused": reused, "rejected": len(rejections)}
 
 
-def _outcomes(job: Job, captioning: Captioning, new: Sequence[ImageRecord], progress: Progress) -> Iterator[Outcome]:
+def _outcomes(
+    job: Job, captioning: Captioning, new: Sequence[ImageRecord], progress: Progress
+) -> Iterator[ImageOutcome]:
     """Yield the outcome of each new image; those that a model captions come last."""
     waiting: list[Draft] = []
     with ThreadPoolExecutor(job.config.readers) as pool:
 
-        def written() -> Iterator[list[Outcome]]:
+        def written() -> Iterator[list[ImageOutcome]]:
             for outcome in captioning.from_words(new, pool):
                 if isinstance(outcome, Draft):
                     waiting.append(outcome)
@@ -98,9 +100,9 @@ def _measured(
     job: Job,
     captioning: Captioning,
     images: Iterable[ImageRecord],
-    kept: Mapping[str, Outcome],
+    kept: Mapping[str, ImageOutcome],
     progress: Progress,
-) -> list[Outcome]:
+) -> list[ImageOutcome]:
     """Return the outcomes that are kept, records with what the filters want to know now."""
     wanting = [
         (known, image)
@@ -117,7 +119,7 @@ def _measured(
 
 def _by_models(
     job: Job, captioning: Captioning, drafts: Sequence[Draft], pool: ThreadPoolExecutor, progress: Progress
-) -> Iterator[Outcome]:
+) -> Iterator[ImageOutcome]:
     from components.caption import processes  # here, since torch takes long to import
 
     count = processes.processes(job.config)
@@ -131,7 +133,7 @@ def _by_models(
     yield from saved(captioning.by_model(parts, captioner, pool), job, SAVE_MODELS_EVERY)
 
 
-def saved(parts: Iterable[list[Outcome]], job: Job, every: int) -> Iterator[Outcome]:
+def saved(parts: Iterable[list[ImageOutcome]], job: Job, every: int) -> Iterator[ImageOutcome]:
     """Yield outcomes, saving them on the way.
 
     A part is never torn: batches of a model's that a killed step left undone are the same when it is started again.
@@ -141,7 +143,7 @@ def saved(parts: Iterable[list[Outcome]], job: Job, every: int) -> Iterator[Outc
         job: Whose they are.
         every: How many outcomes are saved at once, at least.
     """
-    unsaved: list[Outcome] = []
+    unsaved: list[ImageOutcome] = []
     for part in parts:
         unsaved += part
         if len(unsaved) >= every:
@@ -153,7 +155,9 @@ def saved(parts: Iterable[list[Outcome]], job: Job, every: int) -> Iterator[Outc
         yield from unsaved
 
 
-def _kept(images: Iterable[ImageRecord], captioning: Captioning, dataset: Storage, group: str) -> dict[str, Outcome]:
+def _kept(
+    images: Iterable[ImageRecord], captioning: Captioning, dataset: Storage, group: str
+) -> dict[str, ImageOutcome]:
     """Return the outcomes of earlier runs that still hold, as of the images that there are now."""
     known = _known(dataset, group)
     kept = {
@@ -164,9 +168,9 @@ def _kept(images: Iterable[ImageRecord], captioning: Captioning, dataset: Storag
     return {sha256: outcome for sha256, outcome in kept.items() if outcome is not None}
 
 
-def _known(dataset: Storage, group: str) -> dict[str, Outcome]:
+def _known(dataset: Storage, group: str) -> dict[str, ImageOutcome]:
     """Return what earlier runs made of the group's images, finished or not."""
-    outcomes: list[Outcome] = []
+    outcomes: list[ImageOutcome] = []
     for one in reversed((group, *ancestors(group))):  # what stands later counts
         outcomes += read_unfinished(dataset, one)
         if dataset.exists(captions_key(one)):
@@ -176,12 +180,12 @@ def _known(dataset: Storage, group: str) -> dict[str, Outcome]:
     return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
 
 
-def _renewed(known: Outcome, image: ImageRecord) -> Outcome:
+def _renewed(known: ImageOutcome, image: ImageRecord) -> ImageOutcome:
     """Return an outcome with what an image's record has to say now and what no caption rests on."""
     if isinstance(known, Rejection):
         return replace(known, name=image.name)
     return replace(known, name=image.name, license=image.license, source=image.source)
 
 
-def _version(outcome: Outcome) -> str:
+def _version(outcome: ImageOutcome) -> str:
     return outcome.caption_version if isinstance(outcome, CaptionRecord) else outcome.version

@@ -19,7 +19,7 @@ from components.caption.versions import Versions
 from components.digests import sha256
 from components.errors import ImageRejected
 from components.image.decoding import ImageLimits, decode
-from components.image.records import Caption, CaptionRecord, ImageRecord, Outcome, Rejection
+from components.image.records import Caption, CaptionRecord, ImageOutcome, ImageRecord, Rejection
 from components.image.sources import Source
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Captioning:
         """Tell whether the filters want to know of an image what nobody has measured."""
         return record.phash is None or bool(self.screening.wanting(record.verdicts))
 
-    def from_words(self, images: Sequence[ImageRecord], pool: Executor) -> Iterator[Outcome | Draft]:
+    def from_words(self, images: Sequence[ImageRecord], pool: Executor) -> Iterator[ImageOutcome | Draft]:
         """Yield, for each image in order, its outcome, or a draft where a model is to caption it."""
         for start in range(0, len(images), PART):
             drafts = list(pool.map(self.draft, images[start : start + PART]))
@@ -120,7 +120,7 @@ class Captioning:
 
     def by_model(
         self, batches: Iterable[Sequence[Draft]], captioner: Captioner, pool: Executor
-    ) -> Iterator[list[Outcome]]:
+    ) -> Iterator[list[ImageOutcome]]:
         """Yield the outcomes of each batch of drafts, for which the model's turn has come."""
         for drafts, pictures in self._decoded(batches, pool):
             seen = self._screened(pictures, pool)
@@ -134,10 +134,12 @@ class Captioning:
             judged = [(self._judge(draft, one), one) for draft, one in zip(captioned, seen, strict=True)]
             yield self._with_captions(judged)
 
-    def measured_again(self, records: Iterable[tuple[CaptionRecord, ImageRecord]], pool: Executor) -> Iterator[Outcome]:
+    def measured_again(
+        self, records: Iterable[tuple[CaptionRecord, ImageRecord]], pool: Executor
+    ) -> Iterator[ImageOutcome]:
         """Yield records with what the filters want to know now; their captions stay as they are."""
 
-        def look(pair: tuple[CaptionRecord, ImageRecord]) -> tuple[Outcome, Seen]:
+        def look(pair: tuple[CaptionRecord, ImageRecord]) -> tuple[ImageOutcome, Seen]:
             record, image = pair
             seen = self._look(self._decode(image))
             return (record if isinstance(seen, View) else self._judge(Draft(image, asked=1), seen)), seen
@@ -155,7 +157,7 @@ class Captioning:
         """Tell whether what further sources have to say does not matter."""
         return draft.banned is not None or (bool(draft.words) and self._config.take == "first")
 
-    def _finish(self, draft: Draft) -> tuple[Outcome | Draft, Seen | None]:
+    def _finish(self, draft: Draft) -> tuple[ImageOutcome | Draft, Seen | None]:
         if self._next(draft) == "model":
             return draft, None
         seen = self._look(self._decode(draft.image))
@@ -171,7 +173,7 @@ class Captioning:
         known = [next(views) if isinstance(one, View) else one for one in seen]
         return [self.screening.screened(one) if isinstance(one, View) else one for one in known]
 
-    def _measured(self, judged: Iterable[tuple[Outcome | Draft, Seen | None]]) -> Iterator[Outcome | Draft]:
+    def _measured(self, judged: Iterable[tuple[ImageOutcome | Draft, Seen | None]]) -> Iterator[ImageOutcome | Draft]:
         """Yield what was judged, records with what the filters' models say."""
         for batch in self.screening.in_batches(judged):
             views = iter(self.screening.with_models([seen for _, seen in batch if isinstance(seen, View)]))
@@ -180,7 +182,7 @@ class Captioning:
             yield from drafts
             yield from self._with_captions([(one, seen) for one, seen in known if not isinstance(one, Draft)])
 
-    def _with_captions(self, judged: Sequence[tuple[Outcome, Seen | None]]) -> list[Outcome]:
+    def _with_captions(self, judged: Sequence[tuple[ImageOutcome, Seen | None]]) -> list[ImageOutcome]:
         """Return what was judged in its order, records with what was measured of them."""
         pairs = [(one, seen) for one, seen in judged if isinstance(one, CaptionRecord) and isinstance(seen, View)]
         records = iter(self.screening.with_captions([one for one, _ in pairs], [seen for _, seen in pairs]))
@@ -219,7 +221,7 @@ class Captioning:
         except ImageRejected as refused:
             return refused
 
-    def _judge(self, draft: Draft, seen: Seen) -> Outcome:
+    def _judge(self, draft: Draft, seen: Seen) -> ImageOutcome:
         image, version = draft.image, self._versions.of(draft.image, draft.asked)
         if isinstance(seen, Unfit):
             return seen.rejection(Rejection(image.name, "caption", "", "", image.sha256, version))

@@ -27,7 +27,7 @@ from components.caption.processes import made_key
 from components.caption.resume import write_outcomes
 from components.caption.sharing import batches, share
 from components.errors import EXIT_DONE, DarkroomError, Preempted
-from components.image.records import Outcome, read_images
+from components.image.records import ImageOutcome, read_images
 from components.model.locations import select_device
 from components.progress import Progress
 from components.storage.open import open_storage
@@ -66,7 +66,7 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _caption(job: Job, images: Sequence[str], state: PartialState) -> list[Outcome]:
+def _caption(job: Job, images: Sequence[str], state: PartialState) -> list[ImageOutcome]:
     records = read_images(job.workdir, job.source_id, job.group)
     captioning = job.captioning(records)
     known = {record.sha256: record for record in records}

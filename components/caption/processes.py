@@ -21,7 +21,7 @@ from components.caption.config import CaptionConfig
 from components.caption.job import Job
 from components.caption.resume import read_outcomes
 from components.errors import ConfigError, DarkroomError
-from components.image.records import Outcome
+from components.image.records import ImageOutcome
 from components.model.locations import select_device
 from components.storage.open import open_storage
 
@@ -41,7 +41,7 @@ def processes(config: CaptionConfig) -> int:
     return config.processes or max(gpus, 1)
 
 
-def caption(job: Job, images: Sequence[str], count: int) -> Iterator[Outcome]:
+def caption(job: Job, images: Sequence[str], count: int) -> Iterator[ImageOutcome]:
     """Let several processes caption some images of a group, and yield what they made.
 
     Args:

@@ -8,20 +8,20 @@ from dataclasses import asdict
 
 from components.digests import short
 from components.errors import DataError
-from components.image.records import Outcome, Rejection, parse_caption_record
+from components.image.records import ImageOutcome, Rejection, parse_caption_record
 from components.storage.base import Storage
 
 
-def read_unfinished(dataset: Storage, group: str) -> list[Outcome]:
+def read_unfinished(dataset: Storage, group: str) -> list[ImageOutcome]:
     """Return what a killed step has saved of a group, in no order; what cannot be read is done again."""
-    outcomes: list[Outcome] = []
+    outcomes: list[ImageOutcome] = []
     for entry in dataset.list(_folder(group)):
         with suppress(DataError, TypeError):
             outcomes += read_outcomes(dataset, entry.key)
     return outcomes
 
 
-def read_outcomes(storage: Storage, key: str) -> list[Outcome]:
+def read_outcomes(storage: Storage, key: str) -> list[ImageOutcome]:
     """Return outcomes as `write_outcomes` wrote them.
 
     Raises:
@@ -33,12 +33,12 @@ def read_outcomes(storage: Storage, key: str) -> list[Outcome]:
     ]
 
 
-def write_outcomes(storage: Storage, key: str, outcomes: Iterable[Outcome]) -> None:
+def write_outcomes(storage: Storage, key: str, outcomes: Iterable[ImageOutcome]) -> None:
     """Write outcomes, one per line."""
     storage.write_lines(key, (asdict(outcome) for outcome in outcomes))
 
 
-def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[Outcome]) -> None:
+def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[ImageOutcome]) -> None:
     """Save some of a group's outcomes beside those that are saved already."""
     write_outcomes(dataset, f"{_folder(group)}/{short([asdict(outcome) for outcome in outcomes])}.jsonl", outcomes)
 

@@ -11,8 +11,16 @@ from PIL import Image
 
 from components.caption.versions import identity
 from components.digests import sha256, short
-from components.image.filters import PIXELS, FilterConfig, Misfit, judge, look, read, written
-from components.image.records import CaptionRecord, Outcome, Rejection
+from components.image.filters import (
+    PIXELS,
+    FilterConfig,
+    FilterFailure,
+    check_scores,
+    format_score,
+    measure,
+    parse_score,
+)
+from components.image.records import CaptionRecord, ImageOutcome, Rejection
 from components.model.locations import read_file
 from components.storage.base import Storage
 
@@ -47,7 +55,7 @@ class View:
 class Unfit:
     """A picture that needs no caption: what a filter found, and all that was measured."""
 
-    misfit: Misfit
+    misfit: FilterFailure
     scores: Mapping[str, str]
 
     def rejection(self, of: Rejection) -> Rejection:
@@ -90,7 +98,7 @@ class Screening:
 
     def view(self, picture: Image.Image) -> View:
         """Measure a picture's pixels."""
-        found = look(picture)
+        found = measure(picture)
         return View(picture.width, picture.height, found.small, found.scores, found.phash)
 
     def with_models(self, views: Sequence[View]) -> list[View]:
@@ -127,7 +135,7 @@ class Screening:
         """Return which scores are wanted and are not there, or not by what is asked for now."""
         return {name for name, version in self.versions.items() if _version(scores.get(name, "")) != version}
 
-    def renewed(self, known: Outcome) -> Outcome | None:
+    def renewed(self, known: ImageOutcome) -> ImageOutcome | None:
         """Return an earlier outcome as the thresholds of now have it, or None where it needs another look.
 
         A record stands whatever its scores: the clean step leaves out what does not fit, once the caption is there.
@@ -149,12 +157,12 @@ class Screening:
         if batch:
             yield batch
 
-    def _misfit(self, scores: Mapping[str, str]) -> Misfit | None:
+    def _misfit(self, scores: Mapping[str, str]) -> FilterFailure | None:
         """Hold what was measured against the thresholds, as far as it was measured by what is asked for now."""
-        return judge({name: scores[name] for name in self.versions.keys() - self.wanting(scores)}, self._config)
+        return check_scores({name: scores[name] for name in self.versions.keys() - self.wanting(scores)}, self._config)
 
     def _written(self, scores: Mapping[str, float]) -> dict[str, str]:
-        return {name: written(value, self.versions[name]) for name, value in scores.items()}
+        return {name: format_score(value, self.versions[name]) for name, value in scores.items()}
 
     @cached_property
     def _scorers(self) -> Scorers:
@@ -165,6 +173,6 @@ class Screening:
 
 def _version(score: str) -> str:
     try:
-        return read(score)[1]
+        return parse_score(score)[1]
     except ValueError:
         return ""

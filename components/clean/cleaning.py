@@ -14,7 +14,7 @@ from components.clean.reporting import REPORT_KEYS, write_report
 from components.clean.tally import Tally
 from components.digests import digest, sha256
 from components.errors import DataError, NotFound
-from components.image.filters import FilterConfig, Misfit, judge
+from components.image.filters import FilterConfig, FilterFailure, check_scores
 from components.image.fingerprints import as_numbers
 from components.image.records import (
     CaptionRecord,
@@ -148,7 +148,7 @@ def _divide(
     """Return the images of a group that are kept, and why the others are not."""
     kept, rejections = [], []
     for record in records:
-        misfit = judge(record.verdicts, filters)
+        misfit = check_scores(record.verdicts, filters)
         if misfit is None and record.sha256 in originals:
             misfit = _near_duplicate(originals[record.sha256], names, config.max_distance or 0)
         if misfit is None:
@@ -159,12 +159,12 @@ def _divide(
     return kept, rejections
 
 
-def _near_duplicate(original: Original, names: Mapping[str, str], threshold: int) -> Misfit:
+def _near_duplicate(original: Original, names: Mapping[str, str], threshold: int) -> FilterFailure:
     detail = (
         f"looks like {names[original.sha256]!a}, which is kept: {original.distance} of {BITS} bits differ; "
         f"more than {threshold} must (clean.max_distance)"
     )
-    return Misfit(NEAR_DUPLICATE, original.distance, threshold, detail)
+    return FilterFailure(NEAR_DUPLICATE, original.distance, threshold, detail)
 
 
 def _originals(
@@ -188,7 +188,9 @@ def _columns(
     records: Iterable[CaptionRecord], filters: FilterConfig
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
     """Return hashes [N], pixels [N] and digests [N, 4] of the records that the filters take."""
-    taken = [record for record in records if record.phash is not None and judge(record.verdicts, filters) is None]
+    taken = [
+        record for record in records if record.phash is not None and check_scores(record.verdicts, filters) is None
+    ]
     digests = np.frombuffer(bytes.fromhex("".join(record.sha256 for record in taken)), ">u8").astype(np.uint64)
     return (
         as_numbers([record.phash or "" for record in taken]),

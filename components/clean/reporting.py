@@ -135,7 +135,7 @@ def _thresholds(config: CleanConfig, filters: FilterConfig) -> list[dict[str, An
             "reason": check.reason,
             "measure": check.score,
             "setting": f"caption.filters.{check.setting}",
-            "takes": "at least" if check.lowest else "at most",
+            "takes": "at least" if check.is_minimum else "at most",
             "threshold": check.threshold(filters) if is_on(check.score, filters) else None,
         }
         for check in CHECKS

@@ -1,8 +1,8 @@
-"""What ingest and caption write down about each image: the records that the later steps read.
+"""Records of images, captions and rejections: written by ingest, caption, clean and latents, read by the later steps.
 
-One JSON object per line, sorted by content (``sha256``) for images and captions and by name for rejections, so that
-the same input makes the same bytes. Names are as the source has them: they may hold anything, even bytes that are
-not UTF-8 (Python's lone surrogates, escaped by JSON), and are never to be put into a path, a shell or a page unescaped.
+Each line is a JSON object; images and captions are sorted by content (``sha256``), rejections by name, so that the same
+input makes the same bytes. Names are those of the source: they may contain anything, even bytes that are not UTF-8
+(Python's lone surrogates, escaped by JSON), and must never be put into a path, a shell or a page unescaped.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The caption that came with an image, as ingest saw it: a file to be read, or the words themselves.
+    """The caption that came with an image: a file that the caption step reads, or the text itself.
 
     Attributes:
-        name: The caption file's name in the source; for words that came otherwise, where they stand, such as
+        name: The caption file's name in the source; for a text from metadata, its file and image, such as
             ``metadata.jsonl:photos/a.jpg``.
-        bytes: Size of the file, or of the words in UTF-8.
-        modified: An opaque tag that changes when the caption does; empty where none is known.
-        text: The words, where ingest has them already; None where the file is to be read.
+        bytes: Size of the file, or of the text in UTF-8.
+        modified: An opaque tag that changes when the caption does; empty if there is none.
+        text: The text, if ingest has read it; None if the file must be read.
     """
 
     name: str
@@ -40,18 +40,18 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image that ingest took.
+    """One image that ingest accepted.
 
     Attributes:
         name: Its name in the source.
-        sha256: Digest of the file; what the image is known by from here on.
+        sha256: Digest of the file; it identifies the image from here on.
         bytes: Size of the file.
         width: Pixels, upright.
         height: Pixels, upright.
-        format: What the file is, such as ``JPEG``, whatever it is called.
+        format: The file's format, such as ``JPEG``, whatever its name ends in.
         caption: The caption that came with it, if there is one.
-        license: The image's licence, where the source tells it, as it is written there.
-        source: Where the image came from, such as its URL, where the source tells it.
+        license: The image's licence as the source writes it, if it does.
+        source: Where the image came from, such as its URL, if the source says.
     """
 
     name: str
@@ -67,11 +67,11 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Caption:
-    """What the text encoder reads of an image.
+    """A caption of an image, which the text encoder reads.
 
     Attributes:
-        text: The words; they may be empty where an image is kept without a caption.
-        by: Who wrote them: ``sidecar:<name>``, ``model:<name>``, or ``none`` for an image left without a caption.
+        text: The text; empty if an image is kept without a caption.
+        by: Who wrote it, such as ``sidecar:<name>`` or ``model:<name>``; ``none`` for an image without a caption.
     """
 
     text: str
@@ -87,14 +87,15 @@ class CaptionRecord:
         name: The image's name in the source.
         bytes: Size of the image file.
         captions: At least one; the first is the main one.
-        caption_version: Digest of what the captions rest on besides the image; while it stands, so does the record.
+        caption_version: Digest of everything besides the image that decides the captions; the record is valid as
+            long as this is the same.
         width: Pixels, upright.
         height: Pixels, upright.
-        verdicts: What the checks that did not reject the image had to say, by check; what the filters measured is
-            among it, as ``components.image.filters`` writes it.
-        license: The image's licence, where the source tells it.
-        source: Where the image came from, where the source tells it.
-        phash: What the image looks like, as ``components.image.fingerprints`` says it; None where nobody has looked.
+        verdicts: Results of the checks that accepted the image, by check; those of the filters are scores, as
+            ``components.image.filters`` writes them.
+        license: The image's licence, if the source has it.
+        source: Where the image came from, if the source says.
+        phash: The image's perceptual hash from ``components.image.fingerprints``; None if it was not computed.
     """
 
     sha256: str
@@ -112,20 +113,20 @@ class CaptionRecord:
 
 @dataclass(frozen=True)
 class Rejection:
-    """One image that was left out.
+    """One image that was rejected.
 
     Attributes:
         name: Its name in the source.
-        step: The step that left it out.
+        step: The step that rejected it.
         reason: A short, stable name to group by.
-        detail: What was found and what was expected, for a person.
-        sha256: Digest of the file, where it was read.
-        version: What the rejection rests on besides the image, as ``CaptionRecord.caption_version``; empty where it
-            may pass by itself.
-        value: What a filter measured, where one left the image out.
-        threshold: What the value was held against.
-        scores: All that was measured of the image, as in ``CaptionRecord.verdicts``: another threshold needs no second
-            look.
+        detail: The value and what was expected, for a person.
+        sha256: Digest of the file, if it was read.
+        version: Digest of everything besides the image that decides the rejection, as
+            ``CaptionRecord.caption_version``; empty if each run must try again.
+        value: The score that a filter rejected.
+        threshold: The threshold that the score was compared with.
+        scores: All scores of the image, as in ``CaptionRecord.verdicts``, so that another threshold needs no new
+            measurement.
     """
 
     name: str
@@ -139,22 +140,22 @@ class Rejection:
     scores: Mapping[str, str] = field(default_factory=dict)
 
 
-# What becomes of an image in the caption step.
-Outcome = CaptionRecord | Rejection
+# What the caption step makes of an image.
+ImageOutcome = CaptionRecord | Rejection
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ingest found in one source; it is written last.
+    """Summary of one source's records; ingest writes it last.
 
     Attributes:
         source: The source's URL, absolute.
-        images: How many images were taken.
-        rejected: How many were not.
+        images: How many images were accepted.
+        rejected: How many were rejected.
         groups: Names of the partition groups, in order.
         digest: Changes when anything that a later step reads does.
-        listing: Digest of the source's listing and the settings, while which there is nothing to do; empty where
-            something may pass by itself.
+        listing: Digest of the source's listing and the settings; while it stays the same, ingest has nothing to do.
+            Empty if the next run must try again, for example because a file could not be read.
     """
 
     source: str
@@ -166,7 +167,7 @@ class Manifest:
 
 
 def group_of(sha256: str, bits: int) -> str:
-    """Return the name of an image's group where there are ``2 ** bits`` of them: g and the digest's leading bits."""
+    """Return the name of an image's group among ``2 ** bits``: g and the leading bits of the digest."""
     return f"g{int(sha256[:16], 16) >> 64 - bits:0{bits}b}" if bits else "g"
 
 
@@ -176,15 +177,15 @@ def group_names(bits: int) -> tuple[str, ...]:
 
 
 def ancestors(group: str) -> tuple[str, ...]:
-    """Return the groups that a group's images were in when there were fewer groups, the last one first.
+    """Return the groups that a group's images were in when there were fewer groups, the most recent first.
 
-    What a step has done for an image stands in its group's records, or in those of an ancestor.
+    What a step has done for an image is in its group's records, or in those of an ancestor.
     """
     return tuple(group[:length] for length in range(len(group) - 1, 0, -1))
 
 
 def lane_names(lanes: int) -> tuple[str, ...]:
-    """Return the names of the lanes: each is a part of the groups that is worked on beside the others."""
+    """Return the names of the lanes; each processes its share of the groups, in parallel with the others."""
     return tuple(f"{lane:02d}" for lane in range(lanes))
 
 
@@ -204,7 +205,7 @@ def images_key(source_id: str, group: str) -> str:
 
 
 def ingest_rejections_key(source_id: str) -> str:
-    """Return the key of what ingest left out, below the workdir."""
+    """Return the key of ingest's rejections, below the workdir."""
     return f"{ingest_prefix(source_id)}/rejected.jsonl"
 
 
@@ -214,20 +215,20 @@ def captions_key(group: str) -> str:
 
 
 def caption_rejections_key(group: str) -> str:
-    """Return the key of what the caption step left out of a group, below ``datasets/<encoding-key>``."""
+    """Return the key of the caption step's rejections in a group, below ``datasets/<encoding-key>``."""
     return f"captions/{group}.rejected.jsonl"
 
 
 def clean_rejections_key(group: str) -> str:
-    """Return the key of what the clean step left out of a group, below ``datasets/<encoding-key>``."""
+    """Return the key of the clean step's rejections in a group, below ``datasets/<encoding-key>``."""
     return f"captions/{group}.clean.jsonl"
 
 
 def read_manifest(workdir: Storage, source_id: str) -> Manifest:
-    """Read what ingest found.
+    """Read the manifest of a source.
 
     Raises:
-        DataError: Where ingest has not run for this source, or the manifest is of another format.
+        DataError: If ingest has not run for this source, or the manifest is of another format.
     """
     key = f"{ingest_prefix(source_id)}/manifest.json"
     try:
@@ -235,13 +236,15 @@ def read_manifest(workdir: Storage, source_id: str) -> Manifest:
     except NotFound:
         raise DataError(f"{workdir.url} has no {key}; run the ingest step first") from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise DataError(f"{workdir.url}: {key} is not of format {FORMAT}; run the ingest step again")
+        raise DataError(
+            f"{workdir.url}: {key} is not of format {FORMAT}, the only one that can be read; run the ingest step again"
+        )
     manifest = _record(Manifest, values, key)
     return replace(manifest, groups=tuple(manifest.groups))
 
 
 def write_manifest(workdir: Storage, source_id: str, manifest: Manifest) -> None:
-    """Write what ingest found, after everything that it speaks of."""
+    """Write the manifest; everything that it refers to must be written before."""
     workdir.write_json(f"{ingest_prefix(source_id)}/manifest.json", {"format": FORMAT, **asdict(manifest)})
 
 
@@ -249,7 +252,7 @@ def read_images(workdir: Storage, source_id: str, group: str) -> list[ImageRecor
     """Read one group's images, sorted by content.
 
     Raises:
-        DataError: Where the group is missing or broken.
+        DataError: If the group is missing or broken.
     """
     key = images_key(source_id, group)
     records = []
@@ -262,7 +265,7 @@ def read_images(workdir: Storage, source_id: str, group: str) -> list[ImageRecor
 
 
 def write_images(workdir: Storage, source_id: str, group: str, records: Iterable[ImageRecord]) -> str:
-    """Write one group's images and return the digest of what is written."""
+    """Write one group's images and return the digest of the file."""
     ordered = sorted(records, key=lambda record: (record.sha256, record.name))
     lines = (
         {**vars(record), "caption": None if record.caption is None else vars(record.caption)} for record in ordered
@@ -276,17 +279,17 @@ def read_captions(dataset: Storage, group: str) -> list[CaptionRecord]:
     """Read one group's captions, sorted by content; ``dataset`` is the storage at ``datasets/<encoding-key>``.
 
     Raises:
-        DataError: Where the caption step has not run for the group, or its records are broken.
+        DataError: If the caption step has not run for the group, or its records are broken.
     """
     key = captions_key(group)
     return [parse_caption_record(values, key) for values in _lines(dataset, key, "caption")]
 
 
 def parse_caption_record(values: Any, key: str) -> CaptionRecord:
-    """Return one line of a group's captions as a record; ``key`` is where it stood.
+    """Return one line of a group's captions as a record; ``key`` names its file in errors.
 
     Raises:
-        DataError: Where it is no record, or one without captions.
+        DataError: If it is no record, or one without captions.
     """
     record = _record(CaptionRecord, values, key)
     captions = tuple(_record(Caption, caption, key) for caption in record.captions or ())
@@ -298,14 +301,14 @@ def parse_caption_record(values: Any, key: str) -> CaptionRecord:
 def write_captions(
     dataset: Storage, group: str, records: Iterable[CaptionRecord], rejections: Iterable[Rejection]
 ) -> None:
-    """Write one group's captions and rejections; the captions last, since they say that the group is done."""
+    """Write one group's captions and rejections; the captions last, since they mark the group as complete."""
     write_rejections(dataset, caption_rejections_key(group), rejections)
     ordered = sorted(records, key=lambda record: (record.sha256, record.name))
     dataset.write_lines(captions_key(group), (caption_values(record) for record in ordered))
 
 
 def caption_values(record: CaptionRecord) -> dict[str, Any]:
-    """Return a record as JSON; ``asdict`` would do the same, and take most of the time of a run without news."""
+    """Return a record as JSON; ``asdict`` does the same, but takes most of the time of a run that changes nothing."""
     return {
         **vars(record),
         "captions": [vars(caption) for caption in record.captions],
@@ -314,42 +317,42 @@ def caption_values(record: CaptionRecord) -> dict[str, Any]:
 
 
 def latents_rejections_key(group: str) -> str:
-    """Return the key of what the latents step left out of a group, below ``datasets/<encoding-key>``."""
+    """Return the key of the latents step's rejections in a group, below ``datasets/<encoding-key>``."""
     return f"groups/{group}.rejected.jsonl"
 
 
 def read_accepted(dataset: Storage, group: str) -> list[CaptionRecord]:
-    """Read the captions of those of a group's images that the clean step left in: what there is to train on.
+    """Read the captions of a group's images that the clean step accepted: the images to train on.
 
     Raises:
         DataError: As ``read_captions`` does.
     """
-    left_out = {rejection.sha256 for rejection in read_clean_rejections(dataset, group)}
-    return [record for record in read_captions(dataset, group) if record.sha256 not in left_out]
+    rejected = {rejection.sha256 for rejection in read_clean_rejections(dataset, group)}
+    return [record for record in read_captions(dataset, group) if record.sha256 not in rejected]
 
 
 def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
-    """Read what ingest left out of a source."""
+    """Read ingest's rejections of a source."""
     return read_rejections(workdir, ingest_rejections_key(source_id))
 
 
 def read_caption_rejections(dataset: Storage, group: str) -> list[Rejection]:
-    """Read what the caption step left out of a group."""
+    """Read the caption step's rejections in a group."""
     return read_rejections(dataset, caption_rejections_key(group))
 
 
 def read_latents_rejections(dataset: Storage, group: str) -> list[Rejection]:
-    """Read what the latents step left out of a group."""
+    """Read the latents step's rejections in a group."""
     return read_rejections(dataset, latents_rejections_key(group))
 
 
 def read_clean_rejections(dataset: Storage, group: str) -> list[Rejection]:
-    """Read what the clean step left out of a group."""
+    """Read the clean step's rejections in a group."""
     return read_rejections(dataset, clean_rejections_key(group))
 
 
 def read_rejections(storage: Storage, key: str) -> list[Rejection]:
-    """Read rejections, sorted by name; none where nothing has been written."""
+    """Read rejections, sorted by name; none if the file does not exist."""
     if not storage.exists(key):
         return []
     return [_record(Rejection, values, key) for values in storage.read_lines(key)]
@@ -373,4 +376,4 @@ def _record(record: type[R], values: Any, key: str) -> R:
         return record(**values)
     except TypeError:
         names = ", ".join(name.name for name in fields(record))  # type: ignore[arg-type]
-        raise DataError(f"{key}: found {str(values)[:200]!a}, expected an object of {names}") from None
+        raise DataError(f"{key}: {str(values)[:200]!a} is not a record; expected an object with {names}") from None

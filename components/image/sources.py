@@ -1,11 +1,11 @@
 """Where images come from: a local folder or an object store, read and never written to.
 
-A source is hostile ground. Links may lead out of the folder, a name ending in ``.jpg`` may be a pipe that blocks for
-ever, a file may vanish between listing and reading: each is refused by name, and the rest is read.
+A source is not trusted. Links may lead out of the folder, a name ending in ``.jpg`` may be a pipe that blocks for ever,
+a file may be removed between listing and reading: each is rejected by name, and the rest is read.
 
 A member of a tar has a name of its own, ``shards/00000.tar//000001.jpg@1536+20480``: the file, two slashes (which no
-file's name holds), the member's name in the archive, and where its bytes lie, from byte 1536 on and 20,480 of them. So
-one ranged request reads it, nobody looks for it in an index, and nothing is ever unpacked.
+file's name contains), the member's name in the archive, and the position of its bytes, from byte 1536 on and 20,480 of
+them. So one ranged request reads it, no index is needed, and nothing is ever unpacked.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from components.errors import DataError, ImageRejected, NotFound, StorageError
 from components.storage.base import Storage, check_key
 from components.storage.open import open_storage
 
-# The machine's trouble and not the file's: a retry may help, and no image must be given up for it.
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR}
+# Errors of this machine and not of the file: a retry may help, and no image must be rejected for them.
+_TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR}
 
-# Between the name of an archive and that of its member; no file below a source has an empty part in its name.
-_INSIDE = "//"
+# Between the name of an archive and that of its member; no name of a file in a source has an empty part.
+_SEPARATOR = "//"
 
 _Names = list[str]  # inside the classes, "list" is the method
 
@@ -38,19 +38,19 @@ class SourceFile(NamedTuple):
     Attributes:
         name: Its path below the source, with ``/`` between the parts. Bytes that are not UTF-8 are lone surrogates.
         size: Bytes.
-        modified: An opaque tag that changes when the file does; empty where none is known.
-        refused: Why it is not to be read, where the listing shows that already. A folder that cannot be listed is
-            told of in this way, with a slash at the end of its name.
+        modified: An opaque tag that changes when the file does; empty if there is none.
+        rejection: Why it must not be read, if the listing shows that already. A folder that cannot be listed is
+            reported in this way, with a slash at the end of its name.
     """
 
     name: str
     size: int
     modified: str
-    refused: ImageRejected | None = None
+    rejection: ImageRejected | None = None
 
 
 class Member(NamedTuple):
-    """Where the bytes of an archive's member lie.
+    """Where an archive has the bytes of a member.
 
     Attributes:
         archive: The archive's name in the source.
@@ -65,62 +65,66 @@ class Member(NamedTuple):
 
 def member_name(archive: str, member: str, start: int, size: int) -> str:
     """Return the name by which a source reads an archive's member; see the module's docstring."""
-    return f"{archive}{_INSIDE}{member}@{start}+{size}"
+    return f"{archive}{_SEPARATOR}{member}@{start}+{size}"
 
 
 def parse_member(name: str) -> Member | None:
-    """Return where a member's bytes lie, or None for the name of a file."""
-    archive, inside, rest = name.partition(_INSIDE)
-    if not inside:
+    """Return where a member's bytes are, or None for the name of a file."""
+    archive, separator, rest = name.partition(_SEPARATOR)
+    if not separator:
         return None
     start, plus, size = rest.rpartition("@")[2].partition("+")
     if not (plus and start.isdecimal() and size.isdecimal()):
-        raise ImageRejected("unreadable", f"{name!a} does not say where in the archive its bytes are; run ingest again")
+        raise ImageRejected(
+            "unreadable", f"{name!a} must end in @START+SIZE, its bytes in the archive; run ingest again"
+        )
     return Member(archive, int(start), int(size))
 
 
 class Source(ABC):
-    """A place full of files.
+    """A tree of files that can be listed and read.
 
     Attributes:
-        url: Where it is, absolute.
+        url: Its address, absolute.
     """
 
     url: str
 
     @property
     def id(self) -> str:
-        """The name under which a workdir keeps what it knows of this source: made from the URL."""
+        """The name under which a workdir keeps the records of this source: made from the URL."""
         return short(self.url)
 
     @abstractmethod
     def list(self) -> Iterator[SourceFile]:
-        """Yield every file below the source, sorted by name; hidden ones (``.name``) are passed over.
+        """Yield every file below the source, sorted by name; hidden ones (``.name``) are ignored.
 
         Raises:
-            DataError: Where the source itself cannot be listed.
-            StorageError: Where the storage fails; a retry may help.
+            DataError: If the source itself cannot be listed.
+            StorageError: If the storage fails; a retry may help.
         """
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of a file, or of a member of an archive.
 
         Args:
-            name: As the listing, or `member_name`, has it.
-            start: The first byte wanted.
-            length: How many are wanted; None for all that follow. Past the end there are just fewer.
+            name: As in the listing, or from `member_name`.
+            start: Position of the first byte.
+            length: How many to read at most; None for all that follow.
 
         Raises:
             ImageRejected: ``unreadable`` or ``symlink-outside``.
-            StorageError: Where the storage fails; a retry may help.
+            StorageError: If the storage fails; a retry may help.
         """
         member = parse_member(name)
         if member is None:
             return self._read(name, start, length)
-        wanted = max(0, member.size - start if length is None else min(length, member.size - start))
-        data = self._read(member.archive, member.start + start, wanted)
-        if len(data) < wanted:
-            raise ImageRejected("unreadable", f"{member.archive!a} has become shorter; run ingest again")
+        length = max(0, member.size - start if length is None else min(length, member.size - start))
+        data = self._read(member.archive, member.start + start, length)
+        if len(data) < length:
+            raise ImageRejected(
+                "unreadable", f"{member.archive!a} has become shorter since it was listed; run ingest again"
+            )
         return data
 
     @abstractmethod
@@ -132,8 +136,8 @@ def open_source(url: str) -> Source:
     """Open a source: a local folder (also ``file://``) or ``s3://bucket/prefix``.
 
     Raises:
-        DataError: Where there is no such folder.
-        ConfigError: For an address of another kind.
+        DataError: If there is no such folder.
+        ConfigError: If the address is of another kind.
     """
     storage = open_storage(url)
     folder = storage.local_path()
@@ -144,23 +148,23 @@ class FolderSource(Source):
     """A local folder, read recursively. Links to files inside it are followed, links to folders are not.
 
     Raises:
-        DataError: Where there is no such folder.
+        DataError: If there is no such folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Absolute, not resolved: a link that is turned to a new version of the folder stays the same source.
+        # Absolute, not resolved: a link that is pointed to a new version of the folder stays the same source.
         self.url = os.path.abspath(folder)  # noqa: PTH100 - Path.absolute keeps ".."
         if not folder.is_dir():
-            found = "a file" if folder.exists() else "nothing"
-            raise DataError(f"source {self.url!a}: found {found}, expected a folder of images; check ingest.source")
+            problem = "is a file" if folder.exists() else "does not exist"
+            raise DataError(f"source {self.url!a} {problem}; expected a folder of images; check ingest.source")
         self._real = os.path.realpath(folder)
 
     def list(self) -> Iterator[SourceFile]:
         """Yield every file below the folder, as ``Source.list`` says."""
         try:
             pending = self._entries("")  # a stack and no recursion: folders may be nested deeper than Python's calls
-        except ImageRejected as refused:
-            raise DataError(f"source {self.url!a} cannot be listed: {refused.detail}") from None
+        except ImageRejected as error:
+            raise DataError(f"source {self.url!a} cannot be listed: {error.detail}") from None
         while pending:
             name = pending.pop()
             if not name.endswith("/"):
@@ -168,20 +172,20 @@ class FolderSource(Source):
                 continue
             try:
                 pending.extend(self._entries(name))
-            except ImageRejected as refused:
-                yield SourceFile(name, 0, "", refused)
+            except ImageRejected as error:
+                yield SourceFile(name, 0, "", error)
 
     def _read(self, name: str, start: int, length: int | None) -> bytes:
         """Return a file's bytes; never waits for a pipe or a device."""
         try:
-            self._lookup(name)
-            # Between the look and the opening the file may have become a pipe: do not wait for its writer.
+            self._status(name)
+            # Since the check above the file may have become a pipe: do not wait for its writer.
             with open(os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
                 _regular(os.fstat(file.fileno()))
                 file.seek(start)
                 return file.read(-1 if length is None else length)
         except OSError as error:
-            raise _refused(error, name) from None
+            raise _rejection(error, name) from None
 
     def _path(self, name: str) -> str:
         return f"{self.url}/{name}"
@@ -189,48 +193,48 @@ class FolderSource(Source):
     def _entries(self, prefix: str) -> _Names:
         """Return the names in a folder, last one first; those of folders end in a slash, and sort by it too.
 
-        Only names are kept: a folder may have millions, and all that the system says of them would take much room.
+        Only names are kept: a folder may have millions, and their status would take much memory.
         """
         try:
-            with os.scandir(self._path(prefix)) as found:
+            with os.scandir(self._path(prefix)) as entries:
                 names = [
                     f"{prefix}{entry.name}{'/' * entry.is_dir(follow_symlinks=False)}"
-                    for entry in found
+                    for entry in entries
                     if not entry.name.startswith(".")
                 ]
         except OSError as error:
-            raise _refused(error, prefix or self.url) from None
+            raise _rejection(error, prefix or self.url) from None
         names.sort(reverse=True)
         return names
 
     def _file(self, name: str) -> Iterator[SourceFile]:
         path = self._path(name)
         try:
-            found = os.lstat(path)
+            status = os.lstat(path)
             # Only a link can lead elsewhere: the folders on the way were not followed if they were links.
-            found = self._lookup(name) if stat.S_ISLNK(found.st_mode) else _regular(found)
+            status = self._status(name) if stat.S_ISLNK(status.st_mode) else _regular(status)
         except IsADirectoryError:
             return  # a link to a folder inside: its files are listed where they are
-        except ImageRejected as refused:
+        except ImageRejected as rejection:
             # A link to a folder elsewhere may hold images: its name gets the slash of a folder.
-            yield SourceFile(name + "/" * os.path.isdir(path), 0, "", refused)  # noqa: PTH112 - names are strings here
+            yield SourceFile(name + "/" * os.path.isdir(path), 0, "", rejection)  # noqa: PTH112 - names are strings here
         except OSError as error:
-            yield SourceFile(name, 0, "", _refused(error, name))
+            yield SourceFile(name, 0, "", _rejection(error, name))
         else:
             # The change time too: a copy that keeps the old modification time is still noticed.
-            yield SourceFile(name, found.st_size, f"{found.st_mtime_ns}-{found.st_ctime_ns}")
+            yield SourceFile(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ctime_ns}")
 
-    def _lookup(self, name: str) -> os.stat_result:
+    def _status(self, name: str) -> os.stat_result:
         """Return the status of a regular file inside the folder.
 
         Raises:
-            ImageRejected: Where it is something else, or somewhere else.
-            OSError: Where it cannot be looked at, or is a folder.
+            ImageRejected: If it is no regular file, or is outside the folder.
+            OSError: If its status cannot be read, or it is a folder.
         """
         path = self._path(name)
         target = os.path.realpath(path, strict=True)
         if os.path.commonpath([self._real, target]) != self._real:
-            raise ImageRejected("symlink-outside", f"leads to {target!a}, outside of the source; copy the file instead")
+            raise ImageRejected("symlink-outside", f"leads to {target!a}, outside the source; copy the file instead")
         return _regular(os.stat(path))  # noqa: PTH116 - names are strings here, some not UTF-8
 
 
@@ -248,7 +252,7 @@ class StorageSource(Source):
                 continue
             try:
                 check_key(key)
-            except StorageError as error:  # the store has such a name, and yet it cannot be asked for
+            except StorageError as error:  # the store has such a name, but it cannot be requested
                 yield SourceFile(key, 0, "", ImageRejected("unreadable", str(error)))
             else:
                 yield SourceFile(key, size, modified)
@@ -257,26 +261,26 @@ class StorageSource(Source):
         try:
             return self._storage.read(name, start, length)
         except NotFound:
-            raise ImageRejected("unreadable", "it is gone since it was listed; run ingest again") from None
+            raise ImageRejected("unreadable", f"{name!a} was removed since it was listed; run ingest again") from None
 
 
-def _regular(found: os.stat_result) -> os.stat_result:
-    """Return the status of a regular file unchanged; refuse what could block for ever, or is no file."""
-    if stat.S_ISDIR(found.st_mode):
+def _regular(status: os.stat_result) -> os.stat_result:
+    """Return the status of a regular file unchanged; reject what could block for ever, or is no file."""
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
         raise ImageRejected("unreadable", f"is {kind}, expected a file")
-    return found
+    return status
 
 
-def _refused(error: OSError, name: str) -> ImageRejected:
-    """Say what an operating system error means for a file.
+def _rejection(error: OSError, name: str) -> ImageRejected:
+    """Return the rejection that an operating system error means for a file.
 
     Raises:
-        StorageError: Where it is the machine's trouble; no image is given up for it.
+        StorageError: If the error is this machine's and not the file's; no image is rejected for it.
     """
-    if error.errno in _PASSING:
+    if error.errno in _TRANSIENT:
         raise StorageError(f"cannot read {name!a}: {error.strerror}; start the step again") from None
     return ImageRejected("unreadable", f"{error.strerror or error}; check the file and its permissions")

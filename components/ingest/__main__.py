@@ -1,8 +1,8 @@
-"""Write down which images a folder holds: what each is, the caption file beside it, or why it cannot be used.
+"""Record the images of a folder: size, digest and caption of each, or why it cannot be used.
 
     python -m components.ingest --workdir work --set source=photos
 
-Starting it again reads only files that are new or changed.
+Another run reads only files that are new or changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(config: IngestConfig, _: Namespace, workdir: Storage, progress: Progress) -> Mapping[str, Any]:
-    from components.ingest.intake import ingest
+    from components.ingest.ingest import ingest
 
     return ingest(config, workdir, progress)
 

@@ -11,7 +11,7 @@ from components.settings import Settings
 
 
 class IngestConfig(Settings):
-    """Where the images are, which of the files there are taken for images, and how they are divided."""
+    """Where the images are, which of them to use, and into how many groups to divide them."""
 
     source: str = Field(
         min_length=1, description="folder of images, read recursively: a local path or s3://bucket/prefix"
@@ -19,32 +19,31 @@ class IngestConfig(Settings):
     layout: Literal["auto", "folder", "imagefolder", "webdataset"] = Field(
         "auto",
         description=(
-            "how the images lie there: files with captions beside them (folder), the same with metadata.jsonl or .csv "
-            "(imagefolder), members of .tar files (webdataset), or the one that it looks like (auto)"
+            "how the images are stored: folder (image files with captions beside them), imagefolder (the same with "
+            "metadata.jsonl or metadata.csv), webdataset (.tar files of images and captions), or auto to find out"
         ),
     )
-    lanes: int = Field(1, ge=1, le=50, description="partition groups that are captioned and encoded side by side")
+    lanes: int = Field(1, ge=1, le=50, description="number of lanes that caption and encode groups in parallel")
     group_images: int = Field(
-        20_000, ge=1, le=1_000_000, description="images per partition group, at most about so many; bounds memory"
+        20_000, ge=1, le=1_000_000, description="approximate upper limit of images per group; bounds memory"
     )
     extensions: tuple[str, ...] = Field(
         (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
         min_length=1,
-        description="endings of file names taken for images, lower-case with the dot; capitals in names do not matter",
+        description="file name endings of images, in lower case with the dot; .JPG matches .jpg",
     )
-    limits: ImageLimits = Field(ImageLimits(), description="which sizes of image are taken")
+    limits: ImageLimits = Field(ImageLimits(), description="which image sizes are accepted")
     allowed_licenses: tuple[str, ...] = Field(
         (),
-        description="licences of the images that are taken, as the metadata write them, such as CC-BY-4.0; [] for all",
+        description="licences to accept, as the metadata write them, such as CC-BY-4.0; [] accepts all",
     )
     unknown_license: Literal["keep", "reject"] | None = Field(
         None,
         description=(
-            "what becomes of an image whose licence nobody tells; null: rejected where allowed_licenses are named, "
-            "kept where they are not"
+            "keep or reject images whose metadata name no licence; null: reject if allowed_licenses is set, else keep"
         ),
     )
-    readers: int = Field(8, ge=1, le=256, description="files read at the same time")
+    readers: int = Field(8, ge=1, le=256, description="number of files read at the same time")
 
     @field_validator("extensions")
     @classmethod
@@ -57,12 +56,12 @@ class IngestConfig(Settings):
     @field_validator("allowed_licenses", mode="before")
     @classmethod
     def _numbers_are_names(cls, licenses: Any) -> Any:
-        """Take a number for a name: COCO and others number their licences."""
+        """Accept numbers as names, since COCO and others number their licences."""
         if not isinstance(licenses, list | tuple):
             return licenses
-        return [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in licenses]
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in licenses]
 
     @property
     def keeps_unknown(self) -> bool:
-        """Whether images of unknown licence are taken."""
+        """Whether images without a licence are kept."""
         return not self.allowed_licenses if self.unknown_license is None else self.unknown_license == "keep"

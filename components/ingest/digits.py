@@ -2,8 +2,7 @@
 
     python -m components.ingest.digits photos
 
-The files are called 0000-zero.png, 0000-zero.txt and so on. Those that are there already, whatever they hold, are left
-alone.
+The files are called 0000-zero.png, 0000-zero.txt and so on. Existing files are kept, whatever they hold.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ SIDE = 32
 
 
 def write_digits(folder: Storage, progress: Progress) -> int:
-    """Write the digits that are not there yet and return how many files were written.
+    """Write the files that do not exist yet and return how many were written.
 
-    The bytes are the same everywhere, and with them which digits are held out: pixels are resized with integer
-    arithmetic and stored without compression, whose output differs between versions of zlib.
+    The bytes are the same on every machine, and so are the digits that are held out: pixels are resized with integer
+    arithmetic and stored without compression, since the output of zlib differs between its versions.
 
     Args:
         folder: Where to write.
-        progress: Told of each digit.
+        progress: Gets an event for the digits written.
     """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    there = {entry.key for entry in folder.list()}
+    existing = {entry.key for entry in folder.list()}
     written = 0
     pairs = list(zip(digits.images, digits.target, strict=True))
     for number, (pixels, label) in enumerate(progress.track(pairs, "digits written", len(pairs))):
         for name, data in _files(number, pixels, WORDS[label]):
-            written += name not in there and folder.create(name, data)
+            written += name not in existing and folder.create(name, data)
     return written
 
 

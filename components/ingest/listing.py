@@ -1,4 +1,4 @@
-"""Which files of a source are images, which are captions and metadata, and which cannot be read at all."""
+"""Sort a source's files into images, captions, metadata and archives, and find out how the images are stored."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from components.errors import ConfigError, DataError
 from components.image.records import Rejection
 from components.image.sources import Source, SourceFile
 from components.ingest.config import IngestConfig
-from components.ingest.metadata import NAMES
+from components.ingest.metadata_files import FILE_NAMES
 from components.storage.base import Storage
 
 # Kinds of file.
 IMAGE, CAPTION, JSON, METADATA, ARCHIVE = "image", "caption", "json", "metadata", "archive"
 
-# Endings of caption files; of several beside one image the first in this order counts.
-CAPTIONS = (".txt", ".caption")
+# Endings of caption files; if an image has several, the first in this order counts.
+CAPTION_ENDINGS = (".txt", ".caption")
 
-# Which files are read in each layout besides captions, which the caption step reads.
-READ = {"folder": (IMAGE, JSON), "imagefolder": (IMAGE, JSON), "webdataset": (ARCHIVE,)}
+# Which kinds of file ingest reads in each layout; caption files are read by the caption step.
+READ_KINDS = {"folder": (IMAGE, JSON), "imagefolder": (IMAGE, JSON), "webdataset": (ARCHIVE,)}
 
 
-class Listed(NamedTuple):
-    """One file that matters.
+class ListedFile(NamedTuple):
+    """A file of a kind that ingest uses.
 
     Attributes:
         name: Its name in the source.
-        kind: What it is, by its name.
-        stem: Its name without the ending, which files that belong together share.
+        kind: What its name says that it is.
+        stem: Its name without the ending; files that belong together have the same.
         bytes: Its size.
-        tag: Changes when the file does; empty where that cannot be told.
+        tag: Changes when the file does; empty if the storage has no such tag.
     """
 
     name: str
@@ -46,102 +46,104 @@ class Listed(NamedTuple):
 
 @dataclass
 class Listing:
-    """Sorts a source's files by what they are, one by one, and adds them up.
+    """Sorts a source's files by kind, one by one, and computes a digest of them all.
 
     Args:
-        config: Which are images.
-        own: What the names of Darkroom's own files begin with, where they lie in the source; they are passed over.
+        config: The settings; they say which names are those of images.
+        workdir_prefix: Beginning of the names of Darkroom's own files if the workdir is in the source; such files are
+            ignored.
 
     Attributes:
-        others: How many files are nothing of interest.
-        lasting: Whether everything would be found as it is again.
+        other_files: How many files are of no kind that ingest uses.
+        stable: Whether the same source would be read with the same result again. It is not if a file could not be read,
+            or has no tag.
     """
 
     config: IngestConfig
-    own: str | None
-    others: int = 0
-    lasting: bool = True
+    workdir_prefix: str | None
+    other_files: int = 0
+    stable: bool = True
 
     def __post_init__(self) -> None:
         settings = self.config.model_dump(mode="json", exclude={"readers"})
-        self._sum = hashlib.sha256(canonical_json(settings))
-        # An archive is read with these in mind; what is remembered of it holds as long as they do.
-        self._reading = short([self.config.extensions, self.config.limits.max_bytes])
+        self._digest = hashlib.sha256(canonical_json(settings))
+        # These settings decide what is read from an archive: the cache of it holds only while they stay the same.
+        self._archive_settings = short([self.config.extensions, self.config.limits.max_bytes])
 
     @property
     def digest(self) -> str:
-        """What changes when any file does, or a setting; empty where something may change by itself."""
-        return self._sum.hexdigest() if self.lasting else ""
+        """Changes when a file or a setting does; empty if the listing is not stable."""
+        return self._digest.hexdigest() if self.stable else ""
 
-    def sort(self, files: Iterator[SourceFile]) -> Iterator[Listed | Rejection]:
-        """Yield the files that matter."""
+    def select(self, files: Iterator[SourceFile]) -> Iterator[ListedFile | Rejection]:
+        """Yield the files that ingest uses, and rejections of those that cannot be read."""
         for file in files:
-            if self.own is not None and file.name.startswith(self.own):
+            if self.workdir_prefix is not None and file.name.startswith(self.workdir_prefix):
                 continue
             stem, ending = split_name(file.name)
             kind = _kind(file.name, ending, self.config.extensions)
-            if file.refused is not None and (kind in (IMAGE, METADATA, ARCHIVE) or file.name.endswith("/")):
-                self.lasting = False
-                yield Rejection(file.name, "ingest", file.refused.reason, file.refused.detail)
+            if file.rejection is not None and (kind in (IMAGE, METADATA, ARCHIVE) or file.name.endswith("/")):
+                self.stable = False
+                yield Rejection(file.name, "ingest", file.rejection.reason, file.rejection.detail)
                 continue
             if kind is None:
-                self.others += 1
+                self.other_files += 1
                 continue
-            # A caption file that cannot be read stays: the caption step says so.
-            self._sum.update(f"{file.name}\0{file.size}\0{file.modified}\n".encode("utf-8", "surrogatepass"))
-            self.lasting = self.lasting and bool(file.modified)
-            yield Listed(file.name, kind, stem, file.size, self._tag(kind, file))
+            # A caption file that cannot be read is kept: the caption step rejects its image.
+            self._digest.update(f"{file.name}\0{file.size}\0{file.modified}\n".encode("utf-8", "surrogatepass"))
+            self.stable = self.stable and bool(file.modified)
+            yield ListedFile(file.name, kind, stem, file.size, self._tag(kind, file))
 
     def _tag(self, kind: str, file: SourceFile) -> str:
         if kind != ARCHIVE or not file.modified:
             return file.modified
-        return f"{file.modified}-{self._reading}"
+        return f"{file.modified}-{self._archive_settings}"
 
 
-def choose_layout(config: IngestConfig, source: Source, kinds: Collection[str], others: int) -> str:
-    """Return how the images lie in a source, by the kinds of file that there are.
+def choose_layout(config: IngestConfig, source: Source, kinds: Collection[str], other_files: int) -> str:
+    """Return the layout of a source: the setting, or if that is ``auto`` the one that its kinds of file suggest.
 
     Raises:
-        DataError: Where nothing there can hold an image.
+        DataError: If the source has no file that can hold an image, or none that the layout needs.
     """
     layout = config.layout
     if layout == "auto":
-        # Files that one can see come first: a tar beside them is as a rule what they were unpacked from.
+        # Image files come first: a tar beside them is usually what they were unpacked from.
         layout = "webdataset" if IMAGE not in kinds and ARCHIVE in kinds else "folder"
         layout = "imagefolder" if IMAGE in kinds and METADATA in kinds else layout
     if layout == "imagefolder" and METADATA not in kinds:
         raise DataError(
-            f"source {source.url!a} has no {' or '.join(NAMES)}, which an imagefolder has; "
+            f"source {source.url!a} has no {' or '.join(FILE_NAMES)}, which layout imagefolder needs; "
             "add one, or set ingest.layout to folder"
         )
-    if not set(READ[layout]) - {JSON} & set(kinds):
+    if not set(READ_KINDS[layout]) - {JSON} & set(kinds):
         endings = ".tar" if layout == "webdataset" else ", ".join(config.extensions)
         raise DataError(
-            f"source {source.url!a} holds no images (files of other kinds: {others}); expected names ending in "
+            f"source {source.url!a} holds no images (files of other kinds: {other_files}); expected names ending in "
             f"{endings}; check ingest.source, ingest.layout and ingest.extensions"
         )
     return layout
 
 
-def below_source(source: str, workdir: Storage) -> str | None:
-    """Return the names in the source that the workdir's objects begin with, or None where it lies elsewhere.
+def workdir_prefix(source_url: str, workdir: Storage) -> str | None:
+    """Return what the names of the workdir's files begin with in the source, or None if it is not in the source.
 
     Raises:
-        ConfigError: Where the workdir is the source.
+        ConfigError: If the workdir is the source.
     """
     folder = workdir.local_path()
     url = workdir.url if folder is None else os.path.abspath(folder)  # noqa: PTH100 - Path.absolute keeps ".."
-    if url == source:
-        raise ConfigError(f"{source!a} is both the workdir and the source of images; choose another workdir")
-    return url.removeprefix(f"{source}/") + "/" if url.startswith(f"{source}/") else None
+    if url == source_url:
+        raise ConfigError(f"{source_url!a} is both the workdir and the source of images; choose another workdir")
+    return url.removeprefix(f"{source_url}/") + "/" if url.startswith(f"{source_url}/") else None
 
 
 def _kind(name: str, ending: str, extensions: Collection[str]) -> str | None:
     if ending in extensions:
         return IMAGE
-    if ending in CAPTIONS:
+    if ending in CAPTION_ENDINGS:
         return CAPTION
-    if name.rpartition("/")[2] in NAMES:
+    if name.rpartition("/")[2] in FILE_NAMES:
         return METADATA
     return {".json": JSON, ".tar": ARCHIVE}.get(ending)
 

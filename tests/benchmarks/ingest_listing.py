@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 from components.image.records import Rejection
 from components.image.sources import Source, SourceFile, open_source
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
-from components.ingest.known import Seen
-from components.ingest.listing import Listed
+from components.ingest.file_cache import FileRecord
+from components.ingest.ingest import ingest
+from components.ingest.listing import ListedFile
 from components.progress import Progress
 from components.storage.open import open_storage
 
@@ -56,10 +56,10 @@ class MadeUp(Source):
         raise AssertionError("there is nothing to read")
 
 
-def made_up(_: Source, __: IngestConfig, file: Listed) -> list[Seen | Rejection]:
+def made_up(_: Source, __: IngestConfig, file: ListedFile) -> list[FileRecord | Rejection]:
     """Return what reading an image would tell."""
     digest = hashlib.sha256((file.name + file.tag).encode()).hexdigest()
-    return [Seen(file.name, file.name, file.tag, file.bytes, digest, 512, 512, "JPEG")]
+    return [FileRecord(file.name, file.name, file.tag, file.bytes, digest, 512, 512, "JPEG")]
 
 
 def plan(images: int, workdir: str, *, changed: bool) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from components.image.records import read_manifest
 from components.index.config import IndexConfig
 from components.index.versions import index
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.latents.config import LatentsConfig
 from components.latents.encoders import Encoders
 from components.latents.encoding import encoding_key

@@ -43,7 +43,7 @@ from components.errors import ConfigError, DarkroomError, OutOfMemory, StorageEr
 from components.image.decoding import ImageLimits
 from components.image.records import Caption, read_caption_rejections, read_captions
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage

@@ -25,7 +25,7 @@ from components.image.decoding import ImageLimits
 from components.image.filters import FilterConfig
 from components.image.records import read_accepted, read_captions
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from tests.stores.memory import MemoryStorage
 

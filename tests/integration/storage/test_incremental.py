@@ -24,7 +24,7 @@ from components.image.sources import open_source
 from components.index.config import IndexConfig
 from components.index.versions import index
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.latents.config import LatentsConfig
 from components.latents.encoding import encoding_key
 from components.latents.group import encode

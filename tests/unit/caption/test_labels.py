@@ -22,7 +22,7 @@ from components.image.decoding import ImageLimits
 from components.image.records import CaptionRecord, read_caption_rejections, read_captions
 from components.image.sources import open_source
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
 from tests.stores.memory import MemoryStorage

@@ -18,9 +18,9 @@ from components.caption.job import Job
 from components.caption.screening import Screening
 from components.image.decoding import ImageLimits
 from components.image.filters import FilterConfig
-from components.image.records import Caption, CaptionRecord, Outcome, Rejection, read_images
+from components.image.records import Caption, CaptionRecord, ImageOutcome, Rejection, read_images
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from tests.stores.memory import MemoryStorage
 
@@ -49,7 +49,7 @@ def photos(root: Path) -> Path:
     return root
 
 
-def outcomes(root: Path, writer: Writer, **filters: Any) -> list[Outcome]:
+def outcomes(root: Path, writer: Writer, **filters: Any) -> list[ImageOutcome]:
     source_id = str(ingest(IngestConfig.parse({"source": str(root)}), WORK, Progress(io.StringIO()))["source_id"])
     config = CaptionConfig.parse({"model": "someone/writer", "filters": filters})
     job = Job(config, ImageLimits(), "g", source_id, "key", WORK)

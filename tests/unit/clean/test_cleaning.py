@@ -38,7 +38,7 @@ from components.image.records import (
     write_rejections,
 )
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
 from tests.stores.memory import MemoryStorage

@@ -1,4 +1,4 @@
-"""Authors of captions are counted by kind, and nothing of a single image or of somebody's machine is told."""
+"""Authors of captions are counted by kind, and nothing of a single image or of somebody's machine is published."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.stores.memory import MemoryStorage
         ("", ""),
     ],
 )
-def test_an_author_is_told_without_what_is_of_one_image(by: str, who: str) -> None:
+def test_an_author_is_named_without_the_image(by: str, who: str) -> None:
     assert author(by) == who
 
 
-def test_captions_are_counted_the_busiest_author_first() -> None:
+def test_captions_are_counted_most_captions_first() -> None:
     captions = [(Caption("a", "folder"),), (Caption("b", "sidecar:x.txt"), Caption("c", "sidecar:x.txt"))]
     counts = count_authors(CaptionRecord("00", "x.png", 1, made, "v", 8, 8) for made in captions)
     assert list(counts.items()) == [("sidecar", 2), ("folder", 1)]

@@ -34,7 +34,7 @@ from components.image.records import (
 )
 from components.image.sources import open_source
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -43,8 +43,8 @@ from tests.images import GOOD, encoded, folder, noise, put
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What ingest and caption made of a place: captions by name, and reasons by name; a tar's members by their own."""
+class Outcome:
+    """What ingest and caption made of a source: captions by name, and reasons by name; a tar's members by their own."""
 
     kept: dict[str, CaptionRecord]
     rejected: dict[str, str]
@@ -56,7 +56,7 @@ class Taken:
         return sorted(set(self.kept) - set(GOOD))
 
 
-def taken_from(url: str, work: Storage) -> Taken:
+def ingest_and_caption(url: str, work: Storage) -> Outcome:
     progress = Progress(io.StringIO())
     listed = ingest(IngestConfig(source=url, lanes=2), work, progress)
     dataset = work.child("datasets/key")
@@ -64,15 +64,15 @@ def taken_from(url: str, work: Storage) -> Taken:
     rejections = read_ingest_rejections(work, listed["source_id"])
     assert listed["rejected"] == len(rejections)
     for group in read_manifest(work, listed["source_id"]).groups:
-        done = caption(CaptionConfig(model=None), ImageLimits(), group, listed["source_id"], "key", work, progress)
-        records, left_out = read_captions(dataset, group), read_caption_rejections(dataset, group)
-        assert (done["captioned"] + done["reused"], done["rejected"]) == (len(records), len(left_out))
+        result = caption(CaptionConfig(model=None), ImageLimits(), group, listed["source_id"], "key", work, progress)
+        records, rejected = read_captions(dataset, group), read_caption_rejections(dataset, group)
+        assert (result["captioned"] + result["reused"], result["rejected"]) == (len(records), len(rejected))
         kept |= {record.name: record for record in records}
-        rejections += left_out
+        rejections += rejected
     assert all(rejection.detail for rejection in rejections)
     assert len(kept) + len(rejections) == listed["images"] + listed["rejected"]
     source, names = open_source(url), {plain(name): name for name in kept}
-    return Taken(
+    return Outcome(
         {plain(name): replace(one, captions=plain_captions(one)) for name, one in kept.items()},
         {plain(rejection.name): rejection.reason for rejection in rejections},
         lambda name: source.read(names[name]),
@@ -125,22 +125,22 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-Take = Callable[..., Taken]
+Take = Callable[..., Outcome]
 # Each client of S3 takes its time: `make proofs` runs these.
-S3 = [pytest.param(place, marks=pytest.mark.proof) for place in ("s3", "tar-in-s3")]
+S3 = [pytest.param(storage, marks=pytest.mark.proof) for storage in ("s3", "tar-in-s3")]
 
 
 @pytest.fixture(params=["folder", "tar", "store", *S3])
 def take(request: pytest.FixtureRequest, tmp_path: Path) -> Take:
     """Run ingest and caption on what lies in a folder: as it is, packed into a tar, or copied to a store."""
 
-    def move(root: Path, work: Storage) -> Taken:
+    def move(root: Path, work: Storage) -> Outcome:
         url = packed(root, tmp_path / "tars") if "tar" in request.param else str(root)
         if "s3" in request.param:
             url = sent(Path(url), f"{request.getfixturevalue('s3')}/{tmp_path.name}")
         if request.param == "store":
             url = sent(root, f"memory://bad-input{tmp_path}")
-        return taken_from(url, work)
+        return ingest_and_caption(url, work)
 
     return move
 
@@ -165,7 +165,7 @@ def bomb(side: int = 60_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
-def told(value: object) -> str:
+def case_name(value: object) -> str:
     """Name a case by its words alone: bytes make no name."""
     return value if isinstance(value, str) else "-"
 
@@ -185,13 +185,13 @@ def told(value: object) -> str:
         ("bomb-below-pillows-limit.png", bomb(9_000), "too-large"),
         ("floats.tif", encoded(Image.new("F", (32, 32)), "TIFF"), "unsupported-pixels"),
     ],
-    ids=told,
+    ids=case_name,
 )
-def test_a_bad_image_is_left_out(root: Path, work: Storage, take: Take, name: str, data: bytes, reason: str) -> None:
+def test_a_bad_image_is_rejected(root: Path, work: Storage, take: Take, name: str, data: bytes, reason: str) -> None:
     put(root / name, data)
-    taken = take(root, work)
-    assert taken.others() == []
-    assert taken.rejected == {name: reason}
+    outcome = take(root, work)
+    assert outcome.others() == []
+    assert outcome.rejected == {name: reason}
 
 
 def turned() -> bytes:
@@ -222,7 +222,7 @@ def palette_with_alpha() -> bytes:
         ("alpha.png", encoded(Image.new("RGBA", (32, 32), (9, 9, 9, 0))), (32, 32), (255, 255, 255)),
         ("png-in-disguise.jpg", encoded(Image.new("RGB", (32, 32), (1, 2, 3))), (32, 32), (1, 2, 3)),
     ],
-    ids=told,
+    ids=case_name,
 )
 def test_an_unusual_image_is_kept_as_what_it_shows(
     root: Path,
@@ -234,10 +234,10 @@ def test_an_unusual_image_is_kept_as_what_it_shows(
     pixel: tuple[int, int, int] | None,
 ) -> None:
     put(root / name, data)
-    taken = take(root, work)
-    assert taken.others() == [name]
-    assert (taken.kept[name].width, taken.kept[name].height) == size
-    image = decode(taken.read(name), ImageLimits())
+    outcome = take(root, work)
+    assert outcome.others() == [name]
+    assert (outcome.kept[name].width, outcome.kept[name].height) == size
+    image = decode(outcome.read(name), ImageLimits())
     assert image.size == size
     if pixel is not None:
         assert np.abs(np.asarray(image, int)[5, 5] - pixel).max() <= 2
@@ -253,15 +253,15 @@ def test_an_unusual_image_is_kept_as_what_it_shows(
         (b"word " * 20_000, "caption-too-long"),
         (b"x" * (2 << 20), "caption-too-long"),
     ],
-    ids=told,
+    ids=case_name,
 )
-def test_an_image_with_a_bad_caption_is_left_out(
+def test_an_image_with_a_bad_caption_is_rejected(
     root: Path, work: Storage, take: Take, words: bytes | None, reason: str
 ) -> None:
     put(root / "image.png", encoded(noise(3)), words)
-    taken = take(root, work)
-    assert taken.others() == []
-    assert taken.rejected == {"image.png": reason}
+    outcome = take(root, work)
+    assert outcome.others() == []
+    assert outcome.rejected == {"image.png": reason}
 
 
 def test_a_caption_of_markup_is_kept_as_words(root: Path, work: Storage, take: Take) -> None:
@@ -274,9 +274,9 @@ def test_a_caption_of_markup_is_kept_as_words(root: Path, work: Storage, take: T
 def test_of_one_image_under_two_names_the_first_is_kept(root: Path, work: Storage, take: Take) -> None:
     for name in ("twin-b.png", "twin-a.png"):
         put(root / name, encoded(noise(3)))
-    taken = take(root, work)
-    assert taken.others() == ["twin-a.png"]
-    assert taken.rejected == {"twin-b.png": "duplicate"}
+    outcome = take(root, work)
+    assert outcome.others() == ["twin-a.png"]
+    assert outcome.rejected == {"twin-b.png": "duplicate"}
 
 
 @pytest.mark.parametrize(
@@ -303,13 +303,13 @@ def test_a_name_may_hold_anything(root: Path, work: Storage, take: Take, name: s
         put(root / name, encoded(noise(3)))
     except OSError as error:
         pytest.skip(f"this file system has no such name: {error}")
-    taken = take(root, work)
-    assert taken.others() == [name]
-    assert taken.kept[name].captions[0].by.partition(":")[2] == f"{name.removesuffix('.png')}.txt"
-    assert taken.rejected == {}
+    outcome = take(root, work)
+    assert outcome.others() == [name]
+    assert outcome.kept[name].captions[0].by.partition(":")[2] == f"{name.removesuffix('.png')}.txt"
+    assert outcome.rejected == {}
 
 
-def test_a_bad_image_with_a_hostile_name_is_told_of(root: Path, work: Storage, take: Take) -> None:
+def test_a_bad_image_with_a_hostile_name_is_reported(root: Path, work: Storage, take: Take) -> None:
     name = os.fsdecode(b"<b>\n\xff.png")
     put(root / name, b"words")
     assert take(root, work).rejected == {name: "not-an-image"}

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes 8-bit RGB, upright, or is refused with a reason."""
+"""Every kind of image becomes 8-bit RGB, upright, or is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.errors import ConfigError, ImageRejected
-from components.image.decoding import ImageFacts, ImageLimits, check, decode, header, inspect
+from components.image.decoding import ImageFacts, ImageLimits, check_limits, decode, inspect, read_header
 
 LIMITS = ImageLimits(min_side=2)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
-# What turns an upright picture into the rows that a camera stores for each EXIF orientation.
+# What turns an upright image into the rows that a camera stores for each EXIF orientation.
 STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,7 +39,7 @@ def encode(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def scene(width: int = 24, height: int = 16) -> Image.Image:
-    """A picture without any symmetry: red above left, blue to the right, green below."""
+    """A image without any symmetry: red above left, blue to the right, green below."""
     image = Image.new("RGB", (width, height), RED)
     image.paste(BLUE, (width // 2, 0, width, height))
     image.paste(GREEN, (0, height * 3 // 4, width, height))
@@ -87,7 +87,7 @@ def test_a_turned_photograph_stands_upright(format: str, orientation: int) -> No
     assert np.abs(difference).max() <= (60 if format == "JPEG" else 0)
 
 
-def test_png_metadata_behind_the_pixels_are_not_overlooked() -> None:
+def test_png_metadata_behind_the_pixels_are_read() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     late = chunk(b"eXIf", exif.tobytes()[6:])
@@ -95,7 +95,7 @@ def test_png_metadata_behind_the_pixels_are_not_overlooked() -> None:
     assert decode(data[:-12] + late + data[-12:], LIMITS).size == (16, 24)
 
 
-def test_metadata_that_make_no_sense_do_not_cost_the_picture() -> None:
+def test_metadata_that_make_no_sense_do_not_cost_the_image() -> None:
     data = encode(scene(), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken")
     assert decode(data, LIMITS).tobytes() == scene().tobytes()
 
@@ -161,7 +161,7 @@ def test_one_transparent_colour_is_laid_on_white() -> None:
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
-def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
+def test_of_an_animation_the_first_frame_is_decoded(format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], duration=40, **options)
@@ -178,20 +178,20 @@ def test_black_and_white_is_black_and_white() -> None:
 @pytest.mark.parametrize(
     "image", [Image.new("F", (4, 4), 0.5), Image.new("I", (4, 4), 70_000), Image.new("LAB", (4, 4))]
 )
-def test_numbers_without_a_known_white_are_refused(image: Image.Image) -> None:
+def test_numbers_without_a_defined_white_are_rejected(image: Image.Image) -> None:
     error = rejected(encode(image, "TIFF"))
     assert error.reason == "unsupported-pixels"
     assert image.mode in error.detail
 
 
-def test_nothing_is_refused_as_empty() -> None:
+def test_nothing_is_rejected_as_empty() -> None:
     assert rejected(b"").reason == "empty-file"
 
 
 @pytest.mark.parametrize(
     "data", [b"just some words", b"\0" * 100, b"<html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"P6 2 2 255\n"]
 )
-def test_what_is_no_image_or_of_a_format_that_is_not_taken_is_refused(data: bytes) -> None:
+def test_what_is_no_image_or_of_a_format_that_is_not_accepted_is_rejected(data: bytes) -> None:
     error = rejected(data)
     assert error.reason == "not-an-image"
     assert "JPEG" in error.detail
@@ -199,7 +199,7 @@ def test_what_is_no_image_or_of_a_format_that_is_not_taken_is_refused(data: byte
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
 @pytest.mark.parametrize("kept", [0.04, 0.5, 0.95])
-def test_a_cut_off_file_is_refused(format: str, kept: float) -> None:
+def test_a_cut_off_file_is_rejected(format: str, kept: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     data = encode(noise, format)
     error = rejected(data[: int(len(data) * kept)])
@@ -219,7 +219,7 @@ def test_a_damaged_checksum_is_corrupt() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
-def test_too_small_is_refused_with_both_numbers(size: tuple[int, int]) -> None:
+def test_too_small_is_rejected_with_both_numbers(size: tuple[int, int]) -> None:
     error = rejected(encode(Image.new("RGB", size), "PNG"), ImageLimits(min_side=16))
     assert error.reason == "too-small"
     assert f"{size[0]}×{size[1]}" in error.detail
@@ -227,36 +227,36 @@ def test_too_small_is_refused_with_both_numbers(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("side", [9_000, 12_000, 60_000])
-def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
-    """Below Pillow's bound, between its warning and its refusal, and beyond both."""
+def test_a_decompression_bomb_is_rejected_by_its_header(side: int) -> None:
+    """Below Pillow's bound, between its warning and its error, and beyond both."""
     data = png(side, side)
     assert rejected(data).reason == "too-large"
     with pytest.raises(ImageRejected, match="too-large"):
         inspect(data, LIMITS)
 
 
-def test_a_metadata_bomb_is_refused() -> None:
+def test_a_metadata_bomb_is_rejected() -> None:
     bomb = chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"\0" * (80 << 20)))
     assert rejected(png(4, 4, rows=b"\0" * 20, chunks=bomb)).reason in ("truncated", "corrupt")
 
 
 def test_limits_hold_for_the_upright_size() -> None:
-    check(ImageFacts(16, 16, "PNG"), ImageLimits(min_side=16, max_pixels=256))
+    check_limits(ImageFacts(16, 16, "PNG"), ImageLimits(min_side=16, max_pixels=256))
     with pytest.raises(ImageRejected, match="max_pixels"):
-        check(ImageFacts(16, 17, "PNG"), ImageLimits(min_side=16, max_pixels=256))
+        check_limits(ImageFacts(16, 17, "PNG"), ImageLimits(min_side=16, max_pixels=256))
 
 
 def test_an_image_may_be_so_much_longer_than_wide_and_no_more() -> None:
     for size in ((1000, 100), (100, 1000)):
-        check(ImageFacts(*size, "PNG"), ImageLimits())
-        check(ImageFacts(*size, "PNG"), ImageLimits(max_aspect=10.0))
-        with pytest.raises(ImageRejected, match=r"10:1.* 9\.5:1 .*\(max_aspect\)") as caught:
-            check(ImageFacts(*size, "PNG"), ImageLimits(max_aspect=9.5))
+        check_limits(ImageFacts(*size, "PNG"), ImageLimits())
+        check_limits(ImageFacts(*size, "PNG"), ImageLimits(max_aspect=10.0))
+        with pytest.raises(ImageRejected, match=r"10:1.*9\.5:1.*max_aspect") as caught:
+            check_limits(ImageFacts(*size, "PNG"), ImageLimits(max_aspect=9.5))
         assert caught.value.reason == "extreme-aspect"
-    check(ImageFacts(10_000, 20, "PNG"), ImageLimits(max_aspect=None))
+    check_limits(ImageFacts(10_000, 20, "PNG"), ImageLimits(max_aspect=None))
 
 
-def test_limits_beyond_the_decoder_are_refused_by_name() -> None:
+def test_limits_beyond_the_decoder_are_rejected_by_name() -> None:
     with pytest.raises(ConfigError, match="max_pixels"):
         ImageLimits.parse({"max_pixels": 10**9})
 
@@ -276,7 +276,7 @@ SEEDS = [
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_damaged_bytes_decode_or_are_refused_and_nothing_else(data: st.DataObject) -> None:
+def test_damaged_bytes_decode_or_are_rejected_and_nothing_else(data: st.DataObject) -> None:
     damaged = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -287,4 +287,4 @@ def test_damaged_bytes_decode_or_are_refused_and_nothing_else(data: st.DataObjec
         return
     assert image.mode == "RGB"
     assert image.width * image.height <= 1_000_000
-    assert header(bytes(damaged)).format
+    assert read_header(bytes(damaged)).format

@@ -1,4 +1,4 @@
-"""What is measured of a picture tells good ones from bad ones, and thresholds can change without another look."""
+"""What is measured of a image tells good ones from bad ones, and thresholds can change without measuring again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from components.errors import ConfigError
-from components.image.filters import FilterConfig, judge, look, read, sharpness, written
+from components.image.filters import FilterConfig, check_scores, format_score, measure, parse_score, sharpness
 
 
 def photograph(width: int = 320, height: int = 240) -> Image.Image:
-    """Return a picture with detail at every scale, as photographs have."""
+    """Return a image with detail at every scale, as photographs have."""
     random = np.random.default_rng(0)
     layers = []
     for side in (4, 8, 16, 32, 64, 128, 400):
@@ -22,8 +22,8 @@ def photograph(width: int = 320, height: int = 240) -> Image.Image:
     return Image.fromarray(np.mean(layers, axis=0).astype(np.uint8))
 
 
-def value(picture: Image.Image, name: str) -> float:
-    return read(look(picture).scores[name])[0]
+def value(image: Image.Image, name: str) -> float:
+    return parse_score(measure(image).scores[name])[0]
 
 
 def config(**values: object) -> FilterConfig:
@@ -49,9 +49,9 @@ def test_the_more_blurred_the_lower_whatever_the_size() -> None:
 
 
 def test_the_small_picture_has_the_stated_size_and_is_never_enlarged() -> None:
-    assert look(photograph(1600, 1200)).small.size == (683, 512)
-    assert look(photograph(50, 40)).small.size == (50, 40)
-    assert look(Image.new("RGB", (4000, 1))).small.size == (4000, 1)
+    assert measure(photograph(1600, 1200)).small.size == (683, 512)
+    assert measure(photograph(50, 40)).small.size == (50, 40)
+    assert measure(Image.new("RGB", (4000, 1))).small.size == (4000, 1)
 
 
 def test_flat_is_what_has_one_colour_and_not_what_has_little_contrast() -> None:
@@ -61,20 +61,20 @@ def test_flat_is_what_has_one_colour_and_not_what_has_little_contrast() -> None:
     halves.paste((0, 130, 0), (0, 0, 32, 64))
     assert value(halves, "spread") > 60
     dim = Image.fromarray((np.asarray(photograph()) // 16).astype(np.uint8))
-    assert judge(look(dim).scores, FilterConfig()) is None
-    misfit = judge(look(Image.new("RGB", (64, 64), "teal")).scores, FilterConfig())
-    assert misfit is not None
-    assert misfit[:3] == ("flat", 0.0, 1.0)
-    assert all(part in misfit[3] for part in ("spread 0", " 1 ", "(filters.min_spread)"))
+    assert check_scores(measure(dim).scores, FilterConfig()) is None
+    failure = check_scores(measure(Image.new("RGB", (64, 64), "teal")).scores, FilterConfig())
+    assert failure is not None
+    assert failure[:3] == ("flat", 0.0, 1.0)
+    assert all(part in failure[3] for part in ("spread 0", " 1 ", "(filters.min_spread)"))
 
 
 def test_a_threshold_of_null_takes_everything() -> None:
-    flat = look(Image.new("RGB", (64, 64), "teal")).scores
-    assert judge(flat, config(min_spread=None)) is None
-    misfit = judge(flat, config(min_spread=None, min_sharpness=0.1))
-    assert misfit is not None
-    assert misfit[:3] == ("blurry", 0.0, 0.1)
-    assert all(part in misfit[3] for part in ("sharpness 0", " 0.1 ", "(filters.min_sharpness)"))
+    flat = measure(Image.new("RGB", (64, 64), "teal")).scores
+    assert check_scores(flat, config(min_spread=None)) is None
+    failure = check_scores(flat, config(min_spread=None, min_sharpness=0.1))
+    assert failure is not None
+    assert failure[:3] == ("blurry", 0.0, 0.1)
+    assert all(part in failure[3] for part in ("sharpness 0", " 0.1 ", "(filters.min_sharpness)"))
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_a_threshold_of_null_takes_everything() -> None:
     ],
 )
 def test_a_probability_may_be_as_high_as_the_threshold(score: str, settings: dict[str, object], reason: str) -> None:
-    assert judge({score: "0.7 abc"}, config(**settings)) is None
-    misfit = judge({score: "0.7001 abc"}, config(**settings))
-    assert misfit is not None
-    assert (misfit.reason, misfit.value, misfit.threshold) == (reason, 0.7001, 0.7)
-    assert f"filters.{score}.max_probability" in misfit.detail
+    assert check_scores({score: "0.7 abc"}, config(**settings)) is None
+    failure = check_scores({score: "0.7001 abc"}, config(**settings))
+    assert failure is not None
+    assert (failure.reason, failure.value, failure.threshold) == (reason, 0.7001, 0.7)
+    assert f"filters.{score}.max_probability" in failure.detail
 
 
 @pytest.mark.parametrize(
@@ -103,28 +103,28 @@ def test_a_probability_may_be_as_high_as_the_threshold(score: str, settings: dic
 )
 def test_a_score_may_be_as_low_as_the_threshold(score: str, settings: dict[str, object], reason: str) -> None:
     bound = 0.5 if score == "similarity" else 5.0
-    assert judge({score: written(bound, "v")}, config(**settings)) is None
-    misfit = judge({score: written(bound - 0.01, "v")}, config(**settings))
-    assert misfit is not None
-    assert (misfit.reason, misfit.threshold) == (reason, bound)
+    assert check_scores({score: format_score(bound, "v")}, config(**settings)) is None
+    failure = check_scores({score: format_score(bound - 0.01, "v")}, config(**settings))
+    assert failure is not None
+    assert (failure.reason, failure.threshold) == (reason, bound)
 
 
 def test_a_filter_without_a_model_judges_nothing_and_what_was_not_measured_is_not_judged() -> None:
     scores = {"watermark": "1 abc", "nsfw": "1 abc", "aesthetic": "-3 abc", "similarity": "-1 abc"}
-    assert judge(scores, FilterConfig()) is None
-    assert judge({}, config(watermark={"model": "m"}, min_sharpness=1e5)) is None
-    assert judge({"watermark": "1 abc"}, config(watermark={"model": "m", "max_probability": None})) is None
+    assert check_scores(scores, FilterConfig()) is None
+    assert check_scores({}, config(watermark={"model": "m"}, min_sharpness=1e5)) is None
+    assert check_scores({"watermark": "1 abc"}, config(watermark={"model": "m", "max_probability": None})) is None
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text("0123456789abcdef", min_size=1, max_size=16))
 def test_what_is_written_is_read_again(number: float, version: str) -> None:
-    value, by = read(written(number, version))
+    value, by = parse_score(format_score(number, version))
     assert by == version
     assert value == pytest.approx(number, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "expected"),
     [
         ({"min_spread": -1}, "min_spread"),
         ({"watermark": {"max_probability": 1.5}}, "watermark.max_probability"),
@@ -134,6 +134,6 @@ def test_what_is_written_is_read_again(number: float, version: str) -> None:
         ({"sharpness": 1}, "did you mean min_sharpness"),
     ],
 )
-def test_a_wrong_setting_is_refused(values: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_invalid_setting_is_an_error(values: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
         FilterConfig.parse(values)

@@ -1,4 +1,4 @@
-"""Framing: the largest centred part, scaled to the wanted size."""
+"""Framing: the largest centred crop, scaled to the size of the bucket."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from components.image.framing import crop_box, cut, frame
         ((3, 1), (8, 4096), (0, 0, 3, 1)),
     ],
 )
-def test_crop_is_the_largest_centred_part(
+def test_crop_is_the_largest_centred_crop(
     image: tuple[int, int], size: tuple[int, int], crop: tuple[int, int, int, int]
 ) -> None:
     assert crop_box(*image, *size) == crop
 
 
-def test_picture_of_the_wanted_size_is_left_as_it_is() -> None:
+def test_image_of_the_target_size_is_unchanged() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     framed = cut(Image.fromarray(pixels), 16, 24)
     np.testing.assert_array_equal(framed.pixels, pixels)
@@ -56,7 +56,7 @@ def test_file_is_decoded_upright_before_it_is_cut() -> None:
     assert frame(stream.getvalue(), 8, 8).original_size == (20, 40)
 
 
-def test_tiny_pictures_are_accepted_and_bad_ones_rejected() -> None:
+def test_tiny_images_are_accepted_and_bad_ones_rejected() -> None:
     stream = io.BytesIO()
     Image.new("L", (1, 1)).save(stream, format="PNG")
     assert frame(stream.getvalue(), 8, 16).pixels.shape == (8, 16, 3)

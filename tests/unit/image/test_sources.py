@@ -1,4 +1,4 @@
-"""A source reads the files of its folder and nothing else, and keeps the machine's trouble apart from a file's."""
+"""A source reads the files of its folder and nothing else, and tells this machine's errors from a file's."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.stores.memory import MemoryStorage
 
 
 def names(source: Source) -> list[str]:
-    return [file.name for file in source.list() if file.refused is None]
+    return [file.name for file in source.list() if file.rejection is None]
 
 
-def refusals(source: Source) -> dict[str, str]:
-    return {file.name: file.refused.reason for file in source.list() if file.refused is not None}
+def rejections(source: Source) -> dict[str, str]:
+    return {file.name: file.rejection.reason for file in source.list() if file.rejection is not None}
 
 
 def put(path: Path, data: bytes = b"x") -> Path:
@@ -35,15 +35,15 @@ def put(path: Path, data: bytes = b"x") -> Path:
 def test_files_are_listed_at_any_depth_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b.png", "a/z.png", "a.png", "a/b/c.png", "a-.png", "é.png"):
         put(tmp_path / name)
-    found = names(open_source(str(tmp_path)))
-    assert found == sorted(found)
-    assert set(found) == {"b.png", "a/z.png", "a.png", "a/b/c.png", "a-.png", "é.png"}
+    listed = names(open_source(str(tmp_path)))
+    assert listed == sorted(listed)
+    assert set(listed) == {"b.png", "a/z.png", "a.png", "a/b/c.png", "a-.png", "é.png"}
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
-    for name in ("seen.png", "._seen.png", ".thumbnails/seen.png"):
+def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
+    for name in ("visible.png", "._visible.png", ".thumbnails/visible.png"):
         put(tmp_path / name)
-    assert names(open_source(str(tmp_path))) == ["seen.png"]
+    assert names(open_source(str(tmp_path))) == ["visible.png"]
 
 
 def test_folders_may_be_nested_deeper_than_python_calls(tmp_path: Path) -> None:
@@ -93,14 +93,14 @@ def test_a_source_that_is_itself_a_link_is_read(tmp_path: Path) -> None:
     assert source.read("a.png") == b"data"
 
 
-def test_links_out_of_the_folder_are_refused_in_the_listing_and_in_reading(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_rejected_in_the_listing_and_in_reading(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere/secret.png")
     put(tmp_path / "photos/a.png")
     (tmp_path / "photos/file.png").symlink_to("../elsewhere/secret.png")
     (tmp_path / "photos/folder").symlink_to("../elsewhere")
     source = open_source(str(tmp_path / "photos"))
     assert names(source) == ["a.png"]
-    assert refusals(source) == {"file.png": "symlink-outside", "folder/": "symlink-outside"}
+    assert rejections(source) == {"file.png": "symlink-outside", "folder/": "symlink-outside"}
     for name in ("file.png", "folder/secret.png", "../elsewhere/secret.png"):
         with pytest.raises(ImageRejected, match="symlink-outside"):
             source.read(name)
@@ -114,17 +114,17 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     source = open_source(str(tmp_path))
     assert names(source) == ["sub/a.png"]
-    assert refusals(source) == dict.fromkeys(["gone.png", "one.png", "two.png"], "unreadable")
+    assert rejections(source) == dict.fromkeys(["gone.png", "one.png", "two.png"], "unreadable")
 
 
-def test_a_file_that_vanished_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_vanished_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ImageRejected, match="unreadable"):
         open_source(str(tmp_path)).read("gone.png")
     with pytest.raises(ImageRejected, match="unreadable"):
         open_source("memory://sources-vanished").read("gone.png")
 
 
-def test_the_machines_trouble_is_not_held_against_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_this_machine_rejects_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a.png")
     source = open_source(str(tmp_path))
 
@@ -137,10 +137,10 @@ def test_the_machines_trouble_is_not_held_against_a_file(tmp_path: Path, monkeyp
 
 
 def test_a_missing_folder_and_a_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"photos.*nothing.* folder"):
+    with pytest.raises(DataError, match=r"photos.*ingest\.source"):
         open_source(str(tmp_path / "photos"))
     put(tmp_path / "photos")
-    with pytest.raises(DataError, match=r"a file.* a folder"):
+    with pytest.raises(DataError, match=r"photos.*a file.*ingest\.source"):
         FolderSource(tmp_path / "photos")
 
 
@@ -170,4 +170,4 @@ def test_a_store_may_hold_names_that_are_no_keys() -> None:
 
     source = StorageSource(Odd("sources-odd"))
     assert names(source) == ["a.png"]
-    assert refusals(source) == {"../up.png": "unreadable", "b//c.png": "unreadable"}
+    assert rejections(source) == {"../up.png": "unreadable", "b//c.png": "unreadable"}

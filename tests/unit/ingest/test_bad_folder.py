@@ -31,7 +31,7 @@ from components.image.records import (
 from components.image.sources import open_source
 from components.ingest.__main__ import main
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -39,7 +39,7 @@ from tests.images import GOOD, NOBODY, encoded, folder, noise, put
 
 
 @dataclass(frozen=True)
-class Taken:
+class Outcome:
     """What ingest and caption made of a folder: captions by name, and reasons by name."""
 
     kept: dict[str, CaptionRecord]
@@ -51,7 +51,7 @@ class Taken:
         return sorted(set(self.kept) - set(GOOD))
 
 
-def take(root: Path, work: Storage, **settings: Any) -> Taken:
+def take(root: Path, work: Storage, **settings: Any) -> Outcome:
     progress = Progress(io.StringIO())
     listed = ingest(IngestConfig(source=str(root), lanes=2), work, progress)
     dataset = work.child("datasets/key")
@@ -60,14 +60,14 @@ def take(root: Path, work: Storage, **settings: Any) -> Taken:
     assert listed["rejected"] == len(rejections)
     for group in read_manifest(work, listed["source_id"]).groups:
         config = CaptionConfig.parse({"model": None, **settings})
-        done = caption(config, ImageLimits(), group, listed["source_id"], "key", work, progress)
-        records, left_out = read_captions(dataset, group), read_caption_rejections(dataset, group)
-        assert (done["captioned"] + done["reused"], done["rejected"]) == (len(records), len(left_out))
+        result = caption(config, ImageLimits(), group, listed["source_id"], "key", work, progress)
+        records, rejected = read_captions(dataset, group), read_caption_rejections(dataset, group)
+        assert (result["captioned"] + result["reused"], result["rejected"]) == (len(records), len(rejected))
         kept |= {record.name: record for record in records}
-        rejections += left_out
+        rejections += rejected
     assert all(rejection.detail for rejection in rejections)
     assert len(kept) + len(rejections) == listed["images"] + listed["rejected"]
-    return Taken(kept, {rejection.name: rejection.reason for rejection in rejections})
+    return Outcome(kept, {rejection.name: rejection.reason for rejection in rejections})
 
 
 @pytest.fixture
@@ -84,38 +84,38 @@ def test_links_are_not_followed_out_of_the_folder(root: Path, work: Storage, tmp
     put(tmp_path / "private/secret.png", encoded(noise(5)))
     (root / "link.png").symlink_to(tmp_path / "private/secret.png")
     (root / "folder").symlink_to(tmp_path / "private")
-    taken = take(root, work)
-    assert taken.others() == []
-    assert taken.rejected == {"link.png": "symlink-outside", "folder/": "symlink-outside"}
+    outcome = take(root, work)
+    assert outcome.others() == []
+    assert outcome.rejected == {"link.png": "symlink-outside", "folder/": "symlink-outside"}
 
 
 def test_a_caption_is_not_read_from_outside_the_folder(root: Path, work: Storage, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("secret")
     put(root / "image.png", encoded(noise(3)), None)
     (root / "image.txt").symlink_to(tmp_path / "password")
-    taken = take(root, work)
-    assert taken.rejected == {"image.png": "caption-unreadable"}
+    outcome = take(root, work)
+    assert outcome.rejected == {"image.png": "caption-unreadable"}
 
 
-def test_links_in_a_circle_or_to_nowhere_are_left_out(root: Path, work: Storage) -> None:
+def test_links_in_a_circle_or_to_nowhere_are_rejected(root: Path, work: Storage) -> None:
     (root / "a.png").symlink_to("b.png")
     (root / "b.png").symlink_to("a.png")
     (root / "gone.png").symlink_to("nothing-here")
     (root / "up").symlink_to("..")
     (root / "self").symlink_to(".")
-    taken = take(root, work)
-    assert taken.others() == []
-    assert taken.rejected == {**dict.fromkeys(["a.png", "b.png", "gone.png"], "unreadable"), "up/": "symlink-outside"}
+    outcome = take(root, work)
+    assert outcome.others() == []
+    assert outcome.rejected == {**dict.fromkeys(["a.png", "b.png", "gone.png"], "unreadable"), "up/": "symlink-outside"}
 
 
 @pytest.fixture
 def public_root() -> Iterator[Path]:
     """A folder that every user may read, with two good images."""
-    place = Path(tempfile.mkdtemp(prefix="darkroom-test-", dir="/tmp"))
-    place.chmod(0o755)
-    yield folder(place / "photos")
-    subprocess.run(["chmod", "-R", "u+rwX", place], check=True)
-    shutil.rmtree(place)
+    root = Path(tempfile.mkdtemp(prefix="darkroom-test-", dir="/tmp"))
+    root.chmod(0o755)
+    yield folder(root / "photos")
+    subprocess.run(["chmod", "-R", "u+rwX", root], check=True)
+    shutil.rmtree(root)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def as_nobody(public_root: Path) -> Iterator[Callable[[], None]]:
     os.seteuid(user)
 
 
-def test_what_may_not_be_read_is_left_out(public_root: Path, as_nobody: Callable[[], None]) -> None:
+def test_what_may_not_be_read_is_rejected(public_root: Path, as_nobody: Callable[[], None]) -> None:
     put(public_root / "locked.png", encoded(noise(3))).chmod(0)
     put(public_root / "closed/image.png", encoded(noise(4)))
     put(public_root / "silent.png", encoded(noise(5))).with_suffix(".txt").chmod(0)
@@ -144,9 +144,9 @@ def test_what_may_not_be_read_is_left_out(public_root: Path, as_nobody: Callable
     (public_root / "closed").chmod(0)
     (public_root / "closed.txt").chmod(0)
     as_nobody()
-    taken = take(public_root, open_storage("memory://bad-input-locked"))
-    assert taken.others() == []
-    assert taken.rejected == {
+    outcome = take(public_root, open_storage("memory://bad-input-locked"))
+    assert outcome.others() == []
+    assert outcome.rejected == {
         "locked.png": "unreadable",
         "closed/": "unreadable",
         "closed.txt/": "unreadable",
@@ -202,19 +202,19 @@ def test_a_file_too_large_to_read_is_not_read(root: Path, work: Storage) -> None
         file.truncate(1 << 40)  # sparse: it takes no room, but reading it would
     with put(root / "image.png", encoded(noise(3))).with_suffix(".txt").open("wb") as file:
         file.truncate(1 << 40)
-    taken = take(root, work)
-    assert taken.others() == []
-    assert taken.rejected == {"huge.png": "too-large", "image.png": "caption-too-long"}
+    outcome = take(root, work)
+    assert outcome.others() == []
+    assert outcome.rejected == {"huge.png": "too-large", "image.png": "caption-too-long"}
 
 
 @pytest.mark.parametrize(
-    ("prepare", "code", "said"),
+    ("prepare", "code", "expected"),
     [
-        (lambda path: None, 65, ["photos", "found nothing", "expected a folder of images"]),
-        (lambda path: path.write_bytes(b""), 65, ["photos", "found a file"]),
-        (lambda path: path.mkdir(), 65, ["photos", "holds no images", ".jpg"]),
-        (lambda path: put(path / "notes.md", b"words", None), 65, ["holds no images", "other kinds: 1"]),
-        (lambda path: put(path / "a.jpg", b"words"), 65, ["no image can be used", "1 × not-an-image", "a.jpg"]),
+        (lambda path: None, 65, ["photos", "does not exist", "ingest.source"]),
+        (lambda path: path.write_bytes(b""), 65, ["photos", "is a file", "ingest.source"]),
+        (lambda path: path.mkdir(), 65, ["photos", ".jpg", "ingest.extensions"]),
+        (lambda path: put(path / "notes.md", b"words", None), 65, [": 1", "ingest.extensions"]),
+        (lambda path: put(path / "a.jpg", b"words"), 65, ["1 × not-an-image", "a.jpg"]),
     ],
 )
 def test_a_folder_without_images_is_a_clear_error(
@@ -222,14 +222,14 @@ def test_a_folder_without_images_is_a_clear_error(
     capsys: pytest.CaptureFixture[str],
     prepare: Callable[[Path], object],
     code: int,
-    said: list[str],
+    expected: list[str],
 ) -> None:
     prepare(tmp_path / "photos")
     assert main(["--workdir", str(tmp_path / "work"), "--set", f"source={tmp_path}/photos"]) == code
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert "Traceback" not in message
-    for part in said:
+    for part in expected:
         assert part in message
 
 

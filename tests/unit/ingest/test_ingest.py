@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from components.ingest.division import group_bits
+from components.ingest.intake import ingest
 from PIL import Image
 
 from components.digests import digest, sha256
@@ -25,15 +27,14 @@ from components.image.records import (
 from components.ingest.__main__ import main
 from components.ingest.config import IngestConfig
 from components.ingest.digits import write_digits
-from components.ingest.division import group_bits
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from tests.stores.memory import MemoryStorage
 
 
-def picture(seed: int, side: int = 16) -> bytes:
+def image_bytes(seed: int, side: int = 16) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -48,7 +49,7 @@ def put(path: Path, data: bytes) -> Path:
 
 def photos(root: Path, count: int = 6) -> Path:
     for number in range(count):
-        put(root / f"{number:02d}.png", picture(number))
+        put(root / f"{number:02d}.png", image_bytes(number))
     return root
 
 
@@ -61,8 +62,8 @@ def groups(workdir: Storage, result: dict[str, Any]) -> tuple[str, ...]:
 
 
 def images(workdir: Storage, result: dict[str, Any]) -> dict[str, ImageRecord]:
-    found = [image for group in groups(workdir, result) for image in read_images(workdir, result["source_id"], group)]
-    return {image.name: image for image in found}
+    records = [image for group in groups(workdir, result) for image in read_images(workdir, result["source_id"], group)]
+    return {image.name: image for image in records}
 
 
 def contents(workdir: Storage) -> dict[str, bytes]:
@@ -70,7 +71,7 @@ def contents(workdir: Storage) -> dict[str, bytes]:
 
 
 def test_each_image_is_written_down_with_what_it_is(tmp_path: Path) -> None:
-    data = picture(1, side=20)
+    data = image_bytes(1, side=20)
     put(tmp_path / "photos/sub/a.png", data)
     put(tmp_path / "photos/sub/a.txt", b"a cat")
     work = MemoryStorage("ingest-facts")
@@ -95,12 +96,12 @@ def test_each_image_is_written_down_with_what_it_is(tmp_path: Path) -> None:
     assert (manifest.source, manifest.images, manifest.digest) == (str(tmp_path / "photos"), 1, result["digest"])
 
 
-def test_what_is_known_is_not_read_again_and_what_is_new_or_changed_is(tmp_path: Path) -> None:
-    root, work = photos(tmp_path / "photos"), MemoryStorage("ingest-known")
+def test_only_new_and_changed_files_are_read(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("ingest-cached")
     first = run(root, work)
     assert first["read"] == 6
     assert run(root, work) == {**first, "read": 0, "new": 0}
-    put(root / "new.png", picture(100))
+    put(root / "new.png", image_bytes(100))
     assert run(root, work)["read"] == 1
     kept = (root / "00.png").stat()
     changed = bytearray((root / "00.png").read_bytes())
@@ -116,8 +117,8 @@ def test_what_is_known_is_not_read_again_and_what_is_new_or_changed_is(tmp_path:
     assert last["digest"] != again["digest"]
 
 
-def test_rejected_files_are_known_too(tmp_path: Path) -> None:
-    root, work = photos(tmp_path / "photos"), MemoryStorage("ingest-known-bad")
+def test_rejected_files_are_not_read_again(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("ingest-cached-bad")
     put(root / "bad.jpg", b"words")
     assert run(root, work)["rejected"] == 1
     again = run(root, work)
@@ -126,7 +127,7 @@ def test_rejected_files_are_known_too(tmp_path: Path) -> None:
 
 def test_new_limits_apply_without_reading(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("ingest-limits")
-    put(root / "large.png", picture(7, side=40))
+    put(root / "large.png", image_bytes(7, side=40))
     assert run(root, work)["images"] == 7
     strict = run(root, work, limits={"min_side": 32})
     assert (strict["read"], strict["images"], strict["rejected"]) == (0, 1, 6)
@@ -148,9 +149,9 @@ def test_groups_divide_the_images_by_content(tmp_path: Path) -> None:
     assert list(members) == ["g00", "g01", "g10", "g11"]
     assert sum(map(len, members.values())) == 40
     assert sum(len(images) > 0 for images in members.values()) >= 2
-    for group, found in members.items():
-        assert all(f"g{int(image.sha256[0], 16) >> 2:02b}" == group for image in found)
-        assert [image.sha256 for image in found] == sorted(image.sha256 for image in found)
+    for group, records in members.items():
+        assert all(f"g{int(image.sha256[0], 16) >> 2:02b}" == group for image in records)
+        assert [image.sha256 for image in records] == sorted(image.sha256 for image in records)
 
 
 def test_groups_of_an_earlier_partition_are_removed(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_groups_of_an_earlier_partition_are_removed(tmp_path: Path) -> None:
 def test_of_duplicates_the_first_name_stays(tmp_path: Path) -> None:
     root, work = tmp_path / "photos", MemoryStorage("ingest-duplicates")
     for name in ("b.png", "a/z.png", "c.jpg"):
-        put(root / name, picture(1))
+        put(root / name, image_bytes(1))
     result = run(root, work, lanes=3)
     assert list(images(work, result)) == ["a/z.png"]
     rejections = read_ingest_rejections(work, result["source_id"])
@@ -173,7 +174,7 @@ def test_of_duplicates_the_first_name_stays(tmp_path: Path) -> None:
         ("b.png", "duplicate", "duplicate of a/z.png"),
         ("c.jpg", "duplicate", "duplicate of a/z.png"),
     ]
-    put(root / "Z.png", picture(1))  # new, and its name sorts before those that are known
+    put(root / "Z.png", image_bytes(1))  # new, and its name sorts before the others
     assert list(images(work, run(root, work, lanes=3))) == ["Z.png"]
 
 
@@ -189,7 +190,7 @@ def test_of_duplicates_the_first_name_stays(tmp_path: Path) -> None:
 )
 def test_the_caption_file_is_the_one_of_the_same_name(tmp_path: Path, files: list[str], expected: str | None) -> None:
     work = MemoryStorage(f"ingest-sidecar-{files}")
-    put(tmp_path / "a.png", picture(1))
+    put(tmp_path / "a.png", image_bytes(1))
     for name in files:
         put(tmp_path / name, b"words")
     caption = images(work, run(tmp_path, work))["a.png"].caption
@@ -208,7 +209,7 @@ def test_the_digest_tells_a_changed_caption_file(tmp_path: Path) -> None:
 def test_capitals_in_endings_do_not_matter_and_other_files_do_not_count(tmp_path: Path) -> None:
     work = MemoryStorage("ingest-endings")
     for name in ("A.PNG", "notes.md", "b.psd"):
-        put(tmp_path / name, picture(1))
+        put(tmp_path / name, image_bytes(1))
     assert list(images(work, run(tmp_path, work))) == ["A.PNG"]
     assert list(images(work, run(tmp_path, work, extensions=[".psd"]))) == ["b.psd"]
 
@@ -230,7 +231,7 @@ def test_what_was_read_before_a_crash_is_not_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b'{"format": 2}\n{"name": "00.png"}\n', b'{"format": 99}\n', b"[]\n"])
-def test_a_broken_memory_is_no_memory(tmp_path: Path, broken: bytes) -> None:
+def test_a_broken_cache_is_read_anew(tmp_path: Path, broken: bytes) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage(f"ingest-broken-{broken!r}")
     first = run(root, work)
     work.write(f"ingest/{first['source_id']}/known/00000.jsonl", broken)
@@ -238,21 +239,21 @@ def test_a_broken_memory_is_no_memory(tmp_path: Path, broken: bytes) -> None:
     assert run(root, work) == first
 
 
-def test_a_workdir_below_the_source_is_passed_over(tmp_path: Path) -> None:
+def test_a_workdir_in_the_source_is_ignored(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
-    put(root / "work/runs/first/samples/0.png", picture(9))
-    put(root / "workshop.png", picture(10))
+    put(root / "work/runs/first/samples/0.png", image_bytes(9))
+    put(root / "workshop.png", image_bytes(10))
     assert run(root, open_storage(str(root / "work")))["images"] == 7
 
 
-def test_a_workdir_that_is_the_source_is_refused(tmp_path: Path) -> None:
+def test_a_workdir_that_is_the_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"workdir.* source"):
         run(photos(tmp_path), open_storage(str(tmp_path)))
 
 
 def test_a_store_is_ingested_like_a_folder() -> None:
     photos, work = open_storage("memory://ingest-store/photos"), MemoryStorage("ingest-store-work")
-    photos.write("a/b.png", picture(1))
+    photos.write("a/b.png", image_bytes(1))
     photos.write("a/b.txt", b"a cat")
     result = run("memory://ingest-store/photos", work)
     assert images(work, result)["a/b.png"].caption is not None
@@ -268,7 +269,7 @@ def test_when_all_images_are_rejected_the_reasons_are_counted_in_the_message(tmp
 
 
 @pytest.mark.parametrize("settings", [{"extensions": ["jpg"]}, {"extensions": [".JPG"]}, {"lanes": 51}, {"source": ""}])
-def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_errors_that_name_them(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         IngestConfig.parse({"source": "photos", **settings})
 
@@ -276,17 +277,17 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any
 def test_the_command_prints_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = photos(tmp_path / "photos")
     assert main(["--workdir", str(tmp_path / "work"), "--set", f"source={root}", "--set", "lanes=2"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["event"], told["images"], told["groups"]) == ("done", 6, 2)
+    event = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (event["event"], event["images"], event["groups"]) == ("done", 6, 2)
 
 
 def test_the_digits_are_the_same_everywhere_and_leave_what_is_there_alone() -> None:
     folder = MemoryStorage("digits")
     folder.write("0003-three.txt", b"my own words")
-    folder.write("mine.png", b"my own picture")
+    folder.write("mine.png", b"my own image")
     assert write_digits(folder, Progress(io.StringIO())) == 2 * 1797 - 1
     assert folder.read("0003-three.txt") == b"my own words"
-    assert folder.read("mine.png") == b"my own picture"
+    assert folder.read("mine.png") == b"my own image"
     assert folder.read("0013-three.txt") == b"a handwritten digit three\n"
     made = contents(folder)
     assert write_digits(folder, Progress(io.StringIO())) == 0

@@ -1,4 +1,4 @@
-"""A run that is killed anywhere and started again writes the same bytes; a source that is known costs its listing."""
+"""A run that is killed anywhere and started again writes the same bytes; an unchanged source costs only its listing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from components.errors import StorageError
 from components.image.records import Rejection, read_images, read_manifest
 from components.image.sources import Source, SourceFile
-from components.ingest import known, reading
+from components.ingest import file_cache, parallel_reader
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
-from components.ingest.known import Seen
-from components.ingest.listing import Listed
+from components.ingest.file_cache import FileRecord
+from components.ingest.ingest import ingest
+from components.ingest.listing import ListedFile
 from components.progress import Progress
 from components.storage.base import Storage
 from tests.stores.memory import MemoryStorage
@@ -40,22 +40,22 @@ class MadeUp(Source):
         raise AssertionError("nothing is to be read")
 
 
-def look(_: Source, __: IngestConfig, file: Listed) -> list[Seen | Rejection]:
+def read_made_up(_: Source, __: IngestConfig, file: ListedFile) -> list[FileRecord | Rejection]:
     digest = hashlib.sha256((file.name + file.tag).encode()).hexdigest()
     small = file.name.startswith("small")
-    return [Seen(file.name, file.name, file.tag, 100, digest, 4 if small else 64, 64, "PNG")]
+    return [FileRecord(file.name, file.name, file.tag, 100, digest, 4 if small else 64, 64, "PNG")]
 
 
 class Mortal(MemoryStorage):
-    """A storage whose process dies at the operation that is said."""
+    """A storage whose process dies at a given operation."""
 
     def __init__(self, name: str, last: int) -> None:
         super().__init__(name)
-        self.left = last
+        self.remaining = last
 
     def _live(self) -> None:
-        self.left -= 1
-        if self.left < 0:
+        self.remaining -= 1
+        if self.remaining < 0:
             raise StorageError("killed")
 
     def write(self, key: str, data: bytes) -> None:
@@ -69,7 +69,7 @@ class Mortal(MemoryStorage):
 
 def run(files: dict[str, str], workdir: Storage, **settings: Any) -> dict[str, Any]:
     config = IngestConfig.parse({"source": "made-up", "readers": 2, **settings})
-    return ingest(config, workdir, Progress(io.StringIO()), MadeUp(files), look)
+    return ingest(config, workdir, Progress(io.StringIO()), MadeUp(files), read_made_up)
 
 
 BEFORE = {f"{number:03d}.png": "1" for number in range(60)} | {"small.png": "1"}
@@ -78,8 +78,8 @@ AFTER |= {"050.png": "2", "small-too.png": "1"}
 
 
 def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
-    monkeypatch.setattr(known, "ROWS", 16)
+    monkeypatch.setattr(parallel_reader, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(file_cache, "ROWS_PER_PART", 16)
     whole = MemoryStorage("killed-never")
     run(BEFORE, whole, group_images=40)
     counts = run(AFTER, whole, group_images=20)
@@ -132,8 +132,8 @@ def test_what_another_version_knew_is_read_again() -> None:
 
 
 def test_a_run_that_is_killed_does_not_pass_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
-    monkeypatch.setattr(known, "ROWS", 16)
+    monkeypatch.setattr(parallel_reader, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(file_cache, "ROWS_PER_PART", 16)
     whole = MemoryStorage("killed-before")
     run(BEFORE, whole, group_images=100)
     killed = killed_everywhere(
@@ -147,7 +147,7 @@ def test_a_run_that_is_killed_does_not_pass_for_the_one_before(monkeypatch: pyte
 
 
 def test_readers_never_see_a_manifest_without_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(parallel_reader, "JOURNAL_ROWS", 10)
     for moment in range(0, 40, 3):
         name = f"killed-reading-{moment}"
         source_id = str(run(BEFORE, MemoryStorage(name), group_images=40)["source_id"])
@@ -159,9 +159,9 @@ def test_readers_never_see_a_manifest_without_its_groups(monkeypatch: pytest.Mon
                 read_images(MemoryStorage(name), source_id, group)
 
 
-def test_ten_thousand_known_images_take_less_than_a_second() -> None:
+def test_ten_thousand_unchanged_images_take_less_than_a_second() -> None:
     files = {f"{number // 100:03d}/{number:05d}.png": "1" for number in range(10_000)}
-    work = MemoryStorage("killed-known")
+    work = MemoryStorage("killed-unchanged")
     assert run(files, work)["read"] == 10_000
     began = time.process_time()
     assert run(files, work)["read"] == 0

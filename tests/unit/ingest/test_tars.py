@@ -1,4 +1,4 @@
-"""Tars as img2dataset writes them are read where they lie; hostile ones are refused member by member."""
+"""Tars as img2dataset writes them are read without unpacking; hostile members are rejected one by one."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from components.digests import sha256
 from components.errors import DataError, ImageRejected, StorageError
 from components.image.records import ImageRecord, read_images, read_ingest_rejections, read_manifest
 from components.image.sources import Source, open_source, parse_member
-from components.ingest import looking, tar_walk
+from components.ingest import file_reader, tar_members
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
-from components.ingest.tar_walk import walk
+from components.ingest.ingest import ingest
+from components.ingest.tar_members import read_members
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from tests.stores.memory import MemoryStorage
 
 
-def picture(seed: int, side: int = 16) -> bytes:
+def image_bytes(seed: int, side: int = 16) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
     return file.getvalue()
@@ -54,7 +54,7 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], format: int = tarfile.USTAR_FOR
     return file.getvalue()
 
 
-GOOD = (member("a.png", picture(1)), member("z.png", picture(2)))
+GOOD = (member("a.png", image_bytes(1)), member("z.png", image_bytes(2)))
 
 
 def between(*hostile: tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
@@ -62,7 +62,7 @@ def between(*hostile: tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_F
     return tar(GOOD[0], *hostile, GOOD[1], format=format)
 
 
-class Place:
+class Tars:
     """A source in memory and what ingest makes of it."""
 
     def __init__(self, name: str) -> None:
@@ -78,8 +78,8 @@ class Place:
     def images(self) -> list[ImageRecord]:
         source_id = self.result["source_id"]
         groups = read_manifest(self.work, source_id).groups
-        found = [image for group in groups for image in read_images(self.work, source_id, group)]
-        return sorted(found, key=lambda image: image.name)
+        images = [image for group in groups for image in read_images(self.work, source_id, group)]
+        return sorted(images, key=lambda image: image.name)
 
     def names(self) -> list[str]:
         return [image.name.partition("@")[0] for image in self.images()]
@@ -90,27 +90,27 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(f"tars-{tmp_path.name}")
+def tars(tmp_path: Path) -> Tars:
+    return Tars(f"tars-{tmp_path.name}")
 
 
-def test_images_come_with_the_words_beside_them(place: Place) -> None:
-    told = {"caption": "from json", "url": "https://example.org/1", "LICENSE": "CC-BY-4.0", "key": "000000001"}
-    data = picture(1)
+def test_images_come_with_the_words_beside_them(tars: Tars) -> None:
+    metadata = {"caption": "from json", "url": "https://example.org/1", "LICENSE": "CC-BY-4.0", "key": "000000001"}
+    data = image_bytes(1)
     shard = tar(
-        member("000000000.jpg", picture(0)),
+        member("000000000.jpg", image_bytes(0)),
         member("000000000.json", json.dumps({"caption": "only json", "LICENSE": "?"}).encode()),
-        member("000000001.json", json.dumps(told).encode()),
+        member("000000001.json", json.dumps(metadata).encode()),
         member("000000001.webp", data),
         member("000000001.txt", b"from text\n"),
-        member("000000002.png", picture(2)),
+        member("000000002.png", image_bytes(2)),
     )
-    place.files.write("shards/00000.tar", shard)
-    place.files.write("shards/00000_stats.json", b"{}")
-    place.files.write("shards/00000.parquet", b"PAR1")
-    place.run()
-    first, second, third = place.images()
-    assert place.names() == [f"shards/00000.tar//00000000{i}" + end for i, end in enumerate((".jpg", ".webp", ".png"))]
+    tars.files.write("shards/00000.tar", shard)
+    tars.files.write("shards/00000_stats.json", b"{}")
+    tars.files.write("shards/00000.parquet", b"PAR1")
+    tars.run()
+    first, second, third = tars.images()
+    assert tars.names() == [f"shards/00000.tar//00000000{i}" + end for i, end in enumerate((".jpg", ".webp", ".png"))]
     assert (second.sha256, second.license, second.source) == (sha256(data), "CC-BY-4.0", "https://example.org/1")
     assert second.caption is not None
     assert (second.caption.text, second.caption.name.partition("@")[0]) == (
@@ -122,9 +122,9 @@ def test_images_come_with_the_words_beside_them(place: Place) -> None:
     assert third.caption is None
 
 
-def test_a_member_is_read_by_its_range_alone(place: Place, tmp_path: Path) -> None:
-    data = picture(1, side=200)
-    shard = tar(member("a.png", picture(0)), member("b.png", data), member("b.txt", "é".encode("latin-1")))
+def test_a_member_is_read_by_its_range_alone(tars: Tars, tmp_path: Path) -> None:
+    data = image_bytes(1, side=200)
+    shard = tar(member("a.png", image_bytes(0)), member("b.png", data), member("b.txt", "é".encode("latin-1")))
     (tmp_path / "s.tar").write_bytes(shard)
     for url in (str(tmp_path), "memory://tars-range"):
         open_storage(url).write("s.tar", shard)
@@ -138,37 +138,37 @@ def test_a_member_is_read_by_its_range_alone(place: Place, tmp_path: Path) -> No
         assert image.caption is not None
         assert image.caption.text is None  # not UTF-8: the caption step says so
         assert source.read(image.caption.name) == "é".encode("latin-1")
-        found = parse_member(image.name)
-        assert found is not None
-        assert shard[found.start :][: found.size] == data
-        open_storage(url).write("s.tar", shard[: found.start + 10])
+        part = parse_member(image.name)
+        assert part is not None
+        assert shard[part.start :][: part.size] == data
+        open_storage(url).write("s.tar", shard[: part.start + 10])
         with pytest.raises(ImageRejected, match="shorter"):
             source.read(image.name)
 
 
-def test_only_a_tar_that_has_changed_is_read_again(place: Place) -> None:
+def test_only_a_tar_that_has_changed_is_read_again(tars: Tars) -> None:
     for number in range(3):
-        place.files.write(f"{number}.tar", tar(*(member(f"{i}.png", picture(10 * number + i)) for i in range(4))))
-    first = place.run()
+        tars.files.write(f"{number}.tar", tar(*(member(f"{i}.png", image_bytes(10 * number + i)) for i in range(4))))
+    first = tars.run()
     assert (first["read"], first["images"], first["new"]) == (3, 12, 12)
-    assert {key: place.run()[key] for key in ("read", "new", "changed", "gone")} == dict.fromkeys(
+    assert {key: tars.run()[key] for key in ("read", "new", "changed", "gone")} == dict.fromkeys(
         ("read", "new", "changed", "gone"), 0
     )
-    kept = [member(f"{i}.png", picture(10 + i)) for i in range(3)]
-    place.files.write("1.tar", tar(*kept, member("n.png", picture(99))))
-    place.files.delete("2.tar")
-    again = place.run()
+    kept = [member(f"{i}.png", image_bytes(10 + i)) for i in range(3)]
+    tars.files.write("1.tar", tar(*kept, member("n.png", image_bytes(99))))
+    tars.files.delete("2.tar")
+    again = tars.run()
     assert (again["read"], again["images"]) == (1, 8)
     assert (again["new"], again["changed"], again["gone"]) == (1, 0, 5)
 
 
-def test_members_that_belong_to_another_image_are_not_images(place: Place) -> None:
+def test_members_that_belong_to_another_image_are_not_images(tars: Tars) -> None:
     members = ("0.mask.png", "0.png", "IMG.2020.01.png", "._0.png", "./d/1.png")
     words = member("IMG.2020.01.txt", b"a dotted name")
-    place.files.write("a.tar", tar(*(member(name, picture(i)) for i, name in enumerate(members)), words))
-    place.run()
-    assert place.names() == ["a.tar//0.png", "a.tar//IMG.2020.01.png", "a.tar//d/1.png"]
-    caption = place.images()[1].caption
+    tars.files.write("a.tar", tar(*(member(name, image_bytes(i)) for i, name in enumerate(members)), words))
+    tars.run()
+    assert tars.names() == ["a.tar//0.png", "a.tar//IMG.2020.01.png", "a.tar//d/1.png"]
+    caption = tars.images()[1].caption
     assert caption is not None
     assert caption.text == "a dotted name"
 
@@ -180,35 +180,36 @@ def pax(**headers: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "reasons"),
     [
-        (between(member("/etc/x.png", picture(3))), {"/etc/x.png": "member-name"}),
-        (between(member("../x.png", picture(3))), {"../x.png": "member-name"}),
-        (between(member("a/../../x.png", picture(3))), {"a/../../x.png": "member-name"}),
+        (between(member("/etc/x.png", image_bytes(3))), {"/etc/x.png": "member-name"}),
+        (between(member("../x.png", image_bytes(3))), {"../x.png": "member-name"}),
+        (between(member("a/../../x.png", image_bytes(3))), {"a/../../x.png": "member-name"}),
         (between(member("l.png", type=tarfile.SYMTYPE, linkname="/etc/passwd")), {"l.png": "member-not-a-file"}),
         (between(member("l.png", type=tarfile.LNKTYPE, linkname="a.png")), {"l.png": "member-not-a-file"}),
         (between(member("d.png", type=tarfile.CHRTYPE)), {"d.png": "member-not-a-file"}),
         (between(member("f.png", type=tarfile.FIFOTYPE)), {"f.png": "member-not-a-file"}),
-        (between(member("o.png", picture(3), type=b"Q")), {"o.png": "member-not-a-file"}),
-        (between(member("a.png", picture(3))), {"a.png": "member-repeated"}),
+        (between(member("o.png", image_bytes(3), type=b"Q")), {"o.png": "member-not-a-file"}),
+        (between(member("a.png", image_bytes(3))), {"a.png": "member-repeated"}),
         (between(member("x.pkl", pickle.dumps(1))), {"x.pkl": "member-pickle"}),
         (between(member("x.png", b"words")), {"x.png": "not-an-image"}),
         (between(member("x.png", b"")), {"x.png": "empty-file"}),
         (between(member("a.json", b"{no")), {"a.json": "metadata-broken"}),
         (between(member("a.json", b"[" * 100_000)), {"a.json": "metadata-broken"}),
-        (between(member("x.png", picture(3), **pax(path="../up.png"))), {"../up.png": "member-name"}),
-        (between(member("x.png", picture(3), **pax(comment="y" * 70_000))), {"x.png": "member-header"}),
-        (between(member("x.png", picture(3), **pax(GNU_sparse_major="1"))), {"x.png": "member-not-a-file"}),
-        (between(member("x" * 70_000 + ".png", picture(3)), format=tarfile.GNU_FORMAT), {"x" * 100: "member-header"}),
+        (between(member("x.png", image_bytes(3), **pax(path="../up.png"))), {"../up.png": "member-name"}),
+        (between(member("x.png", image_bytes(3), **pax(comment="y" * 70_000))), {"x.png": "member-header"}),
+        (between(member("x.png", image_bytes(3), **pax(GNU_sparse_major="1"))), {"x.png": "member-not-a-file"}),
+        (
+            between(member("x" * 70_000 + ".png", image_bytes(3)), format=tarfile.GNU_FORMAT),
+            {"x" * 100: "member-header"},
+        ),
         (between(member("s.png", bytes(512), type=tarfile.GNUTYPE_SPARSE)), {"s.png": "member-not-a-file"}),
     ],
 )
-def test_a_hostile_member_is_refused_and_the_others_are_kept(
-    place: Place, data: bytes, reasons: dict[str, str]
-) -> None:
-    place.files.write("a.tar", data)
-    place.run()
-    assert place.names() == ["a.tar//a.png", "a.tar//z.png"]
-    assert place.reasons() == {f"a.tar//{name}": reason for name, reason in reasons.items()}
-    assert place.run()["rejected"] == 1
+def test_a_hostile_member_is_rejected_and_the_others_are_kept(tars: Tars, data: bytes, reasons: dict[str, str]) -> None:
+    tars.files.write("a.tar", data)
+    tars.run()
+    assert tars.names() == ["a.tar//a.png", "a.tar//z.png"]
+    assert tars.reasons() == {f"a.tar//{name}": reason for name, reason in reasons.items()}
+    assert tars.run()["rejected"] == 1
 
 
 def broken_header() -> bytes:
@@ -218,7 +219,7 @@ def broken_header() -> bytes:
 
 
 def claims(size: int) -> bytes:
-    """A tar whose last member says that it has so many bytes."""
+    """A tar whose last member claims a given size."""
     info = tarfile.TarInfo("z.png")
     info.size = size
     return tar(GOOD[0])[: 512 + 1024] + info.tobuf(tarfile.GNU_FORMAT) + bytes(512)
@@ -243,54 +244,54 @@ def negative() -> bytes:
         (between(member("x.png", **pax(size="-5"))), "archive-corrupt"),
     ],
 )
-def test_an_archive_that_cannot_be_read_on_keeps_what_came_before(place: Place, data: bytes, reason: str) -> None:
+def test_an_archive_that_cannot_be_read_on_keeps_what_came_before(tars: Tars, data: bytes, reason: str) -> None:
     assert len(GOOD[0][1]) in range(513, 1025), "the offsets above count on this"
-    place.files.write("a.tar", data)
-    place.files.write("b.tar", tar(member("b.png", picture(5))))
-    place.run()
-    assert place.names() == ["a.tar//a.png", "b.tar//b.png"]
-    assert place.reasons() == {"a.tar": reason}
+    tars.files.write("a.tar", data)
+    tars.files.write("b.tar", tar(member("b.png", image_bytes(5))))
+    tars.run()
+    assert tars.names() == ["a.tar//a.png", "b.tar//b.png"]
+    assert tars.reasons() == {"a.tar": reason}
 
 
 @pytest.mark.parametrize("data", [b"", b"words" * 1000, b"\x1f\x8b" + bytes(1000), bytes(10_240)])
-def test_what_is_no_tar_is_refused_or_empty(place: Place, data: bytes) -> None:
-    place.files.write("a.tar", data)
-    place.files.write("b.tar", tar(member("b.png", picture(5))))
-    place.run()
-    assert place.names() == ["b.tar//b.png"]
-    assert set(place.reasons().values()) <= {"archive-corrupt", "archive-truncated"}
+def test_what_is_no_tar_is_rejected_or_empty(tars: Tars, data: bytes) -> None:
+    tars.files.write("a.tar", data)
+    tars.files.write("b.tar", tar(member("b.png", image_bytes(5))))
+    tars.run()
+    assert tars.names() == ["b.tar//b.png"]
+    assert set(tars.reasons().values()) <= {"archive-corrupt", "archive-truncated"}
 
 
-def test_a_place_whose_tars_hold_no_images_is_a_clear_error(place: Place) -> None:
-    place.files.write("a.tar", tar(member("words.md", b"words")))
+def test_a_source_whose_tars_hold_no_images_is_a_clear_error(tars: Tars) -> None:
+    tars.files.write("a.tar", tar(member("words.md", b"words")))
     with pytest.raises(DataError, match="archive"):
-        place.run()
+        tars.run()
 
 
-def test_a_tar_of_a_billion_tiny_members_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_walk, "MOST_HEADERS", 1000)
+def test_a_tar_of_a_billion_tiny_members_is_stopped_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_members, "MOST_HEADERS", 1000)
     block = tarfile.TarInfo("t").tobuf()
-    asked = 0
+    bytes_read = 0
 
     def at(start: int, length: int) -> bytes:
-        nonlocal asked
-        asked += length
+        nonlocal bytes_read
+        bytes_read += length
         return block[:length] if start % 512 == 0 else b""
 
-    members = walk(at, 512 * 10**9)
+    members = read_members(at, 512 * 10**9)
     assert len(list(islice(members, 1000))) == 1000
     with pytest.raises(ImageRejected, match="archive-too-many"):
         next(members)
-    assert asked == 512 * 1000
+    assert bytes_read == 512 * 1000
 
 
 def test_headers_in_front_of_headers_for_ever_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_walk, "MOST_HEADERS", 1000)
+    monkeypatch.setattr(tar_members, "MOST_HEADERS", 1000)
     info = tarfile.TarInfo("x")
     info.type = tarfile.XHDTYPE
     block = info.tobuf()
     with pytest.raises(ImageRejected, match="archive-too-many"):
-        list(walk(lambda start, length: block[:length], 512 * 10**9))
+        list(read_members(lambda start, length: block[:length], 512 * 10**9))
 
 
 def test_no_more_is_read_than_a_piece_whatever_a_header_claims() -> None:
@@ -301,26 +302,26 @@ def test_no_more_is_read_than_a_piece_whatever_a_header_claims() -> None:
         largest = max(largest, length)
         return data[start : start + length]
 
-    data = between(member("x.png", picture(3), **pax(comment="y" * 300_000)))
-    found = list(walk(at, len(data)))
-    assert [one.name for one in found if one.refused is None] == ["a.png", "z.png"]
-    assert largest <= tar_walk.LONGEST_HEADER
+    data = between(member("x.png", image_bytes(3), **pax(comment="y" * 300_000)))
+    members = list(read_members(at, len(data)))
+    assert [one.name for one in members if one.rejection is None] == ["a.png", "z.png"]
+    assert largest <= tar_members.LONGEST_HEADER
 
 
 @given(data=st.binary(max_size=3000), at=st.integers(0, 4000))
 @settings(max_examples=300, deadline=None)
-def test_garbage_ends_in_a_refusal_or_in_nothing(data: bytes, at: int) -> None:
+def test_garbage_is_rejected_or_ignored(data: bytes, at: int) -> None:
     whole = bytearray(tar(*GOOD))
     whole[at : at + len(data)] = data
-    members = walk(lambda start, length: bytes(whole[start : start + length]), len(whole))
+    members = read_members(lambda start, length: bytes(whole[start : start + length]), len(whole))
     with suppress(ImageRejected):  # and nothing else
-        for found in members:
-            assert 0 <= found.start <= found.start + found.size <= len(whole)
+        for one in members:
+            assert 0 <= one.start <= one.start + one.size <= len(whole)
 
 
 def test_an_archive_is_read_once_from_front_to_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "PIECE", 4096)
-    (tmp_path / "a.tar").write_bytes(tar(*(member(f"{i}.png", picture(i)) for i in range(20))))
+    monkeypatch.setattr(file_reader, "PIECE", 4096)
+    (tmp_path / "a.tar").write_bytes(tar(*(member(f"{i}.png", image_bytes(i)) for i in range(20))))
     reads: list[tuple[int, int | None]] = []
 
     class Watched(Source):
@@ -340,31 +341,31 @@ def test_an_archive_is_read_once_from_front_to_back(tmp_path: Path, monkeypatch:
     assert max(length or 0 for _, length in reads) == 4096
 
 
-def test_a_run_that_is_killed_reads_only_the_tars_that_are_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_killed_reads_only_the_remaining_tars(tars: Tars, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
-        place.files.write(f"{number}.tar", tar(*(member(f"{i}.png", picture(10 * number + i)) for i in range(4))))
-    monkeypatch.setattr("components.ingest.reading.JOURNAL_ROWS", 8)
+        tars.files.write(f"{number}.tar", tar(*(member(f"{i}.png", image_bytes(10 * number + i)) for i in range(4))))
+    monkeypatch.setattr("components.ingest.parallel_reader.JOURNAL_ROWS", 8)
     killed: list[str] = []
 
     def dies_at(last: str) -> Callable[..., Any]:
-        def look(source: Source, config: IngestConfig, file: Any) -> Any:
+        def read_file(source: Source, config: IngestConfig, file: Any) -> Any:
             if file.name == last:
-                raise StorageError("the machine goes away")
+                raise StorageError("connection lost")
             killed.append(file.name)
-            return looking.look(source, config, file)
+            return file_reader.read_file(source, config, file)
 
-        return look
+        return read_file
 
-    config, quiet = IngestConfig(source=place.url, readers=1), Progress(io.StringIO())
-    with pytest.raises(StorageError, match="goes away"):
-        ingest(config, place.work, quiet, look=dies_at("5.tar"))
-    result = place.run()
+    config, quiet = IngestConfig(source=tars.url, readers=1), Progress(io.StringIO())
+    with pytest.raises(StorageError, match="connection lost"):
+        ingest(config, tars.work, quiet, read_file=dies_at("5.tar"))
+    result = tars.run()
     assert (result["images"], result["new"]) == (24, 24)
     assert result["read"] < 6
-    other = Place(f"{place.url}-uninterrupted")
-    other.files = place.files
-    other.url = place.url
+    other = Tars(f"{tars.url}-uninterrupted")
+    other.files = tars.files
+    other.url = tars.url
     other.run()
-    assert {e.key: place.work.read(e.key) for e in place.work.list()} == {
+    assert {e.key: tars.work.read(e.key) for e in tars.work.list()} == {
         e.key: other.work.read(e.key) for e in other.work.list()
     }

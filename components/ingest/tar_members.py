@@ -1,8 +1,8 @@
-"""What a tar says that it holds, header by header, with nothing unpacked and nothing believed.
+"""The members of a tar, header by header, with nothing unpacked and nothing trusted.
 
-`tarfile` reads each single header; the walk from one to the next is done here, because that module reads an extended
+`tarfile` parses each single header; the step from one to the next is done here, because that module reads an extended
 header of any size into memory, keeps all members, and takes garbage in the middle for the end. Every step goes forward
-by at least one block, so the walk ends, and at most `LONGEST_HEADER` bytes are read for a name.
+by at least one block, so it ends, and at most `LONGEST_HEADER` bytes are read for a name.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import NamedTuple
 from components.errors import ImageRejected
 
 BLOCK = 512
-LONGEST_HEADER = 64 << 10  # bytes of an extended header; names have at most some hundreds
-MOST_HEADERS = 500_000  # a shard as img2dataset writes it has 30,000
+LONGEST_HEADER = 64 << 10  # bytes of an extended header; a name has a few hundred at most
+MOST_HEADERS = 500_000  # a shard written by img2dataset has 30,000
 
-# Returns some of the tar's bytes: from, how many; past the end there are just fewer.
-At = Callable[[int, int], bytes]
+# Returns bytes of the tar: the position of the first, how many; past the end there are just fewer.
+ReadRange = Callable[[int, int], bytes]
 
 _PAX, _PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
@@ -36,64 +36,64 @@ _KINDS = {
 }
 
 
-class Found(NamedTuple):
+class TarMember(NamedTuple):
     """One member of a tar.
 
     Attributes:
-        name: Its name, without ``./`` in front; as it stands there if it is refused.
-        start: Where its bytes begin in the tar.
-        size: How many they are.
-        refused: Why it is not to be read.
+        name: Its name, without ``./`` in front; unchanged if the member is rejected.
+        start: Position of its first byte in the tar.
+        size: How many bytes it has.
+        rejection: Why it must not be read.
     """
 
     name: str
     start: int
     size: int
-    refused: ImageRejected | None = None
+    rejection: ImageRejected | None = None
 
 
-class _Said(NamedTuple):
-    """What extended headers say of the member that follows them."""
+class _Extension(NamedTuple):
+    """What extended headers set for the member that follows them."""
 
     name: str | None = None
     size: int | None = None
-    refused: ImageRejected | None = None
+    rejection: ImageRejected | None = None
 
 
-def walk(at: At, size: int) -> Iterator[Found]:
+def read_members(read: ReadRange, size: int) -> Iterator[TarMember]:
     """Yield the members of a tar other than folders, in their order.
 
     Args:
-        at: Reads the tar.
+        read: Reads the tar.
         size: How many bytes it has.
 
     Raises:
-        ImageRejected: ``archive-truncated``, ``archive-corrupt`` or ``archive-too-many``, when the place is reached
-            from where on it cannot be read; what was yielded before stands.
+        ImageRejected: ``archive-truncated``, ``archive-corrupt`` or ``archive-too-many``, if the rest of the tar cannot
+            be read; the members yielded before remain valid.
     """
-    position, said = 0, _Said()
+    position, extension = 0, _Extension()
     for _ in range(MOST_HEADERS):
-        block = at(position, BLOCK)
+        block = read(position, BLOCK)
         if not block.strip(b"\0"):  # the mark of the end, or the end itself
             return
         header = _header(block, position)
         start = position + BLOCK
         if header.type == tarfile.GNUTYPE_SPARSE:
-            start = _behind_sparse_map(at, block, start)
+            start = _behind_sparse_map(read, block, start)
         length = 0 if header.type in _NO_DATA else header.size
-        if said.size is not None and header.type not in (*_PAX, *_EXTENDED):
-            length = said.size
+        if extension.size is not None and header.type not in (*_PAX, *_EXTENDED):
+            length = extension.size
         position = start + -(-length // BLOCK) * BLOCK  # data fill whole blocks
         if start + length > size:
             raise ImageRejected(
                 "archive-truncated", f"{header.name!a} at byte {start} has {length} bytes, but the file ends at {size}"
             )
         if header.type in (*_PAX, _LONG_NAME):
-            said = _extended(at, header, start, said)
+            extension = _extended(read, header, start, extension)
         elif header.type not in (_PAX_GLOBAL, _LONG_LINK):
             if not header.isdir():
-                yield _member(header, start, length, said)
-            said = _Said()
+                yield _member(header, start, length, extension)
+            extension = _Extension()
     raise ImageRejected("archive-too-many", f"more than {MOST_HEADERS} members; make more and smaller archives")
 
 
@@ -109,61 +109,62 @@ def _header(block: bytes, position: int) -> tarfile.TarInfo:
     return header
 
 
-def _behind_sparse_map(at: At, block: bytes, start: int) -> int:
+def _behind_sparse_map(read: ReadRange, block: bytes, start: int) -> int:
     """Return where the bytes of a sparse member begin: behind its map, whose blocks say if more follow."""
     more = block[482]
     while more:
-        block = at(start, BLOCK)
+        block = read(start, BLOCK)
         if len(block) < BLOCK:
-            break  # the check of the size says so
+            break  # the check of the size rejects it
         start, more = start + BLOCK, block[504]
     return start
 
 
-def _extended(at: At, header: tarfile.TarInfo, start: int, said: _Said) -> _Said:
+def _extended(read: ReadRange, header: tarfile.TarInfo, start: int, extension: _Extension) -> _Extension:
     if header.size > LONGEST_HEADER:
-        found = f"an extended header of {header.size} bytes; at most {LONGEST_HEADER} are read"
-        return said._replace(refused=ImageRejected("member-header", found))
-    data = at(start, header.size)
+        detail = f"an extended header of {header.size} bytes; at most {LONGEST_HEADER} are read"
+        return extension._replace(rejection=ImageRejected("member-header", detail))
+    data = read(start, header.size)
     if header.type == _LONG_NAME:
-        return said._replace(name=_decoded(data.partition(b"\0")[0]))
-    return _pax(data, said, start)
+        return extension._replace(name=_decoded(data.partition(b"\0")[0]))
+    return _pax(data, extension, start)
 
 
-def _pax(data: bytes, said: _Said, start: int) -> _Said:
+def _pax(data: bytes, extension: _Extension, start: int) -> _Extension:
     r"""Read the records of a pax header, each ``<length> <keyword>=<value>\n``."""
     while data.strip(b"\0"):
         digits = data[:20].partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
         keyword, equals, value = data[len(digits) + 1 : max(0, length - 1)].partition(b"=")
         if not equals or length > len(data):
-            return said._replace(refused=ImageRejected("member-header", f"the pax header at byte {start} is broken"))
+            broken = ImageRejected("member-header", f"the pax header at byte {start} is broken")
+            return extension._replace(rejection=broken)
         if keyword == b"path":
-            said = said._replace(name=_decoded(value))
+            extension = extension._replace(name=_decoded(value))
         elif keyword == b"size":
             if not (value.isdigit() and len(value) <= 20):
-                raise ImageRejected("archive-corrupt", f"the pax header at byte {start} tells the size {value[:40]!r}")
-            said = said._replace(size=int(value))
+                raise ImageRejected("archive-corrupt", f"the pax header at byte {start} has the size {value[:40]!r}")
+            extension = extension._replace(size=int(value))
         elif keyword.startswith(b"GNU.sparse."):
-            said = said._replace(refused=_no_file("a sparse file"))
+            extension = extension._replace(rejection=_not_a_file("a sparse file"))
         data = data[length:]
-    return said
+    return extension
 
 
-def _member(header: tarfile.TarInfo, start: int, length: int, said: _Said) -> Found:
-    name = header.name if said.name is None else said.name
-    if said.refused is not None:
-        return Found(name, start, length, said.refused)
+def _member(header: tarfile.TarInfo, start: int, length: int, extension: _Extension) -> TarMember:
+    name = header.name if extension.name is None else extension.name
+    if extension.rejection is not None:
+        return TarMember(name, start, length, extension.rejection)
     if header.type not in tarfile.REGULAR_TYPES or header.type in _KINDS:
-        return Found(name, start, length, _no_file(_KINDS.get(header.type, f"of unknown type {header.type!r}")))
+        return TarMember(name, start, length, _not_a_file(_KINDS.get(header.type, f"of unknown type {header.type!r}")))
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or name.startswith("/") or ".." in parts or "\0" in name:
-        refused = ImageRejected("member-name", "its name leads out of the archive; nothing is read under such a name")
-        return Found(name, start, length, refused)
-    return Found("/".join(parts), start, length)
+        outside = ImageRejected("member-name", f"the name {name[:200]!a} leads out of the archive; rename the member")
+        return TarMember(name, start, length, outside)
+    return TarMember("/".join(parts), start, length)
 
 
-def _no_file(kind: str) -> ImageRejected:
+def _not_a_file(kind: str) -> ImageRejected:
     return ImageRejected("member-not-a-file", f"is {kind}, expected an ordinary file")
 
 

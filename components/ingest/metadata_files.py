@@ -1,7 +1,7 @@
-"""The lines of metadata.jsonl and metadata.csv: which image each speaks of, and what it tells.
+"""Read metadata.jsonl and metadata.csv: each line names an image and has its caption, licence and origin.
 
-The format is that of diffusers' and `datasets`' imagefolder: ``file_name`` is the image's path below the metadata's own
-folder. Lines are read one by one, so that a file may have any number of them.
+The format is that of the imagefolder of diffusers and `datasets`: ``file_name`` is the image's path below the folder of
+the metadata file. Lines are read one by one, so that a file may have any number of them.
 """
 
 from __future__ import annotations
@@ -12,46 +12,46 @@ from typing import Any, NamedTuple
 
 from components.errors import ImageRejected
 from components.image.records import Rejection
-from components.ingest.words import BROKEN, Words, parse_object, words_in
+from components.ingest.metadata_fields import BROKEN, MetadataFields, metadata_fields, parse_object
 
-NAMES = ("metadata.jsonl", "metadata.csv")
+FILE_NAMES = ("metadata.jsonl", "metadata.csv")
 
 PIECE = 8 << 20  # bytes read at once
 LONGEST_LINE = 1 << 20  # bytes
 
-# Returns some of a file's bytes: from, how many.
-Read = Callable[[int, int], bytes]
+# Returns bytes of a file: the position of the first, how many.
+ReadRange = Callable[[int, int], bytes]
 
 
-class Told(NamedTuple):
+class MetadataLine(NamedTuple):
     """One line of metadata.
 
     Attributes:
         image: The image's name in the source.
         line: The number of the line.
-        words: What it tells.
+        fields: What the line says of the image.
     """
 
     image: str
     line: int
-    words: Words
+    fields: MetadataFields
 
 
-def read_metadata(name: str, read: Read) -> Iterator[Told | Rejection]:
-    """Yield what each line of a metadata file tells, or why it cannot be used."""
+def read_metadata(name: str, read: ReadRange) -> Iterator[MetadataLine | Rejection]:
+    """Yield each line of a metadata file, or why it cannot be used."""
     folder = name[: name.rfind("/") + 1]
     rows = _json_rows(read) if name.endswith(".jsonl") else _csv_rows(read)
     for number, row in rows:
         try:
             if isinstance(row, ImageRejected):
                 raise row
-            yield Told(folder + _path(row.get("file_name")), number, words_in(row))
-        except ImageRejected as refused:
-            yield Rejection(f"{name}:{number}", "ingest", refused.reason, refused.detail)
+            yield MetadataLine(folder + _path(row.get("file_name")), number, metadata_fields(row))
+        except ImageRejected as error:
+            yield Rejection(f"{name}:{number}", "ingest", error.reason, error.detail)
 
 
 def _path(value: Any) -> str:
-    """Return the path of a line's image, which must lie below the metadata's folder."""
+    """Return the path of a line's image, which must be below the metadata's folder."""
     if not isinstance(value, str) or not value.strip():
         raise ImageRejected(BROKEN, f"file_name is {value!a:.200}, expected the path of an image below this folder")
     parts = [part for part in value.replace("\\", "/").split("/") if part != "."]
@@ -63,29 +63,29 @@ def _path(value: Any) -> str:
 _Rows = Iterator[tuple[int, Mapping[str, Any] | ImageRejected]]
 
 
-def _json_rows(read: Read) -> _Rows:
+def _json_rows(read: ReadRange) -> _Rows:
     for number, line in _lines(read):
         if isinstance(line, ImageRejected):
             yield number, line
         elif line.strip():
             try:
                 yield number, parse_object(line)
-            except ImageRejected as refused:
-                yield number, refused
+            except ImageRejected as error:
+                yield number, error
 
 
-def _csv_rows(read: Read) -> _Rows:
-    told: list[tuple[int, ImageRejected]] = []
-    reader = csv.reader(_text(_lines(read), told))
+def _csv_rows(read: ReadRange) -> _Rows:
+    rejected: list[tuple[int, ImageRejected]] = []
+    reader = csv.reader(_text(_lines(read), rejected))
     header: list[str] | None = None
     while True:
         try:
             row = next(reader, None)
-        except csv.Error as error:  # a quote that nobody closes, for one; what follows is read again
+        except csv.Error as error:  # such as a quote that is never closed; what follows is read again
             yield reader.line_num, ImageRejected(BROKEN, f"not CSV ({error}); correct it")
             continue
-        yield from told
-        told.clear()
+        yield from rejected
+        rejected.clear()
         if row is None:
             return
         if header is None:
@@ -99,27 +99,30 @@ def _csv_rows(read: Read) -> _Rows:
             yield reader.line_num, ImageRejected(BROKEN, f"{len(row)} values, expected {len(header)} as in line 1")
 
 
-def _text(lines: Iterable[tuple[int, bytes | ImageRejected]], told: list[tuple[int, ImageRejected]]) -> Iterator[str]:
-    """Yield lines as text for the CSV reader; what cannot be read is put into ``told``."""
+def _text(
+    lines: Iterable[tuple[int, bytes | ImageRejected]], rejected: list[tuple[int, ImageRejected]]
+) -> Iterator[str]:
+    """Yield lines as text for the CSV reader; a line that cannot be read is added to ``rejected``."""
     for number, line in lines:
         if isinstance(line, ImageRejected):
-            told.append((number, line))
+            rejected.append((number, line))
             continue
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8") + "\n"
         except UnicodeDecodeError as error:
-            found = line[error.start : error.start + 4]
-            told.append((number, ImageRejected(BROKEN, f"found {found!r}; save the file as UTF-8")))
+            position, invalid = error.start, line[error.start : error.start + 4]
+            detail = f"not UTF-8: it has {invalid!r} at byte {position}; save the file as UTF-8"
+            rejected.append((number, ImageRejected(BROKEN, detail)))
 
 
-def _lines(read: Read) -> Iterator[tuple[int, bytes | ImageRejected]]:
-    """Yield the lines of a file with their numbers; one that is too long is refused and not kept in memory."""
+def _lines(read: ReadRange) -> Iterator[tuple[int, bytes | ImageRejected]]:
+    """Yield the lines of a file with their numbers; one that is too long is rejected and not kept in memory."""
     number, rest, skipping, position = 1, b"", False, 0
     while True:
         piece = read(position, PIECE)
         position += len(piece)
         *lines, rest = (rest + piece).split(b"\n")
-        if not piece:  # the end: what is left is the last line
+        if not piece:  # the end: the rest is the last line
             lines, rest = [rest] if rest or skipping else [], b""
         for line in lines:
             if skipping or len(line) > LONGEST_LINE:

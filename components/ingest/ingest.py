@@ -1,0 +1,184 @@
+"""The ingest step: turn the files of a source into records of images, reading only files that are new or changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from components.digests import digest
+from components.errors import DataError, ImageRejected
+from components.image.records import (
+    Manifest,
+    Rejection,
+    group_names,
+    images_key,
+    ingest_prefix,
+    ingest_rejections_key,
+    read_manifest,
+    write_manifest,
+)
+from components.image.sources import Source, open_source
+from components.ingest.catalog import Catalog, open_catalog
+from components.ingest.config import IngestConfig
+from components.ingest.file_cache import CacheJournal, read_cache, read_journal, remove_journal, write_cache
+from components.ingest.file_reader import read_file
+from components.ingest.groups import group_bits, select_images, write_groups
+from components.ingest.listing import ARCHIVE, IMAGE, READ_KINDS, Listing, choose_layout, workdir_prefix
+from components.ingest.metadata_files import read_metadata
+from components.ingest.parallel_reader import ReadFile, read_new_files
+from components.progress import Progress
+from components.storage.base import Storage
+
+
+def ingest(
+    config: IngestConfig,
+    workdir: Storage,
+    progress: Progress,
+    source: Source | None = None,
+    read_file: ReadFile = read_file,
+) -> dict[str, Any]:
+    """Record every image of a source; only files that are new or changed since the last run are read.
+
+    The step can be killed at any moment and started again: the records come out with the same bytes.
+
+    Args:
+        config: Where the images are and which to use.
+        workdir: Where the records go, below ``ingest/<source-id>/``; the manifest is written last.
+        progress: Gets an event for the files read, and for what is new, changed or gone.
+        source: The source, if it is open already.
+        read_file: Reads one file.
+
+    Returns:
+        ``source_id``, ``groups`` (how many), ``images``, ``rejected``, ``read`` (files read, not cached), ``new``,
+        ``changed`` and ``gone`` (images, by name, since the last run) and ``digest`` (changes when anything that a
+        later step reads does).
+
+    Raises:
+        DataError: If there is no such source, it holds no images, or all of them are rejected.
+        ConfigError: If the workdir is the source.
+        StorageError: If the storage or the temporary folder fails.
+    """
+    source = open_source(config.source) if source is None else source
+    listing = Listing(config, workdir_prefix(source.url, workdir))
+    previous = _previous_manifest(workdir, source.id)
+    with open_catalog() as catalog:
+        catalog.add_files(listing.select(source.list()))
+        if previous is not None and listing.digest == previous.listing and _is_complete(workdir, source.id, previous):
+            _remove_leftovers(workdir, source.id, previous)
+            return _result(source, previous, progress, read=0, new=0, changed=0, gone=0)
+        layout = _layout(config, source, catalog, listing, progress)
+        cached, journaled = read_cache(workdir, source.id), read_journal(workdir, source.id)
+        catalog.add_earlier_records(cached, journaled, READ_KINDS[layout])
+        journal = CacheJournal(workdir, source.id)
+        read, stable = read_new_files(source, config, layout, catalog, journal, read_file, progress)
+        listing.stable &= stable
+        if layout == "imagefolder":
+            _read_metadata(source, catalog, listing)
+        manifest = _write(workdir, source, config, catalog, listing, previous)
+        return _result(source, manifest, progress, read=read, **catalog.changes())
+
+
+def _result(source: Source, manifest: Manifest, progress: Progress, **counts: int) -> dict[str, Any]:
+    progress.event("compared", **counts)
+    return {
+        "source_id": source.id,
+        "groups": len(manifest.groups),
+        "images": manifest.images,
+        "rejected": manifest.rejected,
+        **counts,
+        "digest": manifest.digest,
+    }
+
+
+def _previous_manifest(workdir: Storage, source_id: str) -> Manifest | None:
+    """Return the manifest of the last complete run; None if there was none, or none that can be read."""
+    try:
+        return read_manifest(workdir, source_id)
+    except DataError:
+        return None
+
+
+def _is_complete(workdir: Storage, source_id: str, manifest: Manifest) -> bool:
+    """Return whether all groups of a manifest exist, and its listing was stable."""
+    if not manifest.listing:
+        return False
+    existing = {entry.key for entry in workdir.list(ingest_prefix(source_id))}
+    return {images_key(source_id, group) for group in manifest.groups} <= existing
+
+
+def _remove_leftovers(workdir: Storage, source_id: str, manifest: Manifest) -> None:
+    """Remove the groups of an earlier partition, and the journal of a run that was killed."""
+    current = {images_key(source_id, group) for group in manifest.groups}
+    groups = images_key(source_id, "").removesuffix(".jsonl")
+    for entry in workdir.list(ingest_prefix(source_id)):
+        if entry.key.startswith(groups) and entry.key not in current:
+            workdir.delete(entry.key)
+    remove_journal(workdir, source_id)
+
+
+def _layout(config: IngestConfig, source: Source, catalog: Catalog, listing: Listing, progress: Progress) -> str:
+    kinds = catalog.kinds()
+    if not kinds & {IMAGE, ARCHIVE} and catalog.count_rejected():
+        kinds.add(IMAGE)  # an image exists: why it is rejected says more than that there are no images
+    layout = choose_layout(config, source, kinds, listing.other_files)
+    progress.event("layout", layout=layout, archives_ignored=ARCHIVE in kinds and ARCHIVE not in READ_KINDS[layout])
+    return layout
+
+
+def _read_metadata(source: Source, catalog: Catalog, listing: Listing) -> None:
+    """Read the metadata files into the catalog, and reject the lines that cannot be used."""
+    for file in catalog.metadata_files():
+        try:
+            for line in read_metadata(file.name, partial(source.read, file.name)):
+                if isinstance(line, Rejection):
+                    catalog.reject([line])
+                elif not catalog.add_metadata(file.name, line):
+                    detail = f"an earlier line of this file names {line.image!a} too, and counts"
+                    catalog.reject([Rejection(f"{file.name}:{line.line}", "ingest", "metadata-repeated", detail)])
+        except ImageRejected as error:  # the file was removed meanwhile, or must not be read
+            listing.stable = False
+            catalog.reject([Rejection(file.name, "ingest", error.reason, error.detail)])
+    catalog.reject(
+        Rejection(f"{name}:{line}", "ingest", "metadata-missing-file", f"the source has no image {image!a}")
+        for name, line, image in catalog.metadata_without_image()
+    )
+
+
+def _write(
+    workdir: Storage,
+    source: Source,
+    config: IngestConfig,
+    catalog: Catalog,
+    listing: Listing,
+    previous: Manifest | None,
+) -> Manifest:
+    """Write groups, rejections and the cache, then the manifest, then remove what is no longer part of it."""
+    catalog.reject_unusable()
+    if previous is not None and previous.listing:
+        # A run that is killed from here on leaves records of two listings: the next run must trust neither.
+        write_manifest(workdir, source.id, replace(previous, listing=""))
+    groups = group_names(group_bits(config, catalog.count_images(), previous))
+    selected = select_images(catalog, config)
+    first = next(selected, None)
+    if first is not None:
+        images, digests = write_groups(workdir, source.id, groups, chain([first], selected))
+    rejected = catalog.count_rejected()
+    workdir.write_lines(ingest_rejections_key(source.id), map(vars, catalog.rejections()))
+    write_cache(workdir, source.id, catalog.records())
+    if first is None:
+        raise DataError(f"source {source.url!a}: no image can be used; {_rejection_summary(catalog)}")
+    manifest = Manifest(source.url, images, rejected, groups, digest(digests), listing.digest)
+    write_manifest(workdir, source.id, manifest)
+    _remove_leftovers(workdir, source.id, manifest)
+    return manifest
+
+
+def _rejection_summary(catalog: Catalog) -> str:
+    """Count the rejections by reason, the most frequent first, with an example of each."""
+    if not catalog.count_rejected():
+        return "no archive has a member with the name of an image; check ingest.extensions"
+    reasons = catalog.top_reasons(3)
+    parts = [f"{number} × {reason} (such as {name!a}: {detail})" for reason, number, name, detail in reasons]
+    return f"{catalog.count_rejected()} rejected: {'; '.join(parts)}"
