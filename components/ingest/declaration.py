@@ -10,7 +10,7 @@ from components.ingest.config import IngestConfig
 
 
 def _run(step: StepRun) -> Result:
-    from components.ingest.intake import ingest
+    from components.ingest.ingest import ingest
 
     return ingest(setting(step.settings, "ingest", IngestConfig), step.workdir, step.progress)
 

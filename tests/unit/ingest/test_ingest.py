@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from components.ingest.division import group_bits
-from components.ingest.intake import ingest
 from PIL import Image
 
 from components.digests import digest, sha256
@@ -27,6 +25,7 @@ from components.image.records import (
 from components.ingest.__main__ import main
 from components.ingest.config import IngestConfig
 from components.ingest.digits import write_digits
+from components.ingest.groups import group_bits
 from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage

@@ -103,7 +103,7 @@ def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(monkeypatch:
 
 
 def test_each_of_two_killed_runs_leaves_what_it_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "JOURNAL_ROWS", 10)
+    monkeypatch.setattr(parallel_reader, "JOURNAL_ROWS", 10)
     work = MemoryStorage("killed-twice")
     for _ in range(2):
         with pytest.raises(Killed):
@@ -112,12 +112,12 @@ def test_each_of_two_killed_runs_leaves_what_it_read(monkeypatch: pytest.MonkeyP
 
 
 def test_what_could_not_be_read_is_tried_again_though_the_listing_is_the_same() -> None:
-    def look_away(source: Source, config: IngestConfig, file: Listed) -> list[Seen | Rejection]:
+    def fail_once(source: Source, config: IngestConfig, file: ListedFile) -> list[FileRecord | Rejection]:
         away = Rejection(file.name, "ingest", "unreadable", "the disk is away")
-        return [away] if file.name == "003.png" else look(source, config, file)
+        return [away] if file.name == "003.png" else read_made_up(source, config, file)
 
     work, config = MemoryStorage("killed-away"), IngestConfig.parse({"source": "made-up"})
-    first = ingest(config, work, Progress(io.StringIO()), MadeUp(BEFORE), look_away)
+    first = ingest(config, work, Progress(io.StringIO()), MadeUp(BEFORE), fail_once)
     again = run(BEFORE, work)
     assert (first["images"], again["images"], again["read"]) == (59, 60, 1)
 
@@ -127,7 +127,7 @@ def test_what_another_version_knew_is_read_again() -> None:
     source_id = str(run(BEFORE, work)["source_id"])
     key = f"ingest/{source_id}/known/00000.jsonl"
     _, *rows = work.read_lines(key)
-    work.write_lines(key, [{"format": known.FORMAT + 1}, *rows])
+    work.write_lines(key, [{"format": file_cache.FORMAT + 1}, *rows])
     assert run({**BEFORE, "another.png": "1"}, work)["read"] == 62
 
 
