@@ -16,10 +16,12 @@ import sys
 from collections.abc import Sequence
 
 from components.errors import EXIT_DONE, DarkroomError, DataError
+from components.processes.agent import Agent, Grace, Signals
+from components.processes.node import this_node
 from components.progress import Progress
-from components.train.processes.agent import RANK, Agent, Grace, Signals
-from components.train.processes.node import this_node
 from components.train.request import Request, parse
+
+RANK = (sys.executable, "-m", "components.train.rank")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

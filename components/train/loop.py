@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.errors import DarkroomError, DataError, Diverged, Preempted
+from components.processes.watchdog import Watchdog
 from components.train.checkpointing import Saver
 from components.train.config import TrainConfig
 from components.train.data.reader import MicroBatch, Reader
@@ -20,7 +21,6 @@ from components.train.metrics.throughput import Stopwatch
 from components.train.metrics.validation import Validation
 from components.train.processes.agreement import Agreement
 from components.train.processes.collectives import any_rank, first_problem
-from components.train.processes.watchdog import Watchdog
 from components.train.step.engine import Engine
 from components.train.step.lr_schedule import learning_rate
 

@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Sequence
 
 from components.errors import DarkroomError
+from components.processes.stopping import Stopping
+from components.processes.watchdog import Watchdog
 from components.progress import Progress
 from components.train.processes.notices import Poller, source
-from components.train.processes.stopping import Stopping
-from components.train.processes.watchdog import Watchdog
 from components.train.request import Request, parse
 
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _watchdog(request: Request, rank: int, progress: Progress) -> Watchdog:
     limits = request.config.limits
-    return Watchdog(rank, progress, limits.start_seconds, limits.hang_seconds, request.parent)
+    advice = "raise train.limits.hang_seconds or train.limits.start_seconds"
+    return Watchdog(rank, progress, limits.start_seconds, limits.hang_seconds, request.parent, advice=advice)
 
 
 def _watch_for_notices(request: Request, stopping: Stopping, rank: int, progress: Progress) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from components.dataset.versions import EMPTY_POOLED, Dataset, read_dataset, read_version
 from components.errors import DataError
 from components.model import checkpoints, locations, sampling
+from components.processes.stopping import Stopping
+from components.processes.watchdog import Watchdog
 from components.progress import Progress
 from components.storage.base import Storage
 from components.train.checkpointing import Saver
@@ -27,8 +29,6 @@ from components.train.metrics.validation import Validation
 from components.train.out_of_memory import is_out_of_memory, record_smaller_micro_batch, with_recorded_micro_batch
 from components.train.processes.agreement import Agreement
 from components.train.processes.collectives import first_problem
-from components.train.processes.stopping import Stopping
-from components.train.processes.watchdog import Watchdog
 from components.train.request import Request
 from components.train.step.engine import Engine, init_distributed, load_weights
 from components.train.step.flops import StepFlops, device_peak_flops

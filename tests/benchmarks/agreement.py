@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 import torch
 
+from components.processes.stopping import Stopping
 from components.train.processes.agreement import Agreement
-from components.train.processes.stopping import Stopping
 
 
 def seconds(act: Callable[[], object]) -> float:

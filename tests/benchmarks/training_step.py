@@ -31,6 +31,8 @@ from components.dataset.format import Sample, pack
 from components.dataset.versions import Shard, make_dataset, write_dataset
 from components.digests import sha256
 from components.model.architecture import Architecture, UnetArchitecture
+from components.processes.stopping import Stopping
+from components.processes.watchdog import Watchdog
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -40,8 +42,6 @@ from components.train.data.reader import Drawing, MicroBatch, Reader
 from components.train.loop import Training, train
 from components.train.metrics.monitor import Monitor
 from components.train.processes.agreement import Agreement
-from components.train.processes.stopping import Stopping
-from components.train.processes.watchdog import Watchdog
 from components.train.step.engine import Engine, init_distributed
 from components.train.step.loss import denoising_loss, make_loss
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from components.train.processes.stopping import Stopping
+from components.processes.stopping import Stopping
 
 # Reading a sum back makes the host wait for the GPU, which then idles until the next step is launched: some
 # milliseconds, which is nothing beside a step this long, while one step more after a notice is a lot.
@@ -96,7 +96,7 @@ class Agreement:
     def _post(self, step: int, loss_share: float | Tensor, facts: Mapping[str, float]) -> _Posted:
         now = self._clock()
         seconds, self._last = now - self._last, now
-        numbers = [0.0, float(self._stopping.asked), *([seconds] if self._late_below > 0 else [])]
+        numbers = [0.0, float(self._stopping.is_requested), *([seconds] if self._late_below > 0 else [])]
         sums = torch.tensor(numbers, dtype=torch.float64)
         on_gpu = self._device.type == "cuda"
         if on_gpu:

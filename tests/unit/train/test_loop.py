@@ -20,6 +20,8 @@ from components.dataset.versions import Dataset, Shard, make_dataset
 from components.digests import sha256
 from components.errors import DarkroomError, Diverged, Preempted, StorageError
 from components.model import checkpoints
+from components.processes.stopping import Stopping
+from components.processes.watchdog import Watchdog
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.local import LocalStorage
@@ -32,8 +34,6 @@ from components.train.loop import Training, train
 from components.train.metrics.monitor import Monitor
 from components.train.metrics.validation import Validation
 from components.train.processes.agreement import Agreement
-from components.train.processes.stopping import Stopping
-from components.train.processes.watchdog import Watchdog
 from components.train.step.engine import Engine, load_weights
 from components.train.step.lr_schedule import learning_rate
 

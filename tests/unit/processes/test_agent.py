@@ -10,30 +10,32 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable
+from dataclasses import astuple
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.errors import ConfigError, DataError, Hung, OutOfMemory, Preempted
+from components.processes.agent import Agent, Grace, Signals
+from components.processes.node import Node, this_node
 from components.progress import Progress
-from components.train.processes.agent import Agent, Grace, Signals
-from components.train.processes.node import Node, this_node
 from tests.processes import Process
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 KILLED = 128 + signal.SIGKILL
 
 AGENT = """
 import json, sys
 from components.progress import Progress
-from components.train.processes.agent import Agent, Grace, Signals
-from components.train.processes.node import Node
-script, ranks, stop, crash, restarts, parent = json.loads(sys.argv[1])
+from components.processes.agent import Agent, Grace, Signals
+from components.processes.node import Node
+script, ranks, grace, restarts, parent = json.loads(sys.argv[1])
 node = Node(1, 0, ranks, "127.0.0.1", 0)
 with Signals().listening() as signals:
     command = [sys.executable, "-c", script]
-    sys.exit(Agent(command, node, Grace(stop, crash), signals, Progress(), parent).run(restarts))
+    sys.exit(Agent(command, node, Grace(*grace), signals, Progress(), parent).run(restarts))
 """
 
 RANK = """
@@ -52,10 +54,10 @@ def wait():
 
 
 class Agency:
-    """One agent process and what it and its ranks say."""
+    """One agent process and the lines that it and its ranks write."""
 
-    def __init__(self, rank: str, ranks: int, stop: float, crash: float, restarts: int, parent: int | None) -> None:
-        arguments = json.dumps([RANK + textwrap.dedent(rank), ranks, stop, crash, restarts, parent])
+    def __init__(self, rank: str, ranks: int, grace: Grace, restarts: int) -> None:
+        arguments = json.dumps([RANK + textwrap.dedent(rank), ranks, astuple(grace), restarts, None])
         self.process = Process(
             [sys.executable, "-c", AGENT, arguments],
             stdout=subprocess.PIPE,
@@ -63,15 +65,15 @@ class Agency:
             cwd=ROOT,
             start_new_session=True,
         )
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self.pids: list[int] = []
 
     def until(self, *lines: str) -> None:
-        """Read what is said until each of these lines was."""
+        """Read lines until each of these was among them."""
         missing = set(lines)
         while missing:
             line = self._next()
-            assert line is not None, f"it ended before it said {missing}: {self.said}"
+            assert line is not None, f"it ended without {missing}: {self.lines}"
             missing.discard(line)
 
     def end(self) -> int:
@@ -80,25 +82,25 @@ class Agency:
                 pass
         return self.process.returncode
 
-    def told(self, event: str) -> list[dict[str, Any]]:
-        events = (json.loads(line) for line in self.said if line.startswith("{"))
-        return [found for found in events if found["event"] == event]
+    def events(self, event: str) -> list[dict[str, Any]]:
+        events = (json.loads(line) for line in self.lines if line.startswith("{"))
+        return [fields for fields in events if fields["event"] == event]
 
     def _next(self) -> str | None:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             return None
-        self.said.append(line.strip())
+        self.lines.append(line.strip())
         if "rank-started" in line:
             self.pids.append(json.loads(line)["pid"])
-        return self.said[-1]
+        return self.lines[-1]
 
 
 def agency(
-    rank: str, ranks: int = 2, stop: float = 60, crash: float = 60, restarts: int = 0, parent: int | None = None
+    rank: str, ranks: int = 2, stop: float = 60, crash: float = 60, done: float | None = None, restarts: int = 0
 ) -> Agency:
-    return Agency(rank, ranks, stop, crash, restarts, parent)
+    return Agency(rank, ranks, Grace(stop, crash, done), restarts)
 
 
 def assert_gone(pids: Iterable[int]) -> None:
@@ -110,17 +112,17 @@ def assert_gone(pids: Iterable[int]) -> None:
             time.sleep(0.02)
 
 
-def test_ranks_get_what_torchrun_would_tell_them() -> None:
+def test_ranks_get_the_variables_that_torchrun_sets() -> None:
     agent = agency(
         "say(' '.join(os.environ[n] for n in ('LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR')))", 3
     )
     assert agent.end() == 0
-    assert sorted(line for line in agent.said if line[0] != "{") == [f"{n} {n} 3 3 127.0.0.1" for n in range(3)]
-    assert [event["rank"] for event in agent.told("rank-started")] == [0, 1, 2]
+    assert sorted(line for line in agent.lines if line[0] != "{") == [f"{n} {n} 3 3 127.0.0.1" for n in range(3)]
+    assert [event["rank"] for event in agent.events("rank-started")] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("codes", "verdict"),
+    ("codes", "expected"),
     [
         ((0, 0, 0), 0),
         ((0, 75, 75), Preempted.exit_code),
@@ -132,11 +134,11 @@ def test_ranks_get_what_torchrun_would_tell_them() -> None:
         ((0, 3, 0), 3),
     ],
 )
-def test_the_rank_that_knows_why_speaks_for_all(codes: tuple[int, ...], verdict: int) -> None:
-    assert agency(f"sys.exit({codes}[rank])", ranks=3).end() == verdict
+def test_the_code_of_the_rank_that_knows_the_reason_counts(codes: tuple[int, ...], expected: int) -> None:
+    assert agency(f"sys.exit({codes}[rank])", ranks=3).end() == expected
 
 
-def test_death_by_a_signal_is_told_as_a_shell_would() -> None:
+def test_death_by_a_signal_counts_as_in_a_shell() -> None:
     agent = agency("os.kill(os.getpid(), signal.SIGSEGV)", ranks=1)
     assert agent.end() == 128 + signal.SIGSEGV
 
@@ -155,8 +157,8 @@ def test_after_a_crash_the_others_are_killed_together_with_what_they_started() -
     agent = agency(rank, crash=0.1)
     assert agent.end() == 9
     assert time.monotonic() - started < 10
-    assert agent.told("ranks-killed") == [{"event": "ranks-killed", "ranks": [0]}]
-    (line,) = [line for line in agent.said if line.startswith("0 ")]
+    assert agent.events("ranks-killed") == [{"event": "ranks-killed", "ranks": [0]}]
+    (line,) = [line for line in agent.lines if line.startswith("0 ")]
     assert_gone([*agent.pids, int(line.split()[1])])
 
 
@@ -172,7 +174,7 @@ def test_a_signal_reaches_every_rank_as_sigterm(number: signal.Signals) -> None:
     agent.until("0 ready", "1 ready")
     agent.process.send_signal(number)
     assert agent.end() == Preempted.exit_code
-    assert {"0 asked", "1 asked"} <= set(agent.said)
+    assert {"0 asked", "1 asked"} <= set(agent.lines)
 
 
 def test_a_signal_before_there_are_ranks_ends_the_work_in_hand() -> None:
@@ -195,10 +197,10 @@ def test_ranks_that_do_not_stop_in_time_are_killed() -> None:
     agent.until("0 ready", "1 ready")
     agent.process.send_signal(signal.SIGTERM)
     assert agent.end() == KILLED
-    assert {"0 busy", "1 busy"} <= set(agent.said)
+    assert {"0 busy", "1 busy"} <= set(agent.lines)
 
 
-def test_whoever_presses_ctrl_c_twice_does_not_want_to_wait() -> None:
+def test_a_second_ctrl_c_kills_the_ranks() -> None:
     agent = agency("on_term(lambda: say('busy'))\nsay('ready')\nwait()")
     agent.until("0 ready", "1 ready")
     agent.process.send_signal(signal.SIGINT)
@@ -215,16 +217,29 @@ def test_a_rank_that_leaves_before_its_first_step_takes_the_others_along() -> No
 def test_ranks_that_end_in_order_leave_the_others_time_to_save() -> None:
     agent = agency("time.sleep(0.5 * rank)\nsys.exit(75)", crash=0)
     assert agent.end() == Preempted.exit_code
-    assert not agent.told("ranks-killed")
+    assert not agent.events("ranks-killed")
 
 
-def test_a_crash_is_restarted_as_often_as_told_at_another_port_each_time() -> None:
+@pytest.mark.parametrize(("done", "expected"), [(inf, 0), (0.1, KILLED)])
+def test_a_rank_that_has_done_its_work_leaves_the_others_as_long_as_they_may(done: float, expected: int) -> None:
+    agent = agency("if rank == 1: sys.exit(0)\ntime.sleep(1)", stop=0.1, crash=0.1, done=done)
+    assert agent.end() == expected
+
+
+def test_a_rank_that_never_ends_is_killed_after_a_request_also_if_ranks_may_take_their_time() -> None:
+    agent = agency("on_term(lambda: None)\nsay('ready')\nwait()", stop=0.1, crash=0.1, done=inf)
+    agent.until("0 ready", "1 ready")
+    agent.process.send_signal(signal.SIGTERM)
+    assert agent.end() == KILLED
+
+
+def test_a_crash_is_restarted_as_often_as_allowed_at_another_port_each_time() -> None:
     agent = agency("say(os.environ['MASTER_PORT'])\nsys.exit(5)", ranks=1, restarts=2)
     assert agent.end() == 5
-    ports = [line for line in agent.said if line.startswith("0 ")]
+    ports = [line for line in agent.lines if line.startswith("0 ")]
     assert len(ports) == 3
     assert len(set(ports)) > 1
-    assert [event["left"] for event in agent.told("restarting")] == [1, 0]
+    assert [event["remaining"] for event in agent.events("restarting")] == [1, 0]
 
 
 @pytest.mark.parametrize("code", [0, 65, 75, 78])
@@ -234,7 +249,7 @@ def test_what_a_restart_cannot_mend_is_not_restarted(code: int) -> None:
     assert len(agent.pids) == 1
 
 
-def test_who_was_asked_to_stop_restarts_nothing() -> None:
+def test_after_a_request_to_stop_nothing_is_restarted() -> None:
     agent = agency("on_term(lambda: os._exit(5))\nsay('ready')\nwait()", ranks=1, restarts=3)
     agent.until("0 ready")
     agent.process.send_signal(signal.SIGTERM)
@@ -260,12 +275,12 @@ def test_the_port_stays_reserved_until_rank_0_listens_there() -> None:
     """
     agent = agency(rank, ranks=1)
     assert agent.end() == 0
-    assert "0 reserved" in agent.said
+    assert "0 reserved" in agent.lines
 
 
-def test_the_agent_ends_with_the_process_that_it_is_told_not_to_outlive() -> None:
+def test_the_agent_ends_with_its_parent() -> None:
     """A shell in between, since the parent must be one that a test can kill."""
-    arguments = json.dumps([RANK + "say('ready')\nwait()", 2, 60, 60, 0, "PARENT"])
+    arguments = json.dumps([RANK + "say('ready')\nwait()", 2, [60, 60], 0, "PARENT"])
     script = f"""if True:
         import os, subprocess, sys
         arguments = {arguments!r}.replace('"PARENT"', str(os.getpid()))
@@ -292,7 +307,7 @@ TWO = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "first", "PET
 
 
 @pytest.mark.parametrize(
-    ("told", "node"),
+    ("variables", "node"),
     [
         ({}, ALONE),
         ({"PET_NNODES": "1", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "pod-0", "PET_MASTER_PORT": "29400"}, ALONE),
@@ -302,12 +317,12 @@ TWO = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "first", "PET
         ({**TWO, "PET_MASTER_PORT": "29400", "PET_NPROC_PER_NODE": "gpu"}, Node(2, 1, 16, "first", 29400)),
     ],
 )
-def test_a_machine_learns_its_place_as_torchrun_does(told: dict[str, str], node: Node) -> None:
-    assert this_node(told, ranks=3, count=lambda _kind: 16) == node
+def test_a_node_learns_its_place_as_torchrun_does(variables: dict[str, str], node: Node) -> None:
+    assert this_node(variables, ranks=3, count=lambda _kind: 16) == node
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("variables", "message"),
     [
         ({"PET_NNODES": "two"}, "PET_NNODES='two': expected a number"),
         ({"PET_NNODES": "1:4"}, "PET_NNODES='1:4': expected one number"),
@@ -320,17 +335,17 @@ def test_a_machine_learns_its_place_as_torchrun_does(told: dict[str, str], node:
         ({**TWO, "PET_MASTER_PORT": "-1"}, "PET_MASTER_PORT='-1'"),
     ],
 )
-def test_a_place_that_makes_no_sense_is_refused(told: dict[str, str], says: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        this_node(told, ranks=1)
-    assert says in str(refused.value)
+def test_a_place_that_makes_no_sense_is_rejected(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        this_node(variables, ranks=1)
+    assert message in str(caught.value)
 
 
 def test_devices_are_counted_here() -> None:
     assert this_node({"PET_NPROC_PER_NODE": "cpu"}, ranks=1).ranks == len(os.sched_getaffinity(0))
 
 
-def test_one_of_several_machines_restarts_nothing_by_itself() -> None:
+def test_one_of_several_nodes_restarts_nothing_by_itself() -> None:
     agent = Agent(["false"], Node(2, 0, 1, "127.0.0.1", 29500), Grace(1, 1), Signals(), Progress())
-    with pytest.raises(ConfigError, match="--restarts 1 on one of 2 machines"):
+    with pytest.raises(ConfigError, match="--restarts 1 on one of 2 nodes"):
         agent.run(restarts=1)

@@ -7,26 +7,23 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from types import FrameType
 
 from components.errors import EXIT_DONE, ConfigError, DataError, Hung, OutOfMemory, Preempted
+from components.processes.node import Node, usable_cores
+from components.processes.stopping import SIGNALS
 from components.progress import Progress
-from components.train.processes.node import Node, usable_cores
-from components.train.processes.stopping import SIGNALS
-
-RANK = (sys.executable, "-m", "components.train.rank")
 
 _POLL_SECONDS = 0.05
 _IN_ORDER = (EXIT_DONE, Preempted.exit_code)
-# What the ranks of one gang end with is one story: those that come first here know the cause, the others only saw
-# that a peer was gone.
-_TELLING_CODES = tuple(error.exit_code for error in (ConfigError, DataError, OutOfMemory, Preempted, Hung))
+# The ranks of one gang end for one reason: a rank with one of these codes knows it, the first of them best. The others
+# only noticed that a peer was gone.
+_CAUSES = tuple(error.exit_code for error in (ConfigError, DataError, OutOfMemory, Preempted, Hung))
 _SIGNALLED = 128  # and above: as a shell tells a death by a signal
 _FINAL_CODES = (EXIT_DONE, Preempted.exit_code, ConfigError.exit_code, DataError.exit_code)
 
@@ -39,17 +36,25 @@ class Grace:
         stop: After a signal, and after one of them has ended in order. They end by themselves by then, saved or not;
             those that cannot are killed after ``crash`` more seconds.
         crash: After one of them has crashed.
+        done: After one of them has done its work, if that says nothing about the others: ``inf`` lets each take its
+            time. None: as after a signal, for ranks that end together.
     """
 
     stop: float
     crash: float
+    done: float | None = None
 
 
 class Signals:
-    """Notes that this process was asked to stop, and passes that on to its ranks."""
+    """Notes that this process was asked to stop, and passes that on to its ranks.
+
+    Attributes:
+        stop_requested: Whether this process was asked to stop.
+        ranks: The processes that a signal is passed on to.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.stop_requested = False
         self.ranks: list[subprocess.Popen[bytes]] = []
         self._interrupts = 0
 
@@ -57,14 +62,14 @@ class Signals:
     def listening(self) -> Iterator[Signals]:
         """Take over SIGTERM, SIGINT and SIGHUP for a while.
 
-        Before there are ranks a signal ends the work in hand with `Preempted`.
+        Only the main thread may call this. Before there are ranks a signal raises `Preempted`.
         """
-        wanted = [*SIGNALS, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
-        kept = {number: signal.signal(number, self._note) for number in wanted}
+        numbers = [*SIGNALS, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+        handlers = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield self
         finally:
-            for number, handler in kept.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def pass_on(self) -> None:
@@ -73,7 +78,7 @@ class Signals:
             process.send_signal(signal.SIGTERM)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.asked = True
+        self.stop_requested = True
         self._interrupts += number == signal.SIGINT
         if not self.ranks:
             raise Preempted("asked to stop before the ranks were started")
@@ -88,10 +93,10 @@ class Agent:
 
     Args:
         command: Starts one rank; the rest of its command line follows.
-        node: This machine's place in the gang.
+        node: The place of this node in the gang.
         grace: When to kill ranks.
-        signals: Listens for those who want it to stop.
-        progress: Told each rank's process id, and which ranks had to be killed.
+        signals: Listens for requests to stop.
+        progress: Gets an event with each rank's process id, and one if ranks had to be killed.
         parent: The process that started this one; when it is gone, the ranks are killed. None: it is not watched.
     """
 
@@ -115,23 +120,23 @@ class Agent:
         """Run the ranks until all have ended, and again after a crash as often as ``restarts`` says.
 
         Returns:
-            0 where all ranks ended well, otherwise the code of the rank that knows why, of one that somebody else
-            killed, since its peers fail for want of it, or of the first that failed; a death by signal n counts as
-            128 + n.
+            0 if all ranks ended well. Otherwise the code of the rank that knows the reason, else of one that was killed
+            from outside (its peers fail because it is gone), else of the first that failed. A death by signal n counts
+            as 128 + n.
 
         Raises:
-            ConfigError: Where one of several machines is to restart by itself.
+            ConfigError: If one of several nodes is to restart by itself.
         """
         if restarts and self._node.nodes > 1:
             raise ConfigError(
-                f"--restarts {restarts} on one of {self._node.nodes} machines: expected 0. "
-                "The ranks of all machines must start together; leave it to what starts the machines"
+                f"--restarts {restarts} on one of {self._node.nodes} nodes: expected 0. "
+                "The ranks of all nodes must start together; leave restarts to what starts the nodes"
             )
-        for left in range(restarts, -1, -1):
+        for remaining in range(restarts, -1, -1):
             code = self._run_once()
-            if code in _FINAL_CODES or self._signals.asked or not left:
+            if code in _FINAL_CODES or self._signals.stop_requested or not remaining:
                 break
-            self._progress.event("restarting", exit_code=code, left=left - 1)
+            self._progress.event("restarting", exit_code=code, remaining=remaining - 1)
         return code
 
     def _run_once(self) -> int:
@@ -143,15 +148,15 @@ class Agent:
                 _kill(self._signals.ranks)
 
     def _start(self, port: int) -> None:
-        # A rank starts with these signals blocked, and takes them once it is ready to; until then they wait.
-        kept = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        # A rank starts with these signals blocked, and unblocks them when it is ready; until then they wait.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._signals.ranks = []
             for local in range(self._node.ranks):
                 self._signals.ranks.append(self._start_rank(local, port))
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-        if self._signals.asked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if self._signals.stop_requested:
             self._signals.pass_on()
 
     def _start_rank(self, local: int, port: int) -> subprocess.Popen[bytes]:
@@ -175,49 +180,61 @@ class Agent:
         return process
 
     def _wait(self) -> int:
-        ended: dict[int, int] = {}  # exit codes by local rank, in the order in which they ended
+        codes: dict[int, int] = {}  # exit codes by local rank, in the order in which the ranks ended
         deadline = inf
         by_themselves: int | None = None  # how many had ended when the others were killed here
-        while len(ended) < self._node.ranks:
+        while len(codes) < self._node.ranks:
             for local, process in enumerate(self._signals.ranks):
-                if local not in ended and process.poll() is not None:
-                    ended[local] = _shell_code(process.returncode)
-                    deadline = min(deadline, self._deadline(ended[local]))
-                    if ended[local] == Preempted.exit_code:
-                        # It may have left by itself, before its first step: then the others wait for it in vain.
+                if local not in codes and process.poll() is not None:
+                    codes[local] = _shell_code(process.returncode)
+                    deadline = min(deadline, self._deadline(codes[local]))
+                    if codes[local] == Preempted.exit_code:
+                        # It may have ended by itself, before its first step: then the others wait for it in vain.
                         self._signals.pass_on()
-            if self._signals.asked:
-                deadline = min(deadline, self._deadline(EXIT_DONE))
+            if self._signals.stop_requested:
+                deadline = min(deadline, self._deadline(Preempted.exit_code))
             if time.monotonic() > deadline or self._is_orphan():
-                self._give_up(ended)
-                by_themselves = len(ended) if by_themselves is None else by_themselves
+                self._kill_ranks(codes)
+                by_themselves = len(codes) if by_themselves is None else by_themselves
                 deadline = inf
             time.sleep(_POLL_SECONDS)
-        codes = list(ended.values())
-        killed = [code for code in codes[:by_themselves] if code > _SIGNALLED]
-        known = [code for code in _TELLING_CODES if code in codes]
-        return next((code for code in (*known, *killed, *codes) if code), 0)
+        return _cause(list(codes.values()), by_themselves)
 
     def _deadline(self, code: int) -> float:
         """Return until when the others may go on after one ended with this code."""
-        return time.monotonic() + self._grace.crash + (self._grace.stop if code in _IN_ORDER else 0.0)
+        now, grace = time.monotonic(), self._grace
+        if code == EXIT_DONE and grace.done is not None:
+            return now + grace.done
+        return now + grace.crash + (grace.stop if code in _IN_ORDER else 0.0)
 
     def _is_orphan(self) -> bool:
         return self._parent is not None and os.getppid() != self._parent
 
-    def _give_up(self, ended: dict[int, int]) -> None:
+    def _kill_ranks(self, codes: Mapping[int, int]) -> None:
         _kill(self._signals.ranks)
         first = self._node.number * self._node.ranks
-        killed = [first + local for local in range(self._node.ranks) if local not in ended]
-        with contextlib.suppress(OSError):  # its reader may be gone, which may be why
+        killed = [first + local for local in range(self._node.ranks) if local not in codes]
+        with contextlib.suppress(OSError):  # the reader of the events may be gone, which may be the reason
             self._progress.event("ranks-killed", ranks=killed)
 
 
 def _kill(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Kill ranks together with what they started, also where a rank itself has ended."""
+    """Kill ranks together with what they started, also if a rank itself has ended."""
     for process in ranks:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _cause(codes: Sequence[int], by_themselves: int | None) -> int:
+    """Return the exit code that stands for all of them, given in the order in which the ranks ended.
+
+    Args:
+        codes: One per rank.
+        by_themselves: How many ended before the agent killed the others; None if it killed none.
+    """
+    causes = [code for code in _CAUSES if code in codes]
+    killed_from_outside = [code for code in codes[:by_themselves] if code > _SIGNALLED]
+    return next((code for code in (*causes, *killed_from_outside, *codes) if code), EXIT_DONE)
 
 
 def _shell_code(code: int) -> int:
@@ -226,7 +243,7 @@ def _shell_code(code: int) -> int:
 
 @contextmanager
 def _meeting_port(node: Node) -> Iterator[int]:
-    """Yield the port where the ranks meet: the given one, or one that nobody else is given meanwhile.
+    """Yield the port where the ranks meet: the node's, or a free one that no other process gets meanwhile.
 
     The socket is bound but does not listen, so rank 0 can listen there, since both allow the address to be reused.
     """

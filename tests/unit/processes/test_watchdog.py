@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from components.errors import Hung
+from components.processes.watchdog import Watchdog
 from components.progress import Progress
-from components.train.processes.watchdog import Watchdog
 from tests.processes import Process
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 
 class Clock:
@@ -92,8 +92,8 @@ def start(script: str) -> Process:
 HANGING = """
     import threading
     from components.progress import Progress
-    from components.train.processes.watchdog import Watchdog
-    watchdog = Watchdog(3, Progress(), start_seconds={start}, step_seconds={step})
+    from components.processes.watchdog import Watchdog
+    watchdog = Watchdog(3, Progress(), start_seconds={start}, step_seconds={step}, advice="raise the limit")
     watchdog.start()
     watchdog.beat(7)
     def wait_for_the_reader():
@@ -110,6 +110,7 @@ def test_a_hung_rank_tells_where_it_hangs_and_ends_with_a_code_of_its_own() -> N
     assert event.pop("seconds") >= 0.1
     assert event == {"event": "hung", "rank": 3, "step": 7}
     assert "rank 3: hung after step 7" in errors
+    assert "raise the limit" in errors
     assert "in wait_for_the_reader" in errors, "the stack of the main thread"
     assert "in _watch" in errors, "and those of the others"
 
@@ -120,7 +121,7 @@ def test_a_hung_rank_ends_in_bounded_time_also_when_nobody_reads_what_it_says() 
     full += "        except BlockingIOError: os.set_blocking(1, True)\n        threading.Event().wait()"
     script = HANGING.format(start=None, step=0.1, hang=full)
     with start(
-        "import components.train.processes.watchdog as w; w._LAST_WORDS_SECONDS = 0.5\n" + textwrap.dedent(script)
+        "import components.processes.watchdog as w; w._LAST_WORDS_SECONDS = 0.5\n" + textwrap.dedent(script)
     ) as process:
         assert process.wait(60) == -signal.SIGALRM
         process.kill()
@@ -130,7 +131,7 @@ def test_a_rank_that_never_lets_go_of_the_interpreter_ends_too() -> None:
     hang = "import ctypes; ctypes.PyDLL(None).sleep(600)  # which keeps the lock"
     script = HANGING.format(start=1, step=1, hang=hang)
     with start(
-        "import components.train.processes.watchdog as w; w._LAST_WORDS_SECONDS = 0.5\n" + textwrap.dedent(script)
+        "import components.processes.watchdog as w; w._LAST_WORDS_SECONDS = 0.5\n" + textwrap.dedent(script)
     ) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -140,7 +141,7 @@ def test_a_rank_that_never_lets_go_of_the_interpreter_ends_too() -> None:
 def test_a_rank_dies_with_its_parent_and_takes_its_children_along() -> None:
     rank = (
         "import os, subprocess, sys; from components.progress import Progress; "
-        "from components.train.processes.watchdog import Watchdog; "
+        "from components.processes.watchdog import Watchdog; "
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
         "Watchdog(0, Progress(), parent=os.getppid()).start(); "
         "print(os.getpid(), child.pid, flush=True); child.wait()"

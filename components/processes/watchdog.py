@@ -1,6 +1,6 @@
-"""A thread that ends a rank whose training hangs, or whose agent is gone.
+"""A thread that ends a rank that hangs, or whose agent is gone.
 
-A rank that waits for a dead or stuck peer waits inside a collective, some of them for ever. Each rank watches only
+A rank that waits for a dead or stuck peer waits inside a collective, in some of them for ever. Each rank watches only
 itself: the peers of one that hangs hang too, in the collective, and their watchdogs end them.
 """
 
@@ -25,14 +25,16 @@ _LAST_WORDS_SECONDS = 10.0
 class Watchdog:
     """Counts the seconds since the last step, and ends the process when there are too many.
 
-    Time in which this very process stood still (a suspended laptop, a frozen or migrating machine) does not count.
+    Time in which this process itself was suspended (a closed laptop, a frozen or migrating machine) does not count.
 
     Args:
         rank: This process's place among the ranks.
-        progress: Told before the process is ended.
+        progress: Gets an event before the process ends.
         start_seconds: Limit until the first step is done: loading, compiling, meeting the other ranks; None: no limit.
-        step_seconds: Limit from one step to the next, checkpoints and sample images included; None: no limit.
+        step_seconds: Limit from one step to the next, with all that happens between them; None: no limit.
         parent: The process that started this one; when it is gone this one ends. None: it is not watched.
+        step_name: What this rank calls a step.
+        advice: What to do if the rank was not hung but slow.
         clock: Seconds that never go backwards.
     """
 
@@ -43,6 +45,8 @@ class Watchdog:
         start_seconds: float | None = None,
         step_seconds: float | None = None,
         parent: int | None = None,
+        step_name: str = "step",
+        advice: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rank = rank
@@ -50,9 +54,11 @@ class Watchdog:
         self._start_seconds = start_seconds
         self._step_seconds = step_seconds
         self._parent = parent
+        self._step_name = step_name
+        self._advice = advice
         self._clock = clock
         self._step: int | None = None
-        self._beats = self._seen = 0
+        self._beats = self._counted_beats = 0
         self._idle = 0.0
         self._last = clock()
 
@@ -62,15 +68,15 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, step: int) -> None:
-        """Say that a step is done."""
+        """Note that a step is done."""
         self._step = step
         self._beats += 1
 
     def overdue(self) -> float | None:
-        """Look once: return the seconds since the last step where they are too many, otherwise None."""
+        """Check once: return the seconds since the last step if they are too many, otherwise None."""
         now = self._clock()
-        if self._beats != self._seen:
-            self._seen, self._idle = self._beats, 0.0
+        if self._beats != self._counted_beats:
+            self._counted_beats, self._idle = self._beats, 0.0
         else:
             self._idle += min(now - self._last, 2 * _POLL_SECONDS)
         self._last = now
@@ -86,28 +92,29 @@ class Watchdog:
                 _die()
             idle = self.overdue()
             if idle is not None:
-                self._give_up(idle)
+                self._end_hung(idle)
             self._arm()
             time.sleep(_POLL_SECONDS)
 
     def _arm(self) -> None:
-        """Set a timer for when the watching thread cannot run, since another keeps the interpreter to itself."""
+        """Set a timer for the case that this thread cannot run because another one never releases the interpreter."""
         limit = self._limit()
         if limit is None:
             faulthandler.cancel_dump_traceback_later()
         else:
             faulthandler.dump_traceback_later(2 * limit + _LAST_WORDS_SECONDS, exit=True)
 
-    def _give_up(self, idle: float) -> None:
-        # Nobody may be reading what is written below: SIGALRM then ends the process.
+    def _end_hung(self, idle: float) -> None:
+        # If nobody reads what is written below, writing blocks: SIGALRM then ends the process.
         signal.setitimer(signal.ITIMER_REAL, _LAST_WORDS_SECONDS)
         faulthandler.cancel_dump_traceback_later()
-        after = f"after step {self._step}" if self._beats else "before its first step"
+        name = self._step_name
+        after = f"after {name} {self._step}" if self._beats else f"before its first {name}"
+        advice = f"If it was only slow: {self._advice}" if self._advice else ""
         with contextlib.suppress(OSError, ValueError):
-            self._progress.event("hung", rank=self._rank, step=self._step, seconds=round(idle, 1))
+            self._progress.event("hung", rank=self._rank, **{name: self._step}, seconds=round(idle, 1))
             print(  # noqa: T201
-                f"rank {self._rank}: hung {after}, for {idle:.0f} s; the stacks of its threads follow. If it was only "
-                "slow, raise train.limits.hang_seconds or train.limits.start_seconds",
+                f"rank {self._rank}: hung {after}, for {idle:.0f} s; the stacks of its threads follow. {advice}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -116,7 +123,7 @@ class Watchdog:
 
 
 def _die() -> None:
-    """End this process, and what it started where it leads a group of its own."""
+    """End this process, and what it started if it leads a process group of its own."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
