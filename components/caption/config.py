@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from components.image.filters import FilterConfig
-from components.settings import Settings
+from components.settings import Operational, Settings
 
 # Captioners that have a name of their own here.
 SHORT_NAMES = {
@@ -129,6 +129,17 @@ class CaptionConfig(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where captioners run")
     processes: int = Field(0, ge=0, le=64, description="processes that caption at once; 0 for one per GPU")
+    start_seconds: Operational[float | None] = Field(
+        3600.0,
+        gt=0,
+        description="of several processes: seconds until one has its first batch, downloads included, or it counts as "
+        "hung; null: no limit",
+    )
+    hang_seconds: Operational[float | None] = Field(
+        3600.0,
+        gt=0,
+        description="of several processes: seconds from batch to batch, or the process counts as hung; null: no limit",
+    )
     trust_remote_code: str | None = Field(
         None, description="owner/name@revision of the one captioner whose own code may run; null for none"
     )

@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from components.caption import processes
 from components.caption.config import CaptionConfig
 from components.caption.image_captions import Captioning, Draft
 from components.caption.job import Job
 from components.caption.resume import clear_unfinished, read_unfinished, save_unfinished
-from components.caption.sharing import batches
 from components.errors import DataError
 from components.image.decoding import ImageLimits
 from components.image.records import (
@@ -119,17 +119,15 @@ def _measured(
 
 def _by_models(
     job: Job, captioning: Captioning, drafts: Sequence[Draft], pool: ThreadPoolExecutor, progress: Progress
-) -> Iterator[ImageOutcome]:
-    from components.caption import processes  # here, since torch takes long to import
-
-    count = processes.processes(job.config)
+) -> Iterator[Outcome]:
+    count = processes.count_processes(job.config)
     if count > 1:
-        yield from processes.caption(job, [draft.image.sha256 for draft in drafts], count)
+        yield from processes.caption(job, [draft.image.sha256 for draft in drafts], count, progress)
         return
-    from components.caption.captioner import Captioner
+    from components.caption.captioner import Captioner  # here, since torch takes long to import
 
     captioner = Captioner(job.config, job.workdir, progress)
-    parts = batches(drafts, job.config.batch_size)
+    parts = processes.batches(drafts, job.config.batch_size)
     yield from saved(captioning.by_model(parts, captioner, pool), job, SAVE_MODELS_EVERY)
 
 

@@ -1,91 +1,136 @@
-"""Several processes that caption one group, a GPU for each: started as ``accelerate launch`` does, by torchrun.
+"""Several processes that caption one group, one for each GPU; the agent that starts training's ranks starts them, too.
 
-They share nothing while they work. Each captions every n-th batch and saves what it has made where a killed step would
-find it, so one that dies costs the others nothing.
+They exchange nothing while they work. Each captions every n-th batch and saves its outcomes where a step that is
+started again looks for them: if one dies, the work of the others is not lost.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
+from typing import TypeVar
 
-import torch
-
-from components import errors
 from components.caption.config import CaptionConfig
 from components.caption.job import Job
 from components.caption.resume import read_outcomes
-from components.errors import ConfigError, DarkroomError
-from components.image.records import ImageOutcome
-from components.model.locations import select_device
+from components.errors import (
+    EXIT_DONE,
+    ConfigError,
+    DarkroomError,
+    DataError,
+    Hung,
+    OutOfMemory,
+    Preempted,
+    StorageError,
+)
+from components.image.records import Outcome
+from components.processes.agent import Agent, Grace, Signals
+from components.processes.node import single_node
+from components.progress import Progress
 from components.storage.open import open_storage
 
-# Seconds that the processes have to end once they are asked to.
-_GRACE = 20.0
+T = TypeVar("T")
+
+JOB_FILE = "job.json"
+
+# A rank that is asked to stop ends at once; one that is done with its share leaves the others theirs.
+_GRACE = Grace(stop=20.0, crash=5.0, done=inf)
+_KINDS = (ConfigError, DataError, StorageError, OutOfMemory, Hung, Preempted)
+_MESSAGES = {
+    Hung.exit_code: "a captioning process made no batch for too long; its stacks are in the output above. "
+    "Start again to continue, or raise caption.hang_seconds if it was only slow",
+    Preempted.exit_code: "asked to stop while captioning; what is finished is kept, start again to continue",
+}
 
 
-def processes(config: CaptionConfig) -> int:
+def count_processes(config: CaptionConfig) -> int:
     """Return how many processes are to caption.
 
     Raises:
-        ConfigError: Where there are fewer GPUs, or none where one is asked for.
+        ConfigError: If there are fewer GPUs, or none although the settings ask for one.
     """
+    import torch
+
+    from components.model.locations import select_device
+
     gpus = torch.cuda.device_count() if select_device(config.device).type == "cuda" else 0
     if gpus and config.processes > gpus:
-        raise ConfigError(f"caption.processes is {config.processes}, and this machine has {gpus} GPUs; each needs one")
+        raise ConfigError(f"caption.processes is {config.processes}, but there are {gpus} GPUs here; each needs one")
     return config.processes or max(gpus, 1)
 
 
-def caption(job: Job, images: Sequence[str], count: int) -> Iterator[ImageOutcome]:
-    """Let several processes caption some images of a group, and yield what they made.
+def caption(job: Job, images: Sequence[str], count: int, progress: Progress) -> Iterator[Outcome]:
+    """Let several processes caption some images of a group, and yield their outcomes.
 
     Args:
         job: The group; its workdir must be one that other processes can open.
         images: Digests of the images, in the order in which they make batches.
-        count: How many processes there are to be.
+        count: Number of processes.
+        progress: Gets the agent's events.
 
     Raises:
-        DarkroomError: Where one of them fails: the error that it had.
+        DarkroomError: If one of them fails: its error, or what its exit code means.
     """
-    with tempfile.TemporaryDirectory(prefix="darkroom-caption-") as folder:
-        task = Path(folder) / "job.json"
-        task.write_text(json.dumps({**job.to_json(), "images": list(images), "parent": os.getpid()}))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        code = _run([*command, "-m", "components.caption.process", str(task)])
-        if code != 0:
-            raise _problem(Path(folder), code)
-        made = open_storage(folder)
+    with tempfile.TemporaryDirectory(prefix="darkroom-caption-") as name:
+        folder = Path(name)
+        (folder / JOB_FILE).write_text(json.dumps({**job.to_json(), "images": list(images), "parent": os.getpid()}))
+        command = [sys.executable, "-m", "components.caption.rank", name]
+        with Signals().listening() as signals:
+            code = Agent(command, single_node(count), _GRACE, signals, progress).run()
+        if code != EXIT_DONE:
+            raise _error(folder, code)
+        storage = open_storage(name)
         for rank in range(count):
-            yield from read_outcomes(made, made_key(rank))
+            yield from read_outcomes(storage, outcomes_key(rank))
 
 
-def made_key(rank: int) -> str:
-    """Return the file, beside the job's, in which a process leaves what it made."""
-    return f"made-{rank:03d}.jsonl"
+def batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Return the items in batches of a size, in order; the last may be smaller.
+
+    They are the same whatever the number of processes that share them.
+    """
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def _run(command: Sequence[str]) -> int:
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as gang:  # noqa: S603 - no shell
-        try:
-            return gang.wait()
-        finally:
-            if gang.poll() is None:  # this process is stopped: torchrun passes that on
-                gang.terminate()
-                try:
-                    gang.wait(_GRACE)
-                except subprocess.TimeoutExpired:
-                    gang.kill()
+def share(parts: Sequence[T], rank: int, world: int) -> list[T]:
+    """Return the parts of one process: every ``world``-th, so that all end at about the same time.
+
+    Args:
+        parts: The parts of all processes.
+        rank: The process, from 0.
+        world: How many processes there are.
+    """
+    return list(parts[rank::world])
 
 
-def _problem(folder: Path, code: int) -> DarkroomError:
-    """Return the error that a process left behind, or what can be said without one."""
-    for note in sorted(folder.glob("error-*.json")):
-        told = json.loads(note.read_text())
-        kind: type[DarkroomError] = getattr(errors, told["kind"], DarkroomError)
-        return kind(told["message"])
-    return DarkroomError(f"the captioning processes ended with code {code} and said nothing; see their output above")
+def outcomes_key(rank: int) -> str:
+    """Return the name of the file, beside the job's, that takes a rank's outcomes."""
+    return f"outcomes-{rank:03d}.jsonl"
+
+
+def error_file(rank: int) -> str:
+    """Return the name of the file, beside the job's, that takes a rank's error."""
+    return f"error-{rank:03d}.json"
+
+
+def _error(folder: Path, code: int) -> DarkroomError:
+    """Return the error with this exit code that a process wrote down, or what the code means."""
+    notes = [json.loads(file.read_text()) for file in sorted(folder.glob("error-*.json"))]
+    message = next((note["message"] for note in notes if note["exit_code"] == code), _meaning(code))
+    kind = next((kind for kind in _KINDS if kind.exit_code == code), DarkroomError)
+    return kind(message)
+
+
+def _meaning(code: int) -> str:
+    if code <= 128:
+        return _MESSAGES.get(code, f"a captioning process ended with exit code {code}; its output above says why")
+    return (
+        f"a captioning process was killed by {signal.Signals(code - 128).name}. If memory ran out, lower "
+        "caption.processes or caption.batch_size; finished captions are kept, start again to continue"
+    )
