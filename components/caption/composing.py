@@ -1,15 +1,22 @@
-"""From words to captions: tags shuffled, prefix, trigger and suffix put around them, and all of it written down."""
+"""From words to captions: tags are shuffled and dropped, prefix, trigger and suffix put around, and all is recorded.
+
+What becomes of an image's tags depends on the image's digest alone, so it is the same everywhere and in every run. The
+first ``keep`` tags, such as a character's name, stay where they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from components.caption import tags
-from components.caption.config import CaptionConfig
+from components.caption.config import CaptionConfig, TagsConfig
 from components.image.records import Caption
+from components.rng import hash_key
 
 # Who writes sentences even where the captions beside the images are tags.
 _SENTENCES = ("model:", "fixed", "none")
+
+# What a number is drawn for; the values are part of what a caption rests on.
+_ORDER, _DROPOUT = 1, 2
 
 
 def compose(words: Iterable[Caption], sha256: str, config: CaptionConfig) -> tuple[Caption, ...]:
@@ -27,7 +34,7 @@ def compose(words: Iterable[Caption], sha256: str, config: CaptionConfig) -> tup
     for word in words:
         tagged = config.tags.separator is not None and not word.by.startswith(_SENTENCES)
         by = word.by + _changes(config, tagged)
-        for text in tags.variants(word.text, sha256, config.tags) if tagged else [word.text]:
+        for text in variants(word.text, sha256, config.tags) if tagged else [word.text]:
             dressed = _dress(text, config, tagged)
             captions.setdefault(dressed, Caption(dressed, by))
     return tuple(captions.values())
@@ -36,6 +43,28 @@ def compose(words: Iterable[Caption], sha256: str, config: CaptionConfig) -> tup
 def label(template: str, words: str) -> str:
     """Return a label in its template, which has ``{label}`` in it and no other field."""
     return template.format(label=words)
+
+
+def split(caption: str, separator: str) -> list[str]:
+    """Return the tags of a caption, without the white space around them; what is empty is left out."""
+    # ", " separates "a,b" too; only where white space is all that separates does it count.
+    parts = caption.split(separator.strip() or None)
+    return [tag for part in parts if (tag := part.strip())]
+
+
+def variants(caption: str, sha256: str, config: TagsConfig) -> list[str]:
+    """Return the captions that are made of one list of tags, at least one, and no two alike.
+
+    Args:
+        caption: Tags with ``config.separator`` between them.
+        sha256: Digest of the image, as hex digits.
+        config: How many there are to be, and what is left out.
+    """
+    if config.separator is None:
+        return [caption]
+    tags = split(caption, config.separator)
+    made = [_variant(tags, sha256, number, config) for number in range(max(config.shuffled, 1))]
+    return list(dict.fromkeys(config.separator.join(chosen) for chosen in made if chosen)) or [caption]
 
 
 def _dress(text: str, config: CaptionConfig, tagged: bool) -> str:
@@ -53,3 +82,13 @@ def _changes(config: CaptionConfig, tagged: bool) -> str:
         "suffix": config.suffix,
     }
     return "".join(f"+{name}" for name, value in done.items() if value)
+
+
+def _variant(tags: list[str], sha256: str, number: int, config: TagsConfig) -> list[str]:
+    """Return one choice of tags, in an order of its own where they are shuffled."""
+    image = int(sha256[:16], 16)
+    places = range(config.keep, len(tags))
+    kept = [place for place in places if hash_key(image, number, _DROPOUT, place) >= config.dropout * 2.0**64]
+    if config.shuffled:
+        kept.sort(key=lambda place: hash_key(image, number, _ORDER, place))
+    return tags[: config.keep] + [tags[place] for place in kept]

@@ -124,7 +124,7 @@ def _by_models(
     if count > 1:
         yield from processes.caption(job, [draft.image.sha256 for draft in drafts], count, progress)
         return
-    from components.caption.captioner import Captioner  # here, since torch takes long to import
+    from components.caption.models.captioner import Captioner  # here, since torch takes long to import
 
     captioner = Captioner(job.config, job.workdir, progress)
     parts = processes.batches(drafts, job.config.batch_size)

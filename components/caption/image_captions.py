@@ -23,7 +23,7 @@ from components.image.records import Caption, CaptionRecord, ImageOutcome, Image
 from components.image.sources import Source
 
 if TYPE_CHECKING:
-    from components.caption.captioner import Captioner
+    from components.caption.models.captioner import Captioner
 
 # Images whose caption files are read before the next are; more than the pool has threads, so that none waits.
 PART = 256

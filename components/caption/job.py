@@ -8,7 +8,7 @@ from typing import Any
 
 from components.caption.config import CaptionConfig
 from components.caption.image_captions import Captioning
-from components.caption.label_files import read_labels
+from components.caption.labels import read_labels
 from components.caption.screening import Screening
 from components.caption.text_sources import Written
 from components.caption.versions import Versions

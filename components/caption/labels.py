@@ -19,7 +19,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from components.errors import DataError
+from components.caption.config import LabelsConfig
+from components.errors import DataError, ImageRejected, NotFound
+from components.image.sources import Source
+from components.storage.open import open_storage
 
 Labels = tuple[str, ...]
 Row = tuple[str, Labels]
@@ -38,6 +41,30 @@ _NUMBER = re.compile(r"(n\d{8}|\d+)[-._ ]+(?=.)")
 _FILE = ("file_name", "filename", "file", "file_path", "image", "image_id", "id", "name", "path")
 _SURELY_FILE = _FILE[:4]
 _DEEPEST = 20  # levels of JSON
+
+
+def read_labels(config: LabelsConfig, source: Source, names: Iterable[str]) -> dict[str, Labels]:
+    """Return the labels of some images of a source; those that no file names are left out.
+
+    Raises:
+        DataError: Where a file is missing or does not parse.
+        StorageError: Where it cannot be read; a retry may help.
+    """
+    if config.layout is None:
+        return {}
+    return matching(
+        parse(config.layout, {file: _read(at, source) for file, at in places(config)}, config.columns), names
+    )
+
+
+def places(config: LabelsConfig) -> list[tuple[str, str]]:
+    """Return the files of the layout: what they are called, and where they are."""
+    assert config.layout is not None
+    files = FILES[config.layout]
+    if len(files) > 1:
+        folder = config.at.rstrip("/")
+        return [(file, f"{folder}/{file}" if folder else file) for file in files]
+    return [(config.at or files[0], config.at or files[0])]
 
 
 def from_folder(name: str) -> str | None:
@@ -84,6 +111,22 @@ def parse(layout: str, texts: Mapping[str, str], columns: Labels = ()) -> Iterat
         parser: dict[str, Callable[[str, str, Labels], Iterator[Row]]] = {"celeba": _celeba, "csv": _csv, "json": _json}
         ((name, text),) = texts.items()
         yield from parser[layout](name, text, columns)
+
+
+def _read(at: str, source: Source) -> str:
+    try:
+        return _bytes(at, source).decode("utf-8-sig")
+    except (ImageRejected, NotFound) as error:
+        raise DataError(f"label file {at!a} cannot be read: {error}; check caption.labels.at") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"label file {at!a} is not UTF-8 ({error}); save it as UTF-8") from None
+
+
+def _bytes(at: str, source: Source) -> bytes:
+    if "://" not in at and not at.startswith("/"):
+        return source.read(at)
+    folder, _, name = at.rpartition("/")
+    return open_storage(folder or "/").read(name)
 
 
 def _cub(images: tuple[str, str], classes: tuple[str, str], names: tuple[str, str]) -> Iterator[Row]:

@@ -31,7 +31,7 @@ from components.progress import Progress
 from components.storage.open import open_storage
 
 if TYPE_CHECKING:
-    from components.caption.captioner import Captioner
+    from components.caption.models.captioner import Captioner
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def _caption(job: Job, images: Sequence[str], folder: Path, watchdog: Watchdog, 
 def _captioner(job: Job, progress: Progress) -> Captioner:
     import torch
 
-    from components.caption.captioner import Captioner
+    from components.caption.models.captioner import Captioner
     from components.model.locations import select_device
 
     device = select_device(job.config.device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
-from components.caption.versions import identity
+from components.caption.models.identity import identity
 from components.digests import sha256, short
 from components.image.filters import (
     PIXELS,
@@ -25,7 +25,7 @@ from components.model.locations import read_file
 from components.storage.base import Storage
 
 if TYPE_CHECKING:
-    from components.caption.scorers import Scorers
+    from components.caption.models.scorers import Scorers
 
 T = TypeVar("T")
 # What pictures are measured by; what is missing here is measured of a picture and its caption.
@@ -166,7 +166,7 @@ class Screening:
 
     @cached_property
     def _scorers(self) -> Scorers:
-        from components.caption.scorers import Scorers  # here, since transformers takes long to import
+        from components.caption.models.scorers import Scorers  # here, since transformers takes long to import
 
         return Scorers(self._config, self._workdir)
 

@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any
 
 from components.caption.config import CaptionConfig, Origin
+from components.caption.models.identity import identity
 from components.caption.text_sources import Written
-from components.digests import digest_tree, short
+from components.digests import short
 from components.image.records import ImageRecord
-from components.model.locations import fetch, is_hub_name
 from components.storage.base import Storage
 
 # Raised whenever the same settings and sources would give other captions.
@@ -67,8 +67,3 @@ class Versions:
     def _models(self) -> list[Any]:
         settings = self._config.model_dump(mode="json", include=_OF_MODELS)
         return [settings, [identity(name, self._workdir) for name in self._config.captioners]]
-
-
-def identity(model: str, workdir: Storage) -> str:
-    """Return what changes when a captioner does: a hub repository's name and revision, or the digest of a folder."""
-    return model if is_hub_name(model) else digest_tree(fetch(model, workdir), ["."])

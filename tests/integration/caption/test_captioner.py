@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from components.caption.captioner import Captioner
 from components.caption.config import CaptionConfig
 from components.caption.group import caption
+from components.caption.models.captioner import Captioner
 from components.digests import digest_tree
 from components.errors import ConfigError, StorageError
 from components.image.decoding import ImageLimits

@@ -31,9 +31,9 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from components.caption.captioner import Captioner
 from components.caption.config import CaptionConfig
-from components.caption.loading import without_videos
+from components.caption.models.captioner import Captioner
+from components.caption.models.loading import without_videos
 from components.image.records import Caption
 from components.progress import Progress
 from tests.stores.memory import MemoryStorage

@@ -34,8 +34,8 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from components.caption import group
 from components.caption.config import CaptionConfig
 from components.caption.group import caption
-from components.caption.loading import without_videos
-from components.caption.protocols import QUESTION
+from components.caption.models.loading import without_videos
+from components.caption.models.protocols import QUESTION
 from components.caption.resume import save_unfinished
 from components.errors import ConfigError, DarkroomError, OutOfMemory, StorageError
 from components.image.decoding import ImageLimits

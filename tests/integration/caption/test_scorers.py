@@ -17,7 +17,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from components.caption.config import CaptionConfig
 from components.caption.group import caption
-from components.caption.scorers import Clip, Scorers, in_parts
+from components.caption.models.scorers import Clip, Scorers, in_parts
 from components.clean.cleaning import clean
 from components.clean.config import CleanConfig
 from components.errors import ConfigError, OutOfMemory, StorageError

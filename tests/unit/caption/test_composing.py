@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.caption.caption_rules import captions_of, check
-from components.caption.composing import compose
+from components.caption.composing import compose, split, variants
 from components.caption.config import CaptionConfig, TagsConfig
 from components.caption.processes import batches, share
-from components.caption.tags import split, variants
 from components.digests import sha256
 from components.errors import ConfigError, ImageRejected
 from components.image.records import Caption

@@ -15,8 +15,7 @@ from PIL import Image
 
 from components.caption.config import CaptionConfig, LabelsConfig
 from components.caption.group import caption
-from components.caption.label_files import read_labels
-from components.caption.labels import FILES, clean, from_folder, matching, parse
+from components.caption.labels import FILES, clean, from_folder, matching, parse, read_labels
 from components.errors import ConfigError, DataError
 from components.image.decoding import ImageLimits
 from components.image.records import CaptionRecord, read_caption_rejections, read_captions

@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from components.caption.captioner import Captioner
 from components.caption.config import CaptionConfig
 from components.caption.image_captions import Draft
 from components.caption.job import Job
+from components.caption.models.captioner import Captioner
 from components.caption.screening import Screening
 from components.image.decoding import ImageLimits
 from components.image.filters import FilterConfig

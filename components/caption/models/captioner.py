@@ -13,7 +13,7 @@ from PIL import Image
 
 from components.caption.caption_rules import BANNED, check
 from components.caption.config import CaptionConfig
-from components.caption.loading import Loaded, load
+from components.caption.models.loading import Loaded, load
 from components.errors import DarkroomError, ImageRejected, OutOfMemory
 from components.image.records import Caption
 from components.model.locations import select_device

@@ -16,8 +16,8 @@ from transformers.utils.hub import cached_file, resolve_revision
 from transformers.utils.import_utils import is_torchvision_available
 
 from components.caption.config import CaptionConfig
-from components.caption.protocols import Protocol, protocol_for
-from components.caption.versions import identity
+from components.caption.models.identity import identity
+from components.caption.models.protocols import Protocol, protocol_for
 from components.errors import ConfigError, StorageError
 from components.model.locations import fetch, is_hub_name, torch_dtype
 from components.storage.base import Storage
