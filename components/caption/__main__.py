@@ -2,8 +2,8 @@
 
     python -m components.caption --workdir work --source-id 0123456789abcdef --group g01 --encoding-key 89abcdef01234567
 
-``--source-id`` is what ingest printed, ``--encoding-key`` names the dataset. Starting it again captions only images
-that are new, or for which what their captions rest on has changed.
+``--source-id`` is what ingest printed, ``--encoding-key`` names the dataset. Started again, it captions only images
+that are new, or whose captions depend on something that has changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a caption may be: one line of text, neither empty nor endless, and without words that are not wanted.
+"""The rules for captions: one line of text, neither empty nor endless, and without banned words.
 
 The rules look at the words as they were written, before prefix, trigger and suffix.
 
@@ -6,8 +6,8 @@ The rules look at the words as they were written, before prefix, trigger and suf
 caption-not-utf8     a caption file that holds something else
 caption-empty        nothing but white space
 caption-too-short    below ``min_characters``
-caption-too-long     above ``max_characters``, or a file that nobody would call a caption
-caption-banned       a word of ``banned``: the image is left out, whoever else could caption it
+caption-too-long     above ``max_characters``, or a file too large for a caption
+caption-banned       a word of ``banned``: the image is rejected, whatever other sources have
 ===================  ===================================================================
 """
 
@@ -35,9 +35,9 @@ def from_bytes(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")  # editors on Windows put a byte order mark in front
     except UnicodeDecodeError as error:
-        found = data[error.start : error.start + 4]
+        start = data[error.start : error.start + 4]
         raise ImageRejected(
-            "caption-not-utf8", f"found {found!r} at byte {error.start}; save the file as UTF-8"
+            "caption-not-utf8", f"found {start!r} at byte {error.start}; save the file as UTF-8"
         ) from None
 
 
@@ -51,7 +51,7 @@ def captions_of(text: str, config: CaptionConfig) -> list[str]:
     """Return the captions that a text holds, at least one, by the setting ``lines``.
 
     Raises:
-        ImageRejected: Where none can be used, with the first reason; where any holds a banned word.
+        ImageRejected: If none can be used, with the first reason; if any holds a banned word.
     """
     lines = [text] if config.lines == "join" else [line for line in text.splitlines() if one_line(line)]
     return usable((lines or [text])[: 1 if config.lines == "first" else None], config)
@@ -61,7 +61,7 @@ def usable(texts: Sequence[str], config: CaptionConfig) -> list[str]:
     """Return the texts that can be used as captions, each as one line.
 
     Raises:
-        ImageRejected: Where there is none, with the first reason; where any holds a banned word.
+        ImageRejected: If there is none, with the first reason; if any holds a banned word.
     """
     captions, problems = [], []
     for text in texts:
@@ -80,13 +80,13 @@ def check(text: str, config: CaptionConfig) -> str:
     """Return a caption as one line, once it has passed the rules.
 
     Raises:
-        ImageRejected: With the rule, what was found and what was expected.
+        ImageRejected: With the rule, the value and what was expected.
     """
     caption = one_line(text)
     if not caption:
         raise ImageRejected("caption-empty", f"{len(text)} characters, all of them white space; write a caption")
-    if found := _banned(caption, config.banned):
-        raise ImageRejected(BANNED, f"it holds {found!a}, one of the {len(config.banned)} banned words (banned)")
+    if word := _banned_word(caption, config.banned):
+        raise ImageRejected(BANNED, f"it holds {word!a}, one of the {len(config.banned)} banned words (banned)")
     if len(caption) < config.min_characters:
         raise ImageRejected(
             "caption-too-short", f"{len(caption)} characters, at least {config.min_characters} (min_characters)"
@@ -98,7 +98,7 @@ def check(text: str, config: CaptionConfig) -> str:
     return caption
 
 
-def _banned(caption: str, words: Sequence[str]) -> str | None:
+def _banned_word(caption: str, words: Sequence[str]) -> str | None:
     """Return the first banned word that stands whole in a caption, in whatever case."""
     folded = caption.casefold()
     # Not \b, which needs a letter at the word's edge: "c++" is banned as it stands.

@@ -12,31 +12,31 @@ from components.caption.config import CaptionConfig, TagsConfig
 from components.image.records import Caption
 from components.rng import hash_key
 
-# Who writes sentences even where the captions beside the images are tags.
+# Authors of sentences, even if the captions beside the images are tags.
 _SENTENCES = ("model:", "fixed", "none")
 
-# What a number is drawn for; the values are part of what a caption rests on.
+# What a random number is drawn for; captions depend on these values.
 _ORDER, _DROPOUT = 1, 2
 
 
 def compose(words: Iterable[Caption], sha256: str, config: CaptionConfig) -> tuple[Caption, ...]:
     """Return an image's captions, no two with the same text.
 
-    Who wrote them is told what was done to the words: ``+shuffled``, ``+dropout``, ``+prefix``, ``+trigger``,
+    What was done to the words is noted behind the author: ``+shuffled``, ``+dropout``, ``+prefix``, ``+trigger``,
     ``+suffix``.
 
     Args:
-        words: What was written, and by whom; at least one.
+        words: The captions as they were written, with their authors; at least one.
         sha256: Digest of the image, as hex digits.
-        config: What is to be done.
+        config: What is done to them.
     """
     captions: dict[str, Caption] = {}
     for word in words:
         tagged = config.tags.separator is not None and not word.by.startswith(_SENTENCES)
         by = word.by + _changes(config, tagged)
         for text in variants(word.text, sha256, config.tags) if tagged else [word.text]:
-            dressed = _dress(text, config, tagged)
-            captions.setdefault(dressed, Caption(dressed, by))
+            full = _with_affixes(text, config, tagged)
+            captions.setdefault(full, Caption(full, by))
     return tuple(captions.values())
 
 
@@ -46,49 +46,49 @@ def label(template: str, words: str) -> str:
 
 
 def split(caption: str, separator: str) -> list[str]:
-    """Return the tags of a caption, without the white space around them; what is empty is left out."""
-    # ", " separates "a,b" too; only where white space is all that separates does it count.
+    """Return the tags of a caption, without the white space around them and without empty ones."""
+    # ", " separates "a,b", too: white space counts only in a separator that is nothing else.
     parts = caption.split(separator.strip() or None)
     return [tag for part in parts if (tag := part.strip())]
 
 
 def variants(caption: str, sha256: str, config: TagsConfig) -> list[str]:
-    """Return the captions that are made of one list of tags, at least one, and no two alike.
+    """Return the captions made of one list of tags: at least one, no two the same.
 
     Args:
         caption: Tags with ``config.separator`` between them.
         sha256: Digest of the image, as hex digits.
-        config: How many there are to be, and what is left out.
+        config: How many captions, and how many tags are dropped.
     """
     if config.separator is None:
         return [caption]
     tags = split(caption, config.separator)
-    made = [_variant(tags, sha256, number, config) for number in range(max(config.shuffled, 1))]
-    return list(dict.fromkeys(config.separator.join(chosen) for chosen in made if chosen)) or [caption]
+    lists = [_variant(tags, sha256, number, config) for number in range(max(config.shuffled, 1))]
+    return list(dict.fromkeys(config.separator.join(chosen) for chosen in lists if chosen)) or [caption]
 
 
-def _dress(text: str, config: CaptionConfig, tagged: bool) -> str:
+def _with_affixes(text: str, config: CaptionConfig, tagged: bool) -> str:
     between = config.tags.separator if tagged and config.tags.separator else " "
     core = between.join(part for part in (config.trigger, text) if part)
     return f"{config.prefix}{core}{config.suffix}".strip()
 
 
 def _changes(config: CaptionConfig, tagged: bool) -> str:
-    done = {
+    changes = {
         "shuffled": tagged and config.tags.shuffled,
         "dropout": tagged and config.tags.dropout,
         "prefix": config.prefix,
         "trigger": config.trigger,
         "suffix": config.suffix,
     }
-    return "".join(f"+{name}" for name, value in done.items() if value)
+    return "".join(f"+{name}" for name, value in changes.items() if value)
 
 
 def _variant(tags: list[str], sha256: str, number: int, config: TagsConfig) -> list[str]:
-    """Return one choice of tags, in an order of its own where they are shuffled."""
+    """Return one choice of tags, in an order of its own if they are shuffled."""
     image = int(sha256[:16], 16)
-    places = range(config.keep, len(tags))
-    kept = [place for place in places if hash_key(image, number, _DROPOUT, place) >= config.dropout * 2.0**64]
+    indices = range(config.keep, len(tags))
+    kept = [index for index in indices if hash_key(image, number, _DROPOUT, index) >= config.dropout * 2.0**64]
     if config.shuffled:
-        kept.sort(key=lambda place: hash_key(image, number, _ORDER, place))
-    return tags[: config.keep] + [tags[place] for place in kept]
+        kept.sort(key=lambda index: hash_key(image, number, _ORDER, index))
+    return tags[: config.keep] + [tags[index] for index in kept]

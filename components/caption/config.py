@@ -28,7 +28,7 @@ _PINNED = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+")
 
 Origin = Literal["sidecar", "folder", "labels", "fixed", "model"]
 Text = Annotated[str, Field(max_length=500)]
-# One name, or several; none of them is no model at all.
+# One name, or several; null for none.
 Names = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
     BeforeValidator(lambda value: () if value is None else (value,) if isinstance(value, str) else value),
@@ -53,31 +53,34 @@ class LabelsConfig(Settings):
         ),
     )
     columns: tuple[str, ...] = Field(
-        (), description="names of the columns or attributes that are used, in this order; none for all"
+        (), description="names of the columns or attributes that are used, in this order; empty for all"
     )
 
 
 class TagsConfig(Settings):
-    """What becomes of captions that are lists of tags, as booru sites have them; a captioner writes sentences."""
+    """What is done to captions that are lists of tags, as booru sites have them; a captioner writes sentences."""
 
     separator: str | None = Field(
         None, min_length=1, max_length=8, description="what stands between tags, such as ', '; null for sentences"
     )
     shuffled: int = Field(
-        0, ge=0, le=64, description="captions made of one list, each in an order of its own; 0 leaves it as it is"
+        0,
+        ge=0,
+        le=64,
+        description="captions made of one list, each in a random order of its own; 0 keeps the order of the list",
     )
-    keep: int = Field(0, ge=0, le=1000, description="how many first tags are neither moved nor left out")
-    dropout: float = Field(0.0, ge=0, lt=1, description="chance that any further tag is left out of a caption")
+    keep: int = Field(0, ge=0, le=1000, description="how many first tags are neither moved nor dropped")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability that any further tag is dropped from a caption")
 
     @model_validator(mode="after")
     def _have_tags(self) -> Self:
         if self.separator is None and (self.shuffled or self.dropout):
-            raise ValueError("shuffled and dropout are for tags; say what stands between them (separator)")
+            raise ValueError("shuffled and dropout are for tags; set separator, the text between two tags")
         return self
 
 
 class CaptionConfig(Settings):
-    """Where captions come from, and what a caption may be."""
+    """The sources of captions, and the rules for them."""
 
     sources: tuple[Origin, ...] = Field(
         ("sidecar", "model"),
@@ -98,17 +101,18 @@ class CaptionConfig(Settings):
         "a photo of a {label}", description="how a folder's name or the labels become a caption; {label} is replaced"
     )
     fixed: Text = Field("", description="the caption of the source fixed, such as 'a photo of sks dog'")
-    prefix: Text = Field("", description="text put before every caption, as it is")
+    prefix: Text = Field("", description="text put before every caption, unchanged")
     trigger: Text = Field("", description="word put between prefix and caption, such as sks; the first tag of tags")
-    suffix: Text = Field("", description="text put behind every caption, as it is")
+    suffix: Text = Field("", description="text put behind every caption, unchanged")
     tags: TagsConfig = TagsConfig()
-    min_characters: int = Field(1, ge=1, le=100_000, description="shortest caption that is taken, in characters")
-    max_characters: int = Field(2000, ge=1, le=100_000, description="longest caption that is taken, in characters")
+    min_characters: int = Field(1, ge=1, le=100_000, description="shortest caption that is accepted, in characters")
+    max_characters: int = Field(2000, ge=1, le=100_000, description="longest caption that is accepted, in characters")
     banned: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="words for which an image is left out, whole and in any case"
+        (), description="words for which an image is rejected: whole words, in upper or lower case"
     )
     missing: Literal["reject", "empty"] = Field(
-        "reject", description="what becomes of an image without a usable caption: left out, or kept with an empty one"
+        "reject",
+        description="what happens to an image without a usable caption: reject it, or keep it with an empty caption",
     )
     model: Names = Field(
         ("blip",),
@@ -119,15 +123,21 @@ class CaptionConfig(Settings):
         ),
     )
     prompt: str = Field(
-        "", max_length=2000, description="what captioners are asked, or text that they continue; empty for their own"
+        "", max_length=2000, description="prompt of the captioners, or text that they continue; empty for their own"
     )
     max_new_tokens: int = Field(128, ge=1, le=1024, description="longest caption that a captioner writes, in tokens")
-    batch_size: int = Field(8, ge=1, le=1024, description="images that a captioner reads at once, where they fit")
-    max_side: int = Field(1024, ge=16, le=16384, description="longest side that a captioner is shown, in pixels")
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="numbers of the captioner; auto is bf16 (fp16 on old ones) on a GPU and fp32 elsewhere"
+    batch_size: int = Field(
+        8, ge=1, le=1024, description="images that a captioner reads at once; fewer if they do not fit into memory"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where captioners run")
+    max_side: int = Field(
+        1024, ge=16, le=16384, description="longest side of the images given to a captioner, in pixels"
+    )
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="number type of the captioner; auto is bf16 on a GPU (fp16 on older ones), fp32 elsewhere"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device of the captioners; auto is the GPU if there is one"
+    )
     processes: int = Field(0, ge=0, le=64, description="processes that caption at once; 0 for one per GPU")
     start_seconds: Operational[float | None] = Field(
         3600.0,
@@ -144,7 +154,7 @@ class CaptionConfig(Settings):
         None, description="owner/name@revision of the one captioner whose own code may run; null for none"
     )
     filters: FilterConfig = FilterConfig()
-    readers: int = Field(8, ge=1, le=256, description="files read and decoded at the same time")
+    readers: int = Field(8, ge=1, le=256, description="files that are read and decoded at the same time")
 
     @field_validator("sources")
     @classmethod
@@ -175,9 +185,9 @@ class CaptionConfig(Settings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if "fixed" in self.sources and not self.fixed:
-            raise ValueError("sources names fixed, and fixed is empty; write the caption, or leave the source out")
+            raise ValueError("sources names fixed, but fixed is empty; write the caption, or remove the source")
         if "labels" in self.sources and self.labels.layout is None:
-            raise ValueError("sources names labels, and labels.layout is null; say what the label files look like")
+            raise ValueError("sources names labels, but labels.layout is null; set the layout of the label files")
         if self.min_characters > self.max_characters:
             raise ValueError(
                 f"min_characters ({self.min_characters}) must not be above max_characters ({self.max_characters})"
@@ -193,5 +203,5 @@ class CaptionConfig(Settings):
 
     @property
     def order(self) -> tuple[Origin, ...]:
-        """The sources in order, without one that nobody is named for."""
+        """The sources in order, without model if no captioner is named."""
         return tuple(origin for origin in self.sources if origin != "model" or self.model)

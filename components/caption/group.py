@@ -1,4 +1,4 @@
-"""Give every image of a group captions and proof that it decodes, or a reason why it is left out."""
+"""Give every image of a group captions and proof that it decodes, or a reason for its rejection."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from components.caption import processes
 from components.caption.config import CaptionConfig
-from components.caption.image_captions import Captioning, Draft
-from components.caption.job import Job
+from components.caption.image_captions import Draft, ImageCaptions
+from components.caption.job import CaptionJob
 from components.caption.resume import clear_unfinished, read_unfinished, save_unfinished
 from components.errors import DataError
 from components.image.decoding import ImageLimits
@@ -31,7 +31,7 @@ from components.progress import Progress
 from components.storage.base import Storage
 
 SAVE_EVERY = 500  # images
-SAVE_MODELS_EVERY = 64  # images, of those that a model captions: it takes seconds for each
+SAVE_MODELS_EVERY = 64  # images that a model captions: it takes seconds for each
 
 
 def caption(
@@ -43,32 +43,32 @@ def caption(
     workdir: Storage,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write one group's captions; what stands from before and still holds is kept.
+    """Write one group's captions; earlier ones that still hold are kept.
 
     Args:
-        config: Where captions come from, and what a caption may be.
-        limits: Which sizes of image are taken.
+        config: The sources of captions, and the rules for them.
+        limits: The sizes of image that are accepted.
         group: The partition group's name.
         source_id: The source's name, as ingest returned it.
         encoding_key: The dataset's name.
         workdir: Where ``ingest/<source-id>`` is read and ``datasets/<encoding-key>/captions`` is written.
-        progress: Told of each image captioned.
+        progress: Shows the images captioned.
 
     Returns:
         ``group``, ``captioned`` (images newly captioned), ``reused`` (captions kept) and ``rejected``.
 
     Raises:
-        DataError: Where ingest has not run, its source is gone, or a label file does not parse.
-        ConfigError: Where the captioner cannot be used.
-        OutOfMemory: Where not even one small picture fits beside the captioner.
+        DataError: If ingest has not run, its source is gone, or a label file does not parse.
+        ConfigError: If a captioner cannot be used.
+        OutOfMemory: If not even one small image fits into memory beside the captioner.
     """
-    job = Job(config, limits, group, source_id, encoding_key, workdir)
+    job = CaptionJob(config, limits, group, source_id, encoding_key, workdir)
     images = read_images(workdir, source_id, group)
-    captioning = job.captioning(images)
-    kept = _kept(images, captioning, job.dataset, group)
+    image_captions = job.image_captions(images)
+    kept = _kept(images, image_captions, job.dataset, group)
     new = [image for image in images if image.sha256 not in kept]
-    outcomes = list(progress.track(_outcomes(job, captioning, new, progress), "images captioned", len(new)))
-    everything = [*_measured(job, captioning, images, kept, progress), *outcomes]
+    outcomes = list(progress.track(_outcomes(job, image_captions, new, progress), "images captioned", len(new)))
+    everything = [*_measured(job, image_captions, images, kept, progress), *outcomes]
     records = [outcome for outcome in everything if isinstance(outcome, CaptionRecord)]
     rejections = [outcome for outcome in everything if isinstance(outcome, Rejection)]
     write_captions(job.dataset, group, records, rejections)
@@ -78,67 +78,72 @@ def caption(
 
 
 def _outcomes(
-    job: Job, captioning: Captioning, new: Sequence[ImageRecord], progress: Progress
-) -> Iterator[ImageOutcome]:
+    job: CaptionJob, image_captions: ImageCaptions, new: Sequence[ImageRecord], progress: Progress
+) -> Iterator[Outcome]:
     """Yield the outcome of each new image; those that a model captions come last."""
     waiting: list[Draft] = []
     with ThreadPoolExecutor(job.config.readers) as pool:
 
-        def written() -> Iterator[list[ImageOutcome]]:
-            for outcome in captioning.from_words(new, pool):
+        def from_text() -> Iterator[list[Outcome]]:
+            for outcome in image_captions.from_text(new, pool):
                 if isinstance(outcome, Draft):
                     waiting.append(outcome)
                 else:
                     yield [outcome]
 
-        yield from saved(written(), job, SAVE_EVERY)
+        yield from saved(from_text(), job, SAVE_EVERY)
         if waiting:
-            yield from _by_models(job, captioning, waiting, pool, progress)
+            yield from _by_models(job, image_captions, waiting, pool, progress)
 
 
 def _measured(
-    job: Job,
-    captioning: Captioning,
+    job: CaptionJob,
+    image_captions: ImageCaptions,
     images: Iterable[ImageRecord],
     kept: Mapping[str, ImageOutcome],
     progress: Progress,
-) -> list[ImageOutcome]:
-    """Return the outcomes that are kept, records with what the filters want to know now."""
-    wanting = [
-        (known, image)
+) -> list[Outcome]:
+    """Return the outcomes that are kept, records with what the filters need now."""
+    unmeasured = [
+        (record, image)
         for image in images
-        if isinstance(known := kept.get(image.sha256), CaptionRecord) and captioning.wants_another_look(known)
+        if isinstance(record := kept.get(image.sha256), CaptionRecord) and image_captions.needs_measuring(record)
     ]
-    if not wanting:
+    if not unmeasured:
         return list(kept.values())
     with ThreadPoolExecutor(job.config.readers) as pool:
-        again = progress.track(captioning.measured_again(wanting, pool), "images measured", len(wanting))
-        measured = {outcome.sha256: outcome for outcome in again}
-    return [measured.get(sha256, known) for sha256, known in kept.items()]
+        outcomes = image_captions.measure_again(unmeasured, pool)
+        tracked = progress.track(outcomes, "images measured", len(unmeasured))
+        measured = {outcome.sha256: outcome for outcome in tracked}
+    return [measured.get(sha256, outcome) for sha256, outcome in kept.items()]
 
 
 def _by_models(
-    job: Job, captioning: Captioning, drafts: Sequence[Draft], pool: ThreadPoolExecutor, progress: Progress
+    job: CaptionJob,
+    image_captions: ImageCaptions,
+    drafts: Sequence[Draft],
+    pool: ThreadPoolExecutor,
+    progress: Progress,
 ) -> Iterator[Outcome]:
     count = processes.count_processes(job.config)
     if count > 1:
-        yield from processes.caption(job, [draft.image.sha256 for draft in drafts], count, progress)
+        yield from processes.caption_in_processes(job, [draft.image.sha256 for draft in drafts], count, progress)
         return
     from components.caption.models.captioner import Captioner  # here, since torch takes long to import
 
     captioner = Captioner(job.config, job.workdir, progress)
     parts = processes.batches(drafts, job.config.batch_size)
-    yield from saved(captioning.by_model(parts, captioner, pool), job, SAVE_MODELS_EVERY)
+    yield from saved(image_captions.from_models(parts, captioner, pool), job, SAVE_MODELS_EVERY)
 
 
-def saved(parts: Iterable[list[ImageOutcome]], job: Job, every: int) -> Iterator[ImageOutcome]:
+def saved(parts: Iterable[list[Outcome]], job: CaptionJob, every: int) -> Iterator[Outcome]:
     """Yield outcomes, saving them on the way.
 
-    A part is never torn: batches of a model's that a killed step left undone are the same when it is started again.
+    A part is never cut: a step that is killed and started again makes the same batches of the images that remain.
 
     Args:
-        parts: Outcomes in parts.
-        job: Whose they are.
+        parts: Outcomes in parts, such as batches.
+        job: The group they belong to.
         every: How many outcomes are saved at once, at least.
     """
     unsaved: list[ImageOutcome] = []
@@ -154,35 +159,35 @@ def saved(parts: Iterable[list[ImageOutcome]], job: Job, every: int) -> Iterator
 
 
 def _kept(
-    images: Iterable[ImageRecord], captioning: Captioning, dataset: Storage, group: str
-) -> dict[str, ImageOutcome]:
-    """Return the outcomes of earlier runs that still hold, as of the images that there are now."""
-    known = _known(dataset, group)
+    images: Iterable[ImageRecord], image_captions: ImageCaptions, dataset: Storage, group: str
+) -> dict[str, Outcome]:
+    """Return the outcomes of earlier runs that still hold, for the images of now."""
+    earlier = _earlier(dataset, group)
     kept = {
-        image.sha256: captioning.screening.renewed(_renewed(known[image.sha256], image))
+        image.sha256: image_captions.screening.renewed(_renewed(earlier[image.sha256], image))
         for image in images
-        if image.sha256 in known and captioning.holds(image, _version(known[image.sha256]))
+        if image.sha256 in earlier and image_captions.holds(image, _version(earlier[image.sha256]))
     }
     return {sha256: outcome for sha256, outcome in kept.items() if outcome is not None}
 
 
-def _known(dataset: Storage, group: str) -> dict[str, ImageOutcome]:
-    """Return what earlier runs made of the group's images, finished or not."""
-    outcomes: list[ImageOutcome] = []
-    for one in reversed((group, *ancestors(group))):  # what stands later counts
-        outcomes += read_unfinished(dataset, one)
-        if dataset.exists(captions_key(one)):
-            with suppress(DataError):  # records that another version of Darkroom wrote are written anew
-                outcomes += read_captions(dataset, one)
-                outcomes += read_caption_rejections(dataset, one)
+def _earlier(dataset: Storage, group: str) -> dict[str, Outcome]:
+    """Return the outcomes of the group's images in earlier runs, finished or not."""
+    outcomes: list[Outcome] = []
+    for name in reversed((group, *ancestors(group))):  # of several outcomes the last one counts
+        outcomes += read_unfinished(dataset, name)
+        if dataset.exists(captions_key(name)):
+            with suppress(DataError):  # records in another format are written again
+                outcomes += read_captions(dataset, name)
+                outcomes += read_caption_rejections(dataset, name)
     return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
 
 
-def _renewed(known: ImageOutcome, image: ImageRecord) -> ImageOutcome:
-    """Return an outcome with what an image's record has to say now and what no caption rests on."""
-    if isinstance(known, Rejection):
-        return replace(known, name=image.name)
-    return replace(known, name=image.name, license=image.license, source=image.source)
+def _renewed(outcome: Outcome, image: ImageRecord) -> Outcome:
+    """Return an outcome with those of an image's fields of now that no caption depends on."""
+    if isinstance(outcome, Rejection):
+        return replace(outcome, name=image.name)
+    return replace(outcome, name=image.name, license=image.license, source=image.source)
 
 
 def _version(outcome: ImageOutcome) -> str:

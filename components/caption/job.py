@@ -1,4 +1,4 @@
-"""What a caption step is to do, as its processes tell one another."""
+"""The work of a caption step, in a form that can be handed to other processes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.caption.config import CaptionConfig
-from components.caption.image_captions import Captioning
+from components.caption.image_captions import ImageCaptions
 from components.caption.labels import read_labels
 from components.caption.screening import Screening
-from components.caption.text_sources import Written
+from components.caption.text_sources import TextSources
 from components.caption.versions import Versions
 from components.image.decoding import ImageLimits
 from components.image.records import ImageRecord, read_manifest
@@ -21,16 +21,16 @@ from components.storage.open import open_storage
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptionJob:
     """One group that is to be captioned.
 
     Attributes:
-        config: Where captions come from, and what a caption may be.
-        limits: Which sizes of image are taken.
+        config: The sources of captions, and the rules for them.
+        limits: The sizes of image that are accepted.
         group: The partition group's name.
         source_id: The source's name, as ingest returned it.
         encoding_key: The dataset's name.
-        workdir: Where everything lies.
+        workdir: The storage of the run.
     """
 
     config: CaptionConfig
@@ -45,23 +45,23 @@ class Job:
         """The dataset's folder."""
         return self.workdir.child(f"datasets/{self.encoding_key}")
 
-    def captioning(self, images: Sequence[ImageRecord]) -> Captioning:
-        """Open everything that captions of some images come from, label files included.
+    def image_captions(self, images: Sequence[ImageRecord]) -> ImageCaptions:
+        """Open everything that the captions of some images come from, label files included.
 
         Raises:
-            DataError: Where ingest has not run, its source is gone, or a label file does not parse.
-            ConfigError: Where a captioner is named that is not there, even if it is not needed this time.
+            DataError: If ingest has not run, its source is gone, or a label file does not parse.
+            ConfigError: If a captioner does not exist, even if it is not needed this time.
         """
         for name in self.config.captioners:
-            if not is_hub_name(name) and not name.startswith("s3://"):  # which would be fetched for nothing
+            if not is_hub_name(name) and not name.startswith("s3://"):  # those would be downloaded, maybe for nothing
                 fetch(name, self.workdir)
         source = open_source(read_manifest(self.workdir, self.source_id).source)
-        asked = "labels" in self.config.order
-        labels = read_labels(self.config.labels, source, [image.name for image in images]) if asked else {}
-        written = Written(self.config, source, labels)
-        versions = Versions(self.config, written, self.workdir)
+        needs_labels = "labels" in self.config.order
+        labels = read_labels(self.config.labels, source, [image.name for image in images]) if needs_labels else {}
+        text_sources = TextSources(self.config, source, labels)
+        versions = Versions(self.config, text_sources, self.workdir)
         screening = Screening(self.config.filters, self.workdir)
-        return Captioning(self.config, self.limits, source, written, versions, screening)
+        return ImageCaptions(self.config, self.limits, source, text_sources, versions, screening)
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON."""
@@ -70,8 +70,8 @@ class Job:
         return {**values, **parts, "workdir": self.workdir.url}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Job:
-        """Return the job that ``to_json`` wrote down."""
+    def from_json(cls, values: dict[str, Any]) -> CaptionJob:
+        """Return the job that ``to_json`` returned."""
         config, limits = CaptionConfig.parse(values["config"]), ImageLimits.parse(values["limits"])
         workdir = open_storage(values["workdir"])
         return cls(config, limits, values["group"], values["source_id"], values["encoding_key"], workdir)

@@ -37,28 +37,28 @@ FILES = {
 # ImageNet's and Stanford Dogs' n02085620-Chihuahua, CUB's 001.Black_footed_Albatross, kohya's 10_sks dog.
 _NUMBER = re.compile(r"(n\d{8}|\d+)[-._ ]+(?=.)")
 
-# What the column or the field with the file's name is called; where files are told otherwise, only the first ones are.
+# Names of the column or the field with the file's name; if files may be given as keys, only the first four count.
 _FILE = ("file_name", "filename", "file", "file_path", "image", "image_id", "id", "name", "path")
 _SURELY_FILE = _FILE[:4]
 _DEEPEST = 20  # levels of JSON
 
 
 def read_labels(config: LabelsConfig, source: Source, names: Iterable[str]) -> dict[str, Labels]:
-    """Return the labels of some images of a source; those that no file names are left out.
+    """Return the labels of some images of a source, without those that no file names.
 
     Raises:
-        DataError: Where a file is missing or does not parse.
-        StorageError: Where it cannot be read; a retry may help.
+        DataError: If a file is missing or does not parse.
+        StorageError: If a file cannot be read; a retry may help.
     """
     if config.layout is None:
         return {}
     return matching(
-        parse(config.layout, {file: _read(at, source) for file, at in places(config)}, config.columns), names
+        parse(config.layout, {file: _read(path, source) for file, path in label_paths(config)}, config.columns), names
     )
 
 
-def places(config: LabelsConfig) -> list[tuple[str, str]]:
-    """Return the files of the layout: what they are called, and where they are."""
+def label_paths(config: LabelsConfig) -> list[tuple[str, str]]:
+    """Return the name and the path of each file of the layout."""
     assert config.layout is not None
     files = FILES[config.layout]
     if len(files) > 1:
@@ -68,7 +68,7 @@ def places(config: LabelsConfig) -> list[tuple[str, str]]:
 
 
 def from_folder(name: str) -> str | None:
-    """Return the label in the name of an image's folder, or None where the image lies in no folder, or it says nothing.
+    """Return the label in the name of an image's folder, or None if there is no folder, or no label in its name.
 
     ``n02085620-Chihuahua/a.jpg`` is a Chihuahua, ``001.Black_footed_Albatross/a.jpg`` a Black footed Albatross.
     """
@@ -88,22 +88,22 @@ def matching(rows: Iterable[Row], names: Iterable[str]) -> dict[str, Labels]:
     Only what these images need is kept, so that memory is bounded by them and not by the label file.
     """
     endings = {name: list(_endings(name)) for name in names}
-    wanted = {ending for found in endings.values() for ending in found}
-    known = {file: labels for file, labels in rows if file in wanted}
-    labelled = {name: next((ending for ending in found if ending in known), None) for name, found in endings.items()}
-    return {name: known[ending] for name, ending in labelled.items() if ending is not None}
+    needed = {ending for candidates in endings.values() for ending in candidates}
+    labels = {file: row for file, row in rows if file in needed}
+    matches = {name: next((one for one in candidates if one in labels), None) for name, candidates in endings.items()}
+    return {name: labels[ending] for name, ending in matches.items() if ending is not None}
 
 
 def parse(layout: str, texts: Mapping[str, str], columns: Labels = ()) -> Iterator[Row]:
-    """Yield what the files of a layout say: a file, and its labels.
+    """Yield the rows of a layout's files: a file name, and its labels.
 
     Args:
         layout: One of ``FILES``.
         texts: The files' contents by name.
-        columns: Names of those attributes that are wanted; none for all.
+        columns: Names of the attributes that are used; none for all.
 
     Raises:
-        DataError: Where a file does not parse; it names the file, the line, and what was expected.
+        DataError: If a file does not parse; the message names the file, the line, and what was expected.
     """
     if layout == "cub":
         yield from _cub(*((name, texts[name]) for name in FILES["cub"]))
@@ -113,19 +113,19 @@ def parse(layout: str, texts: Mapping[str, str], columns: Labels = ()) -> Iterat
         yield from parser[layout](name, text, columns)
 
 
-def _read(at: str, source: Source) -> str:
+def _read(path: str, source: Source) -> str:
     try:
-        return _bytes(at, source).decode("utf-8-sig")
+        return _bytes(path, source).decode("utf-8-sig")
     except (ImageRejected, NotFound) as error:
-        raise DataError(f"label file {at!a} cannot be read: {error}; check caption.labels.at") from None
+        raise DataError(f"label file {path!a} cannot be read: {error}; check caption.labels.at") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"label file {at!a} is not UTF-8 ({error}); save it as UTF-8") from None
+        raise DataError(f"label file {path!a} is not UTF-8 ({error}); save it as UTF-8") from None
 
 
-def _bytes(at: str, source: Source) -> bytes:
-    if "://" not in at and not at.startswith("/"):
-        return source.read(at)
-    folder, _, name = at.rpartition("/")
+def _bytes(path: str, source: Source) -> bytes:
+    if "://" not in path and not path.startswith("/"):
+        return source.read(path)
+    folder, _, name = path.rpartition("/")
     return open_storage(folder or "/").read(name)
 
 
@@ -134,9 +134,9 @@ def _cub(images: tuple[str, str], classes: tuple[str, str], names: tuple[str, st
     named = dict(_pairs(*names))
     classed = dict(_pairs(*classes))
     for number, file in _pairs(*images):
-        if (found := named.get(classed.get(number, ""))) is None:
-            raise DataError(f"{classes[0]}: image {number} ({file!a}) has no class that {names[0]} knows")
-        yield _file(file), (clean(found),)
+        if (label := named.get(classed.get(number, ""))) is None:
+            raise DataError(f"{classes[0]}: image {number} ({file!a}) has no class that {names[0]} lists")
+        yield _file(file), (clean(label),)
 
 
 def _pairs(name: str, text: str) -> Iterator[tuple[str, str]]:
@@ -203,9 +203,9 @@ def _json(name: str, text: str, columns: Labels) -> Iterator[Row]:
 
 
 def _pop_file(flat: dict[str, Any], fields: Labels) -> str | None:
-    """Take out the field with the file's name, also where it stands deeper, as FFHQ's ``image.file_path`` does."""
-    found = [key for key in flat if key.rpartition(".")[2] in fields and isinstance(flat[key], str)]
-    best = min(found, key=lambda key: fields.index(key.rpartition(".")[2]), default=None)
+    """Remove and return the field with the file's name, which may be nested, as FFHQ's ``image.file_path`` is."""
+    candidates = [key for key in flat if key.rpartition(".")[2] in fields and isinstance(flat[key], str)]
+    best = min(candidates, key=lambda key: fields.index(key.rpartition(".")[2]), default=None)
     return None if best is None else str(flat.pop(best))
 
 
@@ -225,8 +225,8 @@ def _flat(file: str, key: str, value: Any, depth: int = 0) -> Iterator[tuple[str
 
 def _phrases(flat: Mapping[str, Any], columns: Labels) -> Labels:
     """Return what attributes say: text as it is, the names of those that hold, names and numbers."""
-    wanted = [key for key in flat if not columns or key.partition("[")[0] in columns or key in columns]
-    phrases = [_phrase(key.rpartition(".")[2].partition("[")[0], flat[key]) for key in wanted]
+    keys = [key for key in flat if not columns or key.partition("[")[0] in columns or key in columns]
+    phrases = [_phrase(key.rpartition(".")[2].partition("[")[0], flat[key]) for key in keys]
     return tuple(phrase for phrase in phrases if phrase)
 
 
@@ -238,13 +238,13 @@ def _phrase(name: str, value: Any) -> str:
     return f"{_spaced(name)} {value if isinstance(value, int) else format(value, 'g')}"
 
 
-def _chosen(name: str, found: list[str], wanted: Labels) -> list[int]:
-    unknown = [column for column in wanted if column not in found]
+def _chosen(name: str, available: list[str], columns: Labels) -> list[int]:
+    unknown = [column for column in columns if column not in available]
     if unknown:
         raise DataError(
-            f"{name} has no {', '.join(map(repr, unknown))}; it has {', '.join(found[:60])} (labels.columns)"
+            f"{name} has no {', '.join(map(repr, unknown))}; it has {', '.join(available[:60])} (labels.columns)"
         )
-    return [found.index(column) for column in wanted] if wanted else list(range(len(found)))
+    return [available.index(column) for column in columns] if columns else list(range(len(available)))
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -1,7 +1,7 @@
 """Several processes that caption one group, one for each GPU; the agent that starts training's ranks starts them, too.
 
 They exchange nothing while they work. Each captions every n-th batch and saves its outcomes where a step that is
-started again looks for them: if one dies, the work of the others is not lost.
+started again finds them: if one dies, the work of the others is not lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from components.caption.config import CaptionConfig
-from components.caption.job import Job
+from components.caption.job import CaptionJob
 from components.caption.resume import read_outcomes
 from components.errors import (
     EXIT_DONE,
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 JOB_FILE = "job.json"
 
-# A rank that is asked to stop ends at once; one that is done with its share leaves the others theirs.
+# A rank that is asked to stop ends at once; one that has finished its share does not hurry the others.
 _GRACE = Grace(stop=20.0, crash=5.0, done=inf)
 _KINDS = (ConfigError, DataError, StorageError, OutOfMemory, Hung, Preempted)
 _MESSAGES = {
@@ -65,7 +65,7 @@ def count_processes(config: CaptionConfig) -> int:
     return config.processes or max(gpus, 1)
 
 
-def caption(job: Job, images: Sequence[str], count: int, progress: Progress) -> Iterator[Outcome]:
+def caption_in_processes(job: CaptionJob, images: Sequence[str], count: int, progress: Progress) -> Iterator[Outcome]:
     """Let several processes caption some images of a group, and yield their outcomes.
 
     Args:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from components.caption.config import CaptionConfig
 from components.caption.group import SAVE_MODELS_EVERY, saved
-from components.caption.job import Job
+from components.caption.job import CaptionJob
 from components.caption.processes import JOB_FILE, batches, error_file, outcomes_key, share
 from components.caption.resume import write_outcomes
 from components.errors import EXIT_DONE, DarkroomError
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     Stopping(lambda event, detail: progress.event(event, rank=rank, why=detail)).listen()
     values = json.loads((folder / JOB_FILE).read_text())
     try:
-        job = Job.from_json(values)
+        job = CaptionJob.from_json(values)
         watchdog = _watchdog(job.config, rank, progress, values["parent"])
         watchdog.start()
         outcomes = _caption(job, values["images"], folder, watchdog, progress)
@@ -60,24 +60,26 @@ def _watchdog(config: CaptionConfig, rank: int, progress: Progress, parent: int)
     return Watchdog(rank, progress, config.start_seconds, config.hang_seconds, parent, step_name="batch", advice=advice)
 
 
-def _caption(job: Job, images: Sequence[str], folder: Path, watchdog: Watchdog, progress: Progress) -> list[Outcome]:
+def _caption(
+    job: CaptionJob, images: Sequence[str], folder: Path, watchdog: Watchdog, progress: Progress
+) -> list[Outcome]:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     records = read_images(job.workdir, job.source_id, job.group)
     by_digest = {record.sha256: record for record in records}
-    captioning = job.captioning(records)
+    image_captions = job.image_captions(records)
     with _first_alone(folder):
         captioner = _captioner(job, progress)
     with ThreadPoolExecutor(job.config.readers) as pool:
-        drafts = list(pool.map(captioning.draft, (by_digest[image] for image in images)))
+        drafts = list(pool.map(image_captions.draft, (by_digest[image] for image in images)))
         mine = share(batches(drafts, job.config.batch_size), rank, world)
-        parts = _watched(captioning.by_model(mine, captioner, pool), watchdog)
+        parts = _watched(image_captions.from_models(mine, captioner, pool), watchdog)
         outcomes = saved(parts, job, SAVE_MODELS_EVERY)
         # One line for all ranks: their shares are alike.
         total = sum(len(batch) for batch in mine)
         return list(progress.track(outcomes, "images captioned", total) if rank == 0 else outcomes)
 
 
-def _captioner(job: Job, progress: Progress) -> Captioner:
+def _captioner(job: CaptionJob, progress: Progress) -> Captioner:
     import torch
 
     from components.caption.models.captioner import Captioner

@@ -1,4 +1,4 @@
-"""What a caption step has done before it is finished, so that a killed one does not ask the captioner again."""
+"""What a caption step has finished so far, so that after a kill no image is captioned twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from components.image.records import ImageOutcome, Rejection, parse_caption_reco
 from components.storage.base import Storage
 
 
-def read_unfinished(dataset: Storage, group: str) -> list[ImageOutcome]:
-    """Return what a killed step has saved of a group, in no order; what cannot be read is done again."""
-    outcomes: list[ImageOutcome] = []
+def read_unfinished(dataset: Storage, group: str) -> list[Outcome]:
+    """Return the outcomes that a killed step has saved of a group, in no order; what cannot be read is done again."""
+    outcomes: list[Outcome] = []
     for entry in dataset.list(_folder(group)):
         with suppress(DataError, TypeError):
             outcomes += read_outcomes(dataset, entry.key)
@@ -25,7 +25,7 @@ def read_outcomes(storage: Storage, key: str) -> list[ImageOutcome]:
     """Return outcomes as `write_outcomes` wrote them.
 
     Raises:
-        DataError: Where they are no outcomes; also TypeError.
+        DataError: If the lines are no outcomes; also TypeError.
     """
     return [
         Rejection(**values) if "reason" in values else parse_caption_record(values, key)
@@ -38,8 +38,8 @@ def write_outcomes(storage: Storage, key: str, outcomes: Iterable[ImageOutcome])
     storage.write_lines(key, (asdict(outcome) for outcome in outcomes))
 
 
-def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[ImageOutcome]) -> None:
-    """Save some of a group's outcomes beside those that are saved already."""
+def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[Outcome]) -> None:
+    """Save some of a group's outcomes beside those already saved."""
     write_outcomes(dataset, f"{_folder(group)}/{short([asdict(outcome) for outcome in outcomes])}.jsonl", outcomes)
 
 

@@ -1,4 +1,4 @@
-"""What the filters measure of a picture while it is decoded anyway, and which pictures need no caption any more."""
+"""What the filters measure of an image once it is decoded, and which images need no caption because of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from components.image.filters import (
     PIXELS,
     FilterConfig,
     FilterFailure,
-    check_scores,
-    format_score,
-    measure,
     parse_score,
 )
-from components.image.records import CaptionRecord, ImageOutcome, Rejection
+from components.image.records import CaptionRecord, Rejection
 from components.model.locations import read_file
 from components.storage.base import Storage
 
@@ -28,20 +25,20 @@ if TYPE_CHECKING:
     from components.caption.models.scorers import Scorers
 
 T = TypeVar("T")
-# What pictures are measured by; what is missing here is measured of a picture and its caption.
-_OF_PICTURES = ("watermark", "nsfw", "aesthetic")
+# Scores of images alone; the other one, similarity, is of an image and its caption.
+_OF_IMAGES = ("watermark", "nsfw", "aesthetic")
 
 
 @dataclass(frozen=True)
-class View:
-    """A picture that decodes, and what was measured of it.
+class MeasuredImage:
+    """A decoded image, scaled down, and what was measured of it.
 
     Attributes:
         width: Pixels, upright.
         height: Pixels, upright.
-        small: The picture, scaled down.
+        small: The image, scaled down.
         scores: What was measured, as ``components.image.filters`` writes it.
-        phash: What it looks like, 16 hex digits.
+        phash: Its perceptual hash, 16 hex digits.
     """
 
     width: int
@@ -52,16 +49,16 @@ class View:
 
 
 @dataclass(frozen=True)
-class Unfit:
-    """A picture that needs no caption: what a filter found, and all that was measured."""
+class UnfitImage:
+    """An image that needs no caption, with the filter's reason and all that was measured."""
 
     misfit: FilterFailure
     scores: Mapping[str, str]
 
-    def rejection(self, of: Rejection) -> Rejection:
-        """Return an image's rejection with what was found."""
+    def rejection(self, rejection: Rejection) -> Rejection:
+        """Return an image's rejection with the reason and the scores."""
         return replace(
-            of,
+            rejection,
             reason=self.misfit.reason,
             detail=self.misfit.detail,
             value=self.misfit.value,
@@ -75,7 +72,7 @@ class Screening:
 
     Args:
         config: What is measured, and the thresholds.
-        workdir: Where ``workdir:`` models lie.
+        workdir: The storage of ``workdir:`` models.
     """
 
     def __init__(self, config: FilterConfig, workdir: Storage) -> None:
@@ -84,69 +81,69 @@ class Screening:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """What measures each score that is wanted: it changes when a model, its label or its head does."""
-        config, made = self._config, {"spread": PIXELS, "sharpness": PIXELS}
+        """The version of each score that the filters need: it changes when a model, its label or its head does."""
+        config, versions = self._config, {"spread": PIXELS, "sharpness": PIXELS}
         for name, classifier in (("watermark", config.watermark), ("nsfw", config.nsfw)):
             if classifier.model is not None:
-                made[name] = short([identity(classifier.model, self._workdir), classifier.label], 8)
+                versions[name] = short([identity(classifier.model, self._workdir), classifier.label], 8)
         if config.aesthetic.model is not None and config.aesthetic.head is not None:
             head = sha256(read_file(config.aesthetic.head, self._workdir))
-            made["aesthetic"] = short([identity(config.aesthetic.model, self._workdir), head], 8)
+            versions["aesthetic"] = short([identity(config.aesthetic.model, self._workdir), head], 8)
         if config.similarity.model is not None:
-            made["similarity"] = short(identity(config.similarity.model, self._workdir), 8)
-        return made
+            versions["similarity"] = short(identity(config.similarity.model, self._workdir), 8)
+        return versions
 
-    def view(self, picture: Image.Image) -> View:
-        """Measure a picture's pixels."""
-        found = measure(picture)
-        return View(picture.width, picture.height, found.small, found.scores, found.phash)
+    def measure(self, image: Image.Image) -> MeasuredImage:
+        """Measure an image's pixels."""
+        measures = look(image)
+        return MeasuredImage(image.width, image.height, measures.small, measures.scores, measures.phash)
 
-    def with_models(self, views: Sequence[View]) -> list[View]:
-        """Return the views with what the models say of the pictures."""
-        if not any(name in self.versions for name in _OF_PICTURES) or not views:
-            return list(views)
-        found = self._scorers.of_pictures([view.small for view in views])
+    def with_models(self, images: Sequence[MeasuredImage]) -> list[MeasuredImage]:
+        """Return the images with the scores that the filters' models give them."""
+        if not any(name in self.versions for name in _OF_IMAGES) or not images:
+            return list(images)
+        model_scores = self._scorers.of_images([image.small for image in images])
         return [
-            replace(view, scores={**view.scores, **self._written(scores)})
-            for view, scores in zip(views, found, strict=True)
+            replace(image, scores={**image.scores, **self._formatted(scores)})
+            for image, scores in zip(images, model_scores, strict=True)
         ]
 
-    def with_captions(self, records: Sequence[CaptionRecord], views: Sequence[View]) -> list[CaptionRecord]:
-        """Return the records with what was measured of their pictures, and of these together with the main caption."""
+    def with_captions(self, records: Sequence[CaptionRecord], images: Sequence[MeasuredImage]) -> list[CaptionRecord]:
+        """Return the records with the scores of their images, and of each image with its main caption."""
         pairs: list[dict[str, float]] = [{} for _ in records]
         if "similarity" in self.versions and records:
             captions = [record.captions[0].text for record in records]
-            pairs = self._scorers.of_pairs([view.small for view in views], captions)
+            pairs = self._scorers.of_pairs([image.small for image in images], captions)
         return [
             replace(
                 record,
-                verdicts={**record.verdicts, **view.scores, **self._written(scores)},
-                phash=view.phash,
+                verdicts={**record.verdicts, **image.scores, **self._formatted(scores)},
+                phash=image.phash,
             )
-            for record, view, scores in zip(records, views, pairs, strict=True)
+            for record, image, scores in zip(records, images, pairs, strict=True)
         ]
 
-    def screened(self, view: View) -> View | Unfit:
-        """Hold a picture against the thresholds."""
-        misfit = self._misfit(view.scores)
-        return view if misfit is None else Unfit(misfit, view.scores)
+    def screen(self, image: MeasuredImage) -> MeasuredImage | UnfitImage:
+        """Compare an image's scores with the thresholds."""
+        misfit = self._misfit(image.scores)
+        return image if misfit is None else UnfitImage(misfit, image.scores)
 
-    def wanting(self, scores: Mapping[str, str]) -> set[str]:
-        """Return which scores are wanted and are not there, or not by what is asked for now."""
+    def missing(self, scores: Mapping[str, str]) -> set[str]:
+        """Return the scores that the filters need and that are missing, or of another version."""
         return {name for name, version in self.versions.items() if _version(scores.get(name, "")) != version}
 
-    def renewed(self, known: ImageOutcome) -> ImageOutcome | None:
-        """Return an earlier outcome as the thresholds of now have it, or None where it needs another look.
+    def renewed(self, outcome: Outcome) -> Outcome | None:
+        """Return an earlier outcome under the thresholds of now, or None if the image must be processed again.
 
-        A record stands whatever its scores: the clean step leaves out what does not fit, once the caption is there.
+        A record stands whatever its scores: it has its caption, and the clean step rejects what does not fit.
         """
-        if isinstance(known, CaptionRecord) or known.threshold is None:
-            return known
-        misfit = self._misfit(known.scores)
-        return None if misfit is None else Unfit(misfit, known.scores).rejection(known)
+        if isinstance(outcome, CaptionRecord) or outcome.threshold is None:
+            return outcome
+        misfit = self._misfit(outcome.scores)
+        return None if misfit is None else UnfitImage(misfit, outcome.scores).rejection(outcome)
 
     def in_batches(self, items: Iterable[T]) -> Iterator[list[T]]:
-        """Yield items in the batches that the models look at; one by one where there are no models."""
+        """Yield items in batches for the filters' models; one by one if there are no models."""
         size = self._config.batch_size if len(self.versions) > len(("spread", "sharpness")) else 1
         batch: list[T] = []
         for item in items:
@@ -157,12 +154,12 @@ class Screening:
         if batch:
             yield batch
 
-    def _misfit(self, scores: Mapping[str, str]) -> FilterFailure | None:
-        """Hold what was measured against the thresholds, as far as it was measured by what is asked for now."""
-        return check_scores({name: scores[name] for name in self.versions.keys() - self.wanting(scores)}, self._config)
+    def _misfit(self, scores: Mapping[str, str]) -> Misfit | None:
+        """Compare the scores with the thresholds, as far as they are of the versions of now."""
+        return judge({name: scores[name] for name in self.versions.keys() - self.missing(scores)}, self._config)
 
-    def _written(self, scores: Mapping[str, float]) -> dict[str, str]:
-        return {name: format_score(value, self.versions[name]) for name, value in scores.items()}
+    def _formatted(self, scores: Mapping[str, float]) -> dict[str, str]:
+        return {name: written(value, self.versions[name]) for name, value in scores.items()}
 
     @cached_property
     def _scorers(self) -> Scorers:

@@ -1,4 +1,4 @@
-"""Captions that are written somewhere: in files beside the images, names of folders, label files and the settings."""
+"""Captions from text: files beside the images, names of folders, label files and the settings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from components.errors import ImageRejected
 from components.image.records import Caption, ImageRecord, Sidecar
 from components.image.sources import Source
 
-# Settings on which the captions of each source rest.
+# Settings on which the captions of each source depend.
 _SETTINGS = {"sidecar": {"lines"}, "folder": {"label_template"}, "labels": {"label_template"}, "fixed": {"fixed"}}
 
 
-class Written:
-    """The sources that need no look at the picture.
+class TextSources:
+    """The sources of captions that need no pixels.
 
     Args:
-        config: What is taken from them.
-        source: Where the caption files are.
-        labels: Labels by image name, as ``read_labels`` found them.
+        config: The settings.
+        source: The source of the images, which has the caption files.
+        labels: Labels by image name, as ``read_labels`` returns them.
     """
 
     def __init__(self, config: CaptionConfig, source: Source, labels: Mapping[str, Labels]) -> None:
@@ -33,26 +33,26 @@ class Written:
         self._settings = {origin: config.model_dump(mode="json", include=names) for origin, names in _SETTINGS.items()}
 
     def captions(self, origin: Origin, image: ImageRecord) -> list[Caption]:
-        """Return what one source has to say of an image, at least one caption.
+        """Return the captions that one source has for an image, at least one.
 
         Raises:
-            ImageRejected: Where it has nothing that can be used, with the reason.
+            ImageRejected: If it has none that can be used, with the reason.
         """
         if origin == "sidecar":
             return self._from_sidecar(image)
         if origin == "folder":
-            return self._labelled(from_folder(image.name), "folder", "it lies in no folder that is called after it")
+            return self._labelled(from_folder(image.name), "folder", "it lies in no folder that names what it shows")
         if origin == "labels":
-            found = ", ".join(self._labels.get(image.name, ()))
-            return self._labelled(found, f"labels:{self._config.labels.layout}", "no label file names it")
+            labels = ", ".join(self._labels.get(image.name, ()))
+            return self._labelled(labels, f"labels:{self._config.labels.layout}", "no label file names it")
         return [Caption(check(self._config.fixed, self._config), "fixed")]
 
     def basis(self, origin: Origin, image: ImageRecord) -> Any:
-        """Return what a source's captions of an image rest on, as JSON; None where nobody knows whether it changed."""
+        """Return what a source's captions of an image depend on, as JSON; None if a change would not show."""
         settings = self._settings[origin]
         if origin == "sidecar":
-            rests = _sidecar_basis(image.caption)
-            return None if rests is None else [settings, rests]
+            sidecar = _sidecar_basis(image.caption)
+            return None if sidecar is None else [settings, sidecar]
         if origin == "folder":
             return [settings, from_folder(image.name)]
         return [settings, list(self._labels.get(image.name, ())) if origin == "labels" else None]
@@ -73,18 +73,18 @@ class Written:
             raise ImageRejected("caption-too-long", f"{sidecar.bytes} bytes, expected one caption")
         try:
             data = self._source.read(sidecar.name)
-        except ImageRejected as refused:
-            raise ImageRejected("caption-unreadable", str(refused)) from None
+        except ImageRejected as problem:
+            raise ImageRejected("caption-unreadable", str(problem)) from None
         return from_bytes(data)
 
-    def _labelled(self, found: str | None, by: str, without: str) -> list[Caption]:
-        if not found:
-            raise ImageRejected("caption-missing", without)
-        return [Caption(check(label(self._config.label_template, found), self._config), by)]
+    def _labelled(self, text: str | None, by: str, problem: str) -> list[Caption]:
+        if not text:
+            raise ImageRejected("caption-missing", problem)
+        return [Caption(check(label(self._config.label_template, text), self._config), by)]
 
 
 def _sidecar_basis(sidecar: Sidecar | None) -> list[Any] | None:
-    """Return what tells one state of a caption file from another; for words that are here already, the words."""
+    """Return what changes when a caption file does; of a caption that ingest has read already, its text."""
     if sidecar is None:
         return []
     if sidecar.text is not None:

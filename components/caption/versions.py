@@ -1,7 +1,7 @@
-"""What an image's captions rest on besides the image, as one digest: while it stands, so do they.
+"""What an image's captions depend on besides the image, as one digest: they stand until it changes.
 
-An image rests on the sources that were asked for it and on no others: where a caption file was enough, another model
-changes nothing.
+They depend only on the sources that were asked for this image: if a caption file was enough, another model changes
+nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from components.caption.config import CaptionConfig, Origin
 from components.caption.models.identity import identity
-from components.caption.text_sources import Written
+from components.caption.text_sources import TextSources
 from components.digests import short
 from components.image.records import ImageRecord
 from components.storage.base import Storage
@@ -19,7 +19,7 @@ from components.storage.base import Storage
 # Raised whenever the same settings and sources would give other captions.
 FORMAT = 3
 
-# Settings on which every caption rests, and those on which a model's do besides.
+# Settings on which every caption depends, and those on which a model's captions depend besides.
 _ALL = {"take", "prefix", "trigger", "suffix", "tags", "min_characters", "max_characters", "banned", "missing"}
 _OF_MODELS = {"prompt", "max_new_tokens", "max_side", "dtype", "trust_remote_code"}
 
@@ -29,38 +29,38 @@ class Versions:
 
     Args:
         config: The settings.
-        written: The sources that need no model.
-        workdir: Where ``workdir:`` models lie.
+        text_sources: The sources that need no model.
+        workdir: The storage of ``workdir:`` models.
     """
 
-    def __init__(self, config: CaptionConfig, written: Written, workdir: Storage) -> None:
+    def __init__(self, config: CaptionConfig, text_sources: TextSources, workdir: Storage) -> None:
         self._config = config
-        self._written = written
+        self._text_sources = text_sources
         self._workdir = workdir
-        # Neither the limits, which ingest holds every image against, nor the filters: another threshold is no reason to
-        # caption anything anew.
+        # Neither the limits, which ingest checks for every image, nor the filters: another threshold is no reason to
+        # caption anything again.
         self._base = short({"format": FORMAT, "settings": config.model_dump(mode="json", include=_ALL)})
 
-    def of(self, image: ImageRecord, asked: int) -> str:
+    def of(self, image: ImageRecord, source_count: int) -> str:
         """Return the version of an image for which the first sources were asked.
 
-        It is empty where one of them cannot tell whether it has changed: such captions are made anew each time.
+        It is empty if one of them cannot tell whether it has changed: such captions are made again each time.
 
         Args:
             image: The image.
-            asked: How many sources were asked; one more where another one, if there were any, would have been.
+            source_count: How many sources were asked; one more if a further source would have been asked.
         """
         order = self._config.order
-        rests = [self._basis(origin, image) for origin in order[:asked]] + ["end"] * (asked > len(order))
-        return "" if None in rests else short([self._base, rests])
+        basis = [self._basis(origin, image) for origin in order[:source_count]] + ["end"] * (source_count > len(order))
+        return "" if None in basis else short([self._base, basis])
 
     def holds(self, image: ImageRecord, version: str) -> bool:
-        """Tell whether an outcome of an earlier run is what this one would give."""
+        """Tell whether an outcome of an earlier run is what this run would give."""
         counts = range(1, len(self._config.order) + 2)
-        return bool(version) and any(self.of(image, asked) == version for asked in counts)
+        return bool(version) and any(self.of(image, source_count) == version for source_count in counts)
 
     def _basis(self, origin: Origin, image: ImageRecord) -> Any:
-        basis = self._models if origin == "model" else self._written.basis(origin, image)
+        basis = self._models if origin == "model" else self._text_sources.basis(origin, image)
         return None if basis is None else [origin, basis]
 
     @cached_property

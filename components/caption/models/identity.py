@@ -1,4 +1,4 @@
-"""What a model is known by: captions and measurements are made again when it changes."""
+"""The identity of a model: captions and measurements are made again when it changes."""
 
 from __future__ import annotations
 

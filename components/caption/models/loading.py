@@ -1,4 +1,4 @@
-"""Loads a captioner from wherever it is: safetensors only, and its own code only where the settings name it."""
+"""Loads a captioner from a folder, storage or the hub: only safetensors, its own code only if the settings say so."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from components.errors import ConfigError, StorageError
 from components.model.locations import fetch, is_hub_name, torch_dtype
 from components.storage.base import Storage
 
-# Under which of these names a repository's own code may offer its model, the best first.
+# The names under which a repository's own code may offer its model, the best first.
 _AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel")
 # Files of a repository that can name code.
 _NAMING_CODE = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A captioner, ready.
 
     Attributes:
         name: Its name in the settings.
-        version: Its revision or, where it is a folder, the beginning of its digest.
+        version: Its revision or, of a folder, the beginning of its digest.
         model: The transformers model.
-        protocol: How it is asked.
-        device: Where it is.
-        dtype: Its numbers.
+        protocol: How it is prompted and read.
+        device: The device it is on.
+        dtype: The type of its numbers.
     """
 
     name: str
@@ -49,56 +49,55 @@ class Loaded:
     dtype: torch.dtype
 
 
-def load(name: str, config: CaptionConfig, workdir: Storage, device: torch.device) -> Loaded:
+def load(name: str, config: CaptionConfig, workdir: Storage, device: torch.device) -> LoadedModel:
     """Load a captioner.
 
     Args:
         name: Its name, as ``components.model.locations`` understands it.
-        config: What it is asked, and in which numbers it computes.
-        workdir: Where ``workdir:`` names lead.
-        device: Where it is to run.
+        config: Its prompt and its dtype.
+        workdir: The storage of ``workdir:`` models.
+        device: The device it is to run on.
 
     Raises:
-        ConfigError: Where there is no such model, or it cannot be loaded from what is there.
-        StorageError: Where it cannot be downloaded; a retry may help.
+        ConfigError: If the model does not exist or cannot be loaded.
+        StorageError: If it cannot be downloaded; a retry may help.
     """
-    transformers.utils.logging.disable_progress_bar()  # Darkroom's own could not be read among them
+    transformers.utils.logging.disable_progress_bar()  # Darkroom's own would be lost among them
     dtype = _dtype(config.dtype, device)
     hub = is_hub_name(name)
-    # The library picks the files that it needs out of a hub repository; other places are fetched whole.
-    place, _, revision = name.partition("@") if hub else (str(fetch(name, workdir)), "", "")
+    # The library downloads the files that it needs from the hub; models elsewhere are fetched whole.
+    path, _, revision = name.partition("@") if hub else (str(fetch(name, workdir)), "", "")
     trusted = hub and name == config.trust_remote_code
     try:
-        pinned = resolve_revision(place, revision or None)
+        pinned = resolve_revision(path, revision or None)
         options = {"revision": pinned, "trust_remote_code": trusted}
         if trusted:
-            _check_code(place, pinned)
-        settings = AutoConfig.from_pretrained(place, **options)
-        processor = load_processor(place, settings.model_type, options)
-        model = _auto_class(settings, trusted).from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
+            _check_code(path, pinned)
+        settings = AutoConfig.from_pretrained(path, **options)
+        processor = load_processor(path, settings.model_type, options)
+        model = _auto_class(settings, trusted).from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        raise _refusal(name, error, hub) from None
+        raise _error(name, error, hub) from None
     version = str(getattr(pinned, "resolved", pinned) or "main") if hub else identity(name, workdir)[:12]
     protocol = protocol_for(settings.model_type, processor, config.prompt)
-    return Loaded(name, version, model.to(device).eval(), protocol, device, dtype)
+    return LoadedModel(name, version, model.to(device).eval(), protocol, device, dtype)
 
 
-def load_processor(place: str, kind: str, options: dict[str, Any]) -> Any:
+def load_processor(path: str, kind: str, options: dict[str, Any]) -> Any:
     """Return a model's processor.
 
-    Those that take videos as well want torchvision for them, which pictures do not need: where it is missing, the
-    processor comes without the part for videos.
+    Processors that also take videos need torchvision for them, which images do not need: if it is missing, the
+    processor comes without its part for videos.
 
     Args:
-        place: Folder or repository.
+        path: Folder or repository.
         kind: The ``model_type`` of the model's config.
-        options: What ``from_pretrained`` is told besides.
+        options: Further arguments of ``from_pretrained``.
     """
-    made = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "", None)
-    if made is None or is_torchvision_available() or "video_processor" not in made.get_attributes():
-        return AutoProcessor.from_pretrained(place, **options)
-    still_processor = without_videos(made)
-    return still_processor.from_pretrained(place, video_processor=None, **options)
+    processor = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "", None)
+    if processor is None or is_torchvision_available() or "video_processor" not in processor.get_attributes():
+        return AutoProcessor.from_pretrained(path, **options)
+    return without_videos(processor).from_pretrained(path, video_processor=None, **options)
 
 
 def without_videos(processor: Any) -> Any:
@@ -108,23 +107,23 @@ def without_videos(processor: Any) -> Any:
 
 
 def _auto_class(settings: Any, trusted: bool) -> Any:
-    """Return the auto class that loads a model: that of the library, or the one that the trusted code is made for."""
-    offered = getattr(settings, "auto_map", None) or {}
-    names = [name for name in _AUTO_CLASSES if trusted and name in offered] or _AUTO_CLASSES[:1]
+    """Return the auto class that loads a model: the library's, or the one that the trusted code is made for."""
+    auto_map = getattr(settings, "auto_map", None) or {}
+    names = [name for name in _AUTO_CLASSES if trusted and name in auto_map] or _AUTO_CLASSES[:1]
     return getattr(transformers, names[0])
 
 
 def _check_code(repository: str, revision: str | None) -> None:
-    """Check that a repository's files name no code of another repository, which nobody has trusted.
+    """Check that a repository's files name no code of another repository, which the settings do not trust.
 
     Raises:
-        ConfigError: Where they do.
+        ConfigError: If they name some.
     """
     for file in _NAMING_CODE:
-        found = cached_file(repository, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-        if found is None:
+        path = cached_file(repository, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if path is None:
             continue
-        for name in _texts(json.loads(Path(found).read_text("utf-8")).get("auto_map")):
+        for name in _texts(json.loads(Path(path).read_text("utf-8")).get("auto_map")):
             other, separator, _ = name.partition("--")
             if separator and other != repository:
                 raise ConfigError(
@@ -146,16 +145,16 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         return torch_dtype(name)
     if device.type != "cuda":
         return torch.float32
-    # GPUs before Ampere compute in bf16 only by detours.
+    # GPUs before Ampere only emulate bf16.
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def _refusal(name: str, error: Exception, hub: bool) -> Exception:
+def _error(name: str, error: Exception, hub: bool) -> Exception:
     if isinstance(error, ConfigError):
         return error
-    said = f"captioner {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}"
+    message = f"captioner {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}"
     if hub and isinstance(error, OSError):
         return StorageError(
-            f"{said}; check the name and the way to the hub, or leave images without a caption out (caption.model=null)"
+            f"{message}; check the name and the way to the hub, or caption without a model (caption.model=null)"
         )
-    return ConfigError(f"{said}; expected an image-to-text model of transformers with safetensors")
+    return ConfigError(f"{message}; expected an image-to-text model of transformers with safetensors")

@@ -1,8 +1,8 @@
-"""How a captioner is asked, and how its answer is read: three protocols cover the models of transformers.
+"""How a captioner is prompted, and how its answer is read: three protocols cover the models of transformers.
 
 ==========  =========================================  ==================================================
 continuing  BLIP, BLIP-2, GIT and their like           the prompt is the beginning of the caption
-asking      SmolVLM, Qwen-VL, Gemma 3, LLaVA …         the chat template puts the question and the picture
+asking      SmolVLM, Qwen-VL, Gemma 3, LLaVA …         the chat template puts the question and the image
             PaliGemma                                  has a prefix such as ``caption en`` instead
 tasks       Florence-2                                 a task's token, and its own reading of the answer
 ==========  =========================================  ==================================================
@@ -25,14 +25,14 @@ FLORENCE_TASK = "<MORE_DETAILED_CAPTION>"
 
 
 class Protocol(ABC):
-    """Asks one model.
+    """Prompts one model and reads its answers.
 
     Args:
         processor: The model's processor.
-        prompt: What it is asked; empty for the protocol's own.
+        prompt: The prompt; empty for the protocol's own.
 
     Attributes:
-        echoes: Whether the model's answer begins with what it was asked.
+        echoes: Whether the model's answer begins with its prompt.
     """
 
     echoes = False
@@ -42,8 +42,8 @@ class Protocol(ABC):
         self._prompt = prompt
 
     @abstractmethod
-    def inputs(self, pictures: Sequence[Image.Image]) -> Any:
-        """Return what the model's ``generate`` takes for some pictures, as a ``BatchFeature``."""
+    def inputs(self, images: Sequence[Image.Image]) -> Any:
+        """Return what the model's ``generate`` takes for some images, as a ``BatchFeature``."""
 
     def captions(self, tokens: Tensor) -> list[str]:
         """Return the captions in the model's tokens, ``[B, T]``, without an echo."""
@@ -53,18 +53,18 @@ class Protocol(ABC):
 class Continuing(Protocol):
     """The model writes a caption, or goes on with the beginning of one, which is then part of it."""
 
-    def inputs(self, pictures: Sequence[Image.Image]) -> Any:
-        """Return the pictures, with the caption's beginning where there is one."""
-        text = {"text": [self._prompt] * len(pictures)} if self._prompt else {}
-        return self._processor(images=list(pictures), **text, return_tensors="pt")
+    def inputs(self, images: Sequence[Image.Image]) -> Any:
+        """Return the images, with the beginning of the caption if the settings give one."""
+        text = {"text": [self._prompt] * len(images)} if self._prompt else {}
+        return self._processor(images=list(images), **text, return_tensors="pt")
 
 
 class Asking(Protocol):
-    """The model answers a question about a picture; questions are padded on the left, so that answers are aligned.
+    """The model answers a question about an image; questions are padded on the left, so that answers are aligned.
 
     Args:
         processor: The model's processor.
-        text: The question with the picture's place in it, as the model was taught to read it.
+        text: The question, with the token that stands for the image, in the form that the model was trained on.
     """
 
     echoes = True
@@ -75,25 +75,25 @@ class Asking(Protocol):
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
 
-    def inputs(self, pictures: Sequence[Image.Image]) -> Any:
-        """Return the question and one picture for each answer that is wanted."""
+    def inputs(self, images: Sequence[Image.Image]) -> Any:
+        """Return the question once for each image."""
         inputs = self._processor(
-            text=[self._prompt] * len(pictures),
-            images=[[picture] for picture in pictures],
+            text=[self._prompt] * len(images),
+            images=[[image] for image in images],
             padding=True,
             return_tensors="pt",
         )
-        inputs.pop("labels", None)  # PaliGemma's processor thinks of training
+        inputs.pop("labels", None)  # PaliGemma's processor adds them for training
         return inputs
 
 
 class Tasks(Protocol):
-    """Florence-2: a task's token as the prompt; text that is no task is put as it is."""
+    """Florence-2: the prompt is a task's token; text that is no task is passed on as it is."""
 
-    def inputs(self, pictures: Sequence[Image.Image]) -> Any:
-        """Return the task and one picture for each answer that is wanted."""
-        text = [self._prompt or FLORENCE_TASK] * len(pictures)
-        return self._processor(images=list(pictures), text=text, padding=True, return_tensors="pt")
+    def inputs(self, images: Sequence[Image.Image]) -> Any:
+        """Return the task once for each image."""
+        text = [self._prompt or FLORENCE_TASK] * len(images)
+        return self._processor(images=list(images), text=text, padding=True, return_tensors="pt")
 
     def captions(self, tokens: Tensor) -> list[str]:
         """Return the answers as the processor reads them."""
@@ -110,10 +110,10 @@ def protocol_for(kind: str, processor: Any, prompt: str) -> Protocol:
     Args:
         kind: The ``model_type`` of its config.
         processor: Its processor.
-        prompt: What it is asked; empty for its own.
+        prompt: The prompt; empty for its own.
 
     Raises:
-        ConfigError: Where the model's chat template does not take a picture and a question.
+        ConfigError: If the model's chat template does not take an image and a question.
     """
     if kind == "florence2":
         return Tasks(processor, prompt)
@@ -127,7 +127,7 @@ def protocol_for(kind: str, processor: Any, prompt: str) -> Protocol:
 def _question(tokenizer: Any, template: Any, prompt: str) -> str:
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     try:
-        # The tokenizer's and not the processor's own, some of which want to know of videos, too.
+        # The tokenizer's method and not the processor's, which in some models asks for videos, too.
         return str(
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
@@ -138,5 +138,5 @@ def _question(tokenizer: Any, template: Any, prompt: str) -> str:
         )
     except Exception as error:  # a template is a program of its own, and may raise anything
         raise ConfigError(
-            f"the captioner's chat template does not take a picture and a question ({type(error).__name__}: {error})"
+            f"the captioner's chat template does not take an image and a question ({type(error).__name__}: {error})"
         ) from None

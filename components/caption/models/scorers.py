@@ -1,4 +1,4 @@
-"""Models that measure pictures for the filters: image classifiers, and CLIP with or without a head.
+"""Models that measure images for the filters: image classifiers, and CLIP with or without a head.
 
 Only safetensors are loaded, and never code that comes with a model.
 """
@@ -32,12 +32,12 @@ class Scorers:
     """The models of all filters that have one, loaded when they are first needed.
 
     Args:
-        config: Which models, and where they run.
-        workdir: Where ``workdir:`` names lead.
+        config: The models, and their device.
+        workdir: The storage of ``workdir:`` models.
 
     Raises:
-        ConfigError: From the methods, where a model, its label or its head is not what the filter needs.
-        StorageError: From the methods, where a model cannot be downloaded.
+        ConfigError: From the methods, if a model, its label or its head is not what the filter needs.
+        StorageError: From the methods, if a model cannot be downloaded.
     """
 
     def __init__(self, config: FilterConfig, workdir: Storage) -> None:
@@ -45,31 +45,31 @@ class Scorers:
         self._workdir = workdir
         self._clips: dict[str, Clip] = {}
 
-    def of_pictures(self, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """Return what the models say of each RGB picture, by the name of the score; ``similarity`` is not among it."""
-        return in_parts(self._of_pictures, pictures)
+    def of_images(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
+        """Return the scores of each RGB image by name, all but ``similarity``."""
+        return in_parts(self._of_images, images)
 
-    def of_pairs(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[dict[str, float]]:
-        """Return the cosine of each picture and its caption, as ``similarity``."""
-        return in_parts(self._of_pairs, list(zip(pictures, captions, strict=True)))
+    def of_pairs(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[dict[str, float]]:
+        """Return the cosine of each image and its caption, as ``similarity``."""
+        return in_parts(self._of_pairs, list(zip(images, captions, strict=True)))
 
-    def _of_pictures(self, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
+    def _of_images(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
         columns: dict[str, list[float]] = {}
         for name, classifier in self._classifiers.items():
-            columns[name] = classifier.probabilities(pictures)
+            columns[name] = classifier.probabilities(images)
         aesthetic = self._config.aesthetic
         if aesthetic.model is not None:
-            embeddings = self._clip(aesthetic.model).pictures(pictures)
+            embeddings = self._clip(aesthetic.model).images(images)
             columns["aesthetic"] = self._head(embeddings)
-        return [{name: column[i] for name, column in columns.items()} for i in range(len(pictures))]
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(images))]
 
     def _of_pairs(self, pairs: Sequence[tuple[Image.Image, str]]) -> list[dict[str, float]]:
         model = self._config.similarity.model
         if model is None:
             return [{} for _ in pairs]
         clip = self._clip(model)
-        pictures, captions = clip.pictures([picture for picture, _ in pairs]), clip.texts([text for _, text in pairs])
-        cosines = (pictures * captions).sum(dim=1)  # [B]
+        images, captions = clip.images([image for image, _ in pairs]), clip.texts([text for _, text in pairs])
+        cosines = (images * captions).sum(dim=1)  # [B]
         return [{"similarity": cosine} for cosine in cosines.tolist()]
 
     @cached_property
@@ -93,25 +93,27 @@ class Scorers:
 
 
 class Classifier:
-    """An image classifier of transformers, asked for one label."""
+    """An image classifier of transformers, of which one label's probability counts."""
 
-    def __init__(self, asked: ClassifierFilter, device: str, workdir: Storage) -> None:
-        assert asked.model is not None
+    def __init__(self, filter_: ClassifierFilter, device: str, workdir: Storage) -> None:
+        assert filter_.model is not None
         self._device = select_device(device)
-        with _loading(asked.model, workdir, "image classifier") as (place, options):
-            self._processor = AutoImageProcessor.from_pretrained(place, **options)
-            model = AutoModelForImageClassification.from_pretrained(place, use_safetensors=True, **options)
+        with _loading(filter_.model, workdir, "image classifier") as (path, options):
+            self._processor = AutoImageProcessor.from_pretrained(path, **options)
+            model = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True, **options)
         labels = {str(label): int(number) for number, label in model.config.id2label.items()}
-        if asked.label not in labels:
-            known = ", ".join(repr(label) for label in list(labels)[:20])
-            raise ConfigError(f"image classifier {asked.model!r} has no label {asked.label!r}; its labels are {known}")
-        self._label = labels[asked.label]
+        if filter_.label not in labels:
+            names = ", ".join(repr(label) for label in list(labels)[:20])
+            raise ConfigError(
+                f"image classifier {filter_.model!r} has no label {filter_.label!r}; its labels are {names}"
+            )
+        self._label = labels[filter_.label]
         self._several = model.config.problem_type == "multi_label_classification"
         self._model = model.to(self._device).eval()
 
-    def probabilities(self, pictures: Sequence[Image.Image]) -> list[float]:
-        """Return for each picture the probability of the label."""
-        inputs = self._processor(images=list(pictures), return_tensors="pt").to(self._device)
+    def probabilities(self, images: Sequence[Image.Image]) -> list[float]:
+        """Return for each image the probability of the label."""
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
         with torch.inference_mode():
             logits = self._model(**inputs).logits.float()  # [B, labels]
         shares = logits.sigmoid() if self._several else logits.softmax(dim=1)
@@ -120,19 +122,19 @@ class Classifier:
 
 
 class Clip:
-    """A CLIP model: embeddings of length one, in which pictures and the words for them lie close together."""
+    """A CLIP model: embeddings of length one, in which images and the words for them lie close together."""
 
     def __init__(self, model: str, device: str, workdir: Storage) -> None:
         self._device = select_device(device)
-        with _loading(model, workdir, "CLIP model") as (place, options):
-            self._processor = AutoImageProcessor.from_pretrained(place, **options)
-            self._tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            loaded = CLIPModel.from_pretrained(place, use_safetensors=True, **options)
+        with _loading(model, workdir, "CLIP model") as (path, options):
+            self._processor = AutoImageProcessor.from_pretrained(path, **options)
+            self._tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            loaded = CLIPModel.from_pretrained(path, use_safetensors=True, **options)
         self._model = loaded.to(self._device).eval()
 
-    def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return the embeddings of pictures, [B, D]."""
-        inputs = self._processor(images=list(pictures), return_tensors="pt").to(self._device)
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the embeddings of images, [B, D]."""
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
         with torch.inference_mode():
             return normalize(self._model.get_image_features(**inputs).pooler_output.float(), dim=1)
 
@@ -164,9 +166,11 @@ class Head:
         ]
         shapes = [tuple(weight.shape) for weight, _ in self._layers]
         if not shapes or any(len(shape) != 2 for shape in shapes) or shapes[-1][0] != 1:
-            found = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in tensors.items()) or "no tensors"
+            shapes_by_name = (
+                ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in tensors.items()) or "no tensors"
+            )
             raise ConfigError(
-                f"aesthetic head {name!r}: found {found[:300]}; expected linear layers down to one number"
+                f"aesthetic head {name!r}: found {shapes_by_name[:300]}; expected linear layers down to one number"
             )
         self._name = name
 
@@ -177,7 +181,7 @@ class Head:
             if values.shape[1] != weight.shape[1]:
                 raise ConfigError(
                     f"aesthetic head {self._name!r} takes {weight.shape[1]} numbers and was given {values.shape[1]}; "
-                    "use the CLIP model that it was made for"
+                    "use the CLIP model that it was trained with"
                 )
             values = linear(values, weight, bias)
         column: list[float] = values[:, 0].tolist()
@@ -185,10 +189,10 @@ class Head:
 
 
 def in_parts(measure: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
-    """Measure items all at once, or in halves for as long as they do not fit into the GPU's memory.
+    """Measure items all at once, or in halves as long as they do not fit into the GPU's memory.
 
     Raises:
-        OutOfMemory: Where not even one fits.
+        OutOfMemory: If not even a single item fits.
     """
     if not items:
         return []
@@ -197,9 +201,9 @@ def in_parts(measure: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> l
     except torch.OutOfMemoryError:
         if len(items) == 1:
             raise OutOfMemory(
-                "the GPU has no room for the filters' models beside what is there; give them one (filters.device=cpu)"
+                "the GPU has no room for the filters' models; run them on the CPU (caption.filters.device=cpu)"
             ) from None
-    torch.cuda.empty_cache()  # outside of the handler, whose traceback holds on to what did not fit
+    torch.cuda.empty_cache()  # outside of the handler, whose traceback keeps what did not fit in memory
     half = len(items) // 2
     return in_parts(measure, items[:half]) + in_parts(measure, items[half:])
 
@@ -208,7 +212,7 @@ def read_head(name: str, workdir: Storage) -> dict[str, Tensor]:
     """Read the tensors of a head; ``read_file`` says what its name may be.
 
     Raises:
-        ConfigError: Where there is no such file, or it is none of safetensors.
+        ConfigError: If the file does not exist or is not a safetensors file.
     """
     try:
         return safetensors.torch.load(read_file(name, workdir))
@@ -218,22 +222,22 @@ def read_head(name: str, workdir: Storage) -> dict[str, Tensor]:
 
 @contextmanager
 def _loading(model: str, workdir: Storage, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the place of a model and the options to load it with, and say what it means where that fails."""
+    """Yield a model's path and the options to load it with; explain an error of the library."""
     quiet_libraries()
     hub = is_hub_name(model)
-    # The library picks the files that it needs out of a hub repository; other places are fetched whole.
-    place, _, revision = model.partition("@") if hub else (str(fetch(model, workdir)), "", "")
+    # The library downloads the files that it needs from the hub; models elsewhere are fetched whole.
+    path, _, revision = model.partition("@") if hub else (str(fetch(model, workdir)), "", "")
     try:
-        yield place, {"revision": revision or None, "trust_remote_code": False}
+        yield path, {"revision": revision or None, "trust_remote_code": False}
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        said = f"{kind} {model!r} of the filters cannot be loaded: {str(error).strip() or type(error).__name__}"
+        message = f"{kind} {model!r} of the filters cannot be loaded: {str(error).strip() or type(error).__name__}"
         if hub and isinstance(error, OSError):
-            raise StorageError(f"{said}; check the name and the way to the hub") from None
-        raise ConfigError(f"{said}; expected one of transformers with safetensors") from None
+            raise StorageError(f"{message}; check the name and the way to the hub") from None
+        raise ConfigError(f"{message}; expected one of transformers with safetensors") from None
 
 
 def _numbered(name: str) -> list[tuple[int, str]]:
-    """Order ``layers.10`` behind ``layers.2``."""
+    """Return a key that sorts ``layers.10`` behind ``layers.2``."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

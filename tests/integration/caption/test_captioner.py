@@ -46,8 +46,8 @@ def untrained() -> BlipForConditionalGeneration:
 def teach(model: BlipForConditionalGeneration, processor: BlipProcessor) -> None:
     """Teach the model "a red square" and, where it is prompted so, "photo of a red square"; the same for blue."""
     captions = [f"{prompt}a {colour} square" for colour in COLOURS for prompt in ("", "", "photo of ")]
-    pictures = [Image.new("RGB", (16, 16), colour) for colour in COLOURS for _ in range(3)]
-    inputs = processor(images=pictures, text=captions, padding=True, return_tensors="pt")
+    images = [Image.new("RGB", (16, 16), colour) for colour in COLOURS for _ in range(3)]
+    inputs = processor(images=images, text=captions, padding=True, return_tensors="pt")
     inputs["input_ids"][:, 0] = 5
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -112,18 +112,18 @@ def test_the_model_captions_what_has_no_usable_caption_file(blip: Path, tmp_path
     work = MemoryStorage("captioner-fills")
     result = run(photos(tmp_path / "photos"), work, model=str(blip), batch_size=2)
     assert (result["captioned"], result["rejected"]) == (4, 1)
-    found = records(work)
-    assert {name: record.captions[0].text for name, record in found.items()} == {
+    captioned = records(work)
+    assert {name: record.captions[0].text for name, record in captioned.items()} == {
         "alone-red.png": "a red square",
         "alone-blue.png": "a blue square",
         "latin.png": "a blue square",
         "written.png": "my own words",
     }
-    assert found["written.png"].captions[0].by == "sidecar:written.txt"
+    assert captioned["written.png"].captions[0].by == "sidecar:written.txt"
     author = f"model:{blip}@{digest_tree(blip, ['.'])[:12]}"
-    assert {found[name].captions[0].by for name in ("alone-red.png", "latin.png")} == {author}
-    assert "caption" not in found["alone-red.png"].verdicts
-    assert "caption-not-utf8" in found["latin.png"].verdicts["caption"]
+    assert {captioned[name].captions[0].by for name in ("alone-red.png", "latin.png")} == {author}
+    assert "caption" not in captioned["alone-red.png"].verdicts
+    assert "caption-not-utf8" in captioned["latin.png"].verdicts["caption"]
     (rejection,) = read_caption_rejections(work.child("datasets/key"), "g")
     assert (rejection.name, rejection.reason) == ("cut.png", "truncated")
 
@@ -146,11 +146,11 @@ def test_the_model_continues_the_prompt(blip: Path, tmp_path: Path) -> None:
 
 def test_another_model_at_the_same_place_captions_again(blip: Path, tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("captioner-changed")
-    place = shutil.copytree(blip, tmp_path / "model")
-    run(root, work, model=str(place))
-    assert run(root, work, model=str(place)) == {"group": "g", "captioned": 0, "reused": 4, "rejected": 1}
-    untrained().save_pretrained(place)
-    again = run(root, work, model=str(place))
+    folder = shutil.copytree(blip, tmp_path / "model")
+    run(root, work, model=str(folder))
+    assert run(root, work, model=str(folder)) == {"group": "g", "captioned": 0, "reused": 4, "rejected": 1}
+    untrained().save_pretrained(folder)
+    again = run(root, work, model=str(folder))
     assert again["reused"] == 1  # written.png: no model was asked for it
     assert again["captioned"] + again["rejected"] == 4
 
@@ -165,32 +165,32 @@ def test_a_model_that_the_workdir_holds_is_found(blip: Path, tmp_path: Path) -> 
 
 
 def test_code_that_comes_with_a_model_is_never_run(blip: Path, tmp_path: Path) -> None:
-    place = shutil.copytree(blip, tmp_path / "model")
-    (place / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    config = json.loads((place / "config.json").read_text())
+    folder = shutil.copytree(blip, tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    config = json.loads((folder / "config.json").read_text())
     config |= {
         "model_type": "evil",
         "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForImageTextToText": "evil.Evil"},
     }
-    (place / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_captioner(str(place), MemoryStorage("captioner-evil"))
+        load_captioner(str(folder), MemoryStorage("captioner-evil"))
     assert not (tmp_path / "ran").exists()
 
 
 def test_pickled_weights_are_not_loaded(blip: Path, tmp_path: Path) -> None:
-    place = shutil.copytree(blip, tmp_path / "model")
-    (place / "model.safetensors").unlink()
-    torch.save(untrained().state_dict(), place / "pytorch_model.bin")
+    folder = shutil.copytree(blip, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(untrained().state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="safetensors"):
-        load_captioner(str(place), MemoryStorage("captioner-pickle"))
+        load_captioner(str(folder), MemoryStorage("captioner-pickle"))
 
 
 def test_a_model_of_another_kind_is_a_wrong_setting(blip: Path, tmp_path: Path) -> None:
-    place = shutil.copytree(blip, tmp_path / "model")
-    (place / "config.json").write_text('{"model_type": "clip_text_model"}')
+    folder = shutil.copytree(blip, tmp_path / "model")
+    (folder / "config.json").write_text('{"model_type": "clip_text_model"}')
     with pytest.raises(ConfigError, match="image-to-text"):
-        load_captioner(str(place), MemoryStorage("captioner-other"))
+        load_captioner(str(folder), MemoryStorage("captioner-other"))
 
 
 def test_a_hub_that_cannot_be_reached_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

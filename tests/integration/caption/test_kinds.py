@@ -103,7 +103,7 @@ def qwen3() -> tuple[Any, Any]:
 
 
 def blip2() -> tuple[Any, Any]:
-    words = tokenizer(picture="<image>")
+    words = tokenizer(image="<image>")
     opt = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 1}
     config = Blip2Config(
         vision_config={"image_size": 32, "patch_size": 16, **SIZES},
@@ -129,14 +129,14 @@ def saved(make: Callable[[], tuple[Any, Any]], folder: Path) -> Path:
     return folder
 
 
-def said(folder: Path, prompt: str = "") -> list[list[str]]:
-    """Return the words that a model says of two pictures of different shape, together and one by one."""
-    pictures = [Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 60), "blue")]
+def answers_of(folder: Path, prompt: str = "") -> list[list[str]]:
+    """Return the words that a model says of two images of different shape, together and one by one."""
+    images = [Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 60), "blue")]
     settings = {"model": str(folder), "device": "cpu", "max_new_tokens": 5, "prompt": prompt}
     captioner = Captioner(CaptionConfig.parse(settings), MemoryStorage("kinds"), Progress(io.StringIO()))
-    together = captioner.write(pictures)
-    assert together == [captioner.write([picture])[0] for picture in pictures]
-    captions = [caption for found in together for caption in (found if isinstance(found, list) else [])]
+    together = captioner.write(images)
+    assert together == [captioner.write([image])[0] for image in images]
+    captions = [caption for one in together for caption in (one if isinstance(one, list) else [])]
     assert all(isinstance(caption, Caption) for caption in captions)
     return [caption.text.split() for caption in captions]
 
@@ -147,11 +147,11 @@ def said(folder: Path, prompt: str = "") -> list[list[str]]:
 def test_what_was_asked_is_no_part_of_the_answer(make: Callable[[], tuple[Any, Any]], tmp_path: Path) -> None:
     folder = saved(make, tmp_path / "model")
     for prompt in ("", "is this a square :"):
-        answers = said(folder, prompt)
+        answers = answers_of(folder, prompt)
         assert [len(words) for words in answers] == [5, 5]
         assert all(set(words) <= set(WORDS) for words in answers)
 
 
 def test_blip2_goes_on_with_the_beginning_of_a_caption(tmp_path: Path) -> None:
-    answers = said(saved(blip2, tmp_path / "model"), "this is a red")
+    answers = answers_of(saved(blip2, tmp_path / "model"), "this is a red")
     assert [words[:4] for words in answers] == [["this", "is", "a", "red"]] * 2

@@ -125,21 +125,21 @@ def florence() -> tuple[Any, Any]:
 
 
 def teach(kind: str, model: Any, processor: Any) -> None:
-    """Teach a model to say "a red square" of a red picture, asked as its kind is, and the same for blue."""
+    """Teach a model to say "a red square" of a red image, asked as its kind is, and the same for blue."""
     colours = ["red", "blue"]
-    pictures = [Image.new("RGB", (28, 28), colour) for colour in colours]
+    images = [Image.new("RGB", (28, 28), colour) for colour in colours]
     answers = [f" a {colour} square </s>" for colour in colours]
     if kind == "florence":
-        inputs = processor(images=pictures, text=["<MORE_DETAILED_CAPTION>"] * 2, return_tensors="pt")
+        inputs = processor(images=images, text=["<MORE_DETAILED_CAPTION>"] * 2, return_tensors="pt")
         inputs["labels"] = torch.tensor(processor.tokenizer(answers, add_special_tokens=False)["input_ids"])
     else:
         content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-        asked = processor.tokenizer.apply_chat_template(
+        question = processor.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], chat_template=processor.chat_template,
             add_generation_prompt=True, tokenize=False,
         )  # fmt: skip
-        told = [asked + answer for answer in answers]
-        inputs = processor(text=told, images=[[picture] for picture in pictures], padding=True, return_tensors="pt")
+        texts = [question + answer for answer in answers]
+        inputs = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
         inputs["labels"] = inputs["input_ids"].clone()
         inputs["labels"][:, :-4] = -100
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -164,7 +164,7 @@ def captioners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-# One of these captioners crashes on a very long picture, which the limits would otherwise leave out before.
+# One of these captioners crashes on a very long image, which the limits would otherwise leave out before.
 LONG = ImageLimits(max_aspect=None)
 
 
@@ -248,16 +248,16 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Full]:
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     captioners: dict[str, Path], full: Callable[[int], Full], tmp_path: Path
 ) -> None:
-    memory, told, work = full(2), io.StringIO(), MemoryStorage("models-halved")
-    result = run(photos(tmp_path / "photos", 9), work, told, model=str(captioners["smolvlm"]), batch_size=9)
+    memory, stream, work = full(2), io.StringIO(), MemoryStorage("models-halved")
+    result = run(photos(tmp_path / "photos", 9), work, stream, model=str(captioners["smolvlm"]), batch_size=9)
     assert (result["captioned"], result["rejected"], wrong(work)) == (9, 0, {})
     assert memory.batches == [9, 4, 2, 2, 2, 2, 1]
-    events = [json.loads(line) for line in told.getvalue().splitlines()]
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
     shrunk = [(line["batch"], line["next"]) for line in events if line["event"] == "caption-out-of-memory"]
     assert shrunk == [(9, 4), (4, 2)]
 
 
-def test_a_killed_step_asks_the_captioner_no_picture_twice(
+def test_a_killed_step_asks_the_captioner_no_image_twice(
     captioners: dict[str, Path], full: Callable[[int], Full], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group, "SAVE_MODELS_EVERY", 2)
@@ -283,7 +283,7 @@ def _raise() -> None:
     raise StorageError("no space left")
 
 
-def test_where_not_one_picture_fits_the_step_says_what_would_help(
+def test_where_not_one_image_fits_the_step_says_what_would_help(
     captioners: dict[str, Path], full: Callable[[int], Full], tmp_path: Path
 ) -> None:
     full(0)
@@ -291,9 +291,9 @@ def test_where_not_one_picture_fits_the_step_says_what_would_help(
         run(photos(tmp_path / "photos"), MemoryStorage("models-full"), model=str(captioners["smolvlm"]))
 
 
-def test_a_picture_that_crashes_the_preprocessor_is_left_out_alone(captioners: dict[str, Path], tmp_path: Path) -> None:
+def test_a_image_that_crashes_the_preprocessor_is_rejected_alone(captioners: dict[str, Path], tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos", 5), MemoryStorage("models-poison")
-    Image.new("RGB", (16, 4000), "red").save(root / "5-red.png")  # Qwen takes no picture that is 200 times as long
+    Image.new("RGB", (16, 4000), "red").save(root / "5-red.png")  # Qwen takes no image that is 200 times as long
     result = run(root, work, model=str(captioners["qwen"]), batch_size=6, max_side=4000)
     assert (result["captioned"], result["rejected"], wrong(work)) == (5, 1, {})
     (poison,) = read_caption_rejections(work.child("datasets/key"), "g")
@@ -302,7 +302,7 @@ def test_a_picture_that_crashes_the_preprocessor_is_left_out_alone(captioners: d
     assert "aspect ratio" in poison.detail
 
 
-def test_a_poison_picture_is_not_tried_again(captioners: dict[str, Path], tmp_path: Path) -> None:
+def test_a_poison_image_is_not_tried_again(captioners: dict[str, Path], tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos", 1), MemoryStorage("models-poison-again")
     Image.new("RGB", (16, 4000), "red").save(root / "1-red.png")
     settings: dict[str, Any] = {"model": str(captioners["qwen"]), "max_side": 4000}
@@ -316,20 +316,20 @@ def test_a_poison_picture_is_not_tried_again(captioners: dict[str, Path], tmp_pa
     assert (again["captioned"], again["reused"], again["rejected"]) == (0, 1, 1)
 
 
-def test_a_captioner_that_fails_on_any_picture_stops_the_step(captioners: dict[str, Path], tmp_path: Path) -> None:
-    place = shutil.copytree(captioners["qwen"], tmp_path / "broken")
-    settings = json.loads((place / "processor_config.json").read_text())
+def test_a_captioner_that_fails_on_any_image_stops_the_step(captioners: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(captioners["qwen"], tmp_path / "broken")
+    settings = json.loads((folder / "processor_config.json").read_text())
     settings["image_processor"] |= {"patch_size": 7}
-    (place / "processor_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").write_text(json.dumps(settings))
     with pytest.raises(DarkroomError, match="fails on any"):
-        run(photos(tmp_path / "photos"), MemoryStorage("models-broken"), model=str(place))
+        run(photos(tmp_path / "photos"), MemoryStorage("models-broken"), model=str(folder))
 
 
-def test_a_chat_template_that_takes_no_picture_is_a_wrong_setting(captioners: dict[str, Path], tmp_path: Path) -> None:
-    place = shutil.copytree(captioners["qwen"], tmp_path / "broken")
-    (place / "chat_template.jinja").write_text("{{ messages[0].content.strip() }}")
+def test_a_chat_template_that_takes_no_image_is_a_wrong_setting(captioners: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(captioners["qwen"], tmp_path / "broken")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content.strip() }}")
     with pytest.raises(ConfigError, match="chat template"):
-        run(photos(tmp_path / "photos"), MemoryStorage("models-template"), model=str(place))
+        run(photos(tmp_path / "photos"), MemoryStorage("models-template"), model=str(folder))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -354,10 +354,10 @@ def test_two_processes_make_what_one_makes(captioners: dict[str, Path], tmp_path
 
 @pytest.mark.proof
 def test_the_error_of_one_process_is_the_steps(captioners: dict[str, Path], tmp_path: Path) -> None:
-    place = shutil.copytree(captioners["smolvlm"], tmp_path / "broken")
-    (place / "model.safetensors").unlink()
+    folder = shutil.copytree(captioners["smolvlm"], tmp_path / "broken")
+    (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        run(photos(tmp_path / "photos"), open_storage(str(tmp_path / "work")), model=str(place), processes=2)
+        run(photos(tmp_path / "photos"), open_storage(str(tmp_path / "work")), model=str(folder), processes=2)
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -369,10 +369,10 @@ def hub(captioners: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     repository = tmp_path / "hub/models--owner--name"
-    place = shutil.copytree(captioners["florence"], repository / "snapshots" / COMMIT)
+    folder = shutil.copytree(captioners["florence"], repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
-    (place / "own.py").write_text(
+    (folder / "own.py").write_text(
         "from pathlib import Path\n"
         "from transformers import Florence2Config, Florence2ForConditionalGeneration\n"
         f"Path({str(tmp_path / 'ran')!r}).touch()\n"
@@ -380,9 +380,9 @@ def hub(captioners: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
         "class Model(Florence2ForConditionalGeneration): config_class = Config\n"
     )
     own = {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Model"}
-    settings = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps({**settings, "auto_map": own}))
-    return place
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "auto_map": own}))
+    return folder
 
 
 @pytest.mark.parametrize("model", ["owner/name", "owner/name@main", f"owner/name@{COMMIT}"])

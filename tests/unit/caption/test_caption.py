@@ -45,7 +45,7 @@ KEY = "abcd"
 DATASET = f"datasets/{KEY}"
 
 
-def picture(seed: int, side: int = 16) -> bytes:
+def image(seed: int, side: int = 16) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -60,8 +60,8 @@ def put(path: Path, data: bytes) -> Path:
 
 def photos(root: Path, count: int = 4) -> Path:
     for number in range(count):
-        put(root / f"{number:02d}.png", picture(number))
-        put(root / f"{number:02d}.txt", f"picture {number}".encode())
+        put(root / f"{number:02d}.png", image(number))
+        put(root / f"{number:02d}.txt", f"image {number}".encode())
     return root
 
 
@@ -125,7 +125,7 @@ def test_a_caption_that_cannot_be_used_has_a_reason(data: bytes, reason: str) ->
 
 
 @given(st.text(max_size=200))
-def test_any_text_becomes_one_line_or_is_refused(text: str) -> None:
+def test_any_text_becomes_one_line_or_is_rejected(text: str) -> None:
     try:
         line = check(text, CaptionConfig(max_characters=50))
     except ImageRejected:
@@ -141,7 +141,7 @@ def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
     assert run(photos(tmp_path / "photos"), work) == counts(captioned=4)
     record = records(work)["02.png"]
     data = (tmp_path / "photos/02.png").read_bytes()
-    assert record.captions == (Caption("picture 2", "sidecar:02.txt"),)
+    assert record.captions == (Caption("image 2", "sidecar:02.txt"),)
     assert set(record.verdicts) == {"sharpness", "spread"}
     assert len(record.phash or "") == 16
     assert (record.sha256, record.bytes, record.width, record.height) == (sha256(data), len(data), 16, 16)
@@ -153,13 +153,13 @@ def test_only_what_changed_is_captioned_again(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-again")
     run(root, work)
     assert run(root, work) == counts(reused=4)
-    put(root / "new.png", picture(50))
-    put(root / "new.txt", b"a new picture")
+    put(root / "new.png", image(50))
+    put(root / "new.txt", b"a new image")
     assert run(root, work) == counts(captioned=1, reused=4)
     put(root / "01.txt", b"other words")
     assert run(root, work) == counts(captioned=1, reused=4)
     assert records(work)["01.png"].captions[0].text == "other words"
-    put(root / "02.png", picture(60))
+    put(root / "02.png", image(60))
     assert run(root, work) == counts(captioned=1, reused=4)
     (root / "03.png").unlink()
     assert run(root, work) == counts(reused=4)
@@ -169,7 +169,7 @@ def test_only_what_changed_is_captioned_again(tmp_path: Path) -> None:
 
 def test_a_renamed_image_keeps_its_caption_under_its_new_name(tmp_path: Path) -> None:
     root, work = tmp_path / "photos", MemoryStorage("caption-renamed")
-    put(root / "old.png", picture(1))
+    put(root / "old.png", image(1))
     run(root, work, missing="empty")
     (root / "old.png").rename(root / "new.png")
     assert run(root, work, missing="empty") == counts(reused=1)
@@ -205,11 +205,11 @@ def test_how_it_is_read_does_not_change_what_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sidecar", "reason"), [(None, "caption-missing"), (b"", "caption-empty"), (b"\xff\xfe", "caption-not-utf8")]
 )
-def test_without_a_usable_caption_an_image_is_left_out_or_kept_without(
+def test_without_a_usable_caption_an_image_is_rejected_or_kept_without(
     tmp_path: Path, sidecar: bytes | None, reason: str
 ) -> None:
     root, work = photos(tmp_path / "photos", 2), MemoryStorage(f"caption-missing-{reason}")
-    put(root / "alone.png", picture(9))
+    put(root / "alone.png", image(9))
     if sidecar is not None:
         put(root / "alone.txt", sidecar)
     assert run(root, work) == counts(captioned=2, rejected=1)
@@ -222,8 +222,8 @@ def test_without_a_usable_caption_an_image_is_left_out_or_kept_without(
 
 def test_a_rejection_by_content_is_not_tried_again(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-poison")
-    put(root / "bad.png", picture(8, side=64)[:2000])
-    put(root / "bad.txt", b"a broken picture")
+    put(root / "bad.png", image(8, side=64)[:2000])
+    put(root / "bad.txt", b"a broken image")
     source_id = take(root, work)
     assert write(source_id, work)["rejected"] == 1
     first = reasons(work)["bad.png"]
@@ -245,7 +245,7 @@ def test_a_rejection_that_may_pass_is_tried_again(tmp_path: Path) -> None:
 def test_an_image_that_changed_since_ingest_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-changed")
     source_id = take(root, work)
-    put(root / "01.png", picture(77))
+    put(root / "01.png", image(77))
     assert write(source_id, work)["rejected"] == 1
     assert reasons(work) == {"01.png": "changed"}
 
@@ -289,7 +289,7 @@ def test_killed_anywhere_it_says_done_last_asks_nobody_twice_and_ends_the_same(
     monkeypatch.setattr(captioning_group, "SAVE_EVERY", 2)
     root = photos(tmp_path / "photos", 8)
     put(root / "03.txt", b"words that are too many")
-    put(root / "05.png", picture(5)).with_suffix(".txt").unlink()
+    put(root / "05.png", image(5)).with_suffix(".txt").unlink()
 
     def before(work: Storage) -> None:
         write(take(root, work), work, prefix="once,")
@@ -304,9 +304,9 @@ def test_killed_anywhere_it_says_done_last_asks_nobody_twice_and_ends_the_same(
     after(whole)
     expected, reused = contents(whole.child(f"{DATASET}/captions")), []
     for work in killed_everywhere(before, after, f"memory://{tmp_path.name}"):
-        found = contents(work.child(f"{DATASET}/captions"))
-        if found["g.jsonl"] == expected["g.jsonl"]:
-            assert found["g.rejected.jsonl"] == expected["g.rejected.jsonl"]
+        files = contents(work.child(f"{DATASET}/captions"))
+        if files["g.jsonl"] == expected["g.jsonl"]:
+            assert files["g.rejected.jsonl"] == expected["g.rejected.jsonl"]
         reused.append(after(work))
         assert contents(work.child(f"{DATASET}/captions")) == expected
     assert reused[0] == 0
@@ -327,8 +327,8 @@ def test_each_group_has_its_own_file(tmp_path: Path) -> None:
     groups = ("g00", "g01", "g10", "g11")
     done = [write(source_id, work, group)["captioned"] for group in groups]
     assert sum(done) == 20
-    found = [record.sha256 for group in groups for record in read_captions(work.child(DATASET), group)]
-    assert len(set(found)) == 20
+    digests = [record.sha256 for group in groups for record in read_captions(work.child(DATASET), group)]
+    assert len(set(digests)) == 20
 
 
 def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
@@ -385,8 +385,8 @@ def test_the_command_prints_its_result(tmp_path: Path, capsys: pytest.CaptureFix
     source_id = take(photos(tmp_path / "photos"), work)
     arguments = ["--workdir", work.url, "--source-id", source_id, "--group", "g", "--encoding-key", KEY]
     assert main([*arguments, "--limit", "min_side=16"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told == {"event": "done", "group": "g", **counts(captioned=4)}
+    event = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert event == {"event": "done", "group": "g", **counts(captioned=4)}
     assert main([*arguments, "--limit", "min_size=16"]) == 78
     assert "did you mean min_side?" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Tags are shuffled and left out by the image's digest alone, and whatever is done to words is written down."""
+"""Tags are shuffled and dropped by the image's digest alone, and what is done to words is noted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_same_caption_twice_is_one() -> None:
     assert len(composed("one, two", tags={"separator": ", ", "shuffled": 64})) == 2
 
 
-def test_tags_are_left_out_as_often_as_asked_and_never_those_that_stay() -> None:
+def test_tags_are_dropped_as_often_as_asked_and_never_those_that_stay() -> None:
     config = TagsConfig(separator=", ", keep=1, dropout=0.25)
     tags = [f"tag {number}" for number in range(20)]
     kept: Counter[str] = Counter()
@@ -108,7 +108,7 @@ def test_tags_stand_between_separators(text: str, separator: str, tags: list[str
 
 
 @pytest.mark.parametrize(
-    ("text", "settings", "reason", "said"),
+    ("text", "settings", "reason", "message"),
     [
         ("a cat", {"min_characters": 6}, "caption-too-short", "5 characters, at least 6 (min_characters)"),
         ("a cat", {"max_characters": 4}, "caption-too-long", "5 characters, at most 4 (max_characters)"),
@@ -117,11 +117,11 @@ def test_tags_stand_between_separators(text: str, separator: str, tags: list[str
         ("straße", {"banned": ["STRASSE"]}, "caption-banned", "'STRASSE'"),
     ],
 )
-def test_a_caption_that_breaks_a_rule_says_which(text: str, settings: Any, reason: str, said: str) -> None:
+def test_a_caption_that_breaks_a_rule_says_which(text: str, settings: Any, reason: str, message: str) -> None:
     with pytest.raises(ImageRejected) as caught:
         check(text, CaptionConfig.parse(settings))
     assert caught.value.reason == reason
-    assert said in caught.value.detail
+    assert message in caught.value.detail
 
 
 def test_banned_words_are_whole() -> None:
@@ -143,7 +143,7 @@ def test_of_several_lines_those_that_can_be_used_are_used_unless_one_is_banned()
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"sources": ["sidecar", "sidecar"]}, "source"),
         ({"sources": ["fixed"]}, "fixed"),
@@ -158,12 +158,12 @@ def test_of_several_lines_those_that_can_be_used_are_used_unless_one_is_banned()
         ({"model": "a/b@2", "trust_remote_code": "a/b@1"}, r"trust_remote_code \(a/b@1\)"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_contradict_each_other_are_rejected(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         CaptionConfig.parse(settings)
 
 
-def test_captioners_are_told_in_one_name_or_in_several() -> None:
+def test_captioners_are_given_as_one_name_or_in_several() -> None:
     assert CaptionConfig().captioners == ("Salesforce/blip-image-captioning-base",)
     assert CaptionConfig.parse({"model": ["blip", "some/folder"]}).captioners[1] == "some/folder"
     assert CaptionConfig.parse({"model": None}).order == ("sidecar",)
@@ -182,5 +182,5 @@ def test_every_batch_has_one_process_and_shares_are_even(images: int, size: int,
 def test_batches_left_by_a_killed_step_are_the_same_again() -> None:
     parts = batches(list(range(50)), 8)
     done = {image for part in share(parts, 1, 3) for image in part}
-    left = batches([image for image in range(50) if image not in done], 8)
-    assert left == [part for number, part in enumerate(parts) if number % 3 != 1]
+    rest = batches([image for image in range(50) if image not in done], 8)
+    assert rest == [part for number, part in enumerate(parts) if number % 3 != 1]

@@ -1,4 +1,4 @@
-"""Class folders and the label files of well-known datasets become captions; what does not parse is said at once."""
+"""Class folders and the label files of well-known datasets become captions; what does not parse is reported at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CELEBA = """3
 """
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(file, "PNG")
     return file.getvalue()
@@ -74,8 +74,8 @@ def test_cub_is_joined_by_number() -> None:
         "image_class_labels.txt": "1 1\n2 2\n",
         "classes.txt": "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n",
     }
-    found = dict(parse("cub", texts))
-    assert found == {
+    labels = dict(parse("cub", texts))
+    assert labels == {
         "001.Black_footed_Albatross/x 1.jpg": ("Black footed Albatross",),
         "002.Laysan_Albatross/y.jpg": ("Laysan Albatross",),
     }
@@ -116,7 +116,7 @@ def test_a_table_names_files_and_labels(text: str, columns: tuple[str, ...], exp
 
 
 @pytest.mark.parametrize(
-    ("text", "columns", "said"),
+    ("text", "columns", "message"),
     [
         ("a.png\n", (), "line 1: .*'a.png'"),
         ("filename,label\na.png,x\nb.png\n", (), "line 3: .*'b.png'"),
@@ -125,8 +125,8 @@ def test_a_table_names_files_and_labels(text: str, columns: tuple[str, ...], exp
         ('a.png,"x\n', (), "unexpected end of data"),
     ],
 )
-def test_a_table_that_does_not_parse_is_told_by_line(text: str, columns: tuple[str, ...], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_a_table_that_does_not_parse_is_told_by_line(text: str, columns: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         rows("csv", text, columns)
 
 
@@ -151,7 +151,7 @@ def test_json_has_labels_by_file(value: Any, columns: tuple[str, ...], expected:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"a.png": ' + "[" * 500 + "]" * 500 + "}", " 20 "),
         ("[" * 100_000, "JSON"),
@@ -160,24 +160,24 @@ def test_json_has_labels_by_file(value: Any, columns: tuple[str, ...], expected:
         ("7", " object .* list"),
     ],
 )
-def test_json_that_does_not_parse_is_told(text: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_json_that_does_not_parse_is_told(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         rows("json", text)
 
 
 @given(st.text(max_size=200), st.sampled_from(["csv", "json", "celeba"]))
 def test_any_text_parses_or_is_refused(text: str, layout: str) -> None:
     try:
-        found = rows(layout, text)
+        parsed = rows(layout, text)
     except DataError:
         return
-    assert all(isinstance(label, str) for labels in found.values() for label in labels)
+    assert all(isinstance(label, str) for labels in parsed.values() for label in labels)
 
 
 def test_an_image_is_the_longest_file_that_its_name_ends_in() -> None:
-    found = [("a.jpg", ("plain",)), ("x/a.jpg", ("deeper",)), ("b", ("stem",)), ("c.jpg", ("unused",))]
+    labels = [("a.jpg", ("plain",)), ("x/a.jpg", ("deeper",)), ("b", ("stem",)), ("c.jpg", ("unused",))]
     names = ["img/a.jpg", "img/x/a.jpg", "img/b.png", "ca.jpg"]
-    assert matching(found, names) == {"img/a.jpg": ("plain",), "img/x/a.jpg": ("deeper",), "img/b.png": ("stem",)}
+    assert matching(labels, names) == {"img/a.jpg": ("plain",), "img/x/a.jpg": ("deeper",), "img/b.png": ("stem",)}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def birds(root: Path) -> Path:
     """A tiny CUB-200-2011: two classes, three images, one of which its files do not name."""
     for number, name in enumerate(["001.Black_Tern/a.png", "002.House_Wren/b.png", "002.House_Wren/c.png"]):
         (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "images" / name).write_bytes(picture(number))
+        (root / "images" / name).write_bytes(image(number))
     (root / "images.txt").write_text("1 001.Black_Tern/a.png\n2 002.House_Wren/b.png\n")
     (root / "image_class_labels.txt").write_text("1 1\n2 2\n")
     (root / "classes.txt").write_text("1 001.Black_Tern\n2 002.House_Wren\n")
@@ -214,8 +214,8 @@ def test_label_files_and_folders_caption_a_dataset(tmp_path: Path) -> None:
     root, work = birds(tmp_path / "birds"), MemoryStorage("caption-birds")
     settings = {"sources": ["labels", "folder"], "labels": {"layout": "cub"}, "label_template": "a {label}, a bird"}
     assert run(root, work, **settings)["captioned"] == 3
-    found = {name: (record.captions[0].text, record.captions[0].by) for name, record in records(work).items()}
-    assert found == {
+    labels = {name: (record.captions[0].text, record.captions[0].by) for name, record in records(work).items()}
+    assert labels == {
         "images/001.Black_Tern/a.png": ("a Black Tern, a bird", "labels:cub"),
         "images/002.House_Wren/b.png": ("a House Wren, a bird", "labels:cub"),
         "images/002.House_Wren/c.png": ("a House Wren, a bird", "folder"),

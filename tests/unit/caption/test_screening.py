@@ -1,4 +1,4 @@
-"""A picture that the filters leave out costs no captioner's time, and a captioner's words are never asked for twice."""
+"""An image that the filters reject costs no captioner's time, and a captioner's words are never asked for twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from components.caption.config import CaptionConfig
 from components.caption.image_captions import Draft
-from components.caption.job import Job
+from components.caption.job import CaptionJob
 from components.caption.models.captioner import Captioner
 from components.caption.screening import Screening
 from components.image.decoding import ImageLimits
@@ -33,9 +33,9 @@ class Writer:
     def __init__(self) -> None:
         self.shown: list[Image.Image] = []
 
-    def write(self, pictures: Sequence[Image.Image]) -> list[tuple[Caption, ...]]:
-        self.shown += pictures
-        return [(Caption(f"{picture.width} wide", "model:writer"),) for picture in pictures]
+    def write(self, images: Sequence[Image.Image]) -> list[tuple[Caption, ...]]:
+        self.shown += images
+        return [(Caption(f"{image.width} wide", "model:writer"),) for image in images]
 
 
 def photos(root: Path) -> Path:
@@ -52,19 +52,19 @@ def photos(root: Path) -> Path:
 def outcomes(root: Path, writer: Writer, **filters: Any) -> list[ImageOutcome]:
     source_id = str(ingest(IngestConfig.parse({"source": str(root)}), WORK, Progress(io.StringIO()))["source_id"])
     config = CaptionConfig.parse({"model": "someone/writer", "filters": filters})
-    job = Job(config, ImageLimits(), "g", source_id, "key", WORK)
+    job = CaptionJob(config, ImageLimits(), "g", source_id, "key", WORK)
     images = read_images(WORK, source_id, "g")
-    captioning = job.captioning(images)
+    image_captions = job.image_captions(images)
     with ThreadPoolExecutor(2) as pool:
-        drafts = [one for one in captioning.from_words(images, pool) if isinstance(one, Draft)]
-        batches = captioning.by_model([drafts[:4], drafts[4:]], cast(Captioner, writer), pool)
+        drafts = [one for one in image_captions.from_text(images, pool) if isinstance(one, Draft)]
+        batches = image_captions.from_models([drafts[:4], drafts[4:]], cast(Captioner, writer), pool)
         return [outcome for batch in batches for outcome in batch]
 
 
-def test_what_is_left_out_is_not_shown_to_the_captioner(tmp_path: Path) -> None:
+def test_what_is_rejected_is_not_shown_to_the_captioner(tmp_path: Path) -> None:
     writer = Writer()
     made = outcomes(photos(tmp_path / "photos"), writer)
-    assert sorted(picture.width for picture in writer.shown) == [40, 41, 42]
+    assert sorted(image.width for image in writer.shown) == [40, 41, 42]
     records = {one.name: one for one in made if isinstance(one, CaptionRecord)}
     assert {name: one.captions[0].text for name, one in records.items()} == {
         f"{number}.png": f"{40 + number} wide" for number in range(3)
@@ -101,14 +101,14 @@ def test_an_earlier_rejection_is_judged_by_the_threshold_of_now(tmp_path: Path) 
 def test_a_score_by_another_model_is_no_score(tmp_path: Path) -> None:
     made = outcomes(photos(tmp_path / "photos"), Writer())
     record = next(one for one in made if isinstance(one, CaptionRecord))
-    asked = {"watermark": {"model": "someone/classifier"}}
-    screening = Screening(FilterConfig.parse(asked), WORK)
-    assert screening.wanting(record.verdicts) == {"watermark"}
+    filters = {"watermark": {"model": "someone/classifier"}}
+    screening = Screening(FilterConfig.parse(filters), WORK)
+    assert screening.missing(record.verdicts) == {"watermark"}
     scores = {**record.verdicts, "watermark": f"0.99 {screening.versions['watermark']}"}
-    assert screening.wanting(scores) == set()
-    relabelled = Screening(FilterConfig.parse({"watermark": {**asked["watermark"], "label": "logo"}}), WORK)
-    assert relabelled.wanting(scores) == {"watermark"}
-    assert relabelled.wanting({**scores, "spread": "torn"}) == {"watermark", "spread"}
+    assert screening.missing(scores) == set()
+    relabelled = Screening(FilterConfig.parse({"watermark": {**filters["watermark"], "label": "logo"}}), WORK)
+    assert relabelled.missing(scores) == {"watermark"}
+    assert relabelled.missing({**scores, "spread": "torn"}) == {"watermark", "spread"}
     rejection = Rejection("x.png", "caption", "watermark", "", "0" * 64, "v", 0.99, 0.9, scores)
     assert screening.renewed(rejection) is not None
     assert relabelled.renewed(rejection) is None
