@@ -153,3 +153,75 @@ def _longest(seconds: Mapping[str, float]) -> str:
 def _cost(numbers: Values) -> str:
     per = numbers["usd_per_1000_images"]
     return formatting.usd(numbers["usd"]) + ("" if per is None else f", {formatting.usd(per)} per 1,000 images")
+
+
+def _ingest(result: Values, _: Values) -> str:
+    told = f"{plural(result['images'], 'image')}, {count(result['rejected'])} rejected"
+    if result["new"] >= result["images"]:
+        return told
+    more = "".join(f", {count(result[name])} {name}" for name in ("changed", "gone") if result[name])
+    return f"{told}, {count(result['new'])} new{more}"
+
+
+def _autoencoder(result: Values, notes: Values) -> str:
+    if not result["trained"]:
+        return "there already"
+    made = notes.get("autoencoder")
+    return f"trained on {plural(made['images'], 'image')}, loss {made['loss']:.3f}" if made else "trained"
+
+
+def _caption(result: Values, _: Values) -> str:
+    reused = f", {count(result['reused'])} known" if result["reused"] else ""
+    return f"{count(result['captioned'])} captioned{reused}, {count(result['rejected'])} rejected"
+
+
+def _clean(result: Values, _: Values) -> str:
+    if result["reused"]:
+        return f"{count(result['kept'])} kept, nothing has changed"
+    return f"{count(result['kept'])} kept, {count(result['rejected_here'])} rejected"
+
+
+def _latents(result: Values, _: Values) -> str:
+    reused = f", {count(result['reused'])} known" if result["reused"] else ""
+    return f"{count(result['encoded'])} encoded{reused}, {plural(result['shards'], 'shard')}"
+
+
+def _index(result: Values, _: Values) -> str:
+    return f"{plural(result['images'], 'image')}, {count(result['held_out'])} of them held out"
+
+
+def _train(result: Values, notes: Values) -> str:
+    steps = plural(result["step"], "step")
+    if "training" not in notes:
+        return f"{steps}, trained before"
+    last = notes.get("step", {}).get("loss")  # null where it was not finite
+    loss = f", loss {last:.3f}" if last is not None else ""
+    tries = f", {result['attempts']} attempts" if result["attempts"] > 1 else ""
+    return f"{steps}{loss}{tries}"
+
+
+def _evaluate(result: Values, _: Values) -> str:
+    told = []
+    if result["prompt_accuracy"] is not None:
+        told.append(f"prompt accuracy {result['prompt_accuracy']:.3f}")
+    if result["frechet_distance"] is not None:
+        told.append(f"Fréchet distance {formatting.number(result['frechet_distance'])}")
+    news = "better" if result["better"] else "no better"
+    return ", ".join([*told, "measured before" if result["reused"] else news])
+
+
+def _publish(result: Values, _: Values) -> str:
+    return str(result["published"])
+
+
+_OUTCOMES: Mapping[str, Callable[[Values, Values], str]] = {
+    "ingest": _ingest,
+    "autoencoder": _autoencoder,
+    "caption": _caption,
+    "clean": _clean,
+    "latents": _latents,
+    "index": _index,
+    "train": _train,
+    "evaluate": _evaluate,
+    "publish": _publish,
+}

@@ -1,9 +1,9 @@
-r"""Leave out near duplicates and what the filters do not take, and write the data report.
+r"""Reject near duplicates and images that do not pass the filters, and write the data report.
 
     python -m components.clean --workdir work --source-id 0123456789abcdef --encoding-key fedcba9876543210 \
         --groups g0 g1 --set max_distance=4 --filter min_sharpness=30
 
-The caption step must have run for each group. Where nothing changed since the last time, nothing is done.
+The caption step must have run for each group. If nothing changed since the last time, nothing is done.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is left out once all images are known: by the filters' thresholds, and as near duplicates of others."""
+"""Rejects images once all of them have captions: by the filters' thresholds, and near duplicates of others."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from components.image.records import (
 from components.progress import Progress
 from components.storage.base import Storage
 
-FORMAT = 1
+FORMAT = 2
 STATE = "clean.json"
 NEAR_DUPLICATE = "near-duplicate"
 
 
 class Original(NamedTuple):
-    """What a near duplicate looks like: the picture that stays in its place, and the bits in which they differ."""
+    """The image that is kept in place of a near duplicate, and the number of bits in which their hashes differ."""
 
     sha256: str
     distance: int
@@ -53,51 +53,51 @@ def clean(
     workdir: Storage,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write down which captioned images are left out, and the data report.
+    """Write which captioned images are rejected, and the data report.
 
-    Where nothing changed since the last time, nothing is done.
+    If nothing changed since the last time, nothing is done.
 
     Args:
-        config: Which pictures are near duplicates, and what the report shows.
-        filters: The thresholds that the caption step's measurements are held against.
+        config: Which images are near duplicates, and what the report shows.
+        filters: The thresholds that the caption step's measurements are compared with.
         source_id: The source, as ingest named it.
         groups: All partition groups of the source.
         encoding_key: The dataset's folder.
-        workdir: Where everything is kept.
-        progress: Told what happens.
+        workdir: The storage of the run.
+        progress: Shows the groups cleaned.
 
     Returns:
-        ``kept``, ``left_out`` (by this step), ``rejected`` (by any step), ``reused`` (whether nothing had changed), and
-        where the report is: ``report``, ``summary`` and ``numbers`` (keys below the workdir).
+        ``kept``, ``rejected_here`` (by this step), ``rejected`` (by any step), ``reused`` (nothing had changed), and
+        the keys of the report below the workdir: ``report``, ``summary`` and ``numbers``.
 
     Raises:
-        DataError: Where the caption step has not run for a group.
+        DataError: If the caption step has not run for a group.
     """
     dataset = workdir.child(f"datasets/{encoding_key}")
     made_from = _made_from(config, filters, source_id, groups, workdir, dataset)
-    done = _done(dataset, made_from, groups)
-    if done is not None:
-        return {**done, "reused": True}
-    dataset.delete(STATE)  # killed from here on, it must not pass for what was done before
-    tally = Tally(config.kept_pictures, config.rejected_pictures)
+    last_result = _last_result(dataset, made_from, groups)
+    if last_result is not None:
+        return {**last_result, "reused": True}
+    dataset.delete(STATE)  # if this step is killed from here on, the old state must not stand for the new files
+    tally = Tally(config.kept_images, config.rejected_images)
     originals = _originals(config, filters, groups, dataset)
     names = _names({original.sha256 for original in originals.values()}, groups, dataset)
-    left_out = 0
+    rejected_here = 0
     for group in progress.track(groups, "groups cleaned", len(groups)):
         kept, rejections = _divide(read_captions(dataset, group), config, filters, originals, names)
         write_rejections(dataset, clean_rejections_key(group), rejections)
-        left_out += len(rejections)
+        rejected_here += len(rejections)
         for record in kept:
             tally.keep(record)
         for rejection in [*rejections, *read_caption_rejections(dataset, group)]:
-            tally.leave_out(rejection)
+            tally.reject(rejection)
     for rejection in read_ingest_rejections(workdir, source_id):
-        tally.leave_out(rejection)
+        tally.reject(rejection)
     source = read_manifest(workdir, source_id).source
     write_report(config, filters, tally, source, encoding_key, dataset)
     keys = dict(zip(("report", "summary", "numbers"), REPORT_KEYS, strict=True))
-    places = {name: f"datasets/{encoding_key}/{key}" for name, key in keys.items()}
-    result = {"kept": tally.kept, "left_out": left_out, "rejected": tally.rejected, **places}
+    paths = {name: f"datasets/{encoding_key}/{key}" for name, key in keys.items()}
+    result = {"kept": tally.kept, "rejected_here": rejected_here, "rejected": tally.rejected, **paths}
     dataset.write_json(STATE, {"format": FORMAT, "made_from": made_from, "result": result})
     return {**result, "reused": False}
 
@@ -110,7 +110,7 @@ def _made_from(
     workdir: Storage,
     dataset: Storage,
 ) -> str:
-    """Return one digest of everything that the outcome rests on; nothing is parsed."""
+    """Return one digest of everything that the result depends on; nothing is parsed."""
     keys = [key for group in groups for key in (captions_key(group), caption_rejections_key(group))]
     records = {key: _digest(dataset, key) for key in keys}
     ingested = _digest(workdir, ingest_rejections_key(source_id))
@@ -125,17 +125,17 @@ def _digest(storage: Storage, key: str) -> str | None:
         return None
 
 
-def _done(dataset: Storage, made_from: str, groups: Sequence[str]) -> dict[str, Any] | None:
-    """Return what the last time gave, where it was made from the same and what it wrote is still there."""
+def _last_result(dataset: Storage, made_from: str, groups: Sequence[str]) -> dict[str, Any] | None:
+    """Return the result of the last time if it was made from the same and its files still exist."""
     try:
         state = dataset.read_json(STATE)
     except (NotFound, DataError):
         return None
     if not isinstance(state, dict) or (state.get("format"), state.get("made_from")) != (FORMAT, made_from):
         return None
-    there = {entry.key for entry in dataset.list("captions")}
-    whole = there.issuperset(map(clean_rejections_key, groups)) and all(map(dataset.exists, REPORT_KEYS))
-    return dict(state["result"]) if whole else None
+    existing = {entry.key for entry in dataset.list("captions")}
+    is_whole = existing.issuperset(map(clean_rejections_key, groups)) and all(map(dataset.exists, REPORT_KEYS))
+    return dict(state["result"]) if is_whole else None
 
 
 def _divide(
@@ -145,7 +145,7 @@ def _divide(
     originals: Mapping[str, Original],
     names: Mapping[str, str],
 ) -> tuple[list[CaptionRecord], list[Rejection]]:
-    """Return the images of a group that are kept, and why the others are not."""
+    """Return the images of a group that are kept, and the rejections of the others."""
     kept, rejections = [], []
     for record in records:
         misfit = check_scores(record.verdicts, filters)
@@ -154,8 +154,8 @@ def _divide(
         if misfit is None:
             kept.append(record)
         else:
-            told = (misfit.reason, misfit.detail, record.sha256, record.caption_version)
-            rejections.append(Rejection(record.name, "clean", *told, misfit.value, misfit.threshold, record.verdicts))
+            why = (misfit.reason, misfit.detail, record.sha256, record.caption_version)
+            rejections.append(Rejection(record.name, "clean", *why, misfit.value, misfit.threshold, record.verdicts))
     return kept, rejections
 
 
@@ -170,16 +170,16 @@ def _near_duplicate(original: Original, names: Mapping[str, str], threshold: int
 def _originals(
     config: CleanConfig, filters: FilterConfig, groups: Sequence[str], dataset: Storage
 ) -> dict[str, Original]:
-    """Return for each near duplicate, by its digest, the picture that stays: the largest, then that of least digest."""
+    """Return for each near duplicate, by its digest, the image that is kept: the largest, then the first by digest."""
     if config.max_distance is None:
         return {}
     parts = [_columns(read_captions(dataset, group), filters) for group in groups]
     hashes, pixels, digests = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((*digests.T[::-1], -pixels))
-    found = near_duplicates(hashes[order], config.max_distance)
-    duplicates = np.flatnonzero(found.keeper != np.arange(len(order)))
+    alike = near_duplicates(hashes[order], config.max_distance)
+    duplicates = np.flatnonzero(alike.keeper != np.arange(len(order)))
     return {
-        _hex(digests[order[i]]): Original(_hex(digests[order[found.keeper[i]]]), int(found.distance[i]))
+        _hex(digests[order[i]]): Original(_hex(digests[order[alike.keeper[i]]]), int(alike.distance[i]))
         for i in duplicates
     }
 
@@ -187,23 +187,21 @@ def _originals(
 def _columns(
     records: Iterable[CaptionRecord], filters: FilterConfig
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
-    """Return hashes [N], pixels [N] and digests [N, 4] of the records that the filters take."""
-    taken = [
-        record for record in records if record.phash is not None and check_scores(record.verdicts, filters) is None
-    ]
-    digests = np.frombuffer(bytes.fromhex("".join(record.sha256 for record in taken)), ">u8").astype(np.uint64)
+    """Return hashes [N], pixels [N] and digests [N, 4] of the records that pass the filters."""
+    fit = [record for record in records if record.phash is not None and judge(record.verdicts, filters) is None]
+    digests = np.frombuffer(bytes.fromhex("".join(record.sha256 for record in fit)), ">u8").astype(np.uint64)
     return (
-        as_numbers([record.phash or "" for record in taken]),
-        np.array([record.width * record.height for record in taken], np.int64),
+        as_numbers([record.phash or "" for record in fit]),
+        np.array([record.width * record.height for record in fit], np.int64),
         digests.reshape(-1, 4),
     )
 
 
-def _names(wanted: Set[str], groups: Sequence[str], dataset: Storage) -> dict[str, str]:
-    if not wanted:
+def _names(digests: Set[str], groups: Sequence[str], dataset: Storage) -> dict[str, str]:
+    if not digests:
         return {}
     records = (record for group in groups for record in read_captions(dataset, group))
-    return {record.sha256: record.name for record in records if record.sha256 in wanted}
+    return {record.sha256: record.name for record in records if record.sha256 in digests}
 
 
 def _hex(digest: NDArray[np.uint64]) -> str:

@@ -16,14 +16,14 @@ _RATIOS = {-WIDEST: "1:4", -WIDEST // 2: "1:2", 0: "1:1", WIDEST // 2: "2:1", WI
 
 
 def histogram(columns: Sequence[Sequence[object]], edges: Sequence[int], label: str) -> Markup:
-    """Draw how many there are in each column.
+    """Draw the counts of some columns.
 
     Args:
-        columns: What each holds, in words, and how many.
+        columns: The label of each column and its count.
         edges: Where each column but the first begins.
-        label: What is shown, in words.
+        label: The title, for screen readers.
     """
-    ticks = {place + 1: f"{edge:,}" for place, edge in enumerate(edges) if place % 2 == 0 or len(edges) < 8}
+    ticks = {column + 1: f"{edge:,}" for column, edge in enumerate(edges) if column % 2 == 0 or len(edges) < 8}
     counts = [int(str(times)) for _, times in columns]
     return _drawn([str(name) for name, _ in columns], counts, ticks, 0.0, label)
 
@@ -44,10 +44,10 @@ def _drawn(names: Sequence[str], counts: Sequence[int], ticks: Mapping[int, str]
         HEIGHT,
         f"{label}: " + ", ".join(f"{name} {count(times)}" for name, times in zip(names, counts, strict=True) if times),
         *(_line(x, y, tick, text) for tick, text in y.labelled(3) if tick == int(tick)),
-        *(_column(x, y, place, names[place], times) for place, times in enumerate(counts) if times),
+        *(_column(x, y, column, names[column], times) for column, times in enumerate(counts) if times),
         *(
-            element("text", text, x=x.at(place + shift), y=HEIGHT - 6, text_anchor="middle", class_="tick")
-            for place, text in ticks.items()
+            element("text", text, x=x.at(column + shift), y=HEIGHT - 6, text_anchor="middle", class_="tick")
+            for column, text in ticks.items()
         ),
     )
 
@@ -58,8 +58,8 @@ def _line(x: Axis, y: Axis, tick: float, text: str) -> Markup:
     return line + element("text", text, x=x.start - 8, y=at + 4, text_anchor="end", class_="tick")
 
 
-def _column(x: Axis, y: Axis, place: int, name: str, times: int) -> Markup:
-    top = min(y.at(times), y.start - 1.5)  # a single image among many is still to be seen
-    told = element("title", f"{name}: {count(times)}")
-    width = x.at(place + 1) - x.at(place) - 2
-    return element("rect", told, x=x.at(place) + 1, y=top, width=width, height=y.start - top, rx=1.5, class_="bar")
+def _column(x: Axis, y: Axis, column: int, name: str, times: int) -> Markup:
+    top = min(y.at(times), y.start - 1.5)  # so that a single image among many is visible
+    title = element("title", f"{name}: {count(times)}")
+    width = x.at(column + 1) - x.at(column) - 2
+    return element("rect", title, x=x.at(column) + 1, y=top, width=width, height=y.start - top, rx=1.5, class_="bar")

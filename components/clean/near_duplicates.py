@@ -1,14 +1,14 @@
 """Near duplicates among many 64-bit hashes: exact, in bounded memory, whatever the hashes are. Pure.
 
-Pictures are taken one after the other, the preferred first, and one is left out if its hash differs in at most
-``distance`` bits from that of a picture that was kept before. So each picture left out looks like one that stays, no
-two that stay look alike, and no chain of small differences joins pictures that look nothing like each other.
+Images are examined one after the other, the preferred first, and one is rejected if its hash differs in at most
+``distance`` bits from that of an image that was kept before. So each rejected image looks like one that is kept, no two
+that are kept look alike, and no chain of small differences joins images that look nothing like each other.
 
-One after the other would take too long for Python. The order is cut in halves instead: the second half is held against
-what the first one keeps, all at once, and what is left of it is treated in the same way. However many pictures look
+One after the other would take too long in Python. The order is cut in halves instead: the second half is compared with
+what the first one keeps, all at once, and what remains of it is treated in the same way. However many images look
 alike, few of them are kept, so pairs are never enumerated in full.
 
-What lies near is found as in Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing"
+Near hashes are found as in Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing"
 (CVPR 2012): of hashes that differ in at most d bits, cut into m bands, at least one band differs in at most ⌊d/m⌋.
 """
 
@@ -23,46 +23,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]  # [N]
-Numbers = NDArray[np.int64]  # [N]
+Indices = NDArray[np.int64]  # [N], positions in an array of hashes
 
 BITS = 64
-# Up to so many pairs are compared outright, and of others so many at a time; some 40 bytes each.
+# Up to OUTRIGHT pairs are compared at once, of more at most PAIRS at a time; some 40 bytes each.
 OUTRIGHT, PAIRS = 1 << 18, 1 << 20
 LEAF = 128
-# Bits of a band; there is a table of where each of its values begins.
+# Bits of a band; a table holds where each of its values begins.
 NARROWEST, WIDEST = 4, 22
 
 
 class Alike(NamedTuple):
-    """What becomes of each picture, [N] each.
+    """The image that is kept for each image, [N] each.
 
     Attributes:
-        keeper: The picture that stays in its place; itself where it stays.
+        keeper: The image that is kept in its place; itself if it is kept.
         distance: In how many bits the two differ.
     """
 
-    keeper: Numbers
+    keeper: Indices
     distance: NDArray[np.uint8]
 
 
 def near_duplicates(hashes: Hashes, distance: int) -> Alike:
-    """Find what looks like something that is kept.
+    """Return for each image the one that is kept in its place.
 
     Args:
-        hashes: Of the pictures, the preferred first.
-        distance: Most bits in which hashes of pictures that look alike differ.
+        hashes: Of the images, the preferred first.
+        distance: Most bits in which hashes of images that look alike differ.
     """
     values, first, member = np.unique(hashes, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")  # different hashes, by the most preferred picture of each
+    order = np.argsort(first, kind="stable")  # different hashes, by the most preferred image of each
     keeper = _keepers(values[order], distance)
-    # Pictures with the same hash share its keeper.
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    keepers = first[order][keeper[place[member]]]
+    # Images with the same hash share its keeper.
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    keepers = first[order][keeper[rank[member]]]
     return Alike(keepers, np.bitwise_count(hashes ^ hashes[keepers]))
 
 
-def _keepers(hashes: Hashes, distance: int) -> Numbers:
+def _keepers(hashes: Hashes, distance: int) -> Indices:
     """Return for each of some different hashes, the preferred first, the first kept one within the distance."""
     keeper = np.arange(len(hashes))
     if distance:  # different hashes differ in one bit at least
@@ -70,7 +70,7 @@ def _keepers(hashes: Hashes, distance: int) -> Numbers:
     return keeper
 
 
-def _thin(hashes: Hashes, members: Numbers, distance: int, keeper: Numbers, bits: tuple[int, ...]) -> Numbers:
+def _thin(hashes: Hashes, members: Indices, distance: int, keeper: Indices, bits: tuple[int, ...]) -> Indices:
     """Note the keepers of members that are near none kept so far; return those that are kept themselves."""
     if len(members) <= LEAF:
         return _thin_one_by_one(hashes, members, distance, keeper)
@@ -84,7 +84,7 @@ def _thin(hashes: Hashes, members: Numbers, distance: int, keeper: Numbers, bits
     return np.concatenate([first, second])
 
 
-def _thin_one_by_one(hashes: Hashes, members: Numbers, distance: int, keeper: Numbers) -> Numbers:
+def _thin_one_by_one(hashes: Hashes, members: Indices, distance: int, keeper: Indices) -> Indices:
     own = hashes[members]
     alike = np.bitwise_count(own[:, None] ^ own[None, :]) <= distance  # [n, n]
     kept = np.ones(len(members), bool)
@@ -96,7 +96,7 @@ def _thin_one_by_one(hashes: Hashes, members: Numbers, distance: int, keeper: Nu
     return members[kept]
 
 
-def _first_within(queries: Hashes, kept: Hashes, distance: int, bits: tuple[int, ...]) -> Numbers:
+def _first_within(queries: Hashes, kept: Hashes, distance: int, bits: tuple[int, ...]) -> Indices:
     """Return for each query [Q] the number of the first kept hash within the distance, or ``len(kept)``."""
     if len(queries) * len(kept) <= OUTRIGHT:
         near = np.bitwise_count(queries[:, None] ^ kept[None, :]) <= distance  # [Q, K]
@@ -110,38 +110,38 @@ def _first_within(queries: Hashes, kept: Hashes, distance: int, bits: tuple[int,
 
 def _likely_pairs(
     queries: Hashes, kept: Hashes, distance: int, bits: tuple[int, ...]
-) -> Iterator[tuple[Numbers, Numbers]]:
-    """Yield the pairs that agree well enough in one band, a bounded number at a time; all within the distance do."""
+) -> Iterator[tuple[Indices, Indices]]:
+    """Yield the pairs that are near in some band, a bounded number at a time; all pairs within the distance are."""
     bands = _bands(len(queries), len(kept), distance, bits)
     for band in bands:
-        wanted, there = _take(queries, band), _take(kept, band)
-        order = np.argsort(there, kind="stable")
-        begins = np.searchsorted(there[order], np.arange((1 << len(band)) + 1))  # [2^width + 1]
+        query_values, kept_values = _band_values(queries, band), _band_values(kept, band)
+        order = np.argsort(kept_values, kind="stable")
+        begins = np.searchsorted(kept_values[order], np.arange((1 << len(band)) + 1))  # [2^width + 1]
         for mask in _masks(len(band), distance // len(bands)):
-            value = wanted ^ mask
+            value = query_values ^ mask
             yield from _expand(begins[value], begins[value + 1], order)
 
 
-def _expand(start: Numbers, end: Numbers, order: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
-    """Yield each query with each of the kept hashes that stand from ``start`` to ``end`` in ``order``."""
+def _expand(start: Indices, end: Indices, order: Indices) -> Iterator[tuple[Indices, Indices]]:
+    """Yield each query with each of the kept hashes from ``start`` to ``end`` in ``order``."""
     counts = end - start
     query = np.flatnonzero(counts)
     while len(query):
         total = np.cumsum(counts[query])
-        taken = max(1, int(np.searchsorted(total, PAIRS, side="right")))
-        part, query = query[:taken], query[taken:]
+        size = max(1, int(np.searchsorted(total, PAIRS, side="right")))
+        part, query = query[:size], query[size:]
         begin, count = start[part], counts[part]
-        for low in range(0, int(count.max()), PAIRS) if taken == 1 else (0,):  # one alone may have too many
+        for low in range(0, int(count.max()), PAIRS) if size == 1 else (0,):  # a single query may have too many
             length = np.minimum(count - low, PAIRS)
-            place = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-            yield np.repeat(part, length), order[np.repeat(begin + low, length) + place]
+            offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+            yield np.repeat(part, length), order[np.repeat(begin + low, length) + offset]
 
 
 def _bands(queries: int, kept: int, distance: int, bits: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return the bands that promise the least work: bits are dealt, so that each has its share of those that vary."""
+    """Return the bands with the least expected work; each gets its share of the bits that vary."""
 
     def work(bands: int) -> float:
-        """Return how often a number is touched: tables made, values looked up, pairs compared."""
+        """Return how many numbers are read or written: in tables, look-ups and compared pairs."""
         values, masks = 2.0 ** (BITS // bands), len(_masks(BITS // bands, distance // bands))
         return bands * (4.0 * values + masks * queries * (3.0 + kept / values))
 
@@ -151,16 +151,16 @@ def _bands(queries: int, kept: int, distance: int, bits: tuple[int, ...]) -> lis
 
 def _spread(hashes: Hashes) -> tuple[int, ...]:
     """Return the numbers of the bits, those first that are set as often as not."""
-    often = np.array([np.count_nonzero(hashes >> np.uint64(bit) & np.uint64(1)) for bit in range(BITS)])
-    return tuple(int(bit) for bit in np.argsort(np.abs(2 * often - len(hashes)), kind="stable"))
+    counts = np.array([np.count_nonzero(hashes >> np.uint64(bit) & np.uint64(1)) for bit in range(BITS)])
+    return tuple(int(bit) for bit in np.argsort(np.abs(2 * counts - len(hashes)), kind="stable"))
 
 
-def _take(hashes: Hashes, band: tuple[int, ...]) -> Numbers:
+def _band_values(hashes: Hashes, band: tuple[int, ...]) -> Indices:
     """Return the bits of a band as numbers, [N]."""
-    taken = np.zeros(len(hashes), np.uint64)
-    for place, bit in enumerate(band):
-        taken |= (hashes >> np.uint64(bit) & np.uint64(1)) << np.uint64(place)
-    return taken.astype(np.int64)
+    values = np.zeros(len(hashes), np.uint64)
+    for position, bit in enumerate(band):
+        values |= (hashes >> np.uint64(bit) & np.uint64(1)) << np.uint64(position)
+    return values.astype(np.int64)
 
 
 @lru_cache

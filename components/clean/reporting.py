@@ -27,15 +27,15 @@ def write_report(
 
     Args:
         config: How much to show.
-        filters: The thresholds that were in force.
-        tally: What was counted.
-        source: URL of the source, from which the pictures on the contact sheets are read.
+        filters: The thresholds that were applied.
+        tally: The counts, and the images to show.
+        source: URL of the source, from which the images on the contact sheets are read.
         encoding_key: The dataset's folder.
         dataset: The storage at that folder.
     """
     numbers = {"source": source, "encoding_key": encoding_key, **tally.numbers(config.words)}
     numbers["filters"] = _thresholds(config, filters)
-    reasons = [tally.reasons[told["step"], told["reason"]].shown for told in numbers["rejected"][: config.reasons]]
+    reasons = [tally.reasons[row["step"], row["reason"]].shown for row in numbers["rejected"][: config.reasons]]
     kept, *rejected = read_sheets(source, [tally.shown, *reasons], config.tile_side)
     dataset.write(NUMBERS, json.dumps(numbers, indent=1, allow_nan=False).encode())
     dataset.write(SUMMARY, summary(numbers).encode())
@@ -47,8 +47,8 @@ def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet]) -> str:
 
     Args:
         numbers: The numbers of ``report.json``.
-        kept: Pictures that are kept.
-        rejected: Pictures that are left out, one sheet per reason, in the order of the reasons.
+        kept: Images that are kept.
+        rejected: Images that were rejected, one sheet per reason, in the order of the reasons.
     """
     template = environment(Path(__file__).parent).get_template("report.html")
     columns, firsts = _print(kept)
@@ -69,34 +69,34 @@ def summary(numbers: Mapping[str, Any]) -> str:
     lines = ["# Data", "", headline(numbers), "", "| | | |", "|---|---:|---|"]
     lines += [f"| {label} | {value} | {note} |" for label, value, note in figures(numbers)]
     if numbers["rejected"]:
-        lines += ["", "| left out because | images | threshold |", "|---|---:|---:|"]
-    for told in numbers["rejected"]:
-        bound = "" if told["threshold"] is None else number(told["threshold"])
-        lines.append(f"| {in_markdown(told['reason'])} | {count(told['images'])} | {bound} |")
+        lines += ["", "| rejected because | images | threshold |", "|---|---:|---:|"]
+    for row in numbers["rejected"]:
+        bound = "" if row["threshold"] is None else number(row["threshold"])
+        lines.append(f"| {in_markdown(row['reason'])} | {count(row['images'])} | {bound} |")
     words = ", ".join(in_markdown(word) for word, _ in numbers["words"][:20])
     return "\n".join([*lines, "", f"Most frequent words: {words or 'none'}", ""])
 
 
 def headline(numbers: Mapping[str, Any]) -> str:
-    """Return what became of the images, in one sentence."""
+    """Return how many images were kept and rejected, in one sentence."""
     if not numbers["images"]:
         return "No images were found."
-    left_out = numbers["images"] - numbers["kept"]
-    if not left_out:
+    rejected = numbers["images"] - numbers["kept"]
+    if not rejected:
         return f"All of {plural(numbers['images'], 'image')} can be trained on."
     kept = f"{count(numbers['kept'])} of {plural(numbers['images'], 'image')} can be trained on"
-    return f"{kept}, {count(left_out)} {'is' if left_out == 1 else 'are'} left out."
+    return f"{kept}, {count(rejected)} {'was' if rejected == 1 else 'were'} rejected."
 
 
 def figures(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the numbers that matter most: name, value, and what to read it against."""
+    """Return the numbers that matter most: name, value, and what to compare it with."""
     kept, images = numbers["kept"], numbers["images"]
     reasons = len(numbers["rejected"])
     licensed = kept - sum(times for name, times in numbers["licenses"] if not name)
     return [
         ("Images found", count(images), "exact duplicates among them"),
         ("Kept", count(kept), percent(kept / images) if images else ""),
-        ("Left out", count(images - kept), f"for {plural(reasons, 'reason')}" if reasons else ""),
+        ("Rejected", count(images - kept), f"for {plural(reasons, 'reason')}" if reasons else ""),
         ("Captions", count(numbers["captions"]), f"{number(numbers['captions'] / kept)} per image" if kept else ""),
         ("Median caption", _median(numbers["caption_words"]), "words"),
         ("Licence known", percent(licensed / kept) if kept else count(None), "of the images kept"),
@@ -113,7 +113,7 @@ def _median(columns: list[list[Any]]) -> str:
 
 
 def _print(kept: Sheet) -> tuple[int, Sheet]:
-    """Return the first pictures in full rows, and how many stand in a row; none where they are too few."""
+    """Return how many images stand in a row, and the first images in full rows; none if they are too few."""
     shown = [one for one in kept if one.tile is not None][:15]
     columns = 5 if len(shown) >= 10 else 3
     return columns, shown[: len(shown) // columns * columns]
@@ -129,8 +129,8 @@ def _charts(numbers: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _thresholds(config: CleanConfig, filters: FilterConfig) -> list[dict[str, Any]]:
-    """Return what each filter was set to; None where it is off."""
-    told: list[dict[str, Any]] = [
+    """Return the setting of each filter; its threshold is None if the filter is off."""
+    thresholds: list[dict[str, Any]] = [
         {
             "reason": check.reason,
             "measure": check.score,
@@ -142,4 +142,4 @@ def _thresholds(config: CleanConfig, filters: FilterConfig) -> list[dict[str, An
     ]
     distance = None if config.max_distance is None else config.max_distance + 1
     duplicate = {"reason": "near-duplicate", "measure": "bits that differ", "setting": "clean.max_distance"}
-    return [*told, {**duplicate, "takes": "at least", "threshold": distance}]
+    return [*thresholds, {**duplicate, "takes": "at least", "threshold": distance}]

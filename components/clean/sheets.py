@@ -1,4 +1,4 @@
-"""Contact sheets: pictures of the source, small enough for a page, or why one cannot be shown."""
+"""Contact sheets: images of the source, small enough for a page, or why one cannot be shown."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from components.html.tiles import Tile, tile
 from components.image.decoding import ImageLimits, decode
 from components.image.sources import Source, open_source
 
-# Few at a time: a picture may take some hundred megabytes while it is decoded.
+# Few at a time: an image may take some hundred megabytes while it is decoded.
 READERS = 2
 QUALITY = 80
 
 
-class Picture(NamedTuple):
-    """One picture of a contact sheet.
+class Thumbnail(NamedTuple):
+    """One image of a contact sheet, scaled down.
 
     Attributes:
         name: Its name in the source.
-        text: Its caption, or why it is left out.
-        tile: The picture, or None where it cannot be shown.
-        problem: Why it cannot.
+        text: Its caption, or why it was rejected.
+        tile: The image, or None if it cannot be shown.
+        problem: Why it cannot be shown.
     """
 
     name: str
@@ -34,41 +34,41 @@ class Picture(NamedTuple):
     problem: str = ""
 
 
-Sheet = list[Picture]
+Sheet = list[Thumbnail]
 
 
 def read_sheets(source: str, chosen: Sequence[Shown], longest: int) -> list[Sheet]:
-    """Read the pictures of some contact sheets; one that cannot be read or decoded has a problem in its place.
+    """Read the images of some contact sheets; one that cannot be read or decoded has a problem in its place.
 
     Args:
         source: URL of the source.
-        chosen: Which pictures, for each sheet.
-        longest: Longest side of a picture on the page, in pixels.
+        chosen: The images of each sheet.
+        longest: Longest side of an image on the page, in pixels.
     """
     try:
-        place = open_source(source)
+        images = open_source(source)
     except DataError as error:
-        return [[Picture(name, text, None, str(error)) for _, name, _, text in sheet.chosen] for sheet in chosen]
+        return [[Thumbnail(name, text, None, str(error)) for _, name, _, text in sheet.chosen] for sheet in chosen]
 
-    def read(wanted: tuple[str, str, str, str]) -> Picture:
-        _, name, digest, text = wanted
-        return _read(place, name, digest, text, longest)
+    def read(image: tuple[str, str, str, str]) -> Thumbnail:
+        _, name, digest, text = image
+        return _read(images, name, digest, text, longest)
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="sheets") as pool:
         return [list(pool.map(read, sheet.chosen)) for sheet in chosen]
 
 
-def _read(source: Source, name: str, digest: str, text: str, longest: int) -> Picture:
+def _read(source: Source, name: str, digest: str, text: str, longest: int) -> Thumbnail:
     limits = ImageLimits(min_side=1, max_aspect=None)
     try:
-        # What is too large to be taken is not to be read for the sake of a report either.
+        # A file too large for ingest is not read for the report, either.
         data = source.read(name, 0, limits.max_bytes + 1)
         if len(data) > limits.max_bytes:
             raise ImageRejected("too-large", f"more than {limits.max_bytes} bytes")
         if digest and sha256(data) != digest:
-            raise ImageRejected("changed", "it is not the file that was looked at")
-        return Picture(name, text, tile(decode(data, limits), longest, QUALITY))
-    except ImageRejected as refused:
-        return Picture(name, text, None, refused.reason)
+            raise ImageRejected("changed", "it is not the file that was captioned")
+        return Thumbnail(name, text, tile(decode(data, limits), longest, QUALITY))
+    except ImageRejected as rejection:
+        return Thumbnail(name, text, None, rejection.reason)
     except DarkroomError as error:
-        return Picture(name, text, None, str(error))
+        return Thumbnail(name, text, None, str(error))

@@ -23,7 +23,7 @@ WIDEST = 8
 # Different words, licences and authors that are counted at the same time; beyond that, rare ones are forgotten.
 DIFFERENT = 100_000
 LONGEST_WORD = 40
-# Words that say nothing of what is in a picture.
+# Words that say nothing about the content of an image.
 QUIET = frozenset((
     *("a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "her", "his", "in", "into", "is", "it"),
     *("its", "of", "on", "or", "that", "the", "their", "there", "they", "this", "to", "with"),
@@ -37,14 +37,14 @@ class Shown:
 
     Attributes:
         limit: How many, at most.
-        chosen: Key, name and digest of the file, caption or what was found; sorted.
+        chosen: Key, name and digest of the file, caption or reason; sorted.
     """
 
     limit: int
     chosen: list[tuple[str, str, str, str]] = field(default_factory=list)
 
     def offer(self, key: str, name: str, sha256: str, text: str) -> None:
-        """Take an image where its key is among the smallest."""
+        """Add an image if its key is among the smallest."""
         if len(self.chosen) < self.limit or (self.chosen and key < self.chosen[-1][0]):
             insort(self.chosen, (key, name, sha256, text))
             del self.chosen[self.limit :]
@@ -52,7 +52,7 @@ class Shown:
 
 @dataclass
 class Reason:
-    """What is known of one reason for which images were left out."""
+    """How many images were rejected for one reason, and which of them to show."""
 
     images: int = 0
     threshold: float | None = None
@@ -63,15 +63,15 @@ class Tally:
     """Counts images one after the other.
 
     Args:
-        kept_pictures: Kept images to choose for the report, at most.
-        rejected_pictures: Images to choose for each reason, at most.
+        kept_images: Kept images to choose for the report, at most.
+        rejected_images: Images to choose for each reason, at most.
     """
 
-    def __init__(self, kept_pictures: int, rejected_pictures: int) -> None:
+    def __init__(self, kept_images: int, rejected_images: int) -> None:
         self.kept = 0
-        self.shown = Shown(kept_pictures)
+        self.shown = Shown(kept_images)
         self.reasons: dict[tuple[str, str], Reason] = {}
-        self._rejected_pictures = rejected_pictures
+        self._rejected_images = rejected_images
         self._sides = [0] * (len(SIDES) + 1)
         self._aspects = [0] * (2 * WIDEST + 1)
         self._lengths = [0] * (len(LENGTHS) + 1)
@@ -82,7 +82,7 @@ class Tally:
 
     @property
     def rejected(self) -> int:
-        """Images left out, by whatever step."""
+        """Images rejected, by any step."""
         return sum(reason.images for reason in self.reasons.values())
 
     def keep(self, record: CaptionRecord) -> None:
@@ -101,11 +101,11 @@ class Tally:
             forget_rare(counter)
         self.shown.offer(record.sha256, record.name, record.sha256, record.captions[0].text)
 
-    def leave_out(self, rejection: Rejection) -> None:
-        """Count an image that is left out."""
+    def reject(self, rejection: Rejection) -> None:
+        """Count an image that is rejected."""
         key = (rejection.step, rejection.reason)
         if key not in self.reasons:
-            self.reasons[key] = Reason(shown=Shown(self._rejected_pictures))
+            self.reasons[key] = Reason(shown=Shown(self._rejected_images))
         reason = self.reasons[key]
         reason.images += 1
         if rejection.threshold is not None:
@@ -140,18 +140,18 @@ def words_of(text: str) -> list[str]:
 
 
 def aspect_column(width: int, height: int) -> int:
-    """Return the column of an aspect ratio, 0 for 1:4 and what is taller, the middle one for squares."""
+    """Return the column of an aspect ratio: 0 for 1:4 and taller images, the middle one for squares."""
     return min(max(round(4 * log2(width / height)), -WIDEST), WIDEST) + WIDEST
 
 
 def spans(edges: tuple[int, ...]) -> list[str]:
-    """Return what the columns between some edges hold, such as ``3–5``."""
+    """Return the labels of the columns between some edges, such as ``3–5``."""
     inner = [f"{low}–{high - 1}" if high - 1 > low else f"{low}" for low, high in pairwise(edges)]
     return [f"{edges[0] - 1}" if edges[0] == 1 else f"< {edges[0]}", *inner, f"{edges[-1]}+"]
 
 
 def forget_rare(counter: Counter[str]) -> None:
-    """Forget the rarer half of what is counted once it is too much; what is frequent loses nothing."""
+    """Drop the rarer half of the counts once there are too many; frequent ones lose nothing."""
     if len(counter) > DIFFERENT:
         for name, _ in counter.most_common()[DIFFERENT // 2 :]:
             del counter[name]

@@ -1,4 +1,4 @@
-"""Images are left out once all are known: by thresholds that may change, and as near duplicates over all groups."""
+"""Images are rejected once all are known: by thresholds that may change, and as near duplicates over all groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from components.caption.group import caption
 from components.clean.__main__ import main
 from components.clean.cleaning import STATE, clean
 from components.clean.config import CleanConfig
-from components.errors import DataError
+from components.errors import ConfigError, DataError
 from components.image.decoding import ImageLimits
 from components.image.filters import FilterConfig
 from components.image.records import (
@@ -49,7 +49,7 @@ FLAT = 0x0123456789ABCDEF
 
 
 class Dataset:
-    """Captioned images whose pictures nobody has to paint."""
+    """Captioned images whose images nobody has to paint."""
 
     def __init__(self, name: str, groups: int = 2) -> None:
         self.work: Storage = MemoryStorage(name)
@@ -62,7 +62,7 @@ class Dataset:
         sha256 = f"{digest:0<64}"
         verdicts = {"spread": "50 v1", "sharpness": "200 v1", **scores}
         self.records[sha256] = CaptionRecord(
-            sha256, f"{digest}.jpg", 1000, (Caption(f"picture {digest}", "sidecar:a.txt"),), "v", side, side, verdicts,
+            sha256, f"{digest}.jpg", 1000, (Caption(f"image {digest}", "sidecar:a.txt"),), "v", side, side, verdicts,
             phash=None if phash is None else f"{phash:016x}",
         )  # fmt: skip
 
@@ -73,15 +73,15 @@ class Dataset:
 
     def clean(self, filters: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
         self.write()
-        config, wanted = CleanConfig.parse(values), FilterConfig.parse(filters or {})
-        return clean(config, wanted, "source", self.groups, KEY, self.work, Progress(io.StringIO()))
+        config, thresholds = CleanConfig.parse(values), FilterConfig.parse(filters or {})
+        return clean(config, thresholds, "source", self.groups, KEY, self.work, Progress(io.StringIO()))
 
     def kept(self) -> list[str]:
         return [one.name.removesuffix(".jpg") for group in self.groups for one in read_accepted(self.storage, group)]
 
-    def left_out(self) -> dict[str, Rejection]:
-        found = [one for group in self.groups for one in read_clean_rejections(self.storage, group)]
-        return {one.name.removesuffix(".jpg"): one for one in found}
+    def rejected(self) -> dict[str, Rejection]:
+        rejections = [one for group in self.groups for one in read_clean_rejections(self.storage, group)]
+        return {one.name.removesuffix(".jpg"): one for one in rejections}
 
 
 def test_near_duplicates_are_found_over_all_groups_and_the_largest_stays() -> None:
@@ -90,14 +90,14 @@ def test_near_duplicates_are_found_over_all_groups_and_the_largest_stays() -> No
         data.add(digest, phash & (2**64 - 1), side)
     data.add("5e", phash=None)
     result = data.clean(max_distance=3)
-    assert (result["kept"], result["left_out"], result["reused"]) == (3, 2, False)
+    assert (result["kept"], result["rejected_here"], result["reused"]) == (3, 2, False)
     assert sorted(data.kept()) == ["2b", "4d", "5e"]
-    found = data.left_out()
-    assert {name: (one.reason, one.step, one.value, one.threshold) for name, one in found.items()} == {
+    rejections = data.rejected()
+    assert {name: (one.reason, one.step, one.value, one.threshold) for name, one in rejections.items()} == {
         "1a": ("near-duplicate", "clean", 1, 3), "3c": ("near-duplicate", "clean", 3, 3)
     }  # fmt: skip
-    assert found["3c"].detail.startswith("looks like '2b.jpg', which is kept: 3 of 64 bits differ")
-    assert {one.sha256 for one in found.values()} <= set(data.records)
+    assert rejections["3c"].detail.startswith("looks like '2b.jpg', which is kept: 3 of 64 bits differ")
+    assert {one.sha256 for one in rejections.values()} <= set(data.records)
 
 
 def test_of_equal_ones_the_smallest_digest_stays_and_without_a_distance_all_do() -> None:
@@ -106,7 +106,7 @@ def test_of_equal_ones_the_smallest_digest_stays_and_without_a_distance_all_do()
         data.add(digest, FLAT)
     data.clean(max_distance=0)
     assert data.kept() == ["5"]
-    assert data.clean()["left_out"] == 0
+    assert data.clean()["rejected_here"] == 0
     assert sorted(data.kept()) == ["5", "7", "9"]
 
 
@@ -116,7 +116,7 @@ def test_what_the_filters_leave_out_is_nobodys_original() -> None:
     data.add("b", FLAT, side=100)
     data.clean({"min_sharpness": 10}, max_distance=2)
     assert data.kept() == ["b"]
-    assert {name: one.reason for name, one in data.left_out().items()} == {"a": "blurry"}
+    assert {name: one.reason for name, one in data.rejected().items()} == {"a": "blurry"}
 
 
 @settings(max_examples=20, deadline=None)
@@ -127,8 +127,8 @@ def test_the_outcome_depends_neither_on_the_groups_nor_on_their_order(images: li
         data = Dataset(f"clean-groups-{groups}", groups)
         for number, (phash, side) in enumerate(images):
             data.add(f"{number:04x}{phash}", FLAT ^ phash, side)
-        data.clean(max_distance=1, kept_pictures=0, rejected_pictures=0)
-        outcomes.append((sorted(data.kept()), sorted((name, one.detail) for name, one in data.left_out().items())))
+        data.clean(max_distance=1, kept_images=0, rejected_images=0)
+        outcomes.append((sorted(data.kept()), sorted((name, one.detail) for name, one in data.rejected().items())))
         data.storage.delete_tree("captions")
     assert outcomes[0] == outcomes[1]
 
@@ -142,7 +142,7 @@ def test_a_threshold_takes_effect_without_a_look_at_anything() -> None:
         data.clean({"min_sharpness": threshold})
         kept.append(sorted(data.kept()))
     assert kept == [["a", "b", "c"], ["b", "c"], ["c"], [], ["b", "c"]]
-    assert data.left_out()["a"].scores == data.records[f"{'a':0<64}"].verdicts
+    assert data.rejected()["a"].scores == data.records[f"{'a':0<64}"].verdicts
 
 
 def test_where_nothing_changed_nothing_is_done() -> None:
@@ -162,7 +162,14 @@ def test_where_nothing_changed_nothing_is_done() -> None:
         assert data.storage.exists(lost)
     data.storage.write(STATE, b"torn")
     assert data.clean(max_distance=2) == first
+    data.storage.write_json(STATE, {**data.storage.read_json(STATE), "format": 1})
+    assert data.clean(max_distance=2) == first, "a state in an older format is made again from the captions"
     assert set(keys) <= {entry.key for entry in data.storage.list()}
+
+
+def test_an_old_name_of_a_setting_is_rejected_with_the_new_one() -> None:
+    with pytest.raises(ConfigError, match="kept_pictures is now kept_images"):
+        CleanConfig.parse({"kept_pictures": 3})
 
 
 @pytest.mark.parametrize("change", ["caption", "image", "caption rejection", "ingest rejection", "setting", "filter"])
@@ -202,8 +209,8 @@ def test_killed_anywhere_it_ends_as_it_would_have_and_does_not_pass_for_what_was
             data.add(f"{number}", FLAT ^ (1 << number))
         if not work.exists(f"datasets/{KEY}/captions/g0.jsonl"):
             data.write()
-        wanted = CleanConfig(max_distance=distance)
-        clean(wanted, FilterConfig(), "source", data.groups, KEY, work, Progress(io.StringIO()))
+        config = CleanConfig(max_distance=distance)
+        clean(config, FilterConfig(), "source", data.groups, KEY, work, Progress(io.StringIO()))
         return contents(work)
 
     def life(work: Storage) -> dict[str, bytes]:
@@ -247,7 +254,7 @@ def photos(root: Path) -> None:
     for number in range(4):
         noise = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
         Image.fromarray(noise).resize((96, 64), Image.Resampling.BICUBIC).save(root / f"{number}.png")
-        (root / f"{number}.txt").write_text(f"picture {number}")
+        (root / f"{number}.txt").write_text(f"image {number}")
     Image.open(root / "1.png").resize((60, 40)).save(root / "again.jpg")
     Image.new("RGB", (50, 50), "white").save(root / "plain.png")
     for name in ("again", "plain"):
@@ -264,17 +271,17 @@ def captioned(root: Path, work: Storage, **values: Any) -> tuple[str, tuple[str,
     return source_id, groups
 
 
-def test_real_pictures_through_ingest_caption_and_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_images_through_ingest_caption_and_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos(tmp_path / "photos")
     work = MemoryStorage("clean-real")
     source_id, groups = captioned(tmp_path / "photos", work)
     arguments = ["--workdir", work.url, "--source-id", source_id, "--encoding-key", KEY, "--groups", *groups]
     assert main([*arguments, "--set", "max_distance=6"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["kept"], told["left_out"], told["rejected"]) == (4, 2, 2)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["kept"], result["rejected_here"], result["rejected"]) == (4, 2, 2)
     storage = work.child(f"datasets/{KEY}")
-    found = {one.name: one.reason for group in groups for one in read_clean_rejections(storage, group)}
-    assert found == {"again.jpg": "near-duplicate", "plain.png": "flat"}
+    rejections = {one.name: one.reason for group in groups for one in read_clean_rejections(storage, group)}
+    assert rejections == {"again.jpg": "near-duplicate", "plain.png": "flat"}
     assert main([*arguments, "--filter", "min_spread=null"]) == 0
     assert {one.name for group in groups for one in read_accepted(storage, group)} >= {"again.jpg", "plain.png"}
 

@@ -1,4 +1,4 @@
-"""The data report tells what is there, carries its pictures within itself, and nothing in the data can break it."""
+"""The data report tells what is there, carries its images within itself, and nothing in the data can break it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def record(name: str, data: bytes = b"", text: str = "a red dog", **values: Any)
     return CaptionRecord(sha256(data or name.encode("utf-8", "replace")), name, 100, caption_version="v", **own)
 
 
-def picture(seed: int, size: tuple[int, int] = (90, 60)) -> bytes:
+def image(seed: int, size: tuple[int, int] = (90, 60)) -> bytes:
     file = io.BytesIO()
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(noise).save(file, "PNG")
@@ -97,9 +97,9 @@ def test_images_captions_and_reasons_are_counted() -> None:
     tally.keep(record("a", text="A dog, a DOG and 3 Cats", license="CC0"))
     captions = (Caption("one", "model:blip"), Caption("two words", "sidecar:b/c.txt"))
     tally.keep(record("b", captions=captions, width=300, height=1200))
-    tally.leave_out(Rejection("c", "clean", "blurry", "said", "0" * 64, "v", 3.0, 20.0))
-    tally.leave_out(Rejection("d", "ingest", "not-an-image", "said"))
-    tally.leave_out(Rejection("e", "ingest", "not-an-image", "said"))
+    tally.reject(Rejection("c", "clean", "blurry", "said", "0" * 64, "v", 3.0, 20.0))
+    tally.reject(Rejection("d", "ingest", "not-an-image", "said"))
+    tally.reject(Rejection("e", "ingest", "not-an-image", "said"))
     numbers = tally.numbers(words=3)
     assert (numbers["images"], numbers["kept"], numbers["captions"]) == (5, 2, 3)
     assert numbers["rejected"] == [
@@ -127,7 +127,7 @@ def test_columns_are_where_they_say() -> None:
 
 @settings(deadline=None)
 @given(st.permutations(range(30)))
-def test_which_pictures_are_shown_does_not_depend_on_the_order(order: Sequence[int]) -> None:
+def test_which_images_are_shown_does_not_depend_on_the_order(order: Sequence[int]) -> None:
     shown = Shown(5)
     for number in order:
         shown.offer(f"{number:04d}", f"{number}.jpg", "", "")
@@ -148,13 +148,13 @@ def test_a_world_of_words_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPat
     assert len(numbers["licenses"]) <= 101
 
 
-def test_pictures_are_in_the_page_or_say_why_not() -> None:
+def test_images_are_in_the_page_or_say_why_not() -> None:
     source = MemoryStorage("data-report-source")
     files = {
-        "good.png": picture(1),
-        "small.png": picture(2, (20, 10)),
-        "other.png": picture(3),
-        "torn.png": picture(4)[:99],
+        "good.png": image(1),
+        "small.png": image(2, (20, 10)),
+        "other.png": image(3),
+        "torn.png": image(4)[:99],
     }
     for name, data in files.items():
         source.write(name, data)
@@ -162,23 +162,23 @@ def test_pictures_are_in_the_page_or_say_why_not() -> None:
     for name in ("good.png", "small.png"):
         tally.keep(record(name, files[name], text=f"caption of {name}"))
     tally.keep(record("gone.png"))
-    tally.leave_out(Rejection("torn.png", "caption", "truncated", "99 bytes", sha256(files["torn.png"])))
-    tally.leave_out(Rejection("other.png", "clean", "blurry", "changed since", "0" * 64, "v", 1.0, 2.0))
+    tally.reject(Rejection("torn.png", "caption", "truncated", "99 bytes", sha256(files["torn.png"])))
+    tally.reject(Rejection("other.png", "clean", "blurry", "changed since", "0" * 64, "v", 1.0, 2.0))
     numbers, page = written(tally)
     assert numbers["kept"] == 3
     shown = [attributes for tag, attributes in page.tags if tag == "img"]
     assert sorted(str(attributes["alt"]) for attributes in shown) == ["caption of good.png", "caption of small.png"]
     (small,) = [attributes for attributes in shown if attributes["width"] == "20"]
     assert (small["height"], small["class"]) == ("10", "pixels")
-    for said in ("truncated", "changed", "unreadable", "3 of 5 images"):
-        assert said in page.text
-    _, page = written(tally, kept_pictures=0, source="/nowhere/at/all")
+    for text in ("truncated", "changed", "unreadable", "3 of 5 images"):
+        assert text in page.text
+    _, page = written(tally, kept_images=0, source="/nowhere/at/all")
     assert page.count("img") == 0
 
 
-def test_a_hundred_pictures_are_small_ones() -> None:
+def test_a_hundred_images_are_small_ones() -> None:
     source = MemoryStorage("data-report-large")
-    data = picture(5, (1500, 900))
+    data = image(5, (1500, 900))
     source.write("large.png", data)
     shown = Shown(1)
     shown.offer("a", "large.png", sha256(data), "text")
@@ -193,7 +193,7 @@ def test_nothing_in_the_data_becomes_a_tag() -> None:
     tally = Tally(10, 10)
     captions = (Caption(EVIL, f"model:{EVIL}"),)
     tally.keep(record(EVIL, captions=captions, license=EVIL, source=EVIL))
-    tally.leave_out(Rejection(EVIL, EVIL, EVIL, EVIL, None))
+    tally.reject(Rejection(EVIL, EVIL, EVIL, EVIL, None))
     _, page = written(tally)
     assert page.text.count("<script>alert(1)</script>") >= 5
     assert "\u202e" not in page.text
@@ -211,7 +211,7 @@ def test_any_data_make_a_page(images: list[tuple[str, str, int, int]]) -> None:
     tally = Tally(3, 3)
     for name, text, width, height in images:
         tally.keep(record(name or "x", text=text, width=width, height=height, license=text or None))
-        tally.leave_out(Rejection(name, text, name, text))
+        tally.reject(Rejection(name, text, name, text))
     numbers, _ = written(tally)
     assert json.dumps(numbers)
     assert sum(numbers["aspects"]) == len(images)
@@ -221,7 +221,7 @@ def test_a_page_without_any_images_says_so() -> None:
     numbers, page = written(Tally(5, 5))
     assert numbers["images"] == 0
     assert "No images were found." in page.text
-    assert "No image is left out." in page.text
+    assert "No image was rejected." in page.text
 
 
 def test_a_histogram_shows_every_column_that_holds_something() -> None:
@@ -238,8 +238,8 @@ def test_a_histogram_shows_every_column_that_holds_something() -> None:
 def test_the_runs_report_leads_to_it_and_nowhere_else(tmp_path: Path) -> None:
     workdir = MemoryStorage("data-report-run")
     step = {"step": "clean", "group": None, "status": "done", "started": 1.0, "seconds": 1.0, "error": None}
-    for told, link in [("datasets/ab-12/report.html", True), ("javascript:alert(1)", False), ("../../x", False)]:
-        workdir.write_json("runs/first/steps/clean.json", {**step, "result": {"report": told, "kept": 3}})
+    for path, link in [("datasets/ab-12/report.html", True), ("javascript:alert(1)", False), ("../../x", False)]:
+        workdir.write_json("runs/first/steps/clean.json", {**step, "result": {"report": path, "kept": 3}})
         report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(io.StringIO()))
         page = Page(workdir.read("runs/first/report.html").decode())
         links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]

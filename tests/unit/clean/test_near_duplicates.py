@@ -1,4 +1,4 @@
-"""Near duplicates are found without a miss, whatever the hashes are, and hashes say what pictures look like."""
+"""Near duplicates are found without a miss, whatever the hashes are, and hashes say what images look like."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_found_is_what_comparing_each_with_all_finds(distance: int) -> None:
     for seed, count in enumerate([0, 1, 2, 9, 200, 700]):
         hashes = alike(count, seed)
-        found = near_duplicates(hashes, distance)
-        assert found.keeper.tolist() == one_by_one(hashes, distance).tolist()
-        assert (found.distance == np.bitwise_count(hashes ^ hashes[found.keeper])).all()
-        assert found.distance.max(initial=0) <= distance
+        nearest = near_duplicates(hashes, distance)
+        assert nearest.keeper.tolist() == one_by_one(hashes, distance).tolist()
+        assert (nearest.distance == np.bitwise_count(hashes ^ hashes[nearest.keeper])).all()
+        assert nearest.distance.max(initial=0) <= distance
 
 
 @settings(deadline=None)
@@ -86,8 +86,8 @@ def test_any_hashes_at_all(numbers: list[int], distance: int) -> None:
         patch.setattr(module, "LEAF", 4)
         patch.setattr(module, "OUTRIGHT", 16)
         patch.setattr(module, "PAIRS", 20)
-        found = near_duplicates(hashes, distance)
-    assert found.keeper.tolist() == one_by_one(hashes, distance).tolist()
+        nearest = near_duplicates(hashes, distance)
+    assert nearest.keeper.tolist() == one_by_one(hashes, distance).tolist()
 
 
 # Bands and their radius follow from the number of hashes, so only many of them show whether the radius is large enough:
@@ -103,8 +103,8 @@ def test_every_distance_that_can_be_set_is_tested_with_many_hashes() -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_no_near_duplicate_is_missed_among_many(distance: int) -> None:
     hashes = with_copies(15_000, distance, seed=distance)
-    found = near_duplicates(hashes, distance).keeper
-    assert (found != greedily(hashes, distance)).sum() == 0
+    nearest = near_duplicates(hashes, distance).keeper
+    assert (nearest != greedily(hashes, distance)).sum() == 0
 
 
 @pytest.mark.parametrize("distance", [3, 5, 6, 7])
@@ -123,26 +123,26 @@ def test_many_in_one_place_are_all_compared(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_no_chain_of_small_steps_joins_what_looks_different() -> None:
     chain = np.array([(1 << step) - 1 for step in range(30)], np.uint64)
-    found = near_duplicates(chain, 4)
-    assert found.keeper.tolist() == [step // 5 * 5 for step in range(30)]
+    nearest = near_duplicates(chain, 4)
+    assert nearest.keeper.tolist() == [step // 5 * 5 for step in range(30)]
 
 
 def test_a_million_of_the_same_are_no_million_times_a_million() -> None:
-    found = near_duplicates(np.full(1_000_000, 2**64 - 1, np.uint64), 7)
-    assert not found.keeper.any()
-    assert not found.distance.any()
+    nearest = near_duplicates(np.full(1_000_000, 2**64 - 1, np.uint64), 7)
+    assert not nearest.keeper.any()
+    assert not nearest.distance.any()
 
 
 def scene(seed: int, side: int = 256) -> Image.Image:
-    """Return a picture of shapes and shades, unlike those of other seeds."""
+    """Return an image of shapes and shades, unlike those of other seeds."""
     random = np.random.default_rng(seed)
     shades = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8))
-    picture = shades.resize((side, side), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(picture)
+    image = shades.resize((side, side), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
     for _ in range(5):
         left, top = random.integers(0, side * 3 // 4, 2).tolist()
         draw.ellipse((left, top, left + side // 5, top + side // 4), fill=tuple(random.integers(0, 256, 3).tolist()))
-    return picture
+    return image
 
 
 def apart(one: Image.Image, other: Image.Image) -> int:
@@ -150,20 +150,20 @@ def apart(one: Image.Image, other: Image.Image) -> int:
     return int(np.bitwise_count(first ^ second))
 
 
-def recompressed(picture: Image.Image) -> Image.Image:
+def recompressed(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=40)
+    image.save(file, "JPEG", quality=40)
     return Image.open(file).convert("RGB")
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_picture_saved_anew_still_looks_like_itself_and_not_like_another(seed: int) -> None:
-    picture = scene(seed)
-    assert apart(picture, recompressed(picture)) <= 4
-    assert apart(picture, picture.resize((97, 97), Image.Resampling.LANCZOS)) <= 4
-    assert apart(picture, ImageEnhance.Brightness(picture).enhance(0.8)) <= 4
-    assert apart(picture, scene(seed + 100)) > 12
-    assert apart(picture, picture.rotate(90)) > 12
+def test_a_image_saved_anew_still_looks_like_itself_and_not_like_another(seed: int) -> None:
+    image = scene(seed)
+    assert apart(image, recompressed(image)) <= 4
+    assert apart(image, image.resize((97, 97), Image.Resampling.LANCZOS)) <= 4
+    assert apart(image, ImageEnhance.Brightness(image).enhance(0.8)) <= 4
+    assert apart(image, scene(seed + 100)) > 12
+    assert apart(image, image.rotate(90)) > 12
 
 
 def test_a_hash_is_sixteen_hex_digits_and_stays_the_same() -> None:
