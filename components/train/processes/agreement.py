@@ -14,12 +14,12 @@ from torch import Tensor
 from components.processes.stopping import Stopping
 
 # Reading a sum back makes the host wait for the GPU, which then idles until the next step is launched: some
-# milliseconds, which is nothing beside a step this long, while one step more after a notice is a lot.
+# milliseconds, which do not matter for a step this long, while one more step after a notice does.
 _LATE_BELOW_SECONDS = 1.0
 
 
 class Agreed(NamedTuple):
-    """What all ranks know of one step.
+    """What all ranks agree on after one step.
 
     Attributes:
         step: The optimizer step.
@@ -42,15 +42,15 @@ class _Posted(NamedTuple):
 
 
 class Agreement:
-    """Adds up what the ranks say of each step, and so brings all of them to stop after the same one.
+    """Adds up the ranks' values of each step, so that all of them stop after the same one.
 
     On CPUs each step's sums are read at once. On GPUs those of short steps are read while the next step runs, so that
     the device never waits for the host: a request then stops the ranks one step later. When to read follows from the
     sums themselves and from the step's number, so every rank does the same.
 
     Args:
-        stopping: Knows whether this rank was asked to stop.
-        device: Where tensors lie that ranks exchange.
+        stopping: The requests to stop that this rank has received.
+        device: The device of tensors that ranks exchange.
         late_below: Mean seconds of a step below which its sums are read one step late.
         clock: Seconds that never go backwards.
     """
@@ -78,12 +78,12 @@ class Agreement:
 
         Args:
             step: The step that was just taken.
-            loss_share: This rank's part of the mean loss: a number, or a tensor on the device that nobody waits for.
+            loss_share: This rank's part of the mean loss: a number, or a tensor on the device, without waiting for it.
             facts: Noted beside it, and returned with it.
             at_once: Whether to wait for this very step, as before a checkpoint; the same on every rank.
 
         Returns:
-            The steps that were not returned before, oldest first; up to this one where any of them says to stop.
+            The steps that were not returned before, oldest first; up to this one if any of them says to stop.
         """
         self._stopping.begin()
         self._posted.append(self._post(step, loss_share, facts))

@@ -1,4 +1,4 @@
-"""Small things that ranks tell one another, as tensors: nothing is pickled."""
+"""Small values that ranks exchange, as tensors: nothing is pickled."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ _TEXT_BYTES = 1000
 
 
 def device() -> torch.device:
-    """Return where tensors must lie that ranks exchange: NCCL knows GPUs only."""
+    """Return the device of tensors that ranks exchange: NCCL needs a GPU."""
     return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
 
 
 def any_rank(flag: bool) -> bool:
-    """Tell whether the flag is up on any rank; every rank calls it."""
-    told = torch.tensor([int(flag)], device=device())
-    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-    return bool(told.item())
+    """Tell whether the flag is true on any rank; every rank calls it."""
+    flags = torch.tensor([int(flag)], device=device())
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags.item())
 
 
 def first_problem(problem: str | None) -> str | None:
     """Return the problem of the first rank that has one, or None; every rank calls it, with its own."""
     mine = (problem or "").encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
-    told = torch.zeros(torch.distributed.get_world_size(), _TEXT_BYTES, dtype=torch.uint8, device=device())
-    told[torch.distributed.get_rank()] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
-    torch.distributed.all_reduce(told)
-    texts = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in told.cpu())
+    rows = torch.zeros(torch.distributed.get_world_size(), _TEXT_BYTES, dtype=torch.uint8, device=device())
+    rows[torch.distributed.get_rank()] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+    torch.distributed.all_reduce(rows)
+    texts = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows.cpu())
     return next((text for text in texts if text), None)
 
 

@@ -1,8 +1,8 @@
-"""Notices that a cloud is about to take this machine away, read from its metadata server.
+"""Notices that a cloud is about to reclaim this node, read from its metadata server.
 
-AWS gives 120 s, Azure at least 30 s, Google Cloud 30 s. Kubernetes mostly tells its pods itself, by SIGTERM; these
-pollers are for machines without it, and for clusters whose nodes are not drained on a notice. Pods see the metadata
-server of AWS only where the hop limit is 2. On GKE with Workload Identity pods do not see ``instance/preempted``
+AWS gives 120 s, Azure at least 30 s, Google Cloud 30 s. Kubernetes mostly sends its pods SIGTERM; these pollers are for
+machines without Kubernetes, and for clusters whose nodes are not drained on a notice. Pods reach the metadata server of
+AWS only if the hop limit is 2. On GKE with Workload Identity pods do not see ``instance/preempted``
 (https://github.com/banzaicloud/preemption-exporter/issues/3); there SIGTERM is the notice.
 """
 
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from components.errors import DarkroomError
 
-Look = Callable[[], str | None]
+ReadNotice = Callable[[], str | None]
 
 _TIMEOUT_SECONDS = 2.0
 _MAX_BYTES = 1 << 16
@@ -26,7 +26,7 @@ _TOKEN_SECONDS = 21_600
 
 
 class MetadataError(DarkroomError):
-    """The metadata server gave an answer that says neither yes nor no; it never leaves the poller."""
+    """The metadata server gave an answer that means neither yes nor no; it never leaves the poller."""
 
 
 class Metadata:
@@ -43,15 +43,15 @@ class Metadata:
 
     def ask(self, path: str, headers: Mapping[str, str], method: str = "GET") -> tuple[int, str]:
         """Return the status and the text of an answer."""
-        place = urlsplit(self._address)
-        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=self._timeout)
+        url = urlsplit(self._address)
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=self._timeout)
         with closing(connection):
             connection.request(method, path, headers=dict(headers))
             answer = connection.getresponse()
             return answer.status, answer.read(_MAX_BYTES).decode()
 
     def get(self, path: str, headers: Mapping[str, str]) -> str:
-        """Return the text under a path that must be there."""
+        """Return the text under a path that must exist."""
         status, text = self.ask(path, headers)
         if status != 200:
             raise MetadataError(f"GET {path}: status {status}, expected 200")
@@ -66,17 +66,17 @@ class Aws:
 
     Args:
         metadata: The server.
-        rebalance: Whether a rebalance recommendation is a notice. One that is there at the first look is not: it
-            stays for as long as the machine does, and who starts in spite of it would stop again and again.
+        rebalance: Whether a rebalance recommendation is a notice. One that exists at the first request is not: it
+            stays as long as the machine does, and a training started in spite of it would stop again and again.
     """
 
     def __init__(self, metadata: Metadata, rebalance: bool) -> None:
         self._metadata = metadata
         self._rebalance = rebalance
         self._token: str | None = None
-        self._known: list[Any] = []
+        self._earlier: list[Any] = []
 
-    def look(self) -> str | None:
+    def read_notice(self) -> str | None:
         """Return what the cloud is about to do, or None."""
         action = self._read("spot/instance-action")
         if action is not None:
@@ -84,10 +84,10 @@ class Aws:
         if not self._rebalance:
             return None
         advice = self._read("events/recommendations/rebalance")
-        told = None if advice is None else _text(advice, "noticeTime")
-        if not self._known:
-            self._known.append(told)
-        return None if told in (None, *self._known) else f"aws: rebalance recommended at {told}"
+        time = None if advice is None else _text(advice, "noticeTime")
+        if not self._earlier:
+            self._earlier.append(time)
+        return None if time in (None, *self._earlier) else f"aws: rebalance recommended at {time}"
 
     def _read(self, item: str) -> dict[str, Any] | None:
         path = f"/latest/meta-data/{item}"
@@ -123,10 +123,10 @@ class Gcp:
     def __init__(self, metadata: Metadata) -> None:
         self._metadata = metadata
 
-    def look(self) -> str | None:
+    def read_notice(self) -> str | None:
         """Return what the cloud is about to do, or None."""
         path = "/computeMetadata/v1/instance/preempted"
-        # It is there on every machine, spot or not: unlike at AWS, 404 tells that something else answers.
+        # Every machine has it, spot or not: unlike at AWS, 404 means that something else answers.
         text = self._metadata.get(path, {"Metadata-Flavor": "Google"})
         if text not in ("TRUE", "FALSE"):
             raise MetadataError(f"GET {path}: {text[:100]!r}, expected TRUE or FALSE")
@@ -134,12 +134,12 @@ class Gcp:
 
 
 class Azure:
-    """Azure's Scheduled Events; a scale set's machines hear of one another's, too.
+    """Azure's Scheduled Events; the machines of a scale set see each other's events, too.
 
     https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
 
     Args:
-        metadata: The server. The first request may take it two minutes; until then requests time out.
+        metadata: The server. It may take two minutes for the first request; until then requests time out.
     """
 
     _HEADERS: Mapping[str, str] = {"Metadata": "true"}
@@ -147,7 +147,7 @@ class Azure:
     def __init__(self, metadata: Metadata) -> None:
         self._metadata = metadata
 
-    def look(self) -> str | None:
+    def read_notice(self) -> str | None:
         """Return what the cloud is about to do, or None."""
         text = self._metadata.get("/metadata/scheduledevents?api-version=2020-07-01", self._HEADERS)
         events = _mapping(text).get("Events")
@@ -158,42 +158,44 @@ class Azure:
         return None if mine is None else f"azure: eviction not before {mine.get('NotBefore') or 'now'}"
 
     def _is_meant(self, event: Mapping[str, Any]) -> bool:
-        """Tell whether an event is about this machine: also where its name cannot be learnt."""
+        """Tell whether an event is about this machine, which it is if the machine's name cannot be read."""
         try:
             name = self._metadata.get(
                 "/metadata/instance/compute/name?api-version=2021-02-01&format=text", self._HEADERS
             )
         except (MetadataError, OSError, http.client.HTTPException):
             return True
-        named = event.get("Resources")
-        return not isinstance(named, list) or name.lower() in [str(one).lower() for one in named]
+        names = event.get("Resources")
+        return not isinstance(names, list) or name.lower() in [str(one).lower() for one in names]
 
 
 class Poller:
-    """Looks for a notice again and again, in a thread, until there is one.
+    """Asks for a notice again and again, in a thread, until there is one.
 
     Args:
-        look: Looks once.
-        act: Told of the notice.
-        trouble: Told why looking fails, once, and again where it fails after it had worked.
-        every: Seconds between two looks.
+        read_notice: Asks once.
+        act: Called with the notice.
+        trouble: Called with the reason if asking fails: once, and again if it fails after it had worked.
+        every: Seconds between two requests.
     """
 
-    def __init__(self, look: Look, act: Callable[[str], None], trouble: Callable[[str], None], every: float) -> None:
-        self._look = look
+    def __init__(
+        self, read_notice: ReadNotice, act: Callable[[str], None], trouble: Callable[[str], None], every: float
+    ) -> None:
+        self._read_notice = read_notice
         self._act = act
         self._trouble = trouble
         self._every = every
         self._works = True
 
     def start(self) -> None:
-        """Look from now on."""
+        """Ask from now on, in a thread."""
         threading.Thread(target=self._run, name="notices", daemon=True).start()
 
     def poll(self) -> bool:
-        """Look once, and tell whether there was a notice; whatever the server does, nothing is raised."""
+        """Ask once, and tell whether there was a notice; whatever the server does, nothing is raised."""
         try:
-            notice = self._look()
+            notice = self._read_notice()
         except Exception as error:  # a notice is a bonus: no answer whatsoever may end the training
             if self._works:
                 self._trouble(str(error) or type(error).__name__)
@@ -210,18 +212,18 @@ class Poller:
             pause.wait(self._every)
 
 
-def source(cloud: Literal["aws", "gcp", "azure"], address: str, rebalance: bool) -> Look:
-    """Return what looks for a cloud's notices.
+def source(cloud: Literal["aws", "gcp", "azure"], address: str, rebalance: bool) -> ReadNotice:
+    """Return the function that asks for a cloud's notices.
 
     Args:
-        cloud: Whose machine this is.
-        address: The metadata server's.
+        cloud: The cloud of this machine.
+        address: The address of the metadata server.
         rebalance: Whether AWS's recommendation to rebalance counts as a notice.
     """
     metadata = Metadata(address)
     if cloud == "aws":
-        return Aws(metadata, rebalance).look
-    return Gcp(metadata).look if cloud == "gcp" else Azure(metadata).look
+        return Aws(metadata, rebalance).read_notice
+    return Gcp(metadata).read_notice if cloud == "gcp" else Azure(metadata).read_notice
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from components.train.processes.notices import Aws, Azure, Gcp, Look, Metadata, Poller, source
+from components.train.processes.notices import Aws, Azure, Gcp, Metadata, Poller, ReadNotice, source
 
 Answer = tuple[int, str]
 Route = Callable[[Mapping[str, str]], Answer]
@@ -77,32 +77,32 @@ def needs(header: str, value: str, answer: Answer) -> Route:
     return lambda headers: answer if headers.get(header) == value else (403, "forbidden")
 
 
-class Heard:
-    """What a poller said."""
+class Listener:
+    """A poller, and what it reported."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, read_notice: ReadNotice) -> None:
         self.notices: list[str] = []
         self.troubles: list[str] = []
-        self.poller = Poller(look, self.notices.append, self.troubles.append, every=0.001)
+        self.poller = Poller(read_notice, self.notices.append, self.troubles.append, every=0.001)
 
-    def poll(self, times: int = 1) -> Heard:
+    def poll(self, times: int = 1) -> Listener:
         for _ in range(times):
             self.poller.poll()
         return self
 
 
-def aws(fake: FakeMetadata, rebalance: bool = False) -> Heard:
+def aws(fake: FakeMetadata, rebalance: bool = False) -> Listener:
     fake.routes.setdefault(TOKEN, always(200, "secret"))
-    return Heard(Aws(Metadata(fake.address, timeout=5), rebalance).look)
+    return Listener(Aws(Metadata(fake.address, timeout=5), rebalance).read_notice)
 
 
 def test_aws_asks_with_a_token_and_hears_of_the_reclaim(fake: FakeMetadata) -> None:
-    heard = aws(fake)
-    assert not heard.poll().notices
-    told = json.dumps({"action": "terminate", "time": "2026-11-05T08:22:00Z"})
-    fake.routes[ACTION] = needs("X-aws-ec2-metadata-token", "secret", (200, told))
-    assert heard.poll().notices == ["aws: terminate at 2026-11-05T08:22:00Z"]
-    assert not heard.troubles
+    listener = aws(fake)
+    assert not listener.poll().notices
+    answer = json.dumps({"action": "terminate", "time": "2026-11-05T08:22:00Z"})
+    fake.routes[ACTION] = needs("X-aws-ec2-metadata-token", "secret", (200, answer))
+    assert listener.poll().notices == ["aws: terminate at 2026-11-05T08:22:00Z"]
+    assert not listener.troubles
     assert fake.requests.count(TOKEN) == 1, "the token serves for six hours"
 
 
@@ -110,12 +110,12 @@ def test_aws_gets_a_new_token_when_the_old_one_expires(fake: FakeMetadata) -> No
     tokens = iter(["old", "new"])
     fake.routes[TOKEN] = lambda _headers: (200, next(tokens))
     fake.routes[ACTION] = lambda headers: (404, "") if headers["X-aws-ec2-metadata-token"] == "old" else (401, "")
-    heard = aws(fake).poll()
+    listener = aws(fake).poll()
     fake.routes[ACTION] = lambda headers: (
         (200, '{"action": "stop"}') if headers["X-aws-ec2-metadata-token"] == "new" else (401, "")
     )
-    assert heard.poll().notices == ["aws: stop at None"]
-    assert not heard.troubles
+    assert listener.poll().notices == ["aws: stop at None"]
+    assert not listener.troubles
 
 
 def test_a_rebalance_recommendation_counts_only_when_asked_for_and_new(fake: FakeMetadata) -> None:
@@ -123,7 +123,7 @@ def test_a_rebalance_recommendation_counts_only_when_asked_for_and_new(fake: Fak
     deaf, eager = aws(fake), aws(fake, rebalance=True)
     assert not deaf.poll(2).notices
     assert ADVICE not in fake.requests
-    assert not eager.poll(2).notices, "who started in spite of it would stop again and again"
+    assert not eager.poll(2).notices, "a training started in spite of it would stop again and again"
 
     fake.routes[ADVICE] = always(200, '{"noticeTime": "2026-11-05T09:00:00Z"}')
     assert eager.poll().notices == ["aws: rebalance recommended at 2026-11-05T09:00:00Z"]
@@ -135,18 +135,18 @@ def test_a_rebalance_recommendation_counts_only_when_asked_for_and_new(fake: Fak
 
 
 def test_gcp_hears_of_the_preemption(fake: FakeMetadata) -> None:
-    heard = Heard(Gcp(Metadata(fake.address, timeout=5)).look)
+    listener = Listener(Gcp(Metadata(fake.address, timeout=5)).read_notice)
     fake.routes[PREEMPTED] = needs("Metadata-Flavor", "Google", (200, "FALSE"))
-    assert not heard.poll().notices
+    assert not listener.poll().notices
     fake.routes[PREEMPTED] = needs("Metadata-Flavor", "Google", (200, "TRUE\n"))
-    assert heard.poll().notices == ["gcp: preempted"]
-    assert not heard.troubles
+    assert listener.poll().notices == ["gcp: preempted"]
+    assert not listener.troubles
 
 
 def test_gcp_says_when_the_path_is_hidden_as_on_gke(fake: FakeMetadata) -> None:
-    heard = Heard(Gcp(Metadata(fake.address, timeout=5)).look).poll(3)
-    assert not heard.notices
-    assert heard.troubles == ["GET /computeMetadata/v1/instance/preempted: status 404, expected 200"]
+    listener = Listener(Gcp(Metadata(fake.address, timeout=5)).read_notice).poll(3)
+    assert not listener.notices
+    assert listener.troubles == ["GET /computeMetadata/v1/instance/preempted: status 404, expected 200"]
 
 
 def scheduled(*events: Mapping[str, Any]) -> Route:
@@ -157,20 +157,20 @@ PREEMPT = {"EventType": "Preempt", "Resources": ["Gpu_3"], "EventStatus": "Sched
 
 
 def test_azure_hears_of_its_own_eviction_only(fake: FakeMetadata) -> None:
-    heard = Heard(Azure(Metadata(fake.address, timeout=5)).look)
+    listener = Listener(Azure(Metadata(fake.address, timeout=5)).read_notice)
     fake.routes[NAME] = needs("Metadata", "true", (200, "gpu_3"))
     fake.routes[EVENTS] = scheduled({**PREEMPT, "EventType": "Reboot"}, {**PREEMPT, "Resources": ["gpu_4"]})
-    assert not heard.poll().notices
+    assert not listener.poll().notices
     fake.routes[EVENTS] = scheduled({**PREEMPT, "Resources": ["gpu_4"]}, PREEMPT)
-    assert heard.poll().notices == ["azure: eviction not before Mon, 19 Sep"]
-    assert not heard.troubles
+    assert listener.poll().notices == ["azure: eviction not before Mon, 19 Sep"]
+    assert not listener.troubles
 
 
-def test_azure_takes_an_eviction_for_its_own_where_it_cannot_learn_its_name(fake: FakeMetadata) -> None:
-    heard = Heard(Azure(Metadata(fake.address, timeout=5)).look)
+def test_azure_takes_an_eviction_for_its_own_if_it_cannot_learn_its_name(fake: FakeMetadata) -> None:
+    listener = Listener(Azure(Metadata(fake.address, timeout=5)).read_notice)
     fake.routes[NAME] = always(500)
     fake.routes[EVENTS] = scheduled(PREEMPT)
-    assert heard.poll().notices
+    assert listener.poll().notices
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
@@ -197,18 +197,18 @@ def test_nonsense_is_no_notice_and_no_error(fake: FakeMetadata, cloud: Any, answ
     for route in (ACTION, ADVICE, PREEMPTED, EVENTS, NAME):
         fake.routes[route] = always(*answer)
     fake.routes[TOKEN] = always(200, "secret")
-    heard = Heard(source(cloud, fake.address, rebalance=True)).poll(3)
-    assert not heard.notices
-    assert len(heard.troubles) == 1, "told once, not every time"
+    listener = Listener(source(cloud, fake.address, rebalance=True)).poll(3)
+    assert not listener.notices
+    assert len(listener.troubles) == 1, "reported once, not every time"
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
 def test_a_server_that_is_not_there_or_never_answers_is_survived(fake: FakeMetadata, cloud: Any) -> None:
     closed = FakeMetadata()
     closed.close()
-    heard = Heard(source(cloud, closed.address, rebalance=True)).poll(2)
-    assert not heard.notices
-    assert len(heard.troubles) == 1
+    listener = Listener(source(cloud, closed.address, rebalance=True)).poll(2)
+    assert not listener.notices
+    assert len(listener.troubles) == 1
 
     never = threading.Event()
 
@@ -218,29 +218,33 @@ def test_a_server_that_is_not_there_or_never_answers_is_survived(fake: FakeMetad
 
     fake.routes = dict.fromkeys((TOKEN, PREEMPTED, EVENTS), silence)
     silent = Metadata(fake.address, timeout=0.05)
-    looks = {"aws": Aws(silent, rebalance=True).look, "gcp": Gcp(silent).look, "azure": Azure(silent).look}
+    looks = {
+        "aws": Aws(silent, rebalance=True).read_notice,
+        "gcp": Gcp(silent).read_notice,
+        "azure": Azure(silent).read_notice,
+    }
     started = time.monotonic()
-    heard = Heard(looks[cloud]).poll(2)
+    listener = Listener(looks[cloud]).poll(2)
     never.set()
     assert time.monotonic() - started < 5
-    assert heard.troubles == ["timed out"]
+    assert listener.troubles == ["timed out"]
 
 
-def test_trouble_is_told_again_after_it_was_over(fake: FakeMetadata) -> None:
-    heard = aws(fake)
+def test_trouble_is_reported_again_after_it_was_over(fake: FakeMetadata) -> None:
+    listener = aws(fake)
     for status in (500, 500, 404, 404, 500):
         fake.routes[ACTION] = always(status)
-        heard.poll()
-    assert len(heard.troubles) == 2
-    assert not heard.notices
+        listener.poll()
+    assert len(listener.troubles) == 2
+    assert not listener.notices
 
 
-def test_the_thread_looks_until_there_is_a_notice_and_no_longer(fake: FakeMetadata) -> None:
-    heard, noticed = aws(fake), threading.Event()
+def test_the_thread_asks_until_there_is_a_notice_and_no_longer(fake: FakeMetadata) -> None:
+    listener, noticed = aws(fake), threading.Event()
     answers = iter([(404, ""), (500, ""), (404, ""), (200, '{"action": "terminate", "time": "soon"}')])
     fake.routes[ACTION] = lambda _headers: next(answers)
     poller = Poller(
-        Aws(Metadata(fake.address, 5), False).look, lambda _why: noticed.set(), heard.troubles.append, 0.001
+        Aws(Metadata(fake.address, 5), False).read_notice, lambda _why: noticed.set(), listener.troubles.append, 0.001
     )
     poller.start()
     assert noticed.wait(timeout=30)
@@ -251,9 +255,9 @@ def test_a_proxy_of_the_environment_is_never_asked(fake: FakeMetadata, monkeypat
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     fake.routes[PREEMPTED] = always(200, "TRUE")
-    assert Heard(source("gcp", fake.address, rebalance=False)).poll().notices
+    assert Listener(source("gcp", fake.address, rebalance=False)).poll().notices
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:99999", "http://[::1", "http://nowhere.invalid"])
 def test_an_address_that_leads_nowhere_is_survived(address: str) -> None:
-    assert len(Heard(source("gcp", address, rebalance=False)).poll(2).troubles) == 1
+    assert len(Listener(source("gcp", address, rebalance=False)).poll(2).troubles) == 1
