@@ -97,7 +97,8 @@ def load_processor(path: str, kind: str, options: dict[str, Any]) -> Any:
     processor = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "", None)
     if processor is None or is_torchvision_available() or "video_processor" not in processor.get_attributes():
         return AutoProcessor.from_pretrained(path, **options)
-    return without_videos(processor).from_pretrained(path, video_processor=None, **options)
+    image_processor = without_videos(processor)
+    return image_processor.from_pretrained(path, video_processor=None, **options)
 
 
 def without_videos(processor: Any) -> Any:
