@@ -79,12 +79,12 @@ def caption(
 
 def _outcomes(
     job: CaptionJob, image_captions: ImageCaptions, new: Sequence[ImageRecord], progress: Progress
-) -> Iterator[Outcome]:
+) -> Iterator[ImageOutcome]:
     """Yield the outcome of each new image; those that a model captions come last."""
     waiting: list[Draft] = []
     with ThreadPoolExecutor(job.config.readers) as pool:
 
-        def from_text() -> Iterator[list[Outcome]]:
+        def from_text() -> Iterator[list[ImageOutcome]]:
             for outcome in image_captions.from_text(new, pool):
                 if isinstance(outcome, Draft):
                     waiting.append(outcome)
@@ -102,7 +102,7 @@ def _measured(
     images: Iterable[ImageRecord],
     kept: Mapping[str, ImageOutcome],
     progress: Progress,
-) -> list[Outcome]:
+) -> list[ImageOutcome]:
     """Return the outcomes that are kept, records with what the filters need now."""
     unmeasured = [
         (record, image)
@@ -124,7 +124,7 @@ def _by_models(
     drafts: Sequence[Draft],
     pool: ThreadPoolExecutor,
     progress: Progress,
-) -> Iterator[Outcome]:
+) -> Iterator[ImageOutcome]:
     count = processes.count_processes(job.config)
     if count > 1:
         yield from processes.caption_in_processes(job, [draft.image.sha256 for draft in drafts], count, progress)
@@ -136,7 +136,7 @@ def _by_models(
     yield from saved(image_captions.from_models(parts, captioner, pool), job, SAVE_MODELS_EVERY)
 
 
-def saved(parts: Iterable[list[Outcome]], job: CaptionJob, every: int) -> Iterator[Outcome]:
+def saved(parts: Iterable[list[ImageOutcome]], job: CaptionJob, every: int) -> Iterator[ImageOutcome]:
     """Yield outcomes, saving them on the way.
 
     A part is never cut: a step that is killed and started again makes the same batches of the images that remain.
@@ -160,7 +160,7 @@ def saved(parts: Iterable[list[Outcome]], job: CaptionJob, every: int) -> Iterat
 
 def _kept(
     images: Iterable[ImageRecord], image_captions: ImageCaptions, dataset: Storage, group: str
-) -> dict[str, Outcome]:
+) -> dict[str, ImageOutcome]:
     """Return the outcomes of earlier runs that still hold, for the images of now."""
     earlier = _earlier(dataset, group)
     kept = {
@@ -171,9 +171,9 @@ def _kept(
     return {sha256: outcome for sha256, outcome in kept.items() if outcome is not None}
 
 
-def _earlier(dataset: Storage, group: str) -> dict[str, Outcome]:
+def _earlier(dataset: Storage, group: str) -> dict[str, ImageOutcome]:
     """Return the outcomes of the group's images in earlier runs, finished or not."""
-    outcomes: list[Outcome] = []
+    outcomes: list[ImageOutcome] = []
     for name in reversed((group, *ancestors(group))):  # of several outcomes the last one counts
         outcomes += read_unfinished(dataset, name)
         if dataset.exists(captions_key(name)):
@@ -183,7 +183,7 @@ def _earlier(dataset: Storage, group: str) -> dict[str, Outcome]:
     return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
 
 
-def _renewed(outcome: Outcome, image: ImageRecord) -> Outcome:
+def _renewed(outcome: ImageOutcome, image: ImageRecord) -> ImageOutcome:
     """Return an outcome with those of an image's fields of now that no caption depends on."""
     if isinstance(outcome, Rejection):
         return replace(outcome, name=image.name)

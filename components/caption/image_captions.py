@@ -19,7 +19,7 @@ from components.caption.versions import Versions
 from components.digests import sha256
 from components.errors import ImageRejected
 from components.image.decoding import ImageLimits, decode
-from components.image.records import Caption, CaptionRecord, ImageRecord, Rejection
+from components.image.records import Caption, CaptionRecord, ImageOutcome, ImageRecord, Rejection
 from components.image.sources import Source
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class ImageCaptions:
         """Tell whether the filters need something of an image that was not measured."""
         return record.phash is None or bool(self.screening.missing(record.verdicts))
 
-    def from_text(self, images: Sequence[ImageRecord], pool: Executor) -> Iterator[Outcome | Draft]:
+    def from_text(self, images: Sequence[ImageRecord], pool: Executor) -> Iterator[ImageOutcome | Draft]:
         """Yield, for each image in order, its outcome, or a draft if a model is to caption it."""
         for start in range(0, len(images), PART):
             drafts = list(pool.map(self.draft, images[start : start + PART]))
@@ -121,7 +121,7 @@ class ImageCaptions:
 
     def from_models(
         self, batches: Iterable[Sequence[Draft]], captioner: Captioner, pool: Executor
-    ) -> Iterator[list[Outcome]]:
+    ) -> Iterator[list[ImageOutcome]]:
         """Yield the outcomes of each batch of drafts for which it is a model's turn."""
         for drafts, images in self._decode_ahead(batches, pool):
             results = self._screen(images, pool)
@@ -135,10 +135,12 @@ class ImageCaptions:
             outcomes = [(self._judge(draft, one), one) for draft, one in zip(captioned, results, strict=True)]
             yield self._with_captions(outcomes)
 
-    def measure_again(self, records: Iterable[tuple[CaptionRecord, ImageRecord]], pool: Executor) -> Iterator[Outcome]:
+    def measure_again(
+        self, records: Iterable[tuple[CaptionRecord, ImageRecord]], pool: Executor
+    ) -> Iterator[ImageOutcome]:
         """Yield records with what the filters need now; their captions stay as they are."""
 
-        def measure(pair: tuple[CaptionRecord, ImageRecord]) -> tuple[Outcome, ScreeningResult]:
+        def measure(pair: tuple[CaptionRecord, ImageRecord]) -> tuple[ImageOutcome, ScreeningResult]:
             record, image = pair
             result = self._measure(self._decode(image))
             if isinstance(result, MeasuredImage):
@@ -158,7 +160,7 @@ class ImageCaptions:
         """Tell whether further sources cannot change the outcome."""
         return draft.ban is not None or (bool(draft.words) and self._config.take == "first")
 
-    def _finish(self, draft: Draft) -> tuple[Outcome | Draft, ScreeningResult | None]:
+    def _finish(self, draft: Draft) -> tuple[ImageOutcome | Draft, ScreeningResult | None]:
         if self._next(draft) == "model":
             return draft, None
         result = self._measure(self._decode(draft.image))
@@ -178,8 +180,8 @@ class ImageCaptions:
         return [next(measured) if isinstance(one, MeasuredImage) else one for one in results]
 
     def _with_measures(
-        self, outcomes: Iterable[tuple[Outcome | Draft, ScreeningResult | None]]
-    ) -> Iterator[Outcome | Draft]:
+        self, outcomes: Iterable[tuple[ImageOutcome | Draft, ScreeningResult | None]]
+    ) -> Iterator[ImageOutcome | Draft]:
         """Yield drafts and outcomes, records with the scores of the filters' models."""
         for batch in self.screening.in_batches(outcomes):
             results = self._with_models([result for _, result in batch])
@@ -187,7 +189,7 @@ class ImageCaptions:
             pairs = zip((one for one, _ in batch), results, strict=True)
             yield from self._with_captions([(one, result) for one, result in pairs if not isinstance(one, Draft)])
 
-    def _with_captions(self, outcomes: Sequence[tuple[Outcome, ScreeningResult | None]]) -> list[Outcome]:
+    def _with_captions(self, outcomes: Sequence[tuple[ImageOutcome, ScreeningResult | None]]) -> list[ImageOutcome]:
         """Return the outcomes in their order, records with what was measured of them."""
         pairs = [
             (one, result)
@@ -231,7 +233,7 @@ class ImageCaptions:
         except ImageRejected as rejection:
             return rejection
 
-    def _judge(self, draft: Draft, result: ScreeningResult) -> Outcome:
+    def _judge(self, draft: Draft, result: ScreeningResult) -> ImageOutcome:
         image, version = draft.image, self._versions.of(draft.image, draft.source_count)
         if isinstance(result, UnfitImage):
             return result.rejection(Rejection(image.name, "caption", "", "", image.sha256, version))

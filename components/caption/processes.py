@@ -29,7 +29,7 @@ from components.errors import (
     Preempted,
     StorageError,
 )
-from components.image.records import Outcome
+from components.image.records import ImageOutcome
 from components.processes.agent import Agent, Grace, Signals
 from components.processes.node import single_node
 from components.progress import Progress
@@ -65,7 +65,9 @@ def count_processes(config: CaptionConfig) -> int:
     return config.processes or max(gpus, 1)
 
 
-def caption_in_processes(job: CaptionJob, images: Sequence[str], count: int, progress: Progress) -> Iterator[Outcome]:
+def caption_in_processes(
+    job: CaptionJob, images: Sequence[str], count: int, progress: Progress
+) -> Iterator[ImageOutcome]:
     """Let several processes caption some images of a group, and yield their outcomes.
 
     Args:

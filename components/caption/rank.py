@@ -24,7 +24,7 @@ from components.caption.job import CaptionJob
 from components.caption.processes import JOB_FILE, batches, error_file, outcomes_key, share
 from components.caption.resume import write_outcomes
 from components.errors import EXIT_DONE, DarkroomError
-from components.image.records import Outcome, read_images
+from components.image.records import ImageOutcome, read_images
 from components.processes.stopping import Stopping
 from components.processes.watchdog import Watchdog
 from components.progress import Progress
@@ -62,7 +62,7 @@ def _watchdog(config: CaptionConfig, rank: int, progress: Progress, parent: int)
 
 def _caption(
     job: CaptionJob, images: Sequence[str], folder: Path, watchdog: Watchdog, progress: Progress
-) -> list[Outcome]:
+) -> list[ImageOutcome]:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     records = read_images(job.workdir, job.source_id, job.group)
     by_digest = {record.sha256: record for record in records}

@@ -12,9 +12,9 @@ from components.image.records import ImageOutcome, Rejection, parse_caption_reco
 from components.storage.base import Storage
 
 
-def read_unfinished(dataset: Storage, group: str) -> list[Outcome]:
+def read_unfinished(dataset: Storage, group: str) -> list[ImageOutcome]:
     """Return the outcomes that a killed step has saved of a group, in no order; what cannot be read is done again."""
-    outcomes: list[Outcome] = []
+    outcomes: list[ImageOutcome] = []
     for entry in dataset.list(_folder(group)):
         with suppress(DataError, TypeError):
             outcomes += read_outcomes(dataset, entry.key)
@@ -38,7 +38,7 @@ def write_outcomes(storage: Storage, key: str, outcomes: Iterable[ImageOutcome])
     storage.write_lines(key, (asdict(outcome) for outcome in outcomes))
 
 
-def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[Outcome]) -> None:
+def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[ImageOutcome]) -> None:
     """Save some of a group's outcomes beside those already saved."""
     write_outcomes(dataset, f"{_folder(group)}/{short([asdict(outcome) for outcome in outcomes])}.jsonl", outcomes)
 

@@ -15,9 +15,12 @@ from components.image.filters import (
     PIXELS,
     FilterConfig,
     FilterFailure,
+    check_scores,
+    format_score,
+    measure,
     parse_score,
 )
-from components.image.records import CaptionRecord, Rejection
+from components.image.records import CaptionRecord, ImageOutcome, Rejection
 from components.model.locations import read_file
 from components.storage.base import Storage
 
@@ -95,7 +98,7 @@ class Screening:
 
     def measure(self, image: Image.Image) -> MeasuredImage:
         """Measure an image's pixels."""
-        measures = look(image)
+        measures = measure(image)
         return MeasuredImage(image.width, image.height, measures.small, measures.scores, measures.phash)
 
     def with_models(self, images: Sequence[MeasuredImage]) -> list[MeasuredImage]:
@@ -132,7 +135,7 @@ class Screening:
         """Return the scores that the filters need and that are missing, or of another version."""
         return {name for name, version in self.versions.items() if _version(scores.get(name, "")) != version}
 
-    def renewed(self, outcome: Outcome) -> Outcome | None:
+    def renewed(self, outcome: ImageOutcome) -> ImageOutcome | None:
         """Return an earlier outcome under the thresholds of now, or None if the image must be processed again.
 
         A record stands whatever its scores: it has its caption, and the clean step rejects what does not fit.
@@ -154,12 +157,12 @@ class Screening:
         if batch:
             yield batch
 
-    def _misfit(self, scores: Mapping[str, str]) -> Misfit | None:
+    def _misfit(self, scores: Mapping[str, str]) -> FilterFailure | None:
         """Compare the scores with the thresholds, as far as they are of the versions of now."""
-        return judge({name: scores[name] for name in self.versions.keys() - self.missing(scores)}, self._config)
+        return check_scores({name: scores[name] for name in self.versions.keys() - self.missing(scores)}, self._config)
 
     def _formatted(self, scores: Mapping[str, float]) -> dict[str, str]:
-        return {name: written(value, self.versions[name]) for name, value in scores.items()}
+        return {name: format_score(value, self.versions[name]) for name, value in scores.items()}
 
     @cached_property
     def _scorers(self) -> Scorers:

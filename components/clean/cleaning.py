@@ -188,7 +188,7 @@ def _columns(
     records: Iterable[CaptionRecord], filters: FilterConfig
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
     """Return hashes [N], pixels [N] and digests [N, 4] of the records that pass the filters."""
-    fit = [record for record in records if record.phash is not None and judge(record.verdicts, filters) is None]
+    fit = [record for record in records if record.phash is not None and check_scores(record.verdicts, filters) is None]
     digests = np.frombuffer(bytes.fromhex("".join(record.sha256 for record in fit)), ">u8").astype(np.uint64)
     return (
         as_numbers([record.phash or "" for record in fit]),

@@ -24,7 +24,7 @@ def _run(step: StepRun) -> Result:
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:
     if result["reused"]:
         return f"{count(result['kept'])} kept, nothing has changed"
-    return f"{count(result['kept'])} kept, {count(result['left_out'])} rejected"
+    return f"{count(result['kept'])} kept, {count(result['rejected_here'])} rejected"
 
 
 STEP = Step("clean", _run, _summary)

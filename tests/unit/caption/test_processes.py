@@ -20,7 +20,7 @@ from PIL import Image
 
 from components.errors import DarkroomError, Hung, Preempted
 from components.ingest.config import IngestConfig
-from components.ingest.intake import ingest
+from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.open import open_storage
 from tests.processes import Process
