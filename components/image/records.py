@@ -376,4 +376,4 @@ def _record(record: type[R], values: Any, key: str) -> R:
         return record(**values)
     except TypeError:
         names = ", ".join(name.name for name in fields(record))  # type: ignore[arg-type]
-        raise DataError(f"{key}: {str(values)[:200]!a} is not a record; expected an object with {names}") from None
+        raise DataError(f"{key}: {str(values)[:200]!a} is not a record; expected an object of {names}") from None

@@ -1,10 +1,10 @@
-"""What it costs to list, to plan and to look again: seconds and memory per million images, and for two billion.
+"""What ingest costs, the first time and again: seconds and memory per million images, and for two billion.
 
     python tests/benchmarks/ingest_listing.py [--files 100000] [--images 100000 1000000]
 
-First real files in a temporary folder, then a listing that is made up: names, sizes and digests as of real images, and
-nothing behind them. What is written goes to a temporary folder on the same disk. Each measurement has a process of its
-own, whose processor time and largest resident memory are told: on a busy machine the clock says little.
+First real files in a temporary folder, then a simulated listing: names, sizes and digests like those of real images,
+without files. The records go to a temporary folder on the same disk. Each measurement runs in a process of its own and
+gives its CPU time and largest resident memory too, since on a busy machine wall time says little.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ BILLIONS = 2 * 10**9
 _RESULTS = ("groups", "read", "new", "changed")
 
 
-class MadeUp(Source):
-    """A listing of so many images; every 500th came anew since the last time where ``changed`` says so."""
+class SimulatedSource(Source):
+    """A listing of ``images`` images; every 500th has changed since the last time if ``changed``."""
 
     url = "simulated://images"
 
@@ -56,38 +56,38 @@ class MadeUp(Source):
         raise AssertionError("there is nothing to read")
 
 
-def made_up(_: Source, __: IngestConfig, file: ListedFile) -> list[FileRecord | Rejection]:
-    """Return what reading an image would tell."""
+def read_simulated(_: Source, __: IngestConfig, file: ListedFile) -> list[FileRecord | Rejection]:
+    """Return what reading an image would give."""
     digest = hashlib.sha256((file.name + file.tag).encode()).hexdigest()
     return [FileRecord(file.name, file.name, file.tag, file.bytes, digest, 512, 512, "JPEG")]
 
 
 def plan(images: int, workdir: str, *, changed: bool) -> dict[str, Any]:
-    """Plan a listing that is made up."""
+    """Ingest a simulated listing."""
     config, quiet = IngestConfig(source="simulated"), Progress(io.StringIO())
-    return ingest(config, open_storage(workdir), quiet, MadeUp(images, changed), made_up)
+    return ingest(config, open_storage(workdir), quiet, SimulatedSource(images, changed), read_simulated)
 
 
 def list_files(folder: str) -> dict[str, Any]:
-    """List a folder, and add it up as ingest does to see whether anything changed."""
+    """List a folder and count its files."""
     return {"files": sum(1 for _ in open_source(folder).list())}
 
 
-def take_files(folder: str, workdir: str) -> dict[str, Any]:
+def ingest_files(folder: str, workdir: str) -> dict[str, Any]:
     """Ingest a folder."""
     return ingest(IngestConfig(source=folder), open_storage(workdir), Progress(io.StringIO()))
 
 
 ACTS: dict[str, Callable[..., dict[str, Any]]] = {
     "list": list_files,
-    "take": take_files,
+    "ingest": ingest_files,
     "plan": lambda images, workdir: plan(int(images), workdir, changed=False),
     "news": lambda images, workdir: plan(int(images), workdir, changed=True),
 }
 
 
-class Taken(NamedTuple):
-    """What something took: seconds by the clock and of processor, largest memory in MiB; and what it returned."""
+class Cost(NamedTuple):
+    """Wall seconds, CPU seconds and largest memory in MiB of an action, and its result."""
 
     seconds: float
     processor: float
@@ -95,20 +95,20 @@ class Taken(NamedTuple):
     result: dict[str, Any]
 
     def __str__(self) -> str:
-        """Return it in a few words."""
-        found = "  ".join(f"{name} {self.result[name]:,}" for name in _RESULTS if name in self.result)
-        return f"{self.seconds:7.1f} s (processor {self.processor:6.1f} s) {self.mib:5.0f} MiB   {found}"
+        """Return it as one line."""
+        counts = "  ".join(f"{name} {self.result[name]:,}" for name in _RESULTS if name in self.result)
+        return f"{self.seconds:7.1f} s (processor {self.processor:6.1f} s) {self.mib:5.0f} MiB   {counts}"
 
 
-def measure(*act: str) -> Taken:
-    """Do something in a process of its own."""
+def measure(*act: str) -> Cost:
+    """Run an action in a process of its own."""
     command = [sys.executable, __file__, "--act", *act]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-    return Taken(**json.loads(told))
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    return Cost(**json.loads(output))
 
 
 def act(name: str, *arguments: str) -> None:
-    """Do what `measure` asks for, and print what it took."""
+    """Run an action for `measure`, and print what it cost."""
     began = time.perf_counter()
     result = ACTS[name](*arguments)
     seconds = time.perf_counter() - began
@@ -117,15 +117,15 @@ def act(name: str, *arguments: str) -> None:
 
 
 def make_files(folder: Path, files: int) -> None:
-    """Make so many tiny images, each of its own bytes, none compressed."""
+    """Write tiny images, no two with the same bytes, none compressed."""
     from PIL import Image
 
     for number in range(files):
         path = folder / f"{number // FOLDER:05d}"
         path.mkdir(parents=True, exist_ok=True)
-        picture = io.BytesIO()
-        Image.frombytes("L", (16, 16), hashlib.sha256(b"%d" % number).digest() * 8).save(picture, "BMP")
-        (path / f"{number:08d}.bmp").write_bytes(picture.getvalue())
+        file = io.BytesIO()
+        Image.frombytes("L", (16, 16), hashlib.sha256(b"%d" % number).digest() * 8).save(file, "BMP")
+        (path / f"{number:08d}.bmp").write_bytes(file.getvalue())
 
 
 def real_files(files: int, temporary: Path) -> None:
@@ -134,14 +134,14 @@ def real_files(files: int, temporary: Path) -> None:
     workdir = str(temporary / "work")
     for what, arguments in {
         "listed": ("list", str(temporary / "images")),
-        "ingested for the first time": ("take", str(temporary / "images"), workdir),
-        "ingested again, unchanged": ("take", str(temporary / "images"), workdir),
+        "ingested for the first time": ("ingest", str(temporary / "images"), workdir),
+        "ingested again, unchanged": ("ingest", str(temporary / "images"), workdir),
     }.items():
         print(f"{files:>11,} files {what:30} {measure(*arguments)}", flush=True)
 
 
-def simulated(images: int, temporary: Path) -> Taken:
-    """Measure with a listing that is made up; returns what the first time took."""
+def simulated(images: int, temporary: Path) -> Cost:
+    """Measure with a simulated listing; return the cost of the first run."""
     workdir = temporary / f"simulated-{images}"
     runs = []
     for what, name in (
@@ -167,7 +167,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=100_000, help="real files")
-    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000], help="images that are made up")
+    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000], help="simulated images")
     parser.add_argument("--act", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.act:
@@ -175,11 +175,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
         real_files(arguments.files, Path(folder))
-        found = {images: simulated(images, Path(folder)) for images in arguments.images}
-    few, many = found[min(found)], found[max(found)]
-    hours = BILLIONS * many.processor / max(found) / 3600
+        costs = {images: simulated(images, Path(folder)) for images in arguments.images}
+    few, many = costs[min(costs)], costs[max(costs)]
+    hours = BILLIONS * many.processor / max(costs) / 3600
     print(
-        f"\nFrom {min(found):,} to {max(found):,} images the processor's time grows "
+        f"\nFrom {min(costs):,} to {max(costs):,} images the processor's time grows "
         f"{many.processor / few.processor:.1f}-fold, memory {many.mib / few.mib:.2f}-fold.\n"
         f"{BILLIONS:,} images at this rate: {hours:.0f} hours of one processor."
     )
