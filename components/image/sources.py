@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,9 @@ _TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTA
 
 # Between the name of an archive and that of its member; no name of a file in a source has an empty part.
 _SEPARATOR = "//"
+
+# Returns bytes of one file: the position of the first, how many; past the end there are just fewer.
+ReadRange = Callable[[int, int], bytes]
 
 _Names = list[str]  # inside the classes, "list" is the method
 

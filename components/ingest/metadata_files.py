@@ -7,20 +7,18 @@ the metadata file. Lines are read one by one, so that a file may have any number
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from components.errors import ImageRejected
 from components.image.records import Rejection
+from components.image.sources import ReadRange
 from components.ingest.metadata_fields import BROKEN, MetadataFields, metadata_fields, parse_object
 
 FILE_NAMES = ("metadata.jsonl", "metadata.csv")
 
 PIECE = 8 << 20  # bytes read at once
 LONGEST_LINE = 1 << 20  # bytes
-
-# Returns bytes of a file: the position of the first, how many.
-ReadRange = Callable[[int, int], bytes]
 
 
 class MetadataLine(NamedTuple):

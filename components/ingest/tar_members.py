@@ -8,17 +8,15 @@ by at least one block, so it ends, and at most `LONGEST_HEADER` bytes are read f
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from components.errors import ImageRejected
+from components.image.sources import ReadRange
 
 BLOCK = 512
 LONGEST_HEADER = 64 << 10  # bytes of an extended header; a name has a few hundred at most
 MOST_HEADERS = 500_000  # a shard written by img2dataset has 30,000
-
-# Returns bytes of the tar: the position of the first, how many; past the end there are just fewer.
-ReadRange = Callable[[int, int], bytes]
 
 _PAX, _PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
