@@ -1,8 +1,8 @@
-"""The one seam to where bytes live: a local folder or an S3-compatible store. Nothing above it knows which.
+"""The interface to all files: a storage is a local folder or an S3-compatible store, and its users need not know which.
 
-A storage maps keys to bytes. Keys are relative and ``/``-separated; folders are only what keys have in common. Each
-object is written whole or not at all, and the keys of a listing are in the order of their code points, which is also
-the order of their UTF-8 bytes, everywhere.
+A storage maps keys to bytes. Keys are relative and ``/``-separated; a folder is only a common prefix of keys. Each
+object is written whole or not at all. The keys of every listing are in the order of their code points, which is also
+the order of their UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from components.errors import DataError, NotFound, StorageError
 
-# Names that begin so are files in the making, or what a killed writer left; they are never listed and never keys.
+# Names that begin so are files that are being written, or that a killed writer left; they are never listed and no keys.
 HIDDEN = ".darkroom-tmp-"
 
 LINES_IN_MEMORY = 100_000
@@ -43,7 +43,7 @@ class Dated(NamedTuple):
     Attributes:
         key: The object's key, relative to the storage that listed it.
         size: Its length in bytes.
-        written: Seconds since 1970 by the store's own clock; 0 where the store knows no times.
+        written: Seconds since 1970 by the store's own clock; 0 if the store keeps no times.
     """
 
     key: str
@@ -52,13 +52,13 @@ class Dated(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """What a writer that was killed left behind, or one that still writes; no listing shows it.
+    """An unfinished write, of a writer that was killed or is still writing; ``Storage.list`` does not show it.
 
     Attributes:
         key: The object that it was to become, or the hidden file that it is.
-        size: How many bytes of it there are.
+        size: How many bytes of it are written.
         written: When it was begun or last written to, in seconds since 1970 by the store's own clock.
-        token: What the store knows it by.
+        token: The store's identifier of it.
     """
 
     key: str
@@ -68,33 +68,33 @@ class Unfinished(NamedTuple):
 
 
 class Storage(ABC):
-    """A place that maps keys to bytes.
+    """Maps keys to bytes.
 
-    A key may hold anything but NUL, ``.`` and ``..`` as segments, and empty segments; so it never leads out of the
-    storage. No key may be the folder of another. Every method raises ``StorageError`` for a key that is not valid or
-    a place that cannot be reached, with a message that says what to do, and where a key must exist, ``NotFound``.
+    A key may contain anything but NUL, ``.`` and ``..`` as segments, and empty segments; so it never leads out of the
+    storage. No key may be the folder of another. Every method raises ``StorageError`` if a key is not valid or the
+    storage cannot be reached, with a message that says what to do, and ``NotFound`` if a key must exist and does not.
 
     Attributes:
-        url: What ``open_storage`` takes to open the same place again.
+        url: The address with which ``open_storage`` opens the same storage again.
     """
 
     url: str
 
     @abstractmethod
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        """Return an object's bytes, or ``length`` of them from ``start``; past its end there are just fewer.
+        """Return an object's bytes, or ``length`` of them from ``start``, or fewer at its end.
 
         Raises:
-            NotFound: Where the key does not exist.
+            NotFound: If the key does not exist.
         """
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
-        """Write an object, whole or not at all, in the place of any that has the key."""
+        """Write an object, whole or not at all; it replaces any that has the key."""
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object only where the key is free; of several who try, exactly one is told True."""
+        """Write an object unless the key exists; of several writers at once, exactly one gets True."""
 
     @abstractmethod
     def upload(self, key: str, path: Path) -> None:
@@ -102,10 +102,10 @@ class Storage(ABC):
 
     @abstractmethod
     def download(self, key: str, path: Path) -> None:
-        """Write an object of any size to a local file, whole or not at all; its folder is made where it is missing.
+        """Write an object of any size to a local file, whole or not at all; missing folders are created.
 
         Raises:
-            NotFound: Where the key does not exist.
+            NotFound: If the key does not exist.
         """
 
     @abstractmethod
@@ -113,12 +113,12 @@ class Storage(ABC):
         """Return an object's size and version tag without its bytes.
 
         Raises:
-            NotFound: Where the key does not exist.
+            NotFound: If the key does not exist.
         """
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield every object below a folder, at any depth, sorted by key; nothing where there is no such folder.
+        """Yield every object below a folder, at any depth, sorted by key; nothing if there is no such folder.
 
         Args:
             prefix: A folder, not the beginning of a name: ``runs/a`` does not list ``runs/ab``.
@@ -126,35 +126,35 @@ class Storage(ABC):
 
     @abstractmethod
     def list_dated(self, prefix: str = "") -> Iterator[Dated]:
-        """Yield what ``list`` does, in the same order, with times of writing in the place of version tags."""
+        """Yield the same objects as ``list``, in the same order, with times of writing instead of version tags."""
 
     @abstractmethod
     def list_unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
-        """Yield what writers left unfinished below a folder: hidden files, uploads of which only parts arrived."""
+        """Yield the unfinished writes below a folder: hidden files, and uploads of which only parts arrived."""
 
     @abstractmethod
     def discard(self, unfinished: Unfinished) -> None:
-        """Delete what a writer left unfinished; where it is gone there is nothing to do."""
+        """Delete an unfinished write; if it is gone already, do nothing."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Delete an object; where the key does not exist there is nothing to do."""
+        """Delete an object; if the key does not exist, do nothing."""
 
     @abstractmethod
     def delete_tree(self, prefix: str) -> None:
-        """Delete every object below a folder, one by one: first delete what makes readers trust the rest."""
+        """Delete every object below a folder, one by one; first delete the object that makes readers trust the rest."""
 
     @abstractmethod
     def child(self, prefix: str) -> Storage:
         """Return the folder ``prefix`` of this storage as a storage of its own."""
 
     def local_path(self, key: str = "") -> Path | None:
-        """Return the path of a key or folder (the storage itself for ``""``), or None where the place is not local."""
+        """Return the path of a key or folder (``""``: of the storage itself), or None if the storage is not local."""
         check_prefix(key)
         return None
 
     def exists(self, key: str) -> bool:
-        """Return whether an object has this key; a folder is not an object."""
+        """Tell whether an object has this key; a folder is not an object."""
         try:
             self.entry(key)
         except NotFound:
@@ -162,10 +162,10 @@ class Storage(ABC):
         return True
 
     def append(self, key: str, data: bytes) -> None:
-        """Add bytes to the end of an object, which is made where it is missing.
+        """Add bytes to the end of an object, which is created if it does not exist.
 
-        There must be one writer at a time per key. Stores other than a local folder cannot append, so each call
-        writes the object anew: keep such objects small.
+        Only one writer at a time may append to a key. Only a local folder can append: other stores write the whole
+        object again in each call, so keep such objects small.
         """
         self.write(key, (self.read(key) if self.exists(key) else b"") + data)
 
@@ -173,8 +173,8 @@ class Storage(ABC):
         """Return the value of a JSON object.
 
         Raises:
-            NotFound: Where the key does not exist.
-            DataError: Where the bytes are not JSON.
+            NotFound: If the key does not exist.
+            DataError: If the bytes are not JSON.
         """
         return self._parse(self.read(key), key)
 
@@ -183,18 +183,18 @@ class Storage(ABC):
         self.write(key, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
 
     def read_lines(self, key: str) -> Iterator[dict[str, Any]]:
-        """Return the records of a JSON Lines object, parsed one by one.
+        """Return an iterator over the records of a JSON Lines object.
 
         Raises:
-            NotFound: Where the key does not exist; at once, not when the first record is asked for.
-            DataError: Where a line is not a JSON object; when it is reached.
+            NotFound: If the key does not exist; at once, not when the first record is asked for.
+            DataError: If a line is not a JSON object; when it is reached.
         """
-        # Bytes are split, since a str would also be split at separators that JSON strings may hold.
+        # Bytes, since str.splitlines() would also split at separators that JSON strings may contain.
         lines = self.read(key).splitlines()
         return (self._record(line, f"{key}:{number}") for number, line in enumerate(lines, start=1) if line)
 
     def write_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write records as JSON Lines, their fields in the order they come in; many go through a temporary file."""
+        """Write records as JSON Lines, with the fields in their own order; many go through a temporary file."""
         lines = (_line(record) for record in records)
         first = list(islice(lines, LINES_IN_MEMORY))
         if len(first) < LINES_IN_MEMORY:
@@ -210,17 +210,17 @@ class Storage(ABC):
         """Add records to the end of a JSON Lines object; ``append`` says what that costs."""
         self.append(key, b"".join(map(_line, records)))
 
-    def _record(self, line: bytes, where: str) -> dict[str, Any]:
-        record = self._parse(line, where)
+    def _record(self, line: bytes, location: str) -> dict[str, Any]:
+        record = self._parse(line, location)
         if not isinstance(record, dict):
-            raise DataError(f"{where} in {self.url} is a JSON {type(record).__name__}, expected an object in {{}}")
+            raise DataError(f"{location} in {self.url} is a JSON {type(record).__name__}, expected an object in {{}}")
         return record
 
-    def _parse(self, data: bytes, where: str) -> Any:
+    def _parse(self, data: bytes, location: str) -> Any:
         try:
             return json.loads(data.decode())
         except ValueError as error:  # bytes that are not UTF-8, or text that is not JSON
-            message = f"{where!r} in {self.url} is not JSON ({error}); delete it so that it is made again"
+            message = f"{location!r} in {self.url} is not JSON ({error}); delete it so that it is written again"
             raise DataError(message) from error
 
 
@@ -237,9 +237,9 @@ def check_key(key: str) -> str:
     """
     for segment in key.split("/"):
         if segment in ("", ".", "..") or "\0" in segment or segment.startswith(HIDDEN):
-            found = "an empty segment" if not segment else f"the segment {segment!r}"
+            problem = f"the segment {segment!r}" if segment else "an empty segment"
             raise StorageError(
-                f"{key!r} is not a key: it has {found}; "
+                f"{key!r} is not a key: it has {problem}; "
                 f"expected names joined by '/', without '.', '..', NUL and names that begin with {HIDDEN}"
             )
     return key
@@ -256,10 +256,10 @@ def check_prefix(prefix: str) -> str:
 
 
 def check_range(start: int, length: int | None) -> None:
-    """Check what part of an object is asked for.
+    """Check which part of an object is to be read.
 
     Raises:
-        StorageError: Where the start or the length is negative.
+        StorageError: If the start or the length is negative.
     """
     if start < 0 or (length is not None and length < 0):
         raise StorageError(f"cannot read {length} bytes from {start}: neither may be negative")

@@ -1,4 +1,4 @@
-"""Files of this machine: written whole or not at all, and errors that say what to do."""
+"""Local files: written whole or not at all, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -11,47 +11,38 @@ from pathlib import Path
 from typing import BinaryIO
 
 from components.errors import StorageError
-from components.storage.base import (
-    HIDDEN,
-)
+from components.storage.base import HIDDEN
 
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-
+NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 _NOT_ALLOWED = "give this user the right to do it, or choose another folder"
-
-
-_ONE_NAME = "a file and a folder cannot have the same name; move one of them or choose another folder"
-
-
+_SAME_NAME = "a file and a folder cannot have the same name; move one of them or choose another folder"
 _NO_SPACE = "free some space or choose another disk"
-
-
 _ADVICE = {
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: "choose a folder on a disk that can be written",
-    errno.ENOTDIR: _ONE_NAME,
-    errno.EEXIST: _ONE_NAME,
-    errno.EISDIR: _ONE_NAME,
+    errno.ENOTDIR: _SAME_NAME,
+    errno.EEXIST: _SAME_NAME,
+    errno.EISDIR: _SAME_NAME,
     errno.ENOSPC: _NO_SPACE,
     errno.EDQUOT: _NO_SPACE,
     errno.EFBIG: _NO_SPACE,
     errno.ENAMETOOLONG: "use shorter names",
-    errno.ENOENT: "check the folder, and that nothing deletes it meanwhile",
+    errno.ENOENT: "check that the folder exists, and that nothing deletes it meanwhile",
 }
 
 
 @contextmanager
-def whole_file(path: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[BinaryIO]:
-    """Open a hidden file that becomes ``path`` when the block ends well, and vanishes when it does not.
+def whole_file(path: Path, rename: Callable[[Path, Path], None] = os.replace) -> Iterator[BinaryIO]:
+    """Open a hidden file that becomes ``path`` if the block ends without an exception, and is deleted otherwise.
 
-    A power cut may undo the writes of the last seconds, but leaves no half of one: the bytes are on the disk before
-    the name is.
+    A power cut may undo the writes of the last seconds, but leaves no half-written file: the bytes are on the disk
+    before the name is.
 
     Args:
-        path: The file to make, or to replace; its folder is made where it is missing.
-        place: Gives the finished hidden file its name: ``os.replace``, or ``os.link``, which fails where one exists.
+        path: The file to create or to replace; missing folders are created.
+        rename: Gives the hidden file its name: ``os.replace``, or ``os.link``, which fails if the name exists.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(HIDDEN + secrets.token_hex(8))
@@ -60,7 +51,7 @@ def whole_file(path: Path, place: Callable[[Path, Path], None] = os.replace) -> 
             yield file
             file.flush()
             os.fsync(file.fileno())
-        place(hidden, path)
+        rename(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
-"""Storage in a local folder: files that appear whole, listings that stream, errors that say what to do."""
+"""Storage in a local folder: files appear whole, listings are streamed, errors say what to do."""
 
-# ruff: noqa: D102 - Storage documents what its methods promise
+# ruff: noqa: D102 - Storage documents its methods
 from __future__ import annotations
 
 import os
@@ -23,7 +23,7 @@ from components.storage.base import (
     check_range,
     join,
 )
-from components.storage.files import _NOT_THERE, explained, whole_file
+from components.storage.files import NO_SUCH_FILE, explained, whole_file
 
 # A hidden file this much older than one just written was left by a writer that was killed: one day, in nanoseconds.
 ABANDONED_NS = 24 * 3600 * 10**9
@@ -31,10 +31,10 @@ COPY_BYTES = 1 << 20
 
 
 class LocalStorage(Storage):
-    """A local folder, which is made when something is first written.
+    """A local folder, which is created when something is first written.
 
-    Links to files are read and listed as the files they lead to. A folder that is a link can be read and written
-    through; but a listing that meets one on its way down goes past it, so that it ends and stays in its folder.
+    Links to files are read and listed as the files they point to. Keys may lead through a folder that is a link; but
+    listings do not follow such links, so that they end and do not leave their folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -58,10 +58,10 @@ class LocalStorage(Storage):
         path = self._path(key)
         with explained(f"create {path}"):
             try:
-                with whole_file(path, place=os.link) as file:
+                with whole_file(path, rename=os.link) as file:
                     file.write(data)
             except FileExistsError:
-                if path.is_dir() or not path.parent.is_dir():  # in the way, but not an object with this key
+                if path.is_dir() or not path.parent.is_dir():  # a folder or a file is in the way, not this object
                     raise
                 return False
         self._tidy(path)
@@ -74,9 +74,9 @@ class LocalStorage(Storage):
         self._tidy(target)
 
     def download(self, key: str, path: Path) -> None:
-        with self._reading(key) as found:
-            source = found.open("rb")
-        with source, explained(f"copy {found} to {path}"), whole_file(path) as file:
+        with self._reading(key) as source_path:
+            source = source_path.open("rb")
+        with source, explained(f"copy {source_path} to {path}"), whole_file(path) as file:
             shutil.copyfileobj(source, file, COPY_BYTES)
 
     def append(self, key: str, data: bytes) -> None:
@@ -88,10 +88,10 @@ class LocalStorage(Storage):
 
     def entry(self, key: str) -> Entry:
         with self._reading(key) as path:
-            found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+            status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise NotFound(f"{key!r} in {self.url} is not a file")
-        return Entry(key, found.st_size, str(found.st_mtime_ns))
+        return Entry(key, status.st_size, str(status.st_mtime_ns))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         return self._walk(check_prefix(prefix))
@@ -106,13 +106,13 @@ class LocalStorage(Storage):
             for name in sorted(name for name in names if name.startswith(HIDDEN)):
                 path = Path(folder, name)
                 with suppress(FileNotFoundError):  # it has become an object meanwhile
-                    found = path.lstat()
+                    status = path.lstat()
                     key = path.relative_to(self._root).as_posix()
-                    yield Unfinished(key, found.st_size, found.st_mtime, token=key)
+                    yield Unfinished(key, status.st_size, status.st_mtime, token=key)
 
     def discard(self, unfinished: Unfinished) -> None:
         folder, _, name = unfinished.token.rpartition("/")
-        assert name.startswith(HIDDEN), "nothing else is unfinished"
+        assert name.startswith(HIDDEN), "only hidden files are unfinished"
         path = self.local_path(folder) / name
         with explained(f"delete {path}"):
             path.unlink(missing_ok=True)
@@ -127,10 +127,10 @@ class LocalStorage(Storage):
         path = self._path(check_prefix(prefix))
         with explained(f"delete {path}"):
             while path.is_dir():
-                if path.is_symlink():  # what the link leads to is not ours
+                if path.is_symlink():  # the folder that it points to is not part of this storage
                     path.unlink()
                 else:
-                    with suppress(FileNotFoundError):  # somebody else deletes there too; together we get it done
+                    with suppress(FileNotFoundError):  # another process deletes here too; try again
                         shutil.rmtree(path)
 
     def child(self, prefix: str) -> LocalStorage:
@@ -155,7 +155,7 @@ class LocalStorage(Storage):
             try:
                 yield path
             except OSError as error:
-                if error.errno in _NOT_THERE:
+                if error.errno in NO_SUCH_FILE:
                     raise NotFound(f"{key!r} does not exist in {self.url}") from error
                 raise
 
@@ -168,17 +168,17 @@ class LocalStorage(Storage):
             else:
                 try:
                     entry = self.entry(key)
-                except NotFound:  # gone since its folder was read, or a link that leads to no file
+                except NotFound:  # deleted since its folder was read, or a link to a missing file
                     continue
                 yield entry
 
     def _names(self, folder: str) -> _Names:
-        """Return what a folder holds, last first; its subfolders end in a slash, so that their keys sort in place."""
+        """Return a folder's keys, last first; subfolders end in a slash, so that all keys below them sort correctly."""
         path = self._root / folder
         with explained(f"list {path}"):
             try:
-                with os.scandir(path) as found:
-                    names = [name.name + "/" * name.is_dir(follow_symlinks=False) for name in found]
+                with os.scandir(path) as entries:
+                    names = [entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in entries]
             except FileNotFoundError:
                 return []
             except NotADirectoryError:
@@ -188,9 +188,9 @@ class LocalStorage(Storage):
         return sorted((join(folder, name) for name in names if not name.startswith(HIDDEN)), reverse=True)
 
     def _tidy(self, written: Path) -> None:
-        """Delete what killed writers left beside a file just written, once per folder, as a courtesy.
+        """Delete old hidden files that killed writers left beside a file just written, once per folder.
 
-        The file's own time says what is old, so no two machines' clocks are compared.
+        Their age is taken relative to that file's own time, so no clocks of two machines are compared.
         """
         if written.parent in self._tidied:
             return
@@ -212,5 +212,5 @@ def _append(file: FileIO, data: bytes) -> None:
         while rest:
             rest = rest[file.write(rest) :]
     except OSError:
-        file.truncate(end)  # half a record would spoil the whole object
+        file.truncate(end)  # half a record would damage the whole object
         raise

@@ -1,4 +1,4 @@
-"""Which storage an address names."""
+"""Opens the storage at an address."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _EXPECTED = "a local folder, file:///folder or s3://bucket/prefix"
 
 
 def open_storage(url: str) -> Storage:
-    """Open a storage; nothing is made, asked or checked until it is used.
+    """Open a storage; nothing is created, requested or checked until it is used.
 
     Args:
         url: A local folder (``some/folder``, ``file:///some/folder``) or ``s3://bucket/prefix`` (endpoint, region and
             credentials come from the usual AWS settings, ``AWS_ENDPOINT_URL`` among them).
 
     Raises:
-        ConfigError: If the URL names no storage.
+        ConfigError: If the URL is not the address of a storage.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme == "file":
@@ -43,7 +43,7 @@ def _open_s3(bucket: str, prefix: str) -> Storage:
     return S3Storage(bucket, prefix)
 
 
-# What opens the storages of each scheme, given the bucket and the prefix of an address.
+# For each scheme the function that opens a storage, given the bucket and the prefix of an address.
 SCHEMES: dict[str, Callable[[str, str], Storage]] = {"s3": _open_s3}
 
 

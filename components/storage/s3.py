@@ -2,12 +2,13 @@
 
 Endpoint, region and credentials come from the usual AWS settings: environment variables (``AWS_ENDPOINT_URL``,
 ``AWS_ACCESS_KEY_ID``, …), a profile, or the identity of the pod or machine. Each request is tried up to eight times,
-as is each answer that breaks off. ``create`` is as exclusive as the store's ``If-None-Match: *``: Amazon S3 lets one
-writer in, OpenStack Swift was seen to let in several that came at the same moment. A killed upload leaves parts that
-no listing shows: let a lifecycle rule of the bucket abort incomplete multipart uploads, or ``darkroom dataset gc``.
+and so is each response that breaks off. ``create`` is as exclusive as the store's ``If-None-Match: *``: Amazon S3 lets
+one writer succeed, OpenStack Swift has let several succeed that wrote at the same moment. A killed upload leaves parts
+that no listing shows: let a lifecycle rule of the bucket abort incomplete multipart uploads, or run ``darkroom dataset
+gc``.
 """
 
-# ruff: noqa: D102 - Storage documents what its methods promise
+# ruff: noqa: D102 - Storage documents its methods
 from __future__ import annotations
 
 import uuid
@@ -48,7 +49,7 @@ from components.storage.files import explained, whole_file
 ATTEMPTS = 8
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
-# Larger objects travel in parts of this size, several at a time (boto3 takes larger parts where 10,000 are too few).
+# Larger objects are sent in parts of this size, several at a time (boto3 takes larger parts if 10,000 are too few).
 PART_BYTES = 64 << 20
 
 Page = list[dict[str, Any]]
@@ -61,9 +62,9 @@ _RIGHTS = (
 
 
 class S3Storage(Storage):
-    """A bucket, or what is below a prefix of it.
+    """A bucket, or a folder in it.
 
-    Objects whose keys end in ``/`` are the folder marks of other tools, and are not listed.
+    Objects whose keys end in ``/`` are folder markers of other tools, and are not listed.
 
     Args:
         bucket: The bucket's name; it must exist.
@@ -80,7 +81,7 @@ class S3Storage(Storage):
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         full = self._full(key)
         check_range(start, length)
-        if length == 0:  # which HTTP's ranges cannot say
+        if length == 0:  # an HTTP range cannot be empty
             self.entry(key)
             return b""
         end = "" if length is None else start + length - 1
@@ -113,23 +114,24 @@ class S3Storage(Storage):
     def entry(self, key: str) -> Entry:
         full = self._full(key)
         with self._explained("read", key):
-            found = self._client.head_object(Bucket=self._bucket, Key=full)
-        return Entry(key, int(found["ContentLength"]), str(found["ETag"]).strip('"'))
+            head = self._client.head_object(Bucket=self._bucket, Key=full)
+        return Entry(key, int(head["ContentLength"]), str(head["ETag"]).strip('"'))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        return (self._listed(found) for found in self._objects(check_prefix(prefix)))
+        return (self._entry_of(listed) for listed in self._objects(check_prefix(prefix)))
 
     def list_dated(self, prefix: str = "") -> Iterator[Dated]:
-        found = self._objects(check_prefix(prefix))
-        return (Dated(self._listed(one).key, int(one["Size"]), one["LastModified"].timestamp()) for one in found)
+        listing = self._objects(check_prefix(prefix))
+        return (Dated(self._entry_of(one).key, int(one["Size"]), one["LastModified"].timestamp()) for one in listing)
 
     def list_unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
         folder = check_prefix(prefix)
-        place = {"Bucket": self._bucket, "Prefix": self._below(folder)}
+        pages = self._client.get_paginator("list_multipart_uploads")
         with self._explained("list the unfinished uploads of", folder):
-            for page in self._client.get_paginator("list_multipart_uploads").paginate(**place):
-                for found in page.get("Uploads", ()):
-                    yield self._unfinished(str(found["Key"]), str(found["UploadId"]), found["Initiated"].timestamp())
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._below(folder)):
+                for upload in page.get("Uploads", ()):
+                    started = upload["Initiated"].timestamp()
+                    yield self._unfinished(str(upload["Key"]), str(upload["UploadId"]), started)
 
     def discard(self, unfinished: Unfinished) -> None:
         upload = {"Bucket": self._bucket, "Key": self._full(unfinished.key), "UploadId": unfinished.token}
@@ -145,7 +147,7 @@ class S3Storage(Storage):
         folder = check_key(check_prefix(prefix))
         for page in self._pages(folder):
             with self._explained("delete", folder):
-                self._delete_all([str(found["Key"]) for found in page])
+                self._delete_all([str(listed["Key"]) for listed in page])
 
     def child(self, prefix: str) -> S3Storage:
         return S3Storage(self._bucket, join(self._prefix, check_prefix(prefix)), self._client)
@@ -161,14 +163,14 @@ class S3Storage(Storage):
     def _get(self, full: str, part: dict[str, str]) -> bytes:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                # What goes wrong before there is an answer the client has tried again by itself.
-                answer = self._client.get_object(Bucket=self._bucket, Key=full, **part)
+                # The client itself tries again after errors that come before the response's body.
+                response = self._client.get_object(Bucket=self._bucket, Key=full, **part)
             except ClientError as error:
-                if _code(error) == "InvalidRange":  # it begins past the end
+                if _code(error) == "InvalidRange":  # the range begins past the end
                     return b""
                 raise
             try:
-                with closing(answer["Body"]) as body:
+                with closing(response["Body"]) as body:
                     return bytes(body.read())
             except _BROKEN_OFF:
                 if attempt == ATTEMPTS:
@@ -176,27 +178,27 @@ class S3Storage(Storage):
         raise AssertionError("the last attempt returns or raises")
 
     def _put_new(self, full: str, data: bytes, writer: str) -> bool:
-        """Put an object where none is, and sign it: so a repeated request whose first answer was lost knows its own."""
-        signed = {"Bucket": self._bucket, "Key": full, "Body": data, "Metadata": {"writer": writer}}
+        """Put a new object, signed by its writer: if the response was lost, the next attempt recognises the object."""
+        request = {"Bucket": self._bucket, "Key": full, "Body": data, "Metadata": {"writer": writer}}
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self._client.put_object(**signed, IfNoneMatch="*")
+                self._client.put_object(**request, IfNoneMatch="*")
                 return True
             except ClientError as error:
                 if _status(error) == 412:
                     break
-                if _status(error) != 409 or attempt == ATTEMPTS:  # 409: another writer is at it just now
+                if _status(error) != 409 or attempt == ATTEMPTS:  # 409: another writer is writing the same key now
                     raise
         return self._is_by(writer, full)
 
     def _is_by(self, writer: str, full: str) -> bool:
         try:
-            found = self._client.head_object(Bucket=self._bucket, Key=full)
+            head = self._client.head_object(Bucket=self._bucket, Key=full)
         except ClientError as error:
             if _status(error) == 404:  # deleted meanwhile
                 return False
             raise
-        return bool(found.get("Metadata", {}).get("writer") == writer)
+        return bool(head.get("Metadata", {}).get("writer") == writer)
 
     def _send(self, key: str, file: BinaryIO) -> None:
         full = self._full(key)
@@ -204,17 +206,17 @@ class S3Storage(Storage):
             self._client.upload_fileobj(file, self._bucket, full, Config=_parts())
 
     def _delete_all(self, keys: Sequence[str]) -> None:
-        # One request for many keys is XML, which cannot hold control characters.
+        # A request that deletes many keys is XML, which cannot contain control characters.
         for key in keys:
             if not key.isprintable():
                 self._client.delete_object(Bucket=self._bucket, Key=key)
         if many := [{"Key": key} for key in keys if key.isprintable()]:
-            answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": many, "Quiet": True})
-            for failed in answer.get("Errors", ()):
-                raise StorageError(f"cannot delete {failed['Key']!r} in {self.url}: {failed['Code']}; allow {_RIGHTS}")
+            response = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": many, "Quiet": True})
+            for error in response.get("Errors", ()):
+                raise StorageError(f"cannot delete {error['Key']!r} in {self.url}: {error['Code']}; allow {_RIGHTS}")
 
     def _objects(self, folder: str) -> Iterator[dict[str, Any]]:
-        return (found for page in self._pages(folder) for found in page if _is_object(found["Key"]))
+        return (listed for page in self._pages(folder) for listed in page if _is_object(listed["Key"]))
 
     def _pages(self, folder: str) -> Iterator[Page]:
         pages = self._client.get_paginator("list_objects_v2")
@@ -224,10 +226,10 @@ class S3Storage(Storage):
                     yield page["Contents"]
 
     def _below(self, folder: str) -> str:
-        below = join(self._prefix, folder)
-        return below + "/" if below else ""
+        prefix = join(self._prefix, folder)
+        return prefix + "/" if prefix else ""
 
-    def _unfinished(self, full: str, upload: str, begun: float) -> Unfinished:
+    def _unfinished(self, full: str, upload: str, started: float) -> Unfinished:
         parts = self._client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=full, UploadId=upload)
         try:
             size = sum(int(part["Size"]) for page in parts for part in page.get("Parts", ()))
@@ -235,15 +237,15 @@ class S3Storage(Storage):
             if _status(error) != 404:
                 raise
             size = 0  # it has become an object meanwhile
-        return Unfinished(full.removeprefix(self._below("")), size, begun, token=upload)
+        return Unfinished(full.removeprefix(self._below("")), size, started, token=upload)
 
-    def _listed(self, found: dict[str, Any]) -> Entry:
-        key = str(found["Key"])[len(self._prefix) + 1 if self._prefix else 0 :]
+    def _entry_of(self, listed: dict[str, Any]) -> Entry:
+        key = str(listed["Key"])[len(self._prefix) + 1 if self._prefix else 0 :]
         try:
             check_key(key)
         except StorageError as error:
             raise StorageError(f"{self.url} holds an object that must be renamed or deleted: {error}") from error
-        return Entry(key, int(found["Size"]), str(found["ETag"]).strip('"'))
+        return Entry(key, int(listed["Size"]), str(listed["ETag"]).strip('"'))
 
     @contextmanager
     def _explained(self, action: str, key: str) -> Iterator[None]:
@@ -259,7 +261,7 @@ class S3Storage(Storage):
         return StorageError(f"cannot {action} {what}: {self._why(error)}")
 
     def _lacks_bucket(self, error: ClientError) -> bool:
-        # The answer to a HEAD has no body that says what is missing.
+        # The response to a HEAD request has no body that says what is missing.
         return _code(error) == "NoSuchBucket" or (_code(error) == "404" and not self._bucket_exists)
 
     @cached_property
@@ -273,7 +275,7 @@ class S3Storage(Storage):
         return True
 
     def _why(self, error: Exception) -> str:
-        """Say what an error means and what to do about it."""
+        """Return what an error means and what to do about it."""
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
             return f"{error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the pod's identity"
         if not isinstance(error, ClientError):
@@ -294,7 +296,7 @@ def connect() -> Any:
     """Return an S3 client made from the usual AWS settings; nothing is sent yet.
 
     Raises:
-        ConfigError: Where those settings contradict each other, such as a profile that does not exist.
+        ConfigError: If those settings cannot be used, for example if the profile does not exist.
     """
     retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     config = Config(retries=retries, connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS)

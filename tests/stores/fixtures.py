@@ -1,4 +1,4 @@
-"""Stores that tests share: a real S3 store, and a proxy before it that spoils what a test wants spoiled."""
+"""Stores that tests share: a real S3 store, and a proxy in front of it that makes chosen requests fail."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_client(swift: str) -> Iterator[Any]:
-    """A client of the real S3 store, with a bucket there; to make one takes longer than most of what tests do."""
+    """A client of the real S3 store, with a bucket; it is shared, since making one takes longer than most tests."""
     with pytest.MonkeyPatch.context() as environment:
         lead_to(environment, swift)
         client = connect()
@@ -61,14 +61,14 @@ def s3_client(swift: str) -> Iterator[Any]:
 
 @pytest.fixture
 def s3(swift: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> S3Storage:
-    """An empty place in a real S3 store, to which the environment leads."""
+    """An empty folder in a real S3 store that the environment points to."""
     lead_to(monkeypatch, swift)
     return S3Storage(BUCKET, uuid.uuid4().hex, s3_client)
 
 
 @pytest.fixture
 def flaky(swift: str, s3: S3Storage, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyProxy]:
-    """A proxy before the real S3 store, to which the environment now leads; clients try again without waiting."""
+    """A proxy before the real S3 store that the environment points to; clients try again without waiting."""
     with FlakyProxy(swift) as proxy:
         lead_to(monkeypatch, proxy.endpoint)
         monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
@@ -77,13 +77,13 @@ def flaky(swift: str, s3: S3Storage, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def lead_to(environment: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Let the environment lead to a store."""
+    """Let the environment point to a store."""
     for name, value in {**SETTINGS, "AWS_ENDPOINT_URL": endpoint}.items():
         environment.setenv(name, value)
 
 
 def _why_not(folder: Path) -> str:
-    """Say why Swift cannot run here; nothing where it can."""
+    """Return why Swift cannot run here; an empty text if it can."""
     if importlib.util.find_spec("swift") is None:
         return "OpenStack Swift is not installed (pip install swift)"
     try:

@@ -1,4 +1,4 @@
-"""A storage whose user is killed at a change that is said: every moment at which a step can die is tried in turn."""
+"""A storage whose user is killed before a given change, so that tests can kill a step at every change in turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from components.storage.open import open_storage
 
 
 class Killed(BaseException):
-    """The process is gone: nothing catches this."""
+    """Stands for a killed process: nothing catches this."""
 
 
 def mortal(storage: Storage, changes: list[int]) -> Storage:

