@@ -1,4 +1,4 @@
-"""What a Stable Diffusion model made from scratch looks like: sizes only, so that reading them needs no torch.
+"""The sizes of a Stable Diffusion model made from scratch; reading them needs no torch.
 
 The shape is that of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022: an
 autoencoder that halves the image once per channel stage but one, a CLIP text encoder, a UNet with cross-attention.
@@ -41,9 +41,9 @@ class AutoencoderArchitecture(Settings):
 class TextArchitecture(Settings):
     """Sizes of the text encoder (``CLIPTextModel``, frozen and random) and of its tokenizer."""
 
-    # Two marks, then each byte alone and at the end of a word: less could not spell every caption.
+    # Two special tokens, then each byte alone and at the end of a word: with fewer, some captions could not be encoded.
     vocabulary: int = Field(1000, ge=514, le=200_000, description="most tokens that the tokenizer may have")
-    max_tokens: int = Field(16, ge=3, le=512, description="tokens per caption, the two marks at its ends included")
+    max_tokens: int = Field(16, ge=3, le=512, description="tokens per caption, including its start and end token")
     hidden: int = Field(64, ge=1, le=8192, description="width of the text embedding; a multiple of heads")
     layers: int = Field(2, ge=1, le=64, description="transformer layers")
     heads: int = Field(4, ge=1, le=128, description="attention heads")
@@ -55,7 +55,9 @@ class UnetArchitecture(Settings):
     channels: tuple[Channels, ...] = Field(
         (32, 48), min_length=1, max_length=8, description="channels of each stage; n stages halve the latents n-1 ×"
     )
-    cross_attention: tuple[bool, ...] = Field((True, True), description="for each stage: does it look at the caption?")
+    cross_attention: tuple[bool, ...] = Field(
+        (True, True), description="for each stage: does it attend to the caption?"
+    )
     layers_per_block: int = Field(1, ge=1, le=8, description="residual layers per stage")
     norm_groups: int = Field(8, ge=1, description="groups of each group normalisation; divides every channel count")
     attention_heads: int = Field(8, ge=1, le=128, description="attention heads; divides every channel count")
@@ -64,15 +66,18 @@ class UnetArchitecture(Settings):
     def _one_choice_per_stage(self) -> UnetArchitecture:
         if len(self.cross_attention) != len(self.channels):
             raise ValueError(
-                f"unet.cross_attention has {len(self.cross_attention)} entries for {len(self.channels)} stages"
+                f"unet.cross_attention has {len(self.cross_attention)} entries, expected {len(self.channels)}: "
+                "one for each of unet.channels"
             )
         return self
 
 
 class Architecture(Settings):
-    """Sizes of a whole model; the parts fit together, or the settings are refused."""
+    """Sizes of a whole model; settings whose parts do not fit together are rejected."""
 
-    resolution: int = Field(32, ge=8, le=4096, description="side of the square images the model is made for, in pixels")
+    resolution: int = Field(
+        32, ge=8, le=4096, description="side in pixels of the square images that the model is made for"
+    )
     autoencoder: AutoencoderArchitecture = AutoencoderArchitecture()
     text: TextArchitecture = TextArchitecture()
     unet: UnetArchitecture = UnetArchitecture()

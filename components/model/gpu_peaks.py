@@ -1,4 +1,4 @@
-"""What GPUs can do at most: FLOP/s with dense matrices, from their makers' datasheets."""
+"""Peak FLOP/s of GPUs with dense matrices, from their makers' datasheets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Peak(NamedTuple):
-    """What a device can do with dense matrices, in TFLOP/s, sums kept in float32; None where it lacks the dtype."""
+    """Peak TFLOP/s of a device with dense matrices and float32 accumulation; None if it lacks the dtype."""
 
     bf16: float | None
     fp16: float | None
@@ -15,7 +15,8 @@ class Peak(NamedTuple):
     fp32: float
 
 
-# By the words of the device's name, the more special first. "Sparse" peaks, twice as high, are not reached by training.
+# By the words of the device's name, the more specific names first. Peaks with sparsity, twice as high, do not apply to
+# training.
 _PEAKS: tuple[tuple[frozenset[str], Peak], ...] = tuple(
     (frozenset(name.split()), Peak(*peaks))
     for name, peaks in (
@@ -34,11 +35,11 @@ _PEAKS: tuple[tuple[frozenset[str], Peak], ...] = tuple(
         ("A40", (149.7, 149.7, 74.8, 37.4)),
         ("A10G", (70.0, 70.0, 35.0, 35.0)),
         ("A10", (125.0, 125.0, 62.5, 31.2)),
-        # NVIDIA L40S, L40 and L4 datasheets, halved from sparse where only that is given.
+        # NVIDIA L40S, L40 and L4 datasheets, halved if only the sparse peak is given.
         ("L40S", (362.0, 362.0, 183.0, 91.6)),
         ("L40", (181.0, 181.0, 90.5, 90.5)),
         ("L4", (121.0, 121.0, 60.0, 30.3)),
-        # NVIDIA T4 and V100 datasheets: neither knows bfloat16 or TF32.
+        # NVIDIA T4 and V100 datasheets: neither has bfloat16 or TF32.
         ("T4", (None, 65.0, None, 8.1)),
         ("V100 PCIE", (None, 112.0, None, 14.0)),
         ("V100S", (None, 130.0, None, 16.4)),
@@ -54,22 +55,22 @@ _PEAKS: tuple[tuple[frozenset[str], Peak], ...] = tuple(
         ("INSTINCT MI300X", (1307.4, 1307.4, 653.7, 163.4)),
     )
 )
-# Slices of a device, and lesser devices of the same name.
+# Words of the names of parts of a device, and of slower devices that share its name.
 _OTHERS = frozenset({"MIG", "LAPTOP", "MAX", "MOBILE", "D", "TI", "SUPER"})
 
 
 def peak_flops(device: str, precision: str, tf32: bool) -> float | None:
-    """Return how many FLOP/s a device can do at most; None where nothing is known of it.
+    """Return the peak FLOP/s of a device; None if the device is not in the table.
 
     Args:
         device: Its name, as ``torch.cuda.get_device_name`` gives it.
-        precision: What is trained in: ``fp32``, ``bf16`` or ``fp16``.
+        precision: The precision of training: ``fp32``, ``bf16`` or ``fp16``.
         tf32: Whether float32 products may be computed as TF32.
     """
     words = frozenset(re.split(r"[\s-]+", device.upper()))
-    found = next((peak for known, peak in _PEAKS if known <= words), None)
-    if found is None or words & _OTHERS:
+    peak = next((peak for name, peak in _PEAKS if name <= words), None)
+    if peak is None or words & _OTHERS:
         return None
-    peaks = {"bf16": found.bf16, "fp16": found.fp16, "fp32": found.tf32 if tf32 and found.tf32 else found.fp32}
-    best = peaks[precision]
-    return None if best is None else best * 1e12
+    by_precision = {"bf16": peak.bf16, "fp16": peak.fp16, "fp32": peak.tf32 if tf32 and peak.tf32 else peak.fp32}
+    tflops = by_precision[precision]
+    return None if tflops is None else tflops * 1e12

@@ -1,13 +1,13 @@
-"""Models as diffusers folders: where they come from, what they must hold, how their parts are loaded.
+"""Models as diffusers folders: how they are fetched, checked for their parts, and loaded.
 
-A model is named by one string, which every step understands:
+A model's location is one string, which every step accepts:
 
-- ``workdir:models/base/0123456789abcdef``  something that a step of this workdir made and committed
+- ``workdir:models/base/0123456789abcdef``  a model that a step of this workdir made and committed
 - ``some/folder``                           a diffusers folder on this machine
 - ``s3://bucket/prefix``                    a diffusers folder in a store
 - ``owner/name`` or ``owner/name@revision`` a repository of the Hugging Face hub
 
-Only safetensors are loaded; a model that has nothing but pickles is refused.
+Only safetensors are loaded; a model that has only pickles is rejected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMIT = "COMMIT"
 _WORKDIR = "workdir:"
 _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
-# Each part of a model that Darkroom can train, and the class that model_index.json must give for it; None: any.
+# Each part of a model that Darkroom can train, and the class that model_index.json must name for it; None: any.
 _PARTS = {
     "vae": "AutoencoderKL",
     "unet": "UNet2DConditionModel",
@@ -48,12 +48,12 @@ _SECOND_TEXT = ("text_encoder_2", "tokenizer_2")  # of SDXL
 
 
 def fetch(uri: str, workdir: Storage) -> Path:
-    """Return a local folder that holds a model; what is not on this machine is downloaded into a cache.
+    """Return a local folder with a model; a model that is not on this machine is downloaded into a cache.
 
     Raises:
-        ConfigError: Where the name means nothing, or there is no such folder or repository.
-        DataError: Where a step of this workdir did not finish the model.
-        StorageError: Where it cannot be downloaded.
+        ConfigError: If the location is not valid, or there is no such folder or repository.
+        DataError: If a step of this workdir did not finish the model.
+        StorageError: If it cannot be downloaded.
     """
     if uri.startswith(_WORKDIR):
         key = uri.removeprefix(_WORKDIR)
@@ -75,8 +75,8 @@ def read_file(name: str, workdir: Storage) -> bytes:
     """Read one file that belongs to a model: a path, ``workdir:…`` or ``s3://…``.
 
     Raises:
-        ConfigError: Where there is no such file.
-        StorageError: Where it cannot be downloaded.
+        ConfigError: If there is no such file.
+        StorageError: If it cannot be downloaded.
     """
     try:
         if name.startswith(_WORKDIR):
@@ -90,16 +90,16 @@ def read_file(name: str, workdir: Storage) -> bytes:
 
 
 def is_hub_name(uri: str) -> bool:
-    """Tell whether a model's name is one of the hub's: neither an address nor a folder on this machine."""
+    """Tell whether a location is a repository of the hub: neither an address nor a folder on this machine."""
     return _HUB_NAME.fullmatch(uri) is not None and not Path(uri).expanduser().is_dir()
 
 
 def pin(uri: str, folder: Path) -> str:
-    """Return the name under which later steps find exactly the model that ``fetch`` found at ``folder``.
+    """Return the location at which later steps get exactly the model that ``fetch`` returned as ``folder``.
 
-    A hub repository is pinned to the commit that was downloaded, so that all steps of a run see the same one.
+    A hub repository is pinned to the commit that was downloaded, so that all steps of a run use the same one.
     """
-    # The hub's cache keeps each commit in a folder that is called after it.
+    # The hub's cache keeps each commit in a folder that has its name.
     return f"{uri.partition('@')[0]}@{folder.name}" if is_hub_name(uri) else uri
 
 
@@ -107,7 +107,7 @@ def check_parts(folder: Path, uri: str) -> None:
     """Check that a folder holds a Stable Diffusion model with all the parts that the steps load.
 
     Raises:
-        ConfigError: With what is missing, or what is there in its place.
+        ConfigError: If a part is missing, or of another class.
     """
     try:
         index = json.loads((folder / "model_index.json").read_bytes())
@@ -116,13 +116,13 @@ def check_parts(folder: Path, uri: str) -> None:
     if "text_encoder_2" in index:
         raise ConfigError(f"model {uri!r} has two text encoders (SDXL); expected one, as in Stable Diffusion 1 and 2")
     for part, expected in _PARTS.items():
-        found = (index.get(part) or [None, None])[1]
-        if found is None or not (folder / part).is_dir():
+        actual = (index.get(part) or [None, None])[1]
+        if actual is None or not (folder / part).is_dir():
             raise ConfigError(
                 f"model {uri!r} has no {part}; expected a whole diffusers folder with {', '.join(_PARTS)}"
             )
-        if expected is not None and found != expected:
-            raise ConfigError(f"model {uri!r}: its {part} is {found}, expected {expected}")
+        if expected is not None and actual != expected:
+            raise ConfigError(f"model {uri!r}: its {part} is {actual}, expected {expected}")
     for part in _WITH_WEIGHTS:
         if not any(_WEIGHTS.fullmatch(path.name) for path in (folder / part).iterdir()):
             raise ConfigError(
@@ -170,7 +170,7 @@ def _load_text_encoder(folder: Path, number: str, kind: Any, dtype: str, device:
 
 
 def quiet_libraries() -> None:
-    """Turn off the progress bars of diffusers and transformers, among which Darkroom's own could not be read."""
+    """Turn off the progress bars of diffusers and transformers, which would garble Darkroom's own."""
     import diffusers
     import transformers
 
@@ -179,19 +179,19 @@ def quiet_libraries() -> None:
 
 
 def encodable(caption: str) -> str:
-    """Return a caption that tokenizers accept: half a surrogate pair, which no UTF-8 can hold, becomes ``?``."""
+    """Return a caption that tokenizers accept: a lone surrogate, which UTF-8 cannot encode, becomes ``?``."""
     return caption.encode("utf-8", "replace").decode()
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return torch's name of fp32, bf16 or fp16."""
+    """Return torch's dtype for fp32, bf16 or fp16."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device of a setting: ``auto`` is the GPU where there is one.
+    """Return the device of a setting: ``auto`` is the GPU if there is one.
 
     Raises:
         ConfigError: For a GPU that is not there.
@@ -205,10 +205,10 @@ def select_device(name: str) -> torch.device:
 
 @contextmanager
 def reproducible(threads: int) -> Iterator[None]:
-    """Let torch compute the same bytes each time on machines of one kind, for as long as the context lasts.
+    """Let torch compute the same bytes each time on the same kind of CPU or GPU, while the context lasts.
 
     Args:
-        threads: CPU threads of one operation; how a sum is split among them shows in its last bits.
+        threads: CPU threads of one operation; the last bits of a sum depend on how it is split among them.
     """
     import torch
 
@@ -232,7 +232,7 @@ def reproducible(threads: int) -> Iterator[None]:
 
 
 def _cached(storage: Storage) -> Path:
-    """Return a local copy of a folder of a store; the copy is called after what it holds, so it is never stale."""
+    """Return a local copy of a folder of a store; its name is a digest of the listing, so it is never stale."""
     entries = list(storage.list())
     if not entries:
         raise ConfigError(f"model {storage.url}: nothing there, expected a diffusers folder")
@@ -247,7 +247,7 @@ def _cached(storage: Storage) -> Path:
         except NotFound as error:
             raise StorageError(f"model {storage.url} changed while it was downloaded ({error}); start again") from None
         except OSError as error:
-            if not target.exists():  # else another process was faster, and its copy is as good
+            if not target.exists():  # if it exists, another process was faster, and its copy is the same
                 raise StorageError(f"cannot keep model {storage.url} in {cache}: {error.strerror}") from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -255,13 +255,13 @@ def _cached(storage: Storage) -> Path:
 
 
 def _cache_folder() -> Path:
-    """Return this user's folder for downloaded models, in the place for temporary files (``TMPDIR``)."""
+    """Return this user's folder for downloaded models, in the folder for temporary files (``TMPDIR``)."""
     folder = Path(tempfile.gettempdir()) / f"darkroom-models-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    # The place is shared: somebody else could have put a folder or a link there first.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise StorageError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own")
+    status = folder.lstat()
+    # Other users can write there too: one of them could have made a folder or a link of this name first.
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise StorageError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
     return folder
 
 
@@ -278,9 +278,12 @@ def _from_hub(repository: str, revision: str | None) -> Path:
             ignore_patterns=["*.bin", "*.ckpt", "*.msgpack", "*.fp16.safetensors", "*.non_ema.safetensors"],
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model {repository!r}: neither a folder here nor on the hub ({said})") from None
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model {repository!r} is neither a folder on this machine nor a repository of the hub ({reason}); "
+            "correct the name"
+        ) from None
     except OSError as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StorageError(f"model {repository!r} cannot be downloaded from the hub: {said}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StorageError(f"model {repository!r} cannot be downloaded from the hub: {reason}") from None
     return Path(folder)

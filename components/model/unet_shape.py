@@ -1,6 +1,6 @@
 """The number of weights and of operations of a Stable Diffusion UNet, by a formula over its shape, without torch.
 
-This is for plans and forecasts (`pipeline.cost`), which are made before there is a model and where torch may not be
+This is for plans and forecasts (`pipeline.cost`), which are made before the model exists and where torch may not be
 installed. A run's own utilization uses `components.train.step.flops`, which counts the layers that really run and is
 the truth; a test compares the two.
 
@@ -23,16 +23,16 @@ TRAINING_OVER_FORWARD = 3
 
 @dataclass(frozen=True)
 class UnetShape:
-    """All that a UNet's size depends on.
+    """The numbers that decide a UNet's size.
 
     Attributes:
         latent_channels: Channels of the latent image.
         channels: Channels of each stage; n stages halve the latent image n-1 times.
-        cross_attention: For each stage: does it look at the caption?
+        cross_attention: For each stage: does it attend to the caption?
         layers_per_block: Residual layers per stage on the way down; one more on the way up.
         context: Width of the text embedding.
         transformer_layers: Transformer layers behind each residual layer, for each stage.
-        added: Width of SDXL's second embedding of text and sizes; 0 where there is none.
+        added: Width of SDXL's additional embedding of text and sizes; 0 for other models.
     """
 
     latent_channels: int
@@ -52,8 +52,8 @@ class UnetShape:
         """Return the FLOPs of one forward pass over one sample.
 
         Args:
-            height: The latent image's, in latent pixels; a multiple of every halving.
-            width: Likewise.
+            height: Height of the latent image in latent pixels; divisible by 2 once for each halving.
+            width: Its width, likewise.
             tokens: Length of the text embedding.
         """
         return _count(self, height, width, tokens).flops
@@ -82,7 +82,7 @@ def from_config(config: Mapping[str, Any]) -> UnetShape:
     """Return the shape that a diffusers ``unet/config.json`` describes.
 
     Raises:
-        ConfigError: Where it is none, or has parts that are not known here.
+        ConfigError: If it is no such file, or has parts that this formula does not cover.
     """
     try:
         channels = tuple(map(int, config["block_out_channels"]))
@@ -97,9 +97,12 @@ def from_config(config: Mapping[str, Any]) -> UnetShape:
             int(config["projection_class_embeddings_input_dim"]) if config.get("addition_embed_type") else 0,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"this is no UNet whose size is known ({type(error).__name__}: {error})") from None
+        raise ConfigError(
+            f"unet/config.json: its size cannot be computed ({type(error).__name__}: {error}); "
+            "expected a UNet2DConditionModel of Stable Diffusion"
+        ) from None
     if not len(shape.channels) == len(shape.cross_attention) == len(shape.transformer_layers) > 0:
-        raise ConfigError(f"this UNet's stages do not agree: {shape}")
+        raise ConfigError(f"unet/config.json: its lists of stages differ in length, expected one length: {shape}")
     return shape
 
 
@@ -121,7 +124,7 @@ class _Count:
         self.linear(width, width, queries, bias=False)
         self.linear(context, width, keys, bias=False)
         self.linear(context, width, keys, bias=False)
-        self.flops += 2 * 2 * queries * keys * width  # scores, and what they weigh
+        self.flops += 2 * 2 * queries * keys * width  # the scores, and the values weighted by them
         self.linear(width, width, queries)
 
     def residual(self, inputs: int, outputs: int, embedding: int, positions: int) -> None:
@@ -157,9 +160,9 @@ def _count(shape: UnetShape, height: int, width: int, tokens: int) -> _Count:
     def layer(inputs: int, stage: int) -> None:
         count.residual(inputs, shape.channels[stage], embedding, positions[stage])
         if shape.cross_attention[stage]:
-            look(stage)
+            attend(stage)
 
-    def look(stage: int) -> None:
+    def attend(stage: int) -> None:
         width, layers = shape.channels[stage], shape.transformer_layers[stage]
         count.transformer(width, layers, shape.context, positions[stage], tokens)
 
@@ -175,7 +178,7 @@ def _count(shape: UnetShape, height: int, width: int, tokens: int) -> _Count:
 
     before = shape.channels[last]
     count.residual(before, before, embedding, positions[last])
-    look(last)
+    attend(last)
     count.residual(before, before, embedding, positions[last])
 
     for stage in reversed(range(last + 1)):

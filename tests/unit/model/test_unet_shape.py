@@ -1,4 +1,4 @@
-"""A UNet's weights and arithmetic, told from its shape, are those of the real model."""
+"""A UNet's weights and arithmetic, computed from its shape, are those of the real model."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_model_made_from_scratch() -> None:
     ],
 )
 def test_nothing_is_made_up_for_other_models(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="UNet"):
+    with pytest.raises(ConfigError, match="unet"):
         from_config(config)
 
 
