@@ -1,19 +1,19 @@
 """Shards: WebDataset tars of encoded samples, each with an index of offsets beside it.
 
 A shard called ``shards/512x512/0123456789abcdef`` is two objects: ``….tar``, which any WebDataset reader opens, and
-``….idx``, JSON that says where each member's bytes lie. A sample ``<key>`` has these members, in this order::
+``….idx``, JSON with the position of each member's bytes. A sample ``<key>`` has these members, in this order::
 
     <key>.moments.npy   fp16 [2C, h, w]   the autoencoder's mean, then its log-variance; not scaled
-    <key>.text.npy      fp16 [L, D]       what the UNet looks at of the text encoder's hidden states
+    <key>.text.npy      fp16 [L, D]       the text encoder's hidden states that the UNet attends to
     <key>.pooled.npy    fp16 [P]          SDXL only: the second text encoder's pooled embedding
     <key>.time_ids.npy  int32 [6]         SDXL only: original height and width, the crop's top and left, target size
-    <key>.json          caption, who wrote it, licence, source, original size and crop
+    <key>.json          caption, its author, licence, source, original size and crop
 
-An image gives as many samples as it has variants or captions, whichever are more: sample *i* shows variant *i mod V*
-and says caption *i mod K*. The key of its sample 0 is the image's SHA-256, that of sample *i* is ``<sha256>-<i>``:
-WebDataset takes for the key what stands before the first dot.
+An image gives as many samples as it has variants or captions, whichever are more: sample *i* has variant *i mod V*
+and caption *i mod K*. The key of its sample 0 is the image's SHA-256, that of sample *i* is ``<sha256>-<i>``; in
+WebDataset the key is the part of a member's name before the first dot.
 
-The same samples give the same bytes. The index is written after the tar, so a shard exists when its index does.
+The same samples give the same bytes. The index is written after the tar, so a shard is complete once it has an index.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TIME_IDS_COUNT = 6
 
 
 class SampleId(NamedTuple):
-    """What a sample is made from, and known by in every version of a dataset.
+    """What a sample is made from; it identifies the sample in every version of a dataset.
 
     Attributes:
         image: SHA-256 of the image's bytes.
@@ -75,13 +75,13 @@ class Sample:
     """One encoded image with its caption.
 
     Attributes:
-        key: What its members are called in the tar: ``sample_key`` of the image.
+        key: The name of its members in the tar: ``sample_key`` of the image.
         moments: fp16 ``[2C, h, w]``: mean, then log-variance.
         text: fp16 ``[L, D]``.
         meta: JSON; holds at least ``sha256``, ``caption``, ``caption_by``, ``caption_digest``, ``license``,
             ``source``, ``original_size`` ``[w, h]``, ``crop`` ``[left, top, w, h]`` and ``bucket`` ``[H, W]``.
         variant: Which variant of the image it shows; 0 is the plain one.
-        added: What SDXL's UNet is told besides; None for other models.
+        added: SDXL's additional conditioning; None for other models.
     """
 
     key: str
@@ -94,7 +94,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """Where one sample lies in its tar; ``offsets`` maps a member's suffix to (start, size) in bytes."""
+    """The position of one sample in its tar; ``offsets`` maps a member's suffix to (start, size) in bytes."""
 
     key: str
     caption_digest: str
@@ -103,7 +103,7 @@ class IndexEntry:
 
     @property
     def id(self) -> SampleId:
-        """What the sample was made from."""
+        """The image, caption and variant that the sample was made from."""
         return SampleId(self.image, self.caption_digest, self.variant)
 
     @property
@@ -114,7 +114,7 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What an ``.idx`` says: the samples in order, and the size in bytes and the digest of the tar it belongs to."""
+    """The contents of an ``.idx``: the samples in order, and the size in bytes and the digest of its tar."""
 
     samples: tuple[IndexEntry, ...]
     bytes: int
@@ -122,17 +122,17 @@ class ShardIndex:
 
 
 def sample_id(image_sha256: str, caption: str, variant: int = 0) -> SampleId:
-    """Return what the sample of an image with a caption's text is known by."""
+    """Return what identifies the sample of an image with a caption's text."""
     return SampleId(image_sha256, short(caption), variant)
 
 
 def sample_ids(image_sha256: str, captions: Sequence[str], variants: int) -> list[SampleId]:
-    """Return the samples that an image gives, each once, in the order in which they are numbered.
+    """Return the samples that an image gives, each once, in the order of their numbers.
 
     Args:
         image_sha256: Digest of the image's bytes.
         captions: Its captions, at least one.
-        variants: How many variants there are of each image, at least 1.
+        variants: How many variants each image has, at least 1.
     """
     digests = [short(caption) for caption in captions]
     count = max(variants, len(digests))
@@ -141,7 +141,7 @@ def sample_ids(image_sha256: str, captions: Sequence[str], variants: int) -> lis
 
 
 def sample_key(image_sha256: str, number: int) -> str:
-    """Return what the members of an image's sample are called, by the sample's number."""
+    """Return the key of an image's sample, by the sample's number."""
     return f"{image_sha256}-{number}" if number else image_sha256
 
 
@@ -150,10 +150,10 @@ def shard_name(bucket: tuple[int, int], samples: Iterable[tuple[str, SampleId]])
 
     Args:
         bucket: Height and width in pixels.
-        samples: Their keys, and what they are known by, in the order in which the shard has them.
+        samples: Their keys and ids, in the shard's order.
     """
     height, width = bucket
-    return f"shards/{height}x{width}/{short([[key, made.caption, made.variant] for key, made in samples])}"
+    return f"shards/{height}x{width}/{short([[key, sample.caption, sample.variant] for key, sample in samples])}"
 
 
 def tar_key(name: str) -> str:
@@ -200,10 +200,10 @@ def read_index(storage: Storage, name: str) -> ShardIndex:
     """Read a shard's index.
 
     Raises:
-        NotFound: Where there is none, so the shard was never finished.
-        DataError: Where it is not an index.
+        NotFound: If there is none, so the shard was never finished.
+        DataError: If it is not an index.
     """
-    with understood(name):
+    with damage_explained(name):
         value = index_json(storage, name)
         entries = tuple(
             IndexEntry(
@@ -218,11 +218,11 @@ def read_index(storage: Storage, name: str) -> ShardIndex:
 
 
 def index_json(storage: Storage, name: str) -> dict[str, Any]:
-    """Return an index as it is written, for readers that need not have it as objects.
+    """Return an index as plain JSON, for readers that do not need it as objects.
 
     Raises:
-        NotFound: Where there is none.
-        DataError: Where it is of another format; what else is wrong with it shows when it is used, in `understood`.
+        NotFound: If there is none.
+        DataError: If it is of another format; other damage shows when the index is used, in `damage_explained`.
     """
     value = json.loads(storage.read(index_key(name)))
     if value["format"] != FORMAT:
@@ -231,8 +231,8 @@ def index_json(storage: Storage, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def understood(name: str) -> Iterator[None]:
-    """Turn what goes wrong when an index is used into a DataError that names the shard."""
+def damage_explained(name: str) -> Iterator[None]:
+    """Turn the errors that a damaged index causes into a DataError that names the shard."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
@@ -242,7 +242,7 @@ def understood(name: str) -> Iterator[None]:
 
 
 def find_whole(storage: Storage, name: str) -> ShardIndex | None:
-    """Return a shard's index where the shard is whole as far as can be told without reading the tar, else None."""
+    """Return a shard's index if its tar exists and has the right size, else None; the tar is not read."""
     try:
         index = read_index(storage, name)
         return index if storage.entry(tar_key(name)).size == index.bytes else None

@@ -1,11 +1,12 @@
-"""What no run and no published model refers to: found folder by folder, deleted so that no reader trusts half of it.
+"""Garbage collection: lists, folder by folder, what no run and no published model refers to, and deletes it.
 
-Nothing that was written within the time of grace is touched, nor anything of a dataset that belongs to a run which
-has written within it; a run that has not said yet which dataset it uses keeps all of them. Keys are told while they
-are listed, so that memory does not grow with what there is.
+Nothing that was written within the grace period is deleted, nor anything of a dataset whose run has written within it.
+While an active run has not recorded yet which dataset it uses, all datasets stay. Garbage is yielded while keys are
+listed, so memory does not grow with the size of the workdir.
 
-Deleting can be killed at any moment: a dataset loses ``dataset.json`` first, a shard its index, a model its ``COMMIT``.
-What is left is garbage the next time, too. A shard that somebody needs again is simply encoded again.
+Deleting can be killed at any moment: a dataset loses ``dataset.json`` first, a shard its index, a model its ``COMMIT``,
+so that no reader uses a half-deleted one; the rest is garbage in the next run too. A shard that is needed again is
+encoded again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from components.dataset.references import BASES, Kept
+from components.dataset.references import BASES, InUse
 from components.dataset.versions import KEY, VERSIONS, read_dataset, read_encoding, read_version
 from components.digests import digest
 from components.errors import DataError, NotFound
@@ -27,20 +28,20 @@ DATASETS = "datasets"
 
 @dataclass(frozen=True)
 class Garbage:
-    """One object, folder or upload that nobody needs.
+    """One object, folder or upload that nothing refers to.
 
     Attributes:
-        kind: What it is, for a person: ``dataset``, ``version``, ``shard``, ``base model``, ``unfinished model``,
+        kind: What it is, for messages: ``dataset``, ``version``, ``shard``, ``base model``, ``unfinished model``,
             ``unfinished write``.
-        place: The folder that a person knows it by, below the workdir.
-        bytes: How much room it takes.
+        path: The folder to show in messages, below the workdir.
+        bytes: Its size.
         key: The object; or, for a whole folder, the one that is deleted before all others.
-        folder: Whether all of ``place`` goes.
-        unfinished: What to discard, where it is no object.
+        folder: Whether the whole folder ``path`` is deleted.
+        unfinished: The unfinished write to discard, if it is no object.
     """
 
     kind: str
-    place: str
+    path: str
     bytes: int
     key: str = ""
     folder: bool = False
@@ -49,12 +50,12 @@ class Garbage:
 
 @dataclass
 class Folder:
-    """What a listing tells of one folder.
+    """One folder, as a listing shows it.
 
     Attributes:
-        bytes: Size of all that is in it.
+        bytes: Total size of its objects.
         written: When something in it was last written.
-        names: Keys of its few objects that matter, relative to it.
+        names: Keys of selected objects in it, relative to it.
     """
 
     bytes: int
@@ -62,56 +63,56 @@ class Folder:
     names: set[str]
 
 
-def find_garbage(workdir: Storage, look: Callable[[], Kept], since: float) -> Iterator[Garbage]:
+def find_garbage(workdir: Storage, read_in_use: Callable[[], InUse], since: float) -> Iterator[Garbage]:
     """Yield what may be deleted.
 
     Args:
-        workdir: Where everything is kept.
-        look: Reads what must stay; called again for each folder, for a run may have begun meanwhile.
+        workdir: The storage of all files.
+        read_in_use: Reads what must stay; it is called again for each folder, for a run may have begun meanwhile.
         since: What was written since then stays, in seconds since 1970 by the store's clock.
     """
-    survivors = []
+    remaining = []
     for key, folder in folders(workdir, DATASETS, lambda name: name == KEY or name.startswith(f"{VERSIONS}/")).items():
-        place = f"{DATASETS}/{key}"
-        dataset = workdir.child(place)
-        kept = look()
-        wanted = wanted_versions(key, _committed(dataset, folder.names), folder.written, kept, since)
-        if wanted is not None and not wanted:
-            yield Garbage("dataset", place, folder.bytes, key=f"{place}/{KEY}", folder=True)
+        path = f"{DATASETS}/{key}"
+        dataset = workdir.child(path)
+        used = read_in_use()
+        versions = versions_to_keep(key, _committed(dataset, folder.names), folder.written, used, since)
+        if versions is not None and not versions:
+            yield Garbage("dataset", path, folder.bytes, key=f"{path}/{KEY}", folder=True)
             continue
-        survivors.append(key)
-        if wanted is not None:
-            yield from _leftovers(dataset, place, wanted, since)
-    yield from _models(workdir, look(), survivors, since)
-    for found in workdir.list_unfinished():
-        if found.written < since:
-            yield Garbage("unfinished write", found.key, found.size, unfinished=found)
+        remaining.append(key)
+        if versions is not None:
+            yield from _unused_objects(dataset, path, versions, since)
+    yield from _models(workdir, read_in_use(), remaining, since)
+    for unfinished in workdir.list_unfinished():
+        if unfinished.written < since:
+            yield Garbage("unfinished write", unfinished.key, unfinished.size, unfinished=unfinished)
 
 
-def wanted_versions(
-    key: str, committed: Mapping[str, bool], written: float, kept: Kept, since: float
+def versions_to_keep(
+    key: str, committed: Mapping[str, bool], written: float, used: InUse, since: float
 ) -> frozenset[str] | None:
-    """Return which versions of a dataset stay: none of them where all of it may go, None where nothing may be touched.
+    """Return which versions of a dataset stay: none if all of it may be deleted, None if nothing of it may be.
 
     Args:
         key: The dataset's name.
         committed: The digests of its versions, and whether each is the newest.
         written: When something of it was last written.
-        kept: What must stay.
+        used: What must stay.
         since: What was written since then stays.
     """
-    if kept.everything or key in kept.busy:
+    if used.everything or key in used.busy:
         return None
-    used = kept.versions & committed.keys()
-    if key not in kept.encodings and not used:
+    versions = used.versions & committed.keys()
+    if key not in used.encodings and not versions:
         return None if written >= since else frozenset()
     newest = {version for version, is_newest in committed.items() if is_newest}
-    # A dataset that was never committed has no version to stay; that it is used is reason enough to leave it alone.
-    return frozenset(used | newest) or None
+    # A dataset that was never committed has no version to keep; since it is used, nothing of it may be deleted.
+    return frozenset(versions | newest) or None
 
 
-def is_leftover(key: str, versions: Set[str], shards: Set[str]) -> str:
-    """Return what kind of garbage an object of a dataset is, or nothing where it stays.
+def garbage_kind(key: str, versions: Set[str], shards: Set[str]) -> str:
+    """Return what kind of garbage an object of a dataset is; an empty text if it stays.
 
     Args:
         key: Its key below the dataset's folder.
@@ -127,27 +128,27 @@ def is_leftover(key: str, versions: Set[str], shards: Set[str]) -> str:
 
 
 def folders(storage: Storage, top: str, matters: Callable[[str], bool]) -> dict[str, Folder]:
-    """Return the folders right below one, by name, with what matters of what they hold."""
-    found: dict[str, Folder] = {}
+    """Return the folders directly below one, by name; ``matters`` selects the keys that they remember."""
+    result: dict[str, Folder] = {}
     for entry in storage.list_dated(top):
         name, slash, rest = entry.key.removeprefix(f"{top}/").partition("/")
         if slash:
-            folder = found.setdefault(name, Folder(0, 0.0, set()))
+            folder = result.setdefault(name, Folder(0, 0.0, set()))
             folder.bytes += entry.size
             folder.written = max(folder.written, entry.written)
             if matters(rest):
                 folder.names.add(rest)
-    return found
+    return result
 
 
 def remove(workdir: Storage, garbage: Garbage) -> None:
-    """Delete garbage; what makes readers trust the rest goes first."""
+    """Delete garbage, first the object without which readers do not use the rest."""
     if garbage.unfinished is not None:
         workdir.discard(garbage.unfinished)
         return
     workdir.delete(garbage.key)
     if garbage.folder:
-        workdir.delete_tree(garbage.place)
+        workdir.delete_tree(garbage.path)
 
 
 def _committed(dataset: Storage, names: Iterable[str]) -> dict[str, bool]:
@@ -157,17 +158,17 @@ def _committed(dataset: Storage, names: Iterable[str]) -> dict[str, bool]:
     return dict.fromkeys(versions, False) | ({newest.digest: True} if newest else {})
 
 
-def _leftovers(dataset: Storage, place: str, wanted: Set[str], since: float) -> Iterator[Garbage]:
-    """Yield the versions of a dataset that nobody wants, and the shards that no other version and no group holds."""
-    shards = {shard.name for version in wanted for shard in read_version(dataset, version).shards}
-    for found in dataset.list("groups"):
-        if found.key.endswith(".json"):
-            shards.update(_shards_of_group(dataset, found.key))
-    versions = {f"{VERSIONS}/{version}.json" for version in wanted}
-    # A version goes before the shards that only it has.
-    for entry in chain(dataset.list_dated(VERSIONS), dataset.list_dated("shards")):
-        if entry.written < since and (kind := is_leftover(entry.key, versions, shards)):
-            yield Garbage(kind, place, entry.size, key=f"{place}/{entry.key}")
+def _unused_objects(dataset: Storage, path: str, keep: Set[str], since: float) -> Iterator[Garbage]:
+    """Yield the versions of a dataset that are not kept, and the shards that no kept version and no group lists."""
+    shards = {shard.name for version in keep for shard in read_version(dataset, version).shards}
+    for entry in dataset.list("groups"):
+        if entry.key.endswith(".json"):
+            shards.update(_shards_of_group(dataset, entry.key))
+    versions = {f"{VERSIONS}/{version}.json" for version in keep}
+    # A version is deleted before the shards that only it lists.
+    for dated in chain(dataset.list_dated(VERSIONS), dataset.list_dated("shards")):
+        if dated.written < since and (kind := garbage_kind(dated.key, versions, shards)):
+            yield Garbage(kind, path, dated.size, key=f"{path}/{dated.key}")
 
 
 def _shards_of_group(dataset: Storage, key: str) -> list[str]:
@@ -178,22 +179,22 @@ def _shards_of_group(dataset: Storage, key: str) -> list[str]:
         raise DataError(f"{key} in {dataset.url} is damaged; delete it and run the latents step again") from None
 
 
-def _models(workdir: Storage, kept: Kept, datasets: Iterable[str], since: float) -> Iterator[Garbage]:
+def _models(workdir: Storage, used: InUse, datasets: Iterable[str], since: float) -> Iterator[Garbage]:
     """Yield base models that no run and no dataset uses, and models that were never finished."""
     encoders = [_encoders(workdir.child(f"{DATASETS}/{key}")) for key in datasets]
     for key, folder in folders(workdir, BASES, lambda name: name == COMMIT).items():
-        place = f"{BASES}/{key}"
-        if kept.everything or key in kept.bases or folder.written >= since:
+        path = f"{BASES}/{key}"
+        if used.everything or key in used.bases or folder.written >= since:
             continue
         if not folder.names:
-            yield Garbage("unfinished model", place, folder.bytes, key=f"{place}/{COMMIT}", folder=True)
-        elif not any(uses_encoders(made_from, _files(workdir, place)) for made_from in encoders):
-            yield Garbage("base model", place, folder.bytes, key=f"{place}/{COMMIT}", folder=True)
+            yield Garbage("unfinished model", path, folder.bytes, key=f"{path}/{COMMIT}", folder=True)
+        elif not any(uses_encoders(made_from, _files(workdir, path)) for made_from in encoders):
+            yield Garbage("base model", path, folder.bytes, key=f"{path}/{COMMIT}", folder=True)
     for name in {entry.key.split("/")[1] for entry in workdir.list("models")} - {"base"}:
         for version, folder in folders(workdir, f"models/{name}", lambda name: name == COMMIT).items():
-            place = f"models/{name}/{version}"
+            path = f"models/{name}/{version}"
             if not folder.names and folder.written < since:
-                yield Garbage("unfinished model", place, folder.bytes, key=f"{place}/{COMMIT}", folder=True)
+                yield Garbage("unfinished model", path, folder.bytes, key=f"{path}/{COMMIT}", folder=True)
 
 
 def uses_encoders(made_from: Mapping[str, str], files: Mapping[str, str]) -> bool:
@@ -213,13 +214,13 @@ def uses_encoders(made_from: Mapping[str, str], files: Mapping[str, str]) -> boo
 def _encoders(dataset: Storage) -> dict[str, str]:
     try:
         models = read_encoding(dataset).get("models", {})
-    except DataError:  # the latents step has not come to it
+    except DataError:  # the latents step has not written it yet
         return {}
     return dict(models) if isinstance(models, dict) else {}
 
 
-def _files(workdir: Storage, place: str) -> dict[str, str]:
+def _files(workdir: Storage, path: str) -> dict[str, str]:
     try:
-        return dict(workdir.read_json(f"{place}/{COMMIT}")["sha256"])
+        return dict(workdir.read_json(f"{path}/{COMMIT}")["sha256"])
     except (NotFound, DataError, KeyError, TypeError, ValueError):
         return {}

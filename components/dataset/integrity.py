@@ -1,8 +1,8 @@
-"""Proof that a dataset is what was committed: every digest compared, every sample decoded, every header accounted for.
+"""Checks that a dataset is what was committed: compares every digest, decodes every sample, checks every tar header.
 
-Training trusts a tar for its digest and its index for where the samples lie. Here nothing is trusted: the tar must
-consist of the index's members, one after the other, plain files each, and of nothing else. So what another program
-would make of it, with its links, its absolute paths or its pickles, does not come up.
+Training trusts a tar if it has the right digest, and its index for the positions of samples. Here nothing is trusted: a
+tar must consist of the members in the index, one after the other, each a plain file, and of nothing else. So a tar that
+passes holds no links, absolute paths or pickles that could harm another program which reads it.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from components.errors import DarkroomError, DataError
 from components.storage.base import Storage
 
 
-class Verdict(NamedTuple):
-    """What became of one shard: its size, and what is wrong with it; nothing where nothing is."""
+class IntegrityResult(NamedTuple):
+    """One shard, and what is wrong with it; an empty text if it is intact."""
 
     shard: Shard
     problem: str
 
 
-def verify(storage: Storage, dataset: Dataset, workers: int) -> Iterator[Verdict]:
-    """Yield a verdict on each shard of a dataset, in order.
+def verify(storage: Storage, dataset: Dataset, workers: int) -> Iterator[IntegrityResult]:
+    """Yield the result for each shard of a dataset, in order.
 
     Args:
         storage: The dataset's folder.
-        dataset: Which shards there are, and their digests.
-        workers: How many shards are looked at side by side. Those that are not local are in memory meanwhile.
+        dataset: Its shards and their digests.
+        workers: How many shards are checked at the same time; each is in memory meanwhile if it is not local.
     """
 
-    def judge(shard: Shard) -> Verdict:
+    def check(shard: Shard) -> IntegrityResult:
         try:
             check_shard(storage, shard)
         except DarkroomError as error:
-            return Verdict(shard, str(error))
-        return Verdict(shard, "")
+            return IntegrityResult(shard, str(error))
+        return IntegrityResult(shard, "")
 
-    with closing(_side_by_side(judge, dataset.shards, workers)) as verdicts:
-        yield from verdicts
+    with closing(_side_by_side(check, dataset.shards, workers)) as results:
+        yield from results
 
 
 def check_shard(storage: Storage, shard: Shard) -> None:
-    """Check one shard against what the dataset has of it.
+    """Check one shard against the dataset's record of it.
 
     Raises:
         DataError: With the shard's name, and what is wrong with it.
-        StorageError: Where it cannot be read.
+        StorageError: If it cannot be read.
     """
     opened: list[Tar] = []
 
@@ -69,15 +69,20 @@ def check_shard(storage: Storage, shard: Shard) -> None:
     if (index.sha256, index.bytes, len(index.samples)) != (shard.sha256, shard.bytes, shard.samples):
         raise DataError(f"shard {shard.name}: its index is not that of the tar that was committed; {WHAT_TO_DO}")
     if not all(0 <= i < shard.samples for i in (*shard.held_out, *shard.tombstones)):
-        raise DataError(f"shard {shard.name}: the dataset marks samples that it does not have; run index again")
+        raise DataError(
+            f"shard {shard.name}: the dataset marks samples as held out or removed that are not among its "
+            f"{shard.samples}; run index again"
+        )
     whole = opened[0].whole
     assert whole is not None
     check_members(shard.name, whole, index)
     for i, entry in enumerate(index.samples):
         sample = reader.sample(i)
-        told = (sample.meta.get("sha256"), sample.meta.get("caption_digest"), sample.meta.get("variant", 0))
-        if told != entry.id:
-            raise DataError(f"shard {shard.name}: sample {i} ({entry.key}) tells of another image; {WHAT_TO_DO}")
+        meta_id = (sample.meta.get("sha256"), sample.meta.get("caption_digest"), sample.meta.get("variant", 0))
+        if meta_id != entry.id:
+            raise DataError(
+                f"shard {shard.name}: the JSON of sample {i} ({entry.key}) is that of another sample; {WHAT_TO_DO}"
+            )
         pooled = [sample.added.pooled] if sample.added is not None else []
         if not all(np.isfinite(numbers).all() for numbers in (sample.moments, sample.text, *pooled)):
             raise DataError(
@@ -86,30 +91,31 @@ def check_shard(storage: Storage, shard: Shard) -> None:
 
 
 def check_members(name: str, tar: memoryview, index: ShardIndex) -> None:
-    """Check that a tar consists of its index's members in their order, plain files each, and of nothing else.
+    """Check that a tar consists of its index's members in their order, each a plain file, and of nothing else.
 
     Args:
         name: The shard's name.
         tar: All bytes of its tar.
-        index: What it should hold.
+        index: Its index.
 
     Raises:
-        DataError: With the first thing that is otherwise.
+        DataError: With the first difference.
     """
     expected = [
-        (f"{entry.key}.{suffix}", *place)
+        (f"{entry.key}.{suffix}", *offset)
         for entry in index.samples
-        for suffix, place in sorted(entry.offsets.items(), key=lambda item: item[1])
+        for suffix, offset in sorted(entry.offsets.items(), key=lambda item: item[1])
     ]
     at = 0
     for member, start, size in expected:
         header = _parse(name, tar, at)
         if (header.name, header.size, at + BLOCK) != (member, size, start) or header.type != tarfile.REGTYPE:
-            found = f"{header.name[:200]!a} of {header.size} bytes and type {header.type!r}"
-            raise DataError(f"shard {name}: it has {found} where its index has {member}; {WHAT_TO_DO}")
+            actual = f"{header.name[:200]!a} of {header.size} bytes and type {header.type!r} at byte {at}"
+            expected_member = f"{member} of {size} bytes at byte {start - BLOCK}"
+            raise DataError(f"shard {name}: its tar has {actual}, its index {expected_member}; {WHAT_TO_DO}")
         at = start + -(-size // BLOCK) * BLOCK
     if any(tar[at:]):
-        raise DataError(f"shard {name}: something follows its {len(index.samples)} samples; {WHAT_TO_DO}")
+        raise DataError(f"shard {name}: more data follows its {len(index.samples)} samples; {WHAT_TO_DO}")
 
 
 def _parse(name: str, tar: memoryview, at: int) -> tarfile.TarInfo:
@@ -120,17 +126,17 @@ def _parse(name: str, tar: memoryview, at: int) -> tarfile.TarInfo:
 
 
 def _side_by_side(
-    judge: Callable[[Shard], Verdict], shards: Iterable[Shard], workers: int
-) -> Generator[Verdict, None, None]:
-    """Yield verdicts in order while threads work on those that follow; hashing and reading let other threads run."""
-    waiting: deque[Future[Verdict]] = deque()
+    check: Callable[[Shard], IntegrityResult], shards: Iterable[Shard], workers: int
+) -> Generator[IntegrityResult, None, None]:
+    """Yield results in order while threads work on the next shards; hashing and reading release the GIL."""
+    pending: deque[Future[IntegrityResult]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
     try:
         for shard in shards:
-            waiting.append(pool.submit(judge, shard))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(check, shard))
+            if len(pending) >= 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Who refers to what: the versions of datasets and the base models that runs and published models rest on."""
+"""Who refers to what: the versions of datasets and the base models that runs and published models use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from components.errors import DataError, NotFound
 from components.storage.base import Storage
 
 BASES = "models/base"
-# Where a run says what it uses, and under which names. A step's record is of the run's last start alone; what training
-# and evaluation wrote down stays until they begin anew.
+# The files in which a run records what it uses, and under which keys. A step's record is of the run's last start only;
+# the records of training and evaluation stay until these begin anew.
 _RECORDS = {
     "steps/autoencoder.json": {"encoding_key": "encodings", "base_model": "bases"},
     "steps/index.json": {"encoding_key": "encodings", "dataset_digest": "versions"},
@@ -25,12 +25,12 @@ class Reference:
     """What one run or one published model uses.
 
     Attributes:
-        by: Who refers, for a person: ``run <name>`` or ``model <name>``.
+        by: Who refers, for messages: ``run <name>`` or ``model <name>``.
         encodings: Names of datasets' folders.
         versions: Digests of datasets.
         bases: Names of base models below ``models/base``.
         written: When it last wrote anything, in seconds since 1970 by the store's clock.
-        complete: Whether it has said by now which encoding it uses.
+        complete: Whether it has recorded yet which encoding it uses.
     """
 
     by: str
@@ -42,15 +42,15 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What must stay, all references taken together.
+class InUse:
+    """What must not be deleted, from all references together.
 
     Attributes:
         encodings: Datasets that are used.
-        busy: Those of them that somebody may be writing to just now; nothing in them is to be touched.
+        busy: Those of them that a run may be writing to now; nothing in them may be deleted.
         versions: Digests of datasets that are used.
         bases: Base models that are used.
-        everything: Whether somebody is at work who has not said yet what it uses.
+        everything: Whether a run that is active has not recorded yet what it uses.
     """
 
     encodings: frozenset[str]
@@ -60,16 +60,16 @@ class Kept:
     everything: bool
 
 
-def keep(references: Iterable[Reference], since: float) -> Kept:
-    """Return what must stay; whoever has written anything since then may be at work still."""
-    found = list(references)
-    at_work = [reference for reference in found if reference.written >= since]
-    return Kept(
-        encodings=frozenset().union(*(reference.encodings for reference in found)),
-        busy=frozenset().union(*(reference.encodings for reference in at_work)),
-        versions=frozenset().union(*(reference.versions for reference in found)),
-        bases=frozenset().union(*(reference.bases for reference in found)),
-        everything=any(not reference.complete for reference in at_work),
+def in_use(references: Iterable[Reference], since: float) -> InUse:
+    """Return what must not be deleted; a run that has written anything since then may still be active."""
+    references = list(references)
+    active = [reference for reference in references if reference.written >= since]
+    return InUse(
+        encodings=frozenset().union(*(reference.encodings for reference in references)),
+        busy=frozenset().union(*(reference.encodings for reference in active)),
+        versions=frozenset().union(*(reference.versions for reference in references)),
+        bases=frozenset().union(*(reference.bases for reference in references)),
+        everything=any(not reference.complete for reference in active),
     )
 
 
@@ -77,7 +77,7 @@ def read_references(workdir: Storage) -> list[Reference]:
     """Read what all runs and published models of a workdir refer to.
 
     Raises:
-        DataError: Where a record cannot be understood: what it refers to must not be taken for garbage.
+        DataError: If a record cannot be read: what it refers to must not be deleted.
     """
     return [*_of_runs(workdir), *_of_models(workdir)]
 
@@ -85,9 +85,9 @@ def read_references(workdir: Storage) -> list[Reference]:
 def _of_runs(workdir: Storage) -> Iterator[Reference]:
     newest: dict[str, float] = {}
     records: dict[str, list[str]] = {}
-    for found in workdir.list_dated("runs"):
-        _, run, *rest = found.key.split("/")
-        newest[run] = max(newest.get(run, 0.0), found.written)
+    for entry in workdir.list_dated("runs"):
+        _, run, *rest = entry.key.split("/")
+        newest[run] = max(newest.get(run, 0.0), entry.written)
         if "/".join(rest) in _RECORDS:
             records.setdefault(run, []).append("/".join(rest))
     for run, written in newest.items():
@@ -101,29 +101,32 @@ def _of_runs(workdir: Storage) -> Iterator[Reference]:
 
 
 def _of_models(workdir: Storage) -> Iterator[Reference]:
-    for found in workdir.list("models"):
-        _, name, *rest = found.key.split("/")
+    for entry in workdir.list("models"):
+        _, name, *rest = entry.key.split("/")
         if rest == ["champion.json"]:
-            used = _used(workdir, found.key, {"dataset_digest": "versions"})
+            used = _used(workdir, entry.key, {"dataset_digest": "versions"})
             yield Reference(f"model {name}", versions=frozenset(value for _, value in used))
 
 
 def _used(workdir: Storage, key: str, names: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield what a record says is used: of what kind, and its name."""
+    """Yield the kind and the name of each thing that a record refers to."""
     try:
         record: Any = workdir.read_json(key)
-    except NotFound:  # gone since it was listed
+    except NotFound:  # deleted since it was listed
         return
     values = record.get("result", record) if isinstance(record, dict) else record
-    if values is None:  # a step that is running, or failed
+    if values is None:  # the step is running, or failed
         return
     if not isinstance(values, dict):
-        raise DataError(f"{workdir.url}: {key} is not what a step writes; delete that run or model, or mend it")
+        raise DataError(
+            f"{workdir.url}: {key} is a JSON {type(values).__name__}, expected an object; "
+            "restore the file, or delete that run or model"
+        )
     for name, kind in names.items():
         if isinstance(value := values.get(name), str):
             yield kind, value
 
 
 def _base_key(uri: str) -> str:
-    """Return the name of a base model in the workdir; one from elsewhere is no concern of ours, and stays as it is."""
+    """Return the name of a base model in the workdir; the name of any other model is returned unchanged."""
     return uri.removeprefix(f"workdir:{BASES}/")

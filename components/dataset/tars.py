@@ -1,8 +1,8 @@
-"""Where the bytes of a shard's tar come from: a mapped file, memory, or one ranged request per sample.
+"""Opens a shard's tar: as a mapped file, in memory, or with one ranged request per sample.
 
 A local tar is mapped: nothing is copied until a sample is, and what was read stays in the system's page cache for all
-processes of the machine. Tars are named for their content and never change in place; one that were cut short while
-mapped would end the process with SIGBUS, which is why its size is compared when it is opened.
+processes of the node. Tars are named by their content and never change in place. If a mapped file were shorter than
+expected, reading past its end would kill the process with SIGBUS; so its size is compared when it is opened.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Tar(Protocol):
     """The bytes of one tar.
 
     Attributes:
-        whole: All of them, where they are at hand; None where each part is a request of its own.
+        whole: All bytes, if they are in memory or mapped; None if each part is a request of its own.
     """
 
     whole: memoryview | None
 
     def part(self, start: int, size: int) -> memoryview:
-        """Return some bytes; past the end there are just fewer."""
+        """Return ``size`` bytes from ``start``, or fewer at the end of the tar."""
 
 
-# Opens the tar under a key of a storage, which must have a size and a SHA-256; the latter is checked if the last
-# argument says so. Raises NotFound, and DataError where it is another one.
+# Opens a tar, given storage, key, size, SHA-256 and whether to check the SHA-256. Raises NotFound if there is no such
+# tar, and DataError if its size or its checked SHA-256 is another.
 OpenTar = Callable[[Storage, str, int, str, bool], Tar]
 
 
@@ -50,7 +50,7 @@ class WholeTar:
 
 
 class RangedTar:
-    """A tar in a storage, of which only what is asked for is read."""
+    """A tar in a storage, of which only the requested parts are read."""
 
     def __init__(self, storage: Storage, key: str) -> None:
         self.whole: memoryview | None = None
@@ -63,7 +63,7 @@ class RangedTar:
 
 
 def open_whole(storage: Storage, key: str, size: int, sha256: str, verify: bool) -> WholeTar:
-    """Map a local tar, or load another one into memory."""
+    """Map a tar if it is local, else load it into memory."""
     path = storage.local_path(key)
     if path is None:
         data = storage.read(key)
@@ -79,31 +79,31 @@ def open_whole(storage: Storage, key: str, size: int, sha256: str, verify: bool)
 
 
 def open_ranged(storage: Storage, key: str, size: int, sha256: str, verify: bool) -> RangedTar:  # noqa: ARG001
-    """Open a tar without reading it; its digest, which would take all of it, is not checked."""
+    """Open a tar without reading it; its digest is not checked, since that would take reading all of it."""
     check_size(key, storage.entry(key).size, size)
     return RangedTar(storage, key)
 
 
 def map_tar(file: BinaryIO) -> WholeTar:
-    """Map a file that holds a tar, and so is not empty."""
+    """Map a file that contains a tar, and so is not empty."""
     return WholeTar(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def check_size(key: str, found: int, expected: int) -> None:
+def check_size(key: str, size: int, expected: int) -> None:
     """Check a tar's size.
 
     Raises:
-        DataError: Where it is another, or nothing.
+        DataError: If it differs from the expected one, or is 0.
     """
-    if found != expected or found == 0:
-        raise DataError(f"{key} is damaged: it has {found} bytes, expected {expected}; {WHAT_TO_DO}")
+    if size != expected or size == 0:
+        raise DataError(f"{key} is damaged: it has {size} bytes, expected {expected}; {WHAT_TO_DO}")
 
 
-def check_digest(key: str, found: str, expected: str) -> None:
+def check_digest(key: str, sha256: str, expected: str) -> None:
     """Check a tar's SHA-256, as 64 hex digits.
 
     Raises:
-        DataError: Where it is another.
+        DataError: If it differs from the expected one.
     """
-    if found != expected:
-        raise DataError(f"{key} is damaged: its digest is {found[:16]}…, expected {expected[:16]}…; {WHAT_TO_DO}")
+    if sha256 != expected:
+        raise DataError(f"{key} is damaged: its digest is {sha256[:16]}…, expected {expected[:16]}…; {WHAT_TO_DO}")

@@ -124,9 +124,9 @@ def garbage_rows(garbage: Mapping[tuple[str, str], tuple[int, int]], deleted: bo
 
 def tally(garbage: Garbage, into: dict[tuple[str, str], tuple[int, int]]) -> None:
     """Count a piece of garbage under its folder and kind; a shard's index does not count as another shard."""
-    pieces, total_bytes = into.get((garbage.place, garbage.kind), (0, 0))
+    pieces, total_bytes = into.get((garbage.path, garbage.kind), (0, 0))
     more = 0 if garbage.kind == "shard" and garbage.key.endswith(".idx") else 1
-    into[garbage.place, garbage.kind] = pieces + more, total_bytes + garbage.bytes
+    into[garbage.path, garbage.kind] = pieces + more, total_bytes + garbage.bytes
 
 
 def _row(name: str, text: str) -> str:

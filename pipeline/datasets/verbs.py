@@ -12,7 +12,7 @@ from rich.console import Console
 
 from components.dataset.garbage import DATASETS, find_garbage, remove
 from components.dataset.integrity import verify
-from components.dataset.references import Reference, keep, read_references
+from components.dataset.references import Reference, in_use, read_references
 from components.dataset.versions import KEY, VERSIONS, Dataset, read_dataset, read_version
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, DataError
 from components.image.authors import author
@@ -115,7 +115,7 @@ def collect(arguments: argparse.Namespace, clock: Callable[[], float] = time.tim
     counts: dict[tuple[str, str], tuple[int, int]] = {}
     try:
         with console.status("looking for what nothing uses"):
-            for garbage in find_garbage(workdir, lambda: keep(read_references(workdir), since), since):
+            for garbage in find_garbage(workdir, lambda: in_use(read_references(workdir), since), since):
                 if arguments.yes:
                     remove(workdir, garbage)
                 tally(garbage, counts)

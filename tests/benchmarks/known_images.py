@@ -19,12 +19,12 @@ import numpy as np
 from components.dataset.format import Sample, index_key, pack, sample_id, shard_name, tar_key
 from components.dataset.garbage import find_garbage
 from components.dataset.integrity import verify
-from components.dataset.references import keep, read_references
+from components.dataset.references import in_use, read_references
 from components.dataset.versions import read_dataset, write_encoding, write_group
 from components.digests import sha256
 from components.image.records import Caption, CaptionRecord, write_captions, write_rejections
-from components.index.config import IndexConfig
 from components.index.versions import index
+from components.index.config import IndexConfig
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -52,7 +52,7 @@ def main() -> None:
 
         def looked() -> None:
             since = time.time() + 3600  # nothing is too young to be looked at
-            assert list(find_garbage(workdir, lambda: keep(read_references(workdir), since), since)) == []
+            assert list(find_garbage(workdir, lambda: in_use(read_references(workdir), since), since)) == []
 
         again()
         used = {"encoding_key": KEY, "dataset_digest": dataset.read_json("dataset.json")["digest"]}

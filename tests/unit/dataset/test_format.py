@@ -76,12 +76,12 @@ def test_an_index_of_another_format_is_refused(storage: Storage) -> None:
     assert find_whole(storage, NAME) is None
 
 
-def assert_equal(found: Sample, expected: Sample) -> None:
-    assert found.key == expected.key
-    np.testing.assert_array_equal(found.moments, expected.moments)
-    np.testing.assert_array_equal(found.text, expected.text)
-    assert found.moments.dtype == found.text.dtype == np.float16
-    assert found.meta == expected.meta
+def assert_equal(actual: Sample, expected: Sample) -> None:
+    assert actual.key == expected.key
+    np.testing.assert_array_equal(actual.moments, expected.moments)
+    np.testing.assert_array_equal(actual.text, expected.text)
+    assert actual.moments.dtype == actual.text.dtype == np.float16
+    assert actual.meta == expected.meta
 
 
 def test_reader_returns_what_was_packed(storage: Storage, samples: list[Sample]) -> None:
@@ -142,7 +142,7 @@ def test_digest_is_not_asked_for_where_it_need_not_be(storage: Storage, samples:
     assert reader.sample(0).moments.tobytes() != samples[0].moments.tobytes()
 
 
-def test_samples_of_different_shapes_are_refused(tmp_path: Path) -> None:
+def test_samples_of_different_shapes_are_rejected(tmp_path: Path) -> None:
     odd = make_sample(1)
     tar, index = pack([make_sample(0), Sample(odd.key, odd.moments[:4], odd.text, odd.meta)])
     storage = open_storage(str(tmp_path))
@@ -152,7 +152,7 @@ def test_samples_of_different_shapes_are_refused(tmp_path: Path) -> None:
         ShardReader(storage, NAME)
 
 
-def test_shard_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_shard_of_nothing_is_rejected(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     tar, index = pack([])
     storage.write(tar_key(NAME), tar)
@@ -180,9 +180,9 @@ def test_opens_with_plain_webdataset_without_pickle(
 ) -> None:
     monkeypatch.setattr(webdataset.utils, "enforce_security", True)  # WebDataset's own switch against pickles
     path = storage.local_path(tar_key(NAME))
-    found = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
-    assert [one["__key__"] for one in found] == [sample.key for sample in samples]
-    for one, sample in zip(found, samples, strict=True):
+    samples_read = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
+    assert [one["__key__"] for one in samples_read] == [sample.key for sample in samples]
+    for one, sample in zip(samples_read, samples, strict=True):
         assert_equal(Sample(one["__key__"], one["moments.npy"], one["text.npy"], one["json"]), sample)
 
 
@@ -192,7 +192,7 @@ def test_index_says_where_each_member_lies(storage: Storage) -> None:
     assert (index.bytes, index.sha256) == (len(tar), sha256(tar))
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
         members = {member.name: (member.offset_data, member.size) for member in opened}
-    offsets = {f"{entry.key}.{suffix}": place for entry in index.samples for suffix, place in entry.offsets.items()}
+    offsets = {f"{entry.key}.{suffix}": offset for entry in index.samples for suffix, offset in entry.offsets.items()}
     assert offsets == members
     assert list(members)[:3] == [f"{index.samples[0].key}.{suffix}" for suffix in ("moments.npy", "text.npy", "json")]
 
@@ -224,7 +224,7 @@ def test_captions_with_half_characters_have_a_digest_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "longer", "empty"])
-def test_damaged_tar_is_refused_by_name(storage: Storage, damage: str) -> None:
+def test_damaged_tar_is_rejected_by_name(storage: Storage, damage: str) -> None:
     tar = bytearray(storage.read(tar_key(NAME)))
     expected = sha256(bytes(tar))
     match damage:
@@ -242,20 +242,20 @@ def test_damaged_tar_is_refused_by_name(storage: Storage, damage: str) -> None:
             ShardReader(storage, NAME, digest)
 
 
-def test_tar_other_than_the_datasets_is_refused(storage: Storage) -> None:
+def test_tar_other_than_the_datasets_is_rejected(storage: Storage) -> None:
     with pytest.raises(DataError, match=NAME):
         ShardReader(storage, NAME, "0" * 64)
 
 
 @pytest.mark.parametrize("key", [tar_key(NAME), index_key(NAME)])
-def test_missing_shard_is_refused_by_name(storage: Storage, key: str) -> None:
+def test_missing_shard_is_rejected_by_name(storage: Storage, key: str) -> None:
     storage.delete(key)
     with pytest.raises(DataError, match=NAME):
         ShardReader(storage, NAME)
 
 
 @pytest.mark.parametrize("index", [b"", b"{", b"[]", b"{}", b'{"format":1}', b'{"format":99}', b"\xff", b"null"])
-def test_damaged_index_is_refused_by_name(storage: Storage, index: bytes) -> None:
+def test_damaged_index_is_rejected_by_name(storage: Storage, index: bytes) -> None:
     storage.write(index_key(NAME), index)
     with pytest.raises(DataError, match=NAME):
         read_index(storage, NAME)
@@ -263,12 +263,12 @@ def test_damaged_index_is_refused_by_name(storage: Storage, index: bytes) -> Non
 
 
 @pytest.mark.parametrize("shift", [(512, 0), (-512, 0), (10**9, 0), (-(10**9), 0), (0, 1), (0, -1)])
-def test_index_that_points_elsewhere_is_refused_with_the_sample(
+def test_index_that_points_elsewhere_is_rejected_with_the_sample(
     storage: Storage, samples: list[Sample], shift: tuple[int, int]
 ) -> None:
     index = json.loads(storage.read(index_key(NAME)))
-    place = index["samples"][1]["offsets"]["text.npy"]
-    place[:] = [place[0] + shift[0], place[1] + shift[1]]
+    offset = index["samples"][1]["offsets"]["text.npy"]
+    offset[:] = [offset[0] + shift[0], offset[1] + shift[1]]
     storage.write(index_key(NAME), json.dumps(index).encode())
     for open_tar in (open_whole, open_ranged):
         with pytest.raises(DataError, match=rf"{NAME}: sample 1 \({samples[1].key}\)"):
@@ -305,7 +305,7 @@ def single_precision() -> bytes:
     ],
     ids=["pickle", "fortran", "fp32", "cut-off", "empty", "text"],
 )
-def test_array_that_is_not_plain_fp16_is_refused(tmp_path: Path, array: bytes) -> None:
+def test_array_that_is_not_plain_fp16_is_rejected(tmp_path: Path, array: bytes) -> None:
     key = "0" * 64
     buffer = io.BytesIO()
     offsets = {}

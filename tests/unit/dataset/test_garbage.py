@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from components.dataset.garbage import Garbage, find_garbage, is_leftover, remove, uses_encoders, wanted_versions
-from components.dataset.references import Kept, Reference, keep, read_references
+from components.dataset.garbage import Garbage, find_garbage, garbage_kind, remove, uses_encoders, versions_to_keep
+from components.dataset.references import InUse, Reference, in_use, read_references
 from components.dataset.versions import (
     Shard,
     make_dataset,
@@ -28,7 +28,7 @@ from components.storage.open import open_storage
 from tests.stores.mortal import killed_everywhere
 
 OLD, SINCE, NOW = 1_000.0, 5_000.0, 9_000.0
-NOBODY = Kept(frozenset(), frozenset(), frozenset(), frozenset(), everything=False)
+NOBODY = InUse(frozenset(), frozenset(), frozenset(), frozenset(), everything=False)
 
 
 def shard(number: int) -> Shard:
@@ -72,11 +72,11 @@ class Workdir:
         os.utime(self.root / key, (NOW, NOW))
 
     def garbage(self, since: float = SINCE) -> list[Garbage]:
-        return list(find_garbage(self.storage, lambda: keep(read_references(self.storage), since), since))
+        return list(find_garbage(self.storage, lambda: in_use(read_references(self.storage), since), since))
 
     def collect(self) -> None:
-        for found in self.garbage():
-            remove(self.storage, found)
+        for garbage in self.garbage():
+            remove(self.storage, garbage)
 
     def keys(self, prefix: str = "") -> set[str]:
         return {entry.key for entry in self.storage.list(prefix)}
@@ -87,8 +87,8 @@ def workdir(tmp_path: Path) -> Workdir:
     return Workdir(tmp_path / "work")
 
 
-def kinds(found: Iterable[Garbage]) -> list[tuple[str, str]]:
-    return [(one.kind, one.place) for one in found]
+def kinds(garbage: Iterable[Garbage]) -> list[tuple[str, str]]:
+    return [(one.kind, one.path) for one in garbage]
 
 
 def test_what_a_run_uses_stays(workdir: Workdir) -> None:
@@ -103,13 +103,13 @@ def test_a_dataset_and_a_base_that_nobody_uses_go(workdir: Workdir) -> None:
     workdir.base("b")
     workdir.base("half", finished=False)
     workdir.age()
-    found = workdir.garbage()
-    assert kinds(found) == [
+    garbage = workdir.garbage()
+    assert kinds(garbage) == [
         ("dataset", "datasets/k"),
         ("base model", "models/base/b"),
         ("unfinished model", "models/base/half"),
     ]
-    assert found[0].bytes == sum(entry.size for entry in workdir.storage.list("datasets"))
+    assert garbage[0].bytes == sum(entry.size for entry in workdir.storage.list("datasets"))
     workdir.collect()
     assert workdir.keys() == set()
 
@@ -120,8 +120,8 @@ def test_an_earlier_version_goes_with_the_shards_that_only_it_has(workdir: Workd
     third = workdir.commit("k", [3, 4])
     workdir.run("one", "k", second)
     workdir.age()
-    found = workdir.garbage()
-    assert [one.key.removeprefix("datasets/k/") for one in found] == [
+    garbage = workdir.garbage()
+    assert [one.key.removeprefix("datasets/k/") for one in garbage] == [
         version_key(first),
         f"{shard(1).name}.idx",
         f"{shard(1).name}.tar",
@@ -185,11 +185,11 @@ def test_nothing_that_is_younger_than_the_time_of_grace_goes(workdir: Workdir, y
     workdir.run("one", "u", workdir.commit("u", [2]))
     workdir.age()
     young = young.replace("versions", version_key(first))
-    before = {one.key if not one.folder else one.place for one in workdir.garbage()}
-    assert any(young.startswith(place) for place in before), "it is garbage"
+    before = {one.key if not one.folder else one.path for one in workdir.garbage()}
+    assert any(young.startswith(path) for path in before), "it is garbage"
     os.utime(workdir.root / young, (NOW - age, NOW - age))
-    after = {one.key if not one.folder else one.place for one in workdir.garbage()}
-    assert after == {place for place in before if not young.startswith(place)}
+    after = {one.key if not one.folder else one.path for one in workdir.garbage()}
+    assert after == {path for path in before if not young.startswith(path)}
 
 
 @pytest.mark.parametrize("young", ["dataset.json", "groups/000.json", f"{shard(1).name}.tar"])
@@ -210,7 +210,7 @@ def test_a_run_at_work_keeps_its_whole_dataset(workdir: Workdir) -> None:
     assert workdir.garbage() == []
 
 
-def test_a_run_that_has_not_said_what_it_uses_keeps_everything(workdir: Workdir) -> None:
+def test_a_run_that_has_not_recorded_what_it_uses_keeps_everything(workdir: Workdir) -> None:
     workdir.commit("k", [1])
     workdir.base("b")
     workdir.storage.write("runs/new/config.json", b"{}")
@@ -223,16 +223,16 @@ def test_a_run_that_has_not_said_what_it_uses_keeps_everything(workdir: Workdir)
     assert workdir.garbage() == []
 
 
-def test_a_run_that_begins_while_garbage_is_collected_is_seen(workdir: Workdir) -> None:
+def test_a_run_that_begins_while_garbage_is_collected_is_noticed(workdir: Workdir) -> None:
     for key in ("a", "k"):
         version = workdir.commit(key, [1])
     workdir.age()
-    found: Iterator[Garbage] = find_garbage(
-        workdir.storage, lambda: keep(read_references(workdir.storage), SINCE), SINCE
+    garbage: Iterator[Garbage] = find_garbage(
+        workdir.storage, lambda: in_use(read_references(workdir.storage), SINCE), SINCE
     )
-    assert next(found).place == "datasets/a"
+    assert next(garbage).path == "datasets/a"
     workdir.run("late", "k", version)
-    assert list(found) == []
+    assert list(garbage) == []
 
 
 def test_what_killed_writers_left_goes(workdir: Workdir) -> None:
@@ -256,10 +256,10 @@ def assert_readers_find_all_whole(storage: Storage) -> None:
     """Check that all is there of which something says so: a marker, a dataset, a version of it, a shard's index."""
     keys = {entry.key for entry in storage.list()}
     for commit in (key for key in keys if key.endswith("/COMMIT")):
-        place = commit.removesuffix("COMMIT")
-        assert {place + name for name in storage.read_json(commit)["sha256"]} <= keys
-    for place in (key.removesuffix("/dataset.json") for key in keys if key.endswith("/dataset.json")):
-        dataset = storage.child(place)
+        path = commit.removesuffix("COMMIT")
+        assert {path + name for name in storage.read_json(commit)["sha256"]} <= keys
+    for path in (key.removesuffix("/dataset.json") for key in keys if key.endswith("/dataset.json")):
+        dataset = storage.child(path)
         newest, there = read_dataset(dataset), {entry.key for entry in dataset.list()}
         assert newest is not None
         versions = [key.split("/")[1].removesuffix(".json") for key in there if key.startswith("versions/")]
@@ -278,8 +278,8 @@ def test_a_collection_killed_anywhere_leaves_only_what_is_whole_and_is_finished_
         workdir.age()
 
     def collect(storage: Storage) -> None:
-        for found in find_garbage(storage, lambda: keep(read_references(storage), SINCE), SINCE):
-            remove(storage, found)
+        for garbage in find_garbage(storage, lambda: in_use(read_references(storage), SINCE), SINCE):
+            remove(storage, garbage)
 
     whole = open_storage(str(tmp_path / "whole"))
     fill(whole)
@@ -326,9 +326,9 @@ def test_a_record_that_goes_while_it_is_read_refers_to_nothing(workdir: Workdir)
         """Deletes a run's records right after it has listed them, as `darkroom run` does when it begins anew."""
 
         def list_dated(self, prefix: str = "") -> Iterator[Dated]:
-            found = list(super().list_dated(prefix))
+            garbage = list(super().list_dated(prefix))
             self.delete_tree("runs/one/steps")
-            return iter(found)
+            return iter(garbage)
 
     workdir.run("one", "k", "v")
     (reference,) = read_references(Forgetful(workdir.root))
@@ -338,38 +338,40 @@ def test_a_record_that_goes_while_it_is_read_refers_to_nothing(workdir: Workdir)
 def test_whoever_wrote_lately_is_at_work() -> None:
     old = Reference("run old", frozenset("a"), frozenset("1"), frozenset("x"), OLD, complete=False)
     new = Reference("run new", frozenset("b"), frozenset("2"), frozenset("y"), NOW)
-    assert keep([old, new], SINCE) == Kept(
+    assert in_use([old, new], SINCE) == InUse(
         frozenset("ab"), busy=frozenset("b"), versions=frozenset("12"), bases=frozenset("xy"), everything=False
     )
-    assert keep([old, new], OLD).everything
-    assert keep([], SINCE) == NOBODY
+    assert in_use([old, new], OLD).everything
+    assert in_use([], SINCE) == NOBODY
 
 
 def test_versions_that_stay() -> None:
     committed = {"1": False, "2": False, "3": True}
 
-    def wanted(kept: Kept, versions: dict[str, bool] = committed, written: float = OLD) -> frozenset[str] | None:
-        return wanted_versions("k", versions, written, kept, SINCE)
+    def kept_versions(
+        kept: InUse, versions: dict[str, bool] = committed, written: float = OLD
+    ) -> frozenset[str] | None:
+        return versions_to_keep("k", versions, written, kept, SINCE)
 
-    used = Kept(frozenset("k"), frozenset(), frozenset({"1"}), frozenset(), everything=False)
-    assert wanted(used) == frozenset({"1", "3"})
-    assert wanted(used, {}) is None
-    assert wanted(NOBODY) == frozenset()
-    assert wanted(NOBODY, written=NOW) is None
-    assert wanted(Kept(frozenset(), frozenset(), frozenset({"2"}), frozenset(), everything=False)) == frozenset(
+    used = InUse(frozenset("k"), frozenset(), frozenset({"1"}), frozenset(), everything=False)
+    assert kept_versions(used) == frozenset({"1", "3"})
+    assert kept_versions(used, {}) is None
+    assert kept_versions(NOBODY) == frozenset()
+    assert kept_versions(NOBODY, written=NOW) is None
+    assert kept_versions(InUse(frozenset(), frozenset(), frozenset({"2"}), frozenset(), everything=False)) == frozenset(
         {"2", "3"}
     )
-    assert wanted(Kept(frozenset(), frozenset(), frozenset(), frozenset(), everything=True)) is None
+    assert kept_versions(InUse(frozenset(), frozenset(), frozenset(), frozenset(), everything=True)) is None
 
 
 def test_leftovers_are_shards_and_versions_only() -> None:
     stays = ("dataset.json", "captions/000.jsonl", "empty.npy", "shards/notes.txt", "versions/a.json", "shards/s.tar")
-    assert [is_leftover(key, {"versions/a.json"}, {"shards/s"}) for key in stays] == [""] * len(stays)
-    assert is_leftover("versions/b.json", {"versions/a.json"}, set()) == "version"
-    assert is_leftover("shards/t.idx", set(), {"shards/s"}) == "shard"
+    assert [garbage_kind(key, {"versions/a.json"}, {"shards/s"}) for key in stays] == [""] * len(stays)
+    assert garbage_kind("versions/b.json", {"versions/a.json"}, set()) == "version"
+    assert garbage_kind("shards/t.idx", set(), {"shards/s"}) == "shard"
 
 
-def test_a_base_is_known_by_the_encoders_that_it_holds() -> None:
+def test_a_base_is_matched_by_the_encoders_that_it_holds() -> None:
     files = {"vae/a": "1", "tokenizer/b": "2", "unet/c": "3"}
     parts = {"vae": digest({"vae/a": "1"}), "tokenizer": digest({"tokenizer/b": "2"})}
     assert uses_encoders(parts, files)

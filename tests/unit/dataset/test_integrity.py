@@ -1,4 +1,4 @@
-"""Hostile shards: whatever stands in a tar or its index, it is read as what was written or refused by name."""
+"""Hostile shards: whatever a tar or its index holds, it is read as what was written or rejected by name."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def members(tar: bytes = TAR) -> Members:
         return [(member, opened.extractfile(member).read()) for member in opened]  # type: ignore[union-attr]
 
 
-def repack(found: Members) -> bytes:
+def repack(tar_members: Members) -> bytes:
     """Return a tar that holds members as they are given, and padding."""
     parts = [
         member.tobuf(tarfile.PAX_FORMAT, errors="surrogateescape") + data + bytes(-len(data) % BLOCK)
-        for member, data in found
+        for member, data in tar_members
     ]
     return b"".join(parts) + bytes(2 * BLOCK)
 
@@ -104,23 +104,23 @@ STRANGERS = {
 @pytest.mark.parametrize("what", STRANGERS)
 @pytest.mark.parametrize("at", [0, 4, 9], ids=["first", "between", "last"])
 def test_a_stranger_in_the_tar_is_never_touched_and_found(storage: Storage, what: str, at: int, tmp_path: Path) -> None:
-    found = members()
-    strange = repack([*found[:at], STRANGERS[what], *found[at:]])
+    tar_members = members()
+    strange = repack([*tar_members[:at], STRANGERS[what], *tar_members[at:]])
     shard = put(storage, strange)
     with pytest.raises(DataError, match=NAME):
         check_shard(storage, shard)
-    # Reading goes by the index alone, so that a stranger behind the samples is not even seen.
+    # Reading goes by the index alone, so that a stranger behind the samples is not even read.
     with suppress(DataError):
         assert [ShardReader(storage, NAME).sample(i).key for i in range(3)] == [make_sample(i).key for i in range(3)]
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()}
     assert written == {tar_key(NAME), index_key(NAME)}
 
 
-def test_a_link_in_the_place_of_a_member_is_found(storage: Storage) -> None:
-    found = members()
-    found[2][0].type, found[2][0].linkname = tarfile.SYMTYPE, "/etc/passwd"
-    with pytest.raises(DataError, match=f"{NAME}.*where its index has {found[2][0].name}"):
-        check_shard(storage, put(storage, repack(found)))
+def test_a_link_instead_of_a_member_is_found(storage: Storage) -> None:
+    tar_members = members()
+    tar_members[2][0].type, tar_members[2][0].linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with pytest.raises(DataError, match=f"{NAME}.*{tar_members[2][0].name}"):
+        check_shard(storage, put(storage, repack(tar_members)))
 
 
 def objects(key: str) -> bytes:
@@ -129,19 +129,19 @@ def objects(key: str) -> bytes:
     return stream.getvalue()
 
 
-def test_an_array_of_objects_is_refused_without_unpickling(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_of_objects_is_rejected_without_unpickling(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pickle.load", lambda *_: pytest.fail("something was unpickled"))
-    found = [
+    tar_members = [
         (member, objects(member.name)) if member.name.endswith("moments.npy") else (member, data)
         for member, data in members()
     ]
     index, at = json.loads(INDEX), 0
-    for number, (member, data) in enumerate(found):
+    for number, (member, data) in enumerate(tar_members):
         member.size = len(data)
         _, _, suffix = member.name.partition(".")
         index["samples"][number // 3]["offsets"][suffix] = [at + BLOCK, len(data)]
         at += BLOCK + len(data) + -len(data) % BLOCK
-    tar = repack(found)
+    tar = repack(tar_members)
     shard = put(storage, tar, {**index, "bytes": len(tar), "sha256": sha256(tar)})
     for attempt in (lambda: ShardReader(storage, NAME), lambda: check_shard(storage, shard)):
         with pytest.raises(DataError, match=rf"{NAME}: sample 0 .*not an \.npy array"):
@@ -160,22 +160,22 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     return value
 
 
-def place(number: int, suffix: str, start: float, size: float) -> dict[str, Any]:
+def offset(number: int, suffix: str, start: float, size: float) -> dict[str, Any]:
     return changed(lambda index: index["samples"][number]["offsets"].update({suffix: [start, size]}))
 
 
 BAD_INDEXES: dict[str, Any] = {
     "a sample twice": changed(lambda index: index["samples"].insert(1, index["samples"][0])),
-    "two samples in one place": changed(
+    "two samples at one offset": changed(
         lambda index: index["samples"][1].update(offsets=index["samples"][0]["offsets"])
     ),
-    "negative": place(1, "json", -512, 20),
-    "a negative size": place(0, "moments.npy", 512, -224),
-    "outside": place(1, "json", len(TAR) - 5, 20),
-    "enormous": place(2, "json", 10**30, 20),
-    "an enormous size": place(0, "text.npy", 1536, 10**15),
+    "negative": offset(1, "json", -512, 20),
+    "a negative size": offset(0, "moments.npy", 512, -224),
+    "outside": offset(1, "json", len(TAR) - 5, 20),
+    "enormous": offset(2, "json", 10**30, 20),
+    "an enormous size": offset(0, "text.npy", 1536, 10**15),
     "an infinite size": INDEX.replace(b'"bytes":', b'"bytes":1e999,"was":'),
-    "an infinite place": INDEX.replace(b'"moments.npy":[512,', b'"moments.npy":[Infinity,'),
+    "an infinite offset": INDEX.replace(b'"moments.npy":[512,', b'"moments.npy":[Infinity,'),
     "three numbers": changed(lambda index: index["samples"][0]["offsets"]["json"].append(1)),
     "samples that are no list": changed(lambda index: index.update(samples={"0": 1})),
     "a depth without end": b'{"format":1,"samples":' + b"[" * 100_000,
@@ -185,7 +185,7 @@ BAD_INDEXES: dict[str, Any] = {
 
 @pytest.mark.parametrize("what", BAD_INDEXES)
 @pytest.mark.parametrize("open_tar", [open_whole, open_ranged])
-def test_a_bad_index_is_refused_by_name(storage: Storage, what: str, open_tar: OpenTar) -> None:
+def test_a_bad_index_is_rejected_by_name(storage: Storage, what: str, open_tar: OpenTar) -> None:
     shard = put(storage, TAR, BAD_INDEXES[what])
     tracemalloc.start()
     with pytest.raises(DataError, match=NAME):
@@ -197,11 +197,11 @@ def test_a_bad_index_is_refused_by_name(storage: Storage, what: str, open_tar: O
 
 
 @pytest.mark.parametrize("meta", [b"[1]", b"{", b"[" * 100_000, b"\xff"])
-def test_bad_json_of_a_sample_is_refused_by_name(storage: Storage, meta: bytes) -> None:
-    found = members()
-    where = found[2][0].offset_data
-    size = found[2][0].size
-    tar = TAR[:where] + meta[:size].ljust(size) + TAR[where + size :]
+def test_bad_json_of_a_sample_is_rejected_by_name(storage: Storage, meta: bytes) -> None:
+    tar_members = members()
+    start = tar_members[2][0].offset_data
+    size = tar_members[2][0].size
+    tar = TAR[:start] + meta[:size].ljust(size) + TAR[start + size :]
     put(storage, tar)
     with pytest.raises(DataError, match=rf"{NAME}: sample 0"):
         ShardReader(storage, NAME).sample(0)
@@ -319,7 +319,7 @@ def paths(value: Any) -> list[tuple[Any, ...]]:
 
 @settings(max_examples=200, deadline=None)
 @given(way=st.sampled_from(paths(json.loads(INDEX))), value=values, whole=st.booleans())
-def test_whatever_an_index_says_it_is_followed_or_refused(way: tuple[Any, ...], value: Any, whole: bool) -> None:
+def test_whatever_an_index_says_it_is_followed_or_rejected(way: tuple[Any, ...], value: Any, whole: bool) -> None:
     index = json.loads(INDEX)
     holder = index
     for key in way[:-1]:
@@ -335,14 +335,14 @@ def test_whatever_an_index_says_it_is_followed_or_refused(way: tuple[Any, ...], 
             np.testing.assert_array_equal(reader.sample(i).text, make_sample(i).text)
     with suppress(DataError):
         check_shard(storage, shard)
-        said = read_index(storage, NAME)
+        index = read_index(storage, NAME)
         storage.write(index_key(NAME), INDEX)
-        assert said == read_index(storage, NAME), "as it is understood, it is the index that was written"
+        assert index == read_index(storage, NAME), "it reads as the index that was written"
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(of_tar=edits, of_index=edits, whole=st.booleans())
-def test_whatever_stands_there_it_is_read_or_refused(
+def test_whatever_stands_there_it_is_read_or_rejected(
     of_tar: list[tuple[float, bytes, int]], of_index: list[tuple[float, bytes, int]], whole: bool
 ) -> None:
     storage = MemoryStorage("fuzz")
