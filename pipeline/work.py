@@ -56,7 +56,7 @@ class OpenRun:
 
     def encoding_key(self, base: Path) -> str:
         """Return the name of the encoding that a base model's folder gives with the run's settings."""
-        from components.latents.encoding import encoding_key
+        from components.latents.encoding_key import encoding_key
 
         return encoding_key(base, self.settings.latents)
 

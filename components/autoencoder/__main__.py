@@ -1,9 +1,9 @@
-"""Provide the model that a run starts from; where there is none, train an autoencoder and build one around it.
+"""Provide the base model of a run; if the settings name none, train an autoencoder and build a model around it.
 
     python -m components.autoencoder --workdir work --source-id 0123456789abcdef --seed 1 --set base=some/folder
 
-Without ``base`` the autoencoder learns from the source's own images, those that are not held out. What ingest printed
-as ``source_id`` goes into ``--source-id``.
+Without ``base`` the autoencoder learns from the source's own images, except those held out. ``--source-id`` is the
+``source_id`` that ingest printed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = step_parser("autoencoder", __doc__)
     parser.add_argument("--source-id", required=True, help="the source to learn from, as ingest named it")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and noise")
-    parser.add_argument("--held-out", type=float, default=0.0, help="share of the images that is kept from training")
+    parser.add_argument("--held-out", type=float, default=0.0, help="share of the images that are never trained on")
     return run_step(parser, ModelConfig, argv, _work)
 
 
 def _work(
     config: ModelConfig, arguments: argparse.Namespace, workdir: Storage, progress: Progress
 ) -> Mapping[str, Any]:
-    from components.autoencoder.base import ensure_base
+    from components.autoencoder.base_model import ensure_base
 
     return ensure_base(config, arguments.seed, arguments.source_id, arguments.held_out, workdir, progress)
 

@@ -26,8 +26,10 @@ class AutoencoderTraining(Settings):
         4096, ge=1, description="most images to train on, held in memory: 3 × resolution² bytes each"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: a GPU if there is one")
-    # One: the threads of a small model that shares its cores wait for each other, and it comes out ten times slower.
-    threads: int = Field(1, ge=1, le=1024, description="CPU threads; part of what makes the bytes the same each time")
+    # One: on shared cores, the threads of a small model wait for each other, and training takes ten times as long.
+    threads: int = Field(
+        1, ge=1, le=1024, description="CPU threads of torch; the bytes are the same each time for the same number"
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> AutoencoderTraining:
@@ -39,28 +41,28 @@ class AutoencoderTraining(Settings):
 
 
 class ScratchConfig(Settings):
-    """A model made from scratch, for a run that has no base model."""
+    """A model made from scratch, for a run without a base model."""
 
     architecture: Architecture = Field(Architecture(), description="sizes of the model's parts")
     training: AutoencoderTraining = Field(AutoencoderTraining(), description="how its autoencoder is trained")
 
 
 class ModelConfig(Settings):
-    """What the run starts from."""
+    """The model that the run starts from."""
 
     base: str | None = Field(
         None,
         min_length=1,
         description="model to start from: a diffusers folder, s3://…, or owner/name of the Hugging Face hub; "
-        "null makes one from scratch",
+        "null: make one from scratch",
     )
     revision: str | None = Field(
-        None, min_length=1, description="branch, tag or commit of a base on the hub; null takes its default branch"
+        None, min_length=1, description="branch, tag or commit of a base on the hub; null: its default branch"
     )
-    scratch: ScratchConfig = Field(ScratchConfig(), description="the model to make where base is null")
+    scratch: ScratchConfig = Field(ScratchConfig(), description="the model to make if base is null")
 
     @model_validator(mode="after")
     def _revision_of_a_base(self) -> ModelConfig:
         if self.revision is not None and self.base is None:
-            raise ValueError(f"revision is {self.revision!r} while base is null; name the base or drop the revision")
+            raise ValueError(f"revision is {self.revision!r} while base is null; set base or remove revision")
         return self

@@ -11,7 +11,7 @@ from components.settings import Settings
 
 
 def _run(step: StepRun) -> Result:
-    from components.autoencoder.base import ensure_base
+    from components.autoencoder.base_model import ensure_base
     from components.model.locations import fetch
 
     config = setting(step.settings, "model", ModelConfig)

@@ -1,6 +1,6 @@
-"""A Stable Diffusion pipeline made from nothing: seeded weights, and a tokenizer that learns from captions.
+"""A Stable Diffusion pipeline made from scratch: seeded weights, and a tokenizer that learns from captions.
 
-The text encoder stays as random as it begins: it gives each caption an embedding of its own, which is all that a
+The text encoder keeps its random weights: it gives each caption an embedding of its own, which is all that a
 model of few words needs. The tokenizer is CLIP's (Radford et al., "Learning Transferable Visual Models From Natural
 Language Supervision", 2021) with other merges: byte-pair encoding over bytes, so it can spell any caption.
 """
@@ -28,8 +28,8 @@ def build_scratch(architecture: Architecture, captions: Iterable[str], seed: int
 
     Args:
         architecture: Its sizes.
-        captions: What the tokenizer learns its words from; their order does not matter.
-        seed: Of all weights.
+        captions: The captions that the tokenizer learns its words from; their order does not matter.
+        seed: The seed of all weights.
     """
     tokenizer = build_tokenizer(captions, architecture.text)
     before = torch.get_rng_state()
@@ -50,7 +50,7 @@ def build_scratch(architecture: Architecture, captions: Iterable[str], seed: int
 
 
 def build_tokenizer(captions: Iterable[str], architecture: TextArchitecture) -> Any:
-    """Return a ``CLIPTokenizer`` whose vocabulary is laid out as CLIP's own: letters, letters at a word's end, merges.
+    """Return a ``CLIPTokenizer`` with a vocabulary in CLIP's order: letters, letters at a word's end, merges.
 
     ``CLIPTokenizer.train_new_from_iterator`` would number the letters at a word's end in the order of a hash table,
     which differs from run to run. Naming all of them beforehand fixes their numbers, and with them the merges.
@@ -124,8 +124,8 @@ def _text_encoder(sizes: TextArchitecture, tokenizer: Any) -> CLIPTextModel:
 
 def _unet(architecture: Architecture) -> UNet2DConditionModel:
     sizes = architecture.unet
-    down = tuple("CrossAttnDownBlock2D" if looks else "DownBlock2D" for looks in sizes.cross_attention)
-    up = tuple("CrossAttnUpBlock2D" if looks else "UpBlock2D" for looks in reversed(sizes.cross_attention))
+    down = tuple("CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in sizes.cross_attention)
+    up = tuple("CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in reversed(sizes.cross_attention))
     return UNet2DConditionModel(
         sample_size=architecture.latent_side,
         in_channels=architecture.autoencoder.latent_channels,
@@ -135,7 +135,7 @@ def _unet(architecture: Architecture) -> UNet2DConditionModel:
         up_block_types=up,
         layers_per_block=sizes.layers_per_block,
         cross_attention_dim=architecture.text.hidden,
-        # diffusers reads this as the number of heads (its issue 2011 tells why it keeps the name).
+        # diffusers takes this as the number of heads (its issue 2011 explains why it keeps the name).
         attention_head_dim=sizes.attention_heads,
         norm_num_groups=sizes.norm_groups,
     )

@@ -1,8 +1,8 @@
 """Training of a variational autoencoder: the same images, settings and seed give the same weights.
 
 The loss is a mean absolute and squared error of the pixels plus a tiny Kullback-Leibler term (Kingma & Welling,
-"Auto-Encoding Variational Bayes", 2014; the weights are in the manner of Rombach et al., CVPR 2022, without the
-perceptual and adversarial parts, which need pretrained networks).
+"Auto-Encoding Variational Bayes", 2014; weighted as by Rombach et al., CVPR 2022, without their perceptual and
+adversarial terms, which need pretrained networks).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def train_autoencoder(
         images: 8-bit RGB, ``[N, H, W, 3]``, N ≥ 1.
         config: Settings.
         seed: Of the batches' order and of the noise.
-        device: Where the model is.
-        progress: Told each step.
+        device: The device that the model is on.
+        progress: Reports each step.
 
     Returns:
         The loss of the last step.
 
     Raises:
-        ConfigError: Where the loss is no longer a finite number.
+        ConfigError: If the loss becomes infinite or not a number.
     """
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -59,13 +59,16 @@ def train_autoencoder(
         schedule.step()
         loss = total.item()
         if not math.isfinite(loss):
-            raise ConfigError(f"the autoencoder's loss is {loss} at step {step}; lower model.scratch's learning_rate")
+            raise ConfigError(
+                f"the autoencoder's loss is {loss} at step {step}, expected a finite number; "
+                f"lower model.scratch.training.learning_rate (now {config.learning_rate})"
+            )
     vae.eval()
     return loss
 
 
 def rate(step: int, config: AutoencoderTraining) -> float:
-    """Return the share of the peak learning rate that holds at a step: a linear rise, times a linear fall to 0."""
+    """Return the learning rate of a step as a share of the peak: a linear rise, times a linear fall to 0."""
     rise = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return rise * (1 - step / config.steps)
 
@@ -89,7 +92,7 @@ def normalise_latents(vae: Any, images: Pixels, batch_size: int, device: torch.d
 
     Stable Diffusion only divides by one number, its ``scaling_factor`` (Rombach et al., section G), and leaves the
     channels' means where they are, although sampling begins at a mean of 0. Here shift and scale go into the 1×1
-    convolutions that end the encoder and begin the decoder; the pictures stay the same and the factor becomes 1.
+    convolutions that end the encoder and begin the decoder; the decoded images stay the same and the factor becomes 1.
     """
     mean, deviation = _latent_statistics(vae, images, batch_size, device)
     channels = len(mean)
@@ -105,7 +108,7 @@ def normalise_latents(vae: Any, images: Pixels, batch_size: int, device: torch.d
 def _latent_statistics(
     vae: Any, images: Pixels, batch_size: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation of each latent channel, ``[C]`` each, over all images and places.
+    """Return mean and standard deviation of each latent channel, ``[C]`` each, over all images and positions.
 
     A latent is drawn from N(mean, variance), so the variance of all latents is the mean of the variances plus the
     variance of the means.

@@ -1,10 +1,10 @@
-"""The dataset: which shards there are, and which of their samples are trained on, held out or gone.
+"""The versions of a dataset: its shards, and which of their samples are trained on, held out or removed.
 
-``dataset.json`` is written last, so a dataset exists when it does. Its digest covers all that training sees: the
-encoding, the shards with their digests, the held-out samples and the tombstones. ``versions/<digest>.json`` keeps
-each one that was ever committed, until ``darkroom dataset gc`` finds that nothing refers to it.
+``dataset.json`` is written last: while it is missing, there is no dataset. Its digest covers all that training reads:
+the encoding, the shards with their digests, the held-out samples and the tombstones. Each version that was committed
+stays in ``versions/<digest>.json``, until ``darkroom dataset gc`` finds that nothing refers to it.
 
-The folder ``datasets/<encoding-key>`` also holds what the latents step leaves for the index step: ``encoding.json``
+The folder ``datasets/<encoding-key>`` also holds what the latents step writes for the index step: ``encoding.json``
 and, for each partition group, ``groups/<group>.json``.
 """
 
@@ -21,6 +21,7 @@ from components.errors import DataError, NotFound
 from components.storage.base import Storage
 
 FORMAT = 1
+GROUP_FORMAT = 2  # of groups/<group>.json; 1 had "refused" for "rejected"
 KEY = "dataset.json"
 VERSIONS = "versions"
 EMPTY_CAPTION = "empty.npy"
@@ -30,7 +31,7 @@ _ENCODING = "encoding.json"
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard as training sees it.
+    """One shard, and how training uses its samples.
 
     Attributes:
         name: Its name below the dataset's folder, such as ``shards/512x512/0123456789abcdef``.
@@ -39,7 +40,7 @@ class Shard:
         bytes: Size of the tar.
         sha256: Digest of the tar.
         held_out: Local numbers of the live samples that are never trained on, ascending.
-        tombstones: Local numbers of the samples whose image or caption is no longer there, ascending.
+        tombstones: Local numbers of the samples whose image or caption was removed, ascending.
     """
 
     name: str
@@ -53,8 +54,8 @@ class Shard:
     @property
     def train(self) -> tuple[int, ...]:
         """Local numbers of the samples to train on, ascending."""
-        left_out = {*self.held_out, *self.tombstones}
-        return tuple(i for i in range(self.samples) if i not in left_out)
+        unused = {*self.held_out, *self.tombstones}
+        return tuple(i for i in range(self.samples) if i not in unused)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Dataset:
         shards: All shards, sorted by name.
         images: Live images, held-out ones included; each gives one sample or several.
         held_out: Live images that are never trained on.
-        rejected: Images left out, as ``rejected.jsonl`` lists them.
+        rejected: Rejected images; ``rejected.jsonl`` lists them.
     """
 
     encoding_key: str
@@ -92,7 +93,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Digest of all that training sees, as 64 hex digits."""
+        """Digest of all that training reads, as 64 hex digits."""
         return digest(
             {
                 "format": FORMAT,
@@ -104,17 +105,17 @@ class Dataset:
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """What the latents step made of a partition group.
+    """What the latents step encoded of a partition group.
 
     Attributes:
         shards: Names of the shards that hold its samples.
-        variants: How many variants there are of each image.
-        refused: Digests of the images that are in no shard because they cannot be encoded.
+        variants: How many variants each image has.
+        rejected: Digests of the images that are in no shard because they cannot be encoded.
     """
 
     shards: tuple[str, ...]
     variants: int = 1
-    refused: frozenset[str] = frozenset()
+    rejected: frozenset[str] = frozenset()
 
 
 def make_dataset(
@@ -125,15 +126,15 @@ def make_dataset(
     images: int | None = None,
     held_out: int | None = None,
 ) -> Dataset:
-    """Return the dataset that some shards make.
+    """Return the dataset that consists of some shards.
 
     Args:
         encoding_key: Name of the encoding.
         encoding: What the key was made from.
         shards: The shards, in any order.
-        rejected: How many images were left out.
-        images: How many live images there are; None where each gives one sample.
-        held_out: How many of them are held out; None where each gives one sample.
+        rejected: How many images were rejected.
+        images: How many live images there are; None if each gives one sample.
+        held_out: How many of them are held out; None if each gives one sample.
     """
     return Dataset(
         encoding_key=encoding_key,
@@ -146,10 +147,10 @@ def make_dataset(
 
 
 def read_dataset(storage: Storage) -> Dataset | None:
-    """Read the committed dataset of a folder ``datasets/<encoding-key>``; None where there is none yet.
+    """Read the newest version in a folder ``datasets/<encoding-key>``; None if nothing is committed yet.
 
     Raises:
-        DataError: Where ``dataset.json`` is damaged or of another format.
+        DataError: If ``dataset.json`` is damaged or of another format.
     """
     try:
         return _read(storage, KEY, "run index again")
@@ -161,7 +162,7 @@ def read_version(storage: Storage, digest: str) -> Dataset:
     """Read one version of a dataset, the newest or an earlier one.
 
     Raises:
-        DataError: Where there is no such version any more, or it is damaged.
+        DataError: If there is no such version (any more), or it is damaged.
     """
     try:
         dataset = _read(storage, version_key(digest), "the other versions can still be used")
@@ -181,7 +182,7 @@ def read_version(storage: Storage, digest: str) -> Dataset:
 def write_dataset(storage: Storage, dataset: Dataset) -> None:
     """Commit a dataset; the same dataset gives the same bytes.
 
-    It is kept under its digest, too, so that a run can go on with the version that it began with.
+    It is also written under its digest, so that a run can go on with the version that it began with.
     """
     value = {"format": FORMAT, **asdict(dataset), "digest": dataset.digest}
     data = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
@@ -198,7 +199,7 @@ def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
     try:
         value = json.loads(storage.read(key))
         if value["format"] != FORMAT:
-            raise DataError(f"{key} has format {value['format']!r}, expected {FORMAT}; use another workdir")
+            raise DataError(f"{key} has format {value['format']!r}, expected {FORMAT}; use a new workdir")
         dataset = Dataset(
             encoding_key=str(value["encoding_key"]),
             encoding=dict(value["encoding"]),
@@ -215,7 +216,7 @@ def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
 
 
 def write_encoding(storage: Storage, encoding: dict[str, Any]) -> None:
-    """Write down what a dataset's encoding key was made from."""
+    """Write what a dataset's encoding key was made from."""
     storage.write_json(_ENCODING, encoding)
 
 
@@ -223,7 +224,7 @@ def read_encoding(storage: Storage) -> dict[str, Any]:
     """Read what a dataset's encoding key was made from.
 
     Raises:
-        DataError: Where the latents step has not run.
+        DataError: If the latents step has not run.
     """
     try:
         return dict(storage.read_json(_ENCODING))
@@ -232,29 +233,38 @@ def read_encoding(storage: Storage) -> dict[str, Any]:
 
 
 def write_group(
-    storage: Storage, group: str, shards: Sequence[str], variants: int = 1, refused: Sequence[str] = ()
+    storage: Storage, group: str, shards: Sequence[str], variants: int = 1, rejected: Sequence[str] = ()
 ) -> None:
-    """Write down which shards hold a group's samples; written last, it says that the group is encoded.
+    """Write which shards hold a group's samples. It is written last: once it exists, the group is encoded.
 
     Args:
         storage: The dataset's folder.
         group: The group's name.
         shards: The shards' names.
-        variants: How many variants there are of each image.
-        refused: Digests of the images that are in no shard because they cannot be encoded.
+        variants: How many variants each image has.
+        rejected: Digests of the images that are in no shard because they cannot be encoded.
     """
-    values = {"format": FORMAT, "shards": list(shards), "variants": variants, "refused": list(refused)}
+    values = {"format": GROUP_FORMAT, "shards": list(shards), "variants": variants, "rejected": list(rejected)}
     storage.write_json(_group_key(group), values)
 
 
 def read_group(storage: Storage, group: str) -> EncodedGroup | None:
-    """Return what the latents step made of a group, or None where the group is not encoded yet."""
+    """Return what the latents step encoded of a group, or None if the group is not encoded yet.
+
+    Raises:
+        DataError: If its record is damaged or of another format.
+    """
     try:
         value = storage.read_json(_group_key(group))
+        if value["format"] != GROUP_FORMAT:
+            raise DataError(
+                f"{_group_key(group)} in {storage.url} has format {value['format']!r}, expected {GROUP_FORMAT}; "
+                "delete it and run the latents step again: what is encoded already is used again"
+            )
         return EncodedGroup(
             shards=tuple(map(str, value["shards"])),
-            variants=int(value.get("variants", 1)),
-            refused=frozenset(map(str, value.get("refused", []))),
+            variants=int(value["variants"]),
+            rejected=frozenset(map(str, value["rejected"])),
         )
     except NotFound:
         return None
@@ -265,15 +275,15 @@ def read_group(storage: Storage, group: str) -> EncodedGroup | None:
 
 
 def read_variants(storage: Storage, group: str) -> int:
-    """Return how many variants of each image a group was encoded with; 1 where it is not encoded yet."""
+    """Return how many variants of each image a group was encoded with; 1 if it is not encoded yet."""
     encoded = read_group(storage, group)
     return encoded.variants if encoded else 1
 
 
 def is_held_out(sha256: str, fraction: float) -> bool:
-    """Tell whether an image is kept from training.
+    """Tell whether an image is held out from training.
 
-    It depends on the image's bytes alone, so the answer stays the same when images are added or removed.
+    This depends on the image's bytes alone, so it stays the same when other images are added or removed.
 
     Args:
         sha256: Digest of the image's bytes, as hex digits.

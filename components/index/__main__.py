@@ -1,9 +1,9 @@
-r"""Join the encoded groups into one dataset and commit it: which samples are trained on, held out or gone.
+r"""Join the encoded groups into one dataset and commit it: which samples are trained on, held out or removed.
 
     python -m components.index --workdir work --source-id 0123456789abcdef --encoding-key fedcba9876543210 \
         --groups g0 g1 --set held_out=0.05
 
-The latents step must have run for each group. Where nothing changed, the same dataset comes out.
+The latents step must have run for each group. If nothing changed, the dataset stays the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(
     config: IndexConfig, arguments: argparse.Namespace, workdir: Storage, progress: Progress
 ) -> Mapping[str, Any]:
-    from components.index.versions import index
+    from components.index.build import index
 
     return index(config, arguments.source_id, arguments.groups, arguments.encoding_key, workdir, progress)
 

@@ -8,8 +8,8 @@ from components.settings import Settings
 
 
 class IndexConfig(Settings):
-    """Which part of the dataset is kept from training."""
+    """Which part of the dataset is held out from training."""
 
     held_out: float = Field(
-        0.05, ge=0, lt=1, description="share of the images that are never trained on, to measure against"
+        0.05, ge=0, lt=1, description="share of the images that are never trained on, for validation and evaluation"
     )

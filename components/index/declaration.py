@@ -11,7 +11,7 @@ from components.index.config import IndexConfig
 
 
 def _run(step: StepRun) -> Result:
-    from components.index.versions import index
+    from components.index.build import index
 
     config = setting(step.settings, "index", IndexConfig)
     groups = read_manifest(step.workdir, step.source_id).groups

@@ -3,7 +3,7 @@ r"""Encode one group's images and captions into shards of latents and text embed
     python -m components.latents --workdir work --source-id 0123456789abcdef --group g01 \
         --base-model workdir:models/base/fedcba9876543210 --set resolution=512
 
-The caption step must have run for the group. What the dataset already holds is not encoded again.
+The caption step must have run for the group. Samples that the dataset already has are not encoded again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(
     config: LatentsConfig, arguments: argparse.Namespace, workdir: Storage, progress: Progress
 ) -> Mapping[str, Any]:
-    from components.latents.encoding import encoding_key
+    from components.latents.encoding_key import encoding_key
     from components.latents.group import encode
     from components.model.locations import fetch
 

@@ -1,8 +1,8 @@
-"""Aspect-ratio buckets: the few shapes that images are cut to, and which of them suits an image best (pure).
+"""Aspect-ratio buckets: the few shapes that images are cut to, and which of them suits an image best.
 
 After NovelAI's "aspect ratio bucketing" (2022) and SDXL (Podell et al., arXiv:2307.01952, §2.3): all buckets have about
-the same area and sides that are multiples of a step; an image goes where the logarithm of its aspect ratio is nearest,
-so that least of it is cut off. Which bucket that is follows from the image's width and height in integer arithmetic.
+the same area and sides that are multiples of a step. An image goes into the bucket that is nearest in the logarithm of
+the aspect ratio, so that least of it is cut off; the choice is made from its width and height in integer arithmetic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Buckets:
     """The buckets of an encoding.
 
     Args:
-        shapes: Their heights and widths, no two of the same aspect ratio.
+        shapes: Heights and widths, no two of the same aspect ratio.
 
     Attributes:
         shapes: The same, from the tallest to the widest.
@@ -34,7 +34,7 @@ class Buckets:
         self._borders = [_aspect(narrow) * _aspect(wide) for narrow, wide in pairwise(self.shapes)]
 
     def choose(self, width: int, height: int) -> Bucket:
-        """Return the bucket whose aspect ratio is nearest to an image's; of two as near, the taller."""
+        """Return the bucket whose aspect ratio is nearest to an image's; if two are equally near, the taller one."""
         return self.shapes[bisect_left(self._borders, Fraction(width * width, height * height))]
 
 

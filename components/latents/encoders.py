@@ -14,28 +14,28 @@ from torch import Tensor
 from components.errors import ConfigError
 from components.latents.buckets import Bucket
 from components.latents.config import LatentsConfig
-from components.latents.text import TextEncoder
+from components.latents.text_encoder import TextEncoder
 from components.model.locations import load_autoencoder, select_device, torch_dtype
 
 
 @dataclass(frozen=True)
 class Moments:
-    """A batch of moments that a GPU may still be busy with.
+    """A batch of moments that a GPU may still be computing.
 
     Attributes:
         values: fp16 ``[B, 2C, h, w]``: mean, then log-variance.
         finite: ``[B]``: whether all of a row fits fp16 and is a number.
-        done: Recorded behind both, where they are copied from a GPU.
+        ready: For a GPU, the event after both were copied to the CPU; else None.
     """
 
     values: Tensor
     finite: Tensor
-    done: torch.cuda.Event | None
+    ready: torch.cuda.Event | None
 
     def wait(self) -> tuple[NDArray[np.float16], list[bool]]:
-        """Return the values and what is finite, once they are there."""
-        if self.done is not None:
-            self.done.synchronize()
+        """Wait for the batch, and return its values and which rows are finite."""
+        if self.ready is not None:
+            self.ready.synchronize()
         return self.values.numpy(), self.finite.tolist()
 
 
@@ -45,13 +45,13 @@ class Encoders:
     Args:
         base: A diffusers folder.
         config: Settings.
-        shapes: Height and width of the images to come.
+        shapes: Heights and widths of the images to encode.
 
     Attributes:
         text: Encodes captions.
 
     Raises:
-        ConfigError: Where the autoencoder cannot halve images of such a size often enough.
+        ConfigError: If a height or width is no multiple of what the autoencoder divides it by.
     """
 
     def __init__(self, base: Path, config: LatentsConfig, shapes: Sequence[Bucket]) -> None:
@@ -69,7 +69,7 @@ class Encoders:
 
     @torch.inference_mode()
     def moments(self, pixels: NDArray[np.uint8]) -> Moments:
-        """Begin to encode images.
+        """Start to encode images; ``Moments.wait`` gives the result.
 
         Args:
             pixels: 8-bit RGB, ``[B, H, W, 3]``.
@@ -85,6 +85,6 @@ class Encoders:
         if not on_gpu:
             return Moments(values, finite, None)
         moments = Moments(values.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True), torch.cuda.Event())  # type: ignore[no-untyped-call]
-        assert moments.done is not None
-        moments.done.record()
+        assert moments.ready is not None
+        moments.ready.record()
         return moments

@@ -1,4 +1,4 @@
-"""One partition group, encoded: what is not in a shard yet goes into new ones, what is there is left alone."""
+"""Encodes one partition group: samples that are in no shard yet go into new ones; finished shards are not touched."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from components.image.records import CaptionRecord, ancestors, read_accepted, re
 from components.image.sources import Source, open_source
 from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
-from components.latents.encoding import encoding
-from components.latents.plan import NewShard, Plan, plan
-from components.latents.refusals import Refusals
+from components.latents.encoding_key import encoding
+from components.latents.plan import EncodingPlan, NewShard, plan
+from components.latents.rejected import RejectedImages
 from components.model.locations import fetch, reproducible
 from components.progress import Progress
 from components.storage.base import Storage
@@ -52,42 +52,45 @@ def encode(
     Args:
         config: Settings.
         group: Name of the partition group.
-        source_id: Where the images are, as ingest named it.
+        source_id: The source of the images, as ingest named it.
         encoding_key: What ``encoding_key`` of this model and these settings gives; the dataset's folder.
         base_model: The model whose encoders are used, as ``components.model.locations.fetch`` takes it.
-        workdir: Where everything is kept.
-        progress: Told each image.
+        workdir: The storage of all files.
+        progress: Reports each image.
 
     Returns:
         ``group``, ``encoded`` (images encoded now), ``reused`` (encoded before), ``rejected`` (that cannot be encoded)
         and ``shards`` (that hold the group).
 
     Raises:
-        ConfigError: Where the key is of another model or of other settings.
-        DataError: Where the encoders give numbers that do not fit fp16 in the precision that is set.
+        ConfigError: If the key is of another model or of other settings.
+        DataError: If the encoders give numbers that do not fit fp16 in the precision that is set.
     """
     dataset = workdir.child(f"datasets/{encoding_key}")
     accepted = read_accepted(dataset, group)
-    refusals = Refusals(config, dataset, group, accepted)
+    rejected = RejectedImages(config, dataset, group, accepted)
     before = read_group(dataset, group)
-    todo = _plan(config, dataset, group, accepted, before, refusals)
-    pending = [shard for shard in todo.new if not _is_made(dataset, shard.without(refusals))]
+    encoding_plan = _plan(config, dataset, group, accepted, before, rejected)
+    pending = [shard for shard in encoding_plan.new if not _is_made(dataset, shard.without(rejected))]
     if pending or not dataset.exists(EMPTY_CAPTION):
         base = fetch(base_model, workdir)
-        made_from = _encoding(base, config)
-        if short(made_from) != encoding_key:
-            raise ConfigError(f"encoding key {encoding_key} is not that of {base_model} with these settings")
+        key_values = _encoding(base, config)
+        if short(key_values) != encoding_key:
+            raise ConfigError(
+                f"encoding key {encoding_key} is not that of {base_model} with these settings, which is "
+                f"{short(key_values)}; pass the key, the model and the settings of one run"
+            )
         if not dataset.exists(EMPTY_CAPTION):
-            write_encoding(dataset, made_from)
+            write_encoding(dataset, key_values)
         source = open_source(read_manifest(workdir, source_id).source)
-        _encode(config, base, pending, source, dataset, refusals, progress)
-    made = [shard.without(refusals) for shard in todo.new]
-    names = sorted({*todo.reused, *(shard.name for shard in made if shard.images)})
-    refusals.write()
-    write_group(dataset, group, names, config.variants.count, refusals.digests)
-    encoded = sum(len(shard.without(refusals).images) for shard in pending)
-    reused = len(accepted) - len(refusals) - encoded
-    return {"group": group, "encoded": encoded, "reused": reused, "rejected": len(refusals), "shards": len(names)}
+        _encode(config, base, pending, source, dataset, rejected, progress)
+    new = [shard.without(rejected) for shard in encoding_plan.new]
+    names = sorted({*encoding_plan.reused, *(shard.name for shard in new if shard.images)})
+    rejected.write()
+    write_group(dataset, group, names, config.variants.count, rejected.permanent)
+    encoded = sum(len(shard.without(rejected).images) for shard in pending)
+    reused = len(accepted) - len(rejected) - encoded
+    return {"group": group, "encoded": encoded, "reused": reused, "rejected": len(rejected), "shards": len(names)}
 
 
 def _plan(
@@ -96,50 +99,50 @@ def _plan(
     group: str,
     accepted: Sequence[CaptionRecord],
     before: EncodedGroup | None,
-    refusals: Refusals,
-) -> Plan:
-    """Return what is to be done: what no shard of this group, or of those that it was a part of, holds yet.
+    rejected: RejectedImages,
+) -> EncodingPlan:
+    """Return the plan for what is in no shard of this group, nor of the larger groups that it was once a part of.
 
-    An image that is refused keeps its place in the plan until the group is done: the places of the others are the
-    same, however often the step is killed and started again.
+    A rejected image keeps its position in the plan until the group is complete, so that the positions of the others
+    are the same however often the step is killed and started again.
     """
-    settled = before.refused if before else frozenset()
-    records = [record for record in accepted if not (record.sha256 in settled and record.sha256 in refusals)]
+    settled = before.rejected if before else frozenset()
+    records = [record for record in accepted if not (record.sha256 in settled and record.sha256 in rejected)]
     plan_for = partial(plan, records, buckets=make_buckets(config), variants=config.variants.count)
-    known: dict[SampleId, str] = {}
-    todo = Plan((), ())
+    encoded: dict[SampleId, str] = {}
+    encoding_plan = EncodingPlan((), ())
     for names in _shard_lists(dataset, group, before):
         for name in names:
             index = find_whole(dataset, name)
             for entry in index.samples if index else ():
-                known.setdefault(entry.id, name)
-        todo = plan_for(known=known, shard_samples=config.shard_samples)
-        if not todo.new:
+                encoded.setdefault(entry.id, name)
+        encoding_plan = plan_for(encoded=encoded, shard_samples=config.shard_samples)
+        if not encoding_plan.new:
             break
     # The group's own shards stay on its list when their images are gone, since those may come back.
-    own = set(before.shards if before else ()) & set(known.values())
-    return replace(todo, reused=tuple(sorted({*todo.reused, *own})))
+    own = set(before.shards if before else ()) & set(encoded.values())
+    return replace(encoding_plan, reused=tuple(sorted({*encoding_plan.reused, *own})))
 
 
 def _shard_lists(dataset: Storage, group: str, before: EncodedGroup | None) -> Iterator[Iterable[str]]:
-    """Yield the shards to be looked through, the most likely first: so little is read where little is new."""
+    """Yield lists of shards to search, the most likely first, so that little is read if little is new."""
     yield before.shards if before else ()
     parents = [parent for name in ancestors(group) if (parent := read_group(dataset, name))]
     for parent in parents:
         yield parent.shards
     if before is None and not parents and (committed := read_dataset(dataset)):
-        yield [shard.name for shard in committed.shards]  # the group's own list is lost
+        yield [shard.name for shard in committed.shards]  # the group's own list was lost
 
 
 @lru_cache(maxsize=1)
 def _encoding(base: Path, config: LatentsConfig) -> dict[str, Any]:
-    """Return what the encoding is made from; the weights are read once for all groups that a process works on."""
+    """Return what the encoding key is made from; a process reads the weights once for all its groups."""
     return encoding(base, config)
 
 
 @lru_cache(maxsize=1)
 def _load(base: Path, config: LatentsConfig) -> Encoders:
-    """Load the encoders, once for all groups that a process works on."""
+    """Load the encoders; a process does so once for all its groups."""
     from components.latents.encoders import Encoders
 
     return Encoders(base, config, make_buckets(config).shapes)
@@ -155,11 +158,11 @@ def _encode(
     pending: Sequence[NewShard],
     source: Source,
     dataset: Storage,
-    refusals: Refusals,
+    rejected: RejectedImages,
     progress: Progress,
 ) -> None:
-    # torch takes seconds to import; a run without news needs none.
-    from components.latents.making import ShardMaker
+    # Imported here since torch takes seconds to load; a run with nothing new does not need it.
+    from components.latents.shard_maker import ShardMaker
 
     encoders = _load(base, config)
     with reproducible(config.threads):
@@ -169,6 +172,6 @@ def _encode(
                 dataset.write(EMPTY_POOLED, npy(empty.pooled))
             dataset.write(EMPTY_CAPTION, npy(empty.states))
         total = sum(len(shard.images) for shard in pending)
-        made = ShardMaker(config, source, dataset, encoders, refusals).make(pending)
-        for _ in progress.track(made, "images encoded", total):
+        images = ShardMaker(config, source, dataset, encoders, rejected).make(pending)
+        for _ in progress.track(images, "images encoded", total):
             pass

@@ -1,4 +1,4 @@
-"""Which samples of a group are there already, and which go into which new shard: names in, names out."""
+"""Which samples of a group exist already, and which go into which new shard: names in, names out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from components.latents.buckets import Bucket, Buckets
 
 
 class PlannedSample(NamedTuple):
-    """One sample that is to be made.
+    """One sample to encode.
 
     Attributes:
         key: Its key in the shard.
-        id: What it is known by.
-        caption: What it says.
+        id: What identifies it in every version of the dataset.
+        caption: Its caption.
     """
 
     key: str
@@ -28,7 +28,7 @@ class PlannedSample(NamedTuple):
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """An image that is to be decoded, and the samples that are made of it."""
+    """An image to decode, and the samples to make of it."""
 
     record: CaptionRecord
     samples: tuple[PlannedSample, ...]
@@ -41,28 +41,28 @@ class PlannedImage:
 
 @dataclass(frozen=True)
 class NewShard:
-    """A shard that is to be made: its images in order, each with all its samples."""
+    """A shard to make: its images in order, each with all its samples."""
 
     bucket: Bucket
     images: tuple[PlannedImage, ...]
 
     @property
     def name(self) -> str:
-        """What it is called: a digest of its samples."""
+        """Its name, which is a digest of its samples."""
         return shard_name(self.bucket, ((sample.key, sample.id) for image in self.images for sample in image.samples))
 
-    def without(self, refused: Container[str]) -> NewShard:
-        """Return the shard without the images that have some digests."""
-        return NewShard(self.bucket, tuple(image for image in self.images if image.record.sha256 not in refused))
+    def without(self, rejected: Container[str]) -> NewShard:
+        """Return the shard without the images that have these digests."""
+        return NewShard(self.bucket, tuple(image for image in self.images if image.record.sha256 not in rejected))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be done for a group.
+class EncodingPlan:
+    """What to encode for a group.
 
     Attributes:
         reused: Names of the finished shards that hold live samples of the group, sorted.
-        new: Shards to be made.
+        new: Shards to make.
     """
 
     reused: tuple[str, ...]
@@ -71,39 +71,39 @@ class Plan:
 
 def plan(
     records: Iterable[CaptionRecord],
-    known: Mapping[SampleId, str],
+    encoded: Mapping[SampleId, str],
     buckets: Buckets,
     variants: int,
     shard_samples: int,
-) -> Plan:
-    """Plan a group's shards; records and settings decide, never their order or an earlier attempt.
+) -> EncodingPlan:
+    """Plan a group's shards. The plan depends on records and settings, never on their order or on earlier attempts.
 
     Args:
         records: The group's accepted images.
-        known: The shard that holds each sample which is encoded already.
-        buckets: What images are cut to.
-        variants: How many variants there are of each image.
+        encoded: The shard that holds each sample which is encoded already.
+        buckets: The shapes that images are cut to.
+        variants: How many variants each image has.
         shard_samples: Most samples per shard; an image's samples stay together in any case.
     """
     reused: set[str] = set()
     missing: defaultdict[Bucket, list[PlannedImage]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.sha256):
-        wanted = planned_samples(record, variants)
-        reused.update(known[sample.id] for sample in wanted if sample.id in known)
-        if new := tuple(sample for sample in wanted if sample.id not in known):
+        samples = planned_samples(record, variants)
+        reused.update(encoded[sample.id] for sample in samples if sample.id in encoded)
+        if new := tuple(sample for sample in samples if sample.id not in encoded):
             missing[buckets.choose(record.width, record.height)].append(PlannedImage(record, new))
     shards = (
         NewShard(bucket, images) for bucket in sorted(missing) for images in _chunks(missing[bucket], shard_samples)
     )
-    return Plan(tuple(sorted(reused)), tuple(shards))
+    return EncodingPlan(tuple(sorted(reused)), tuple(shards))
 
 
 def planned_samples(record: CaptionRecord, variants: int) -> list[PlannedSample]:
     """Return all samples that an image gives."""
     ids = sample_ids(record.sha256, [caption.text for caption in record.captions], variants)
     return [
-        PlannedSample(sample_key(record.sha256, number), made, record.captions[number % len(record.captions)])
-        for number, made in enumerate(ids)
+        PlannedSample(sample_key(record.sha256, number), sample, record.captions[number % len(record.captions)])
+        for number, sample in enumerate(ids)
     ]
 
 

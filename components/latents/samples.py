@@ -1,4 +1,4 @@
-"""The samples that an encoded image gives: arrays, and the JSON that says what they are."""
+"""The samples that an encoded image gives: arrays, and the JSON that describes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from components.image.framing import Box, View, time_ids
 from components.image.records import CaptionRecord
 from components.latents.buckets import Bucket
 from components.latents.plan import PlannedImage, PlannedSample
-from components.latents.text import TextEmbedding
+from components.latents.text_encoder import TextEmbedding
 
 
 class EncodedView(NamedTuple):
@@ -21,9 +21,9 @@ class EncodedView(NamedTuple):
 
     Attributes:
         moments: fp16 ``[2C, h, w]``.
-        view: How the picture was looked at.
-        original_size: Width and height of the whole picture in pixels.
-        crop: The part of it that was taken, in its pixels.
+        view: How the variant was cut out of the image and changed.
+        original_size: Width and height of the whole image in pixels.
+        crop: The part of it that the variant shows, in its pixels.
     """
 
     moments: NDArray[np.float16]
@@ -41,23 +41,23 @@ def samples_of(
     """Yield the samples of an image.
 
     Args:
-        image: What is to be made of it.
+        image: The image and its planned samples.
         bucket: Height and width that it was cut to.
-        views: Encoded variants by image and number.
-        texts: Encoded captions.
+        views: Encoded variants, by the image's SHA-256 and the variant's number.
+        texts: Encoded captions, by their text.
     """
     for planned in image.samples:
         variant = planned.id.variant
-        seen, said = views[image.record.sha256, variant], texts[planned.caption.text]
-        meta = describe(image.record, planned, seen, bucket)
+        encoded, text = views[image.record.sha256, variant], texts[planned.caption.text]
+        meta = describe(image.record, planned, encoded, bucket)
         ids = np.array(meta["time_ids"], dtype=np.int32)
-        added = Added(said.pooled, ids) if said.pooled is not None else None
-        yield Sample(planned.key, seen.moments, said.states, meta, variant, added)
+        added = Added(text.pooled, ids) if text.pooled is not None else None
+        yield Sample(planned.key, encoded.moments, text.states, meta, variant, added)
 
 
-def describe(record: CaptionRecord, planned: PlannedSample, seen: EncodedView, bucket: Bucket) -> dict[str, Any]:
+def describe(record: CaptionRecord, planned: PlannedSample, encoded: EncodedView, bucket: Bucket) -> dict[str, Any]:
     """Return the JSON of a sample."""
-    view = seen.view
+    view = encoded.view
     return {
         "sha256": record.sha256,
         "caption": planned.caption.text,
@@ -66,13 +66,13 @@ def describe(record: CaptionRecord, planned: PlannedSample, seen: EncodedView, b
         "license": record.license,
         "source": record.source,
         "variant": planned.id.variant,
-        "original_size": list(seen.original_size),
-        "crop": list(seen.crop),
+        "original_size": list(encoded.original_size),
+        "crop": list(encoded.crop),
         "bucket": list(bucket),
         "flipped": view.flipped,
         "rotation": view.rotation,
         "brightness": view.brightness,
         "contrast": view.contrast,
         "saturation": view.saturation,
-        "time_ids": list(time_ids(seen.original_size, seen.crop, bucket, view.flipped)),
+        "time_ids": list(time_ids(encoded.original_size, encoded.crop, bucket, view.flipped)),
     }

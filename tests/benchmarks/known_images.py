@@ -23,7 +23,7 @@ from components.dataset.references import in_use, read_references
 from components.dataset.versions import read_dataset, write_encoding, write_group
 from components.digests import sha256
 from components.image.records import Caption, CaptionRecord, write_captions, write_rejections
-from components.index.versions import index
+from components.index.build import index
 from components.index.config import IndexConfig
 from components.progress import Progress
 from components.storage.base import Storage

@@ -26,13 +26,13 @@ from components.caption.config import CaptionConfig
 from components.caption.group import caption
 from components.image.decoding import ImageLimits
 from components.image.records import read_manifest
+from components.index.build import index
 from components.index.config import IndexConfig
-from components.index.versions import index
 from components.ingest.config import IngestConfig
 from components.ingest.ingest import ingest
-from components.latents.config import LatentsConfig
+from components.latents.config import DecodeConfig, LatentsConfig
 from components.latents.encoders import Encoders
-from components.latents.encoding import encoding_key
+from components.latents.encoding_key import encoding_key
 from components.latents.group import encode
 from components.model.architecture import Architecture
 from components.model.locations import reproducible
@@ -107,7 +107,8 @@ def groups(workdir: Storage, source: str) -> tuple[str, ...]:
 
 def throughput(images: int, rounds: int) -> None:
     """Print the step's rate beside the bare loop's."""
-    config = LatentsConfig(resolution=256, batch_size=16, shard_samples=128, device="cpu", decode_workers=1)
+    decode = DecodeConfig(workers=1)
+    config = LatentsConfig(resolution=256, batch_size=16, shard_samples=128, device="cpu", decode=decode)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), config, SIZES)
         bench.fill(images, (448, 336), "JPEG")

@@ -21,12 +21,12 @@ from components.digests import sha256
 from components.image.decoding import ImageLimits
 from components.image.records import read_manifest
 from components.image.sources import open_source
+from components.index.build import index
 from components.index.config import IndexConfig
-from components.index.versions import index
 from components.ingest.config import IngestConfig
 from components.ingest.ingest import ingest
 from components.latents.config import LatentsConfig
-from components.latents.encoding import encoding_key
+from components.latents.encoding_key import encoding_key
 from components.latents.group import encode
 from components.model.architecture import Architecture
 from components.progress import Progress
@@ -56,7 +56,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def picture(number: int, brighter: int = 0) -> bytes:
+def png(number: int, brighter: int = 0) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 200, (24, 24, 3), dtype=np.uint8)
     pixels[0, 0, 0] += brighter
     stream = io.BytesIO()
@@ -66,7 +66,7 @@ def picture(number: int, brighter: int = 0) -> bytes:
 
 @dataclass
 class Pile:
-    """Images in a place, and a workdir in another."""
+    """Images in one storage, and a workdir in another."""
 
     images: Storage
     workdir: Storage
@@ -74,8 +74,8 @@ class Pile:
     done: dict[str, int] = field(default_factory=dict)
 
     def add(self, number: int, brighter: int = 0) -> str:
-        """Add an image or put another in its place; return its digest."""
-        data = picture(number, brighter)
+        """Add an image or replace it; return its digest."""
+        data = png(number, brighter)
         self.images.write(f"{number:03d}.png", data)
         self.images.write(f"{number:03d}.txt", b"square number %d" % number)
         return sha256(data)
@@ -130,7 +130,7 @@ def test_only_what_is_new_is_done(pile: Pile) -> None:
     assert {made.image for made in pile.trained(second) - pile.trained(first)} == {new}
     assert set(first.shards) <= set(second.shards), "old shards stay as they are"
 
-    old, changed = sha256(picture(7)), pile.add(7, brighter=1)
+    old, changed = sha256(png(7)), pile.add(7, brighter=1)
     third = pile.run()
     assert (third.images, pile.done) == (IMAGES + 1, did(1))
     images = {made.image for made in pile.trained(third)}
@@ -164,14 +164,14 @@ def test_the_shards_open_in_plain_webdataset_with_safe_decoders_only(
     for name in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("something was unpickled"))
     paths = [str(storage.local_path(tar_key(shard.name))) for shard in dataset.shards]
-    found = {one["__key__"]: one for one in webdataset.WebDataset(paths, shardshuffle=False).decode()}
-    assert len(found) == IMAGES
+    samples = {one["__key__"]: one for one in webdataset.WebDataset(paths, shardshuffle=False).decode()}
+    assert len(samples) == IMAGES
     for shard in dataset.shards:
         reader = ShardReader(storage, shard.name, shard.sha256)
         for sample in map(reader.sample, range(len(reader))):
-            np.testing.assert_array_equal(found[sample.key]["moments.npy"], sample.moments)
-            np.testing.assert_array_equal(found[sample.key]["text.npy"], sample.text)
-            assert found[sample.key]["json"] == sample.meta
+            np.testing.assert_array_equal(samples[sample.key]["moments.npy"], sample.moments)
+            np.testing.assert_array_equal(samples[sample.key]["text.npy"], sample.text)
+            assert samples[sample.key]["json"] == sample.meta
 
 
 def test_another_resolution_is_another_dataset_beside_the_first(pile: Pile) -> None:
@@ -190,7 +190,7 @@ def test_a_store_that_fails_now_and_then_gives_the_same_bytes(
     for number in range(8, IMAGES):
         pile.images.delete(f"{number:03d}.png")
     expected = pile.run()
-    place = f"datasets/{expected.encoding_key}"
+    folder = f"datasets/{expected.encoding_key}"
     remote = Pile(open_storage(f"{s3.url}/images"), open_storage(f"{s3.url}/work"), base)
     for entry in list(pile.images.list())[: 2 * expected.images]:
         s3.write(f"images/{entry.key}", pile.images.read(entry.key))
@@ -202,7 +202,7 @@ def test_a_store_that_fails_now_and_then_gives_the_same_bytes(
 
     def files(workdir: Storage) -> dict[str, bytes]:
         wanted = ("shards/", "versions/", "groups/", "dataset.json", "empty.npy", "rejected.jsonl")
-        keys = [entry.key for entry in workdir.list(place) if entry.key[len(place) + 1 :].startswith(wanted)]
+        keys = [entry.key for entry in workdir.list(folder) if entry.key[len(folder) + 1 :].startswith(wanted)]
         return {key: workdir.read(key) for key in keys}
 
     flaky.fault_of = lambda *_: pass_on

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from components.autoencoder.__main__ import main
-from components.autoencoder.base import base_key, ensure_base, select_images
+from components.autoencoder.base_model import base_key, ensure_base, select_images
 from components.autoencoder.config import AutoencoderTraining, ModelConfig
 from components.autoencoder.scratch import build_scratch
 from components.autoencoder.training import as_input, batch_numbers, normalise_latents, rate, train_autoencoder
@@ -47,12 +47,12 @@ def settings(**training: Any) -> dict[str, Any]:
 
 
 def smooth(number: int) -> NDArray[np.uint8]:
-    """A picture of a few colours that flow into each other, ``[16, 16, 3]``."""
+    """An image of a few colours that flow into each other, ``[16, 16, 3]``."""
     corners = np.random.default_rng(number).integers(0, 256, (2, 2, 3), dtype=np.uint8)
     return np.array(Image.fromarray(corners).resize((16, 16), Image.Resampling.BILINEAR))
 
 
-class Place:
+class Workbench:
     """A source and the workdir that knows it, with ingest's records made by hand."""
 
     def __init__(self, root: Path, count: int = 10) -> None:
@@ -89,15 +89,15 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def workbench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
 
 
-def test_scratch_model_is_a_pipeline_that_draws(place: Place) -> None:
-    result = place.ensure()
+def test_scratch_model_is_a_pipeline_that_draws(workbench: Workbench) -> None:
+    result = workbench.ensure()
     assert result["trained"] is True
     assert result["seconds"] >= 0
-    folder = fetch(result["base_model"], place.workdir)
+    folder = fetch(result["base_model"], workbench.workdir)
     check_parts(folder, "base")
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -107,43 +107,43 @@ def test_scratch_model_is_a_pipeline_that_draws(place: Place) -> None:
     assert pipeline.tokenizer.tokenize("picture 1") == ["picture</w>", "1</w>"]
 
 
-def test_second_run_does_nothing(place: Place) -> None:
-    first = place.ensure()
-    before = [tuple(entry) for entry in place.workdir.list("models")]
-    second = place.ensure()
+def test_second_run_does_nothing(workbench: Workbench) -> None:
+    first = workbench.ensure()
+    before = [tuple(entry) for entry in workbench.workdir.list("models")]
+    second = workbench.ensure()
     assert (second["base_model"], second["trained"]) == (first["base_model"], False)
-    assert [tuple(entry) for entry in place.workdir.list("models")] == before
+    assert [tuple(entry) for entry in workbench.workdir.list("models")] == before
 
 
-def test_two_workdirs_get_the_same_bytes(place: Place, tmp_path: Path) -> None:
+def test_two_workdirs_get_the_same_bytes(workbench: Workbench, tmp_path: Path) -> None:
     torch.manual_seed(5)  # the state of the global generator does not matter
-    other = Place(tmp_path / "other")
+    other = Workbench(tmp_path / "other")
     other.records.reverse()
     other.ingest()
-    assert other.files(other.ensure()) == place.files(place.ensure())
+    assert other.files(other.ensure()) == workbench.files(workbench.ensure())
 
 
-def test_killed_before_the_commit_ends_with_the_same_bytes(place: Place) -> None:
-    result = place.ensure()
-    expected = place.files(result)
+def test_killed_before_the_commit_ends_with_the_same_bytes(workbench: Workbench) -> None:
+    result = workbench.ensure()
+    expected = workbench.files(result)
     name = result["base_model"].removeprefix("workdir:")
-    place.workdir.delete(f"{name}/COMMIT")
-    place.workdir.delete(f"{name}/model_index.json")
-    place.workdir.write(f"{name}/vae/config.json", b"half")
-    assert place.ensure() | {"seconds": 0} == result | {"seconds": 0}
-    assert place.files(result) == expected
+    workbench.workdir.delete(f"{name}/COMMIT")
+    workbench.workdir.delete(f"{name}/model_index.json")
+    workbench.workdir.write(f"{name}/vae/config.json", b"half")
+    assert workbench.ensure() | {"seconds": 0} == result | {"seconds": 0}
+    assert workbench.files(result) == expected
 
 
-def test_commit_lists_every_file(place: Place) -> None:
-    files = place.files(place.ensure())
+def test_commit_lists_every_file(workbench: Workbench) -> None:
+    files = workbench.files(workbench.ensure())
     commit = json.loads(files.pop("COMMIT"))
     assert commit["sha256"] == {name: sha256(data) for name, data in files.items()}
 
 
-def test_new_images_keep_the_autoencoder(place: Place) -> None:
-    first = place.ensure()
-    place.add("new.png", (place.source / "0.png").read_bytes() + b"\0", b"new")
-    second = place.ensure()
+def test_new_images_keep_the_autoencoder(workbench: Workbench) -> None:
+    first = workbench.ensure()
+    workbench.add("new.png", (workbench.source / "0.png").read_bytes() + b"\0", b"new")
+    second = workbench.ensure()
     assert (second["base_model"], second["trained"]) == (first["base_model"], False)
 
 
@@ -159,40 +159,40 @@ def test_settings_seed_source_and_held_out_share_make_another_model() -> None:
     assert len(keys) == 5
 
 
-def test_held_out_images_are_not_seen(place: Place) -> None:
+def test_held_out_images_are_not_trained_on(workbench: Workbench) -> None:
     share = 0.4
-    held_out = [record for record in place.records if is_held_out(record.sha256, share)]
-    assert 0 < len(held_out) < len(place.records)
-    expected = place.files(place.ensure(held_out=share))
+    held_out = [record for record in workbench.records if is_held_out(record.sha256, share)]
+    assert 0 < len(held_out) < len(workbench.records)
+    expected = workbench.files(workbench.ensure(held_out=share))
     for record in held_out:
-        (place.source / record.name).unlink()
-        (place.source / f"{record.name}.txt").unlink()
-    shutil.rmtree(place.root / "models")
-    assert place.files(place.ensure(held_out=share)) == expected
+        (workbench.source / record.name).unlink()
+        (workbench.source / f"{record.name}.txt").unlink()
+    shutil.rmtree(workbench.root / "models")
+    assert workbench.files(workbench.ensure(held_out=share)) == expected
 
 
-def test_images_that_do_not_decode_are_passed_over(place: Place) -> None:
-    expected = place.files(place.ensure())
-    shutil.rmtree(place.root / "models")
-    place.add("bad.png", b"no image", b"picture 1")
-    (place.source / "bad.png.txt").unlink()
-    assert place.files(place.ensure()) == expected
+def test_images_that_do_not_decode_are_skipped(workbench: Workbench) -> None:
+    expected = workbench.files(workbench.ensure())
+    shutil.rmtree(workbench.root / "models")
+    workbench.add("bad.png", b"no image", b"picture 1")
+    (workbench.source / "bad.png.txt").unlink()
+    assert workbench.files(workbench.ensure()) == expected
 
 
-def test_captions_of_any_kind_teach_the_tokenizer(place: Place) -> None:
-    data = (place.source / "0.png").read_bytes()
+def test_captions_of_any_kind_teach_the_tokenizer(workbench: Workbench) -> None:
+    data = (workbench.source / "0.png").read_bytes()
     for number, caption in enumerate([b"\xff\xfe", b"", b"x" * 100_000, "🎉\n<b>\0".encode()]):
-        place.add(f"odd-{number}.png", data + bytes(number + 1), caption)
-    assert place.ensure()["trained"]
+        workbench.add(f"odd-{number}.png", data + bytes(number + 1), caption)
+    assert workbench.ensure()["trained"]
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_nothing_to_learn_from_is_refused(tmp_path: Path, count: int) -> None:
-    place = Place(tmp_path, count)
-    for record in place.records:
-        (place.source / record.name).write_bytes(b"")
+def test_nothing_to_learn_from_is_rejected(tmp_path: Path, count: int) -> None:
+    workbench = Workbench(tmp_path, count)
+    for record in workbench.records:
+        (workbench.source / record.name).write_bytes(b"")
     with pytest.raises(DataError, match="no image"):
-        place.ensure()
+        workbench.ensure()
 
 
 def test_source_must_have_been_ingested(tmp_path: Path) -> None:
@@ -200,34 +200,34 @@ def test_source_must_have_been_ingested(tmp_path: Path) -> None:
         ensure_base(ModelConfig.parse(settings()), 1, SOURCE, 0.0, open_storage(str(tmp_path)), QUIET)
 
 
-def test_images_are_a_choice_by_digest(place: Place) -> None:
-    chosen = select_images(place.records, 0.0, most=4)
-    assert chosen == sorted(place.records, key=lambda record: record.sha256)[:4]
-    assert select_images(place.records[::-1], 0.0, most=4) == chosen
+def test_images_are_a_choice_by_digest(workbench: Workbench) -> None:
+    chosen = select_images(workbench.records, 0.0, most=4)
+    assert chosen == sorted(workbench.records, key=lambda record: record.sha256)[:4]
+    assert select_images(workbench.records[::-1], 0.0, most=4) == chosen
 
 
-def test_base_model_is_returned_untouched(place: Place, tmp_path: Path) -> None:
+def test_base_model_is_returned_untouched(workbench: Workbench, tmp_path: Path) -> None:
     base = tmp_path / "base"
     build_scratch(Architecture.parse(TINY), [], seed=0).save_pretrained(base)
     before = {path: path.stat().st_mtime_ns for path in base.rglob("*")}
-    result = place.ensure(ModelConfig(base=str(base)))
+    result = workbench.ensure(ModelConfig(base=str(base)))
     assert (result["base_model"], result["trained"]) == (str(base), False)
     assert {path: path.stat().st_mtime_ns for path in base.rglob("*")} == before
-    assert not list(place.workdir.list("models"))
+    assert not list(workbench.workdir.list("models"))
 
 
-def test_base_without_an_autoencoder_is_refused(place: Place, tmp_path: Path) -> None:
+def test_base_without_an_autoencoder_is_rejected(workbench: Workbench, tmp_path: Path) -> None:
     base = tmp_path / "base"
     build_scratch(Architecture.parse(TINY), [], seed=0).save_pretrained(base)
     shutil.rmtree(base / "vae")
     with pytest.raises(ConfigError, match=r"\bvae\b"):
-        place.ensure(ModelConfig(base=str(base)))
+        workbench.ensure(ModelConfig(base=str(base)))
     with pytest.raises(ConfigError, match=r"\bhub\b"):
-        place.ensure(ModelConfig(base=str(base), revision="main"))
+        workbench.ensure(ModelConfig(base=str(base), revision="main"))
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"revision": "main"}, r"\bbase\b"),
         (settings(l1_weight=0, mse_weight=0), "both 0"),
@@ -236,12 +236,12 @@ def test_base_without_an_autoencoder_is_refused(place: Place, tmp_path: Path) ->
         (settings(learning_rate=-1), "learning_rate"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_make_no_sense_are_rejected(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ModelConfig.parse(values)
 
 
-def test_training_brings_the_pictures_back() -> None:
+def test_training_brings_the_images_back() -> None:
     images = np.stack([smooth(number) for number in range(24)])
     config = AutoencoderTraining(steps=120, warmup_steps=5, batch_size=8, learning_rate=1e-2, device="cpu")
     wider = {"channels": [8, 8], "norm_groups": 2, "layers_per_block": 0}
@@ -259,7 +259,7 @@ def test_training_brings_the_pictures_back() -> None:
     assert not vae.training
 
 
-def test_latents_are_normalised_and_pictures_stay_the_same() -> None:
+def test_latents_are_normalised_and_images_stay_the_same() -> None:
     images = np.stack([smooth(number) for number in range(30)])
     vae = build_scratch(Architecture.parse(TINY), [], seed=0).vae.eval()
     pixels = as_input(images, CPU)
@@ -280,7 +280,7 @@ def test_latents_are_normalised_and_pictures_stay_the_same() -> None:
     assert vae.config.scaling_factor == 1.0
 
 
-def test_training_that_diverges_is_told() -> None:
+def test_training_that_diverges_stops_with_a_message() -> None:
     images = np.stack([smooth(number) for number in range(8)])
     config = AutoencoderTraining(steps=3, warmup_steps=0, batch_size=8, kl_weight=1e38, device="cpu")
     with pytest.raises(ConfigError, match="learning_rate"):
@@ -309,14 +309,16 @@ def test_rate_rises_then_falls_to_zero() -> None:
     assert rate(0, AutoencoderTraining(steps=100, warmup_steps=0)) == 1.0
 
 
-def test_command_trains_and_maps_errors(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_trains_and_maps_errors(
+    workbench: Workbench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "model.yaml"
     config.write_text(json.dumps(settings()))
-    arguments = ["--workdir", str(place.root), "--config", str(config), "--seed", "1"]
+    arguments = ["--workdir", str(workbench.root), "--config", str(config), "--seed", "1"]
     assert main([*arguments, "--source-id", SOURCE]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["event"], told["trained"]) == ("done", True)
-    assert told["base_model"] == place.ensure()["base_model"]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["event"], result["trained"]) == ("done", True)
+    assert result["base_model"] == workbench.ensure()["base_model"]
     assert main([*arguments, "--source-id", "unknown"]) == 65
     assert main([*arguments, "--source-id", SOURCE, "--set", "base=no/such/folder/here"]) == 78
     assert "no such folder" in capsys.readouterr().err

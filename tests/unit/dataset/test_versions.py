@@ -76,13 +76,13 @@ def test_digest_does_not_cover_what_training_does_not_see(dataset: Dataset) -> N
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"null", b"\xff", b'{"format": 1}', b'{"format": 2}'])
-def test_damaged_record_is_refused(storage: Storage, data: bytes) -> None:
+def test_damaged_record_is_rejected(storage: Storage, data: bytes) -> None:
     storage.write("dataset.json", data)
     with pytest.raises(DataError, match=r"dataset\.json"):
         read_dataset(storage)
 
 
-def test_record_that_was_tampered_with_is_refused(storage: Storage, dataset: Dataset) -> None:
+def test_record_that_was_tampered_with_is_rejected(storage: Storage, dataset: Dataset) -> None:
     write_dataset(storage, dataset)
     storage.write("dataset.json", storage.read("dataset.json").replace(b"a" * 64, b"d" * 64))
     with pytest.raises(DataError, match="digest"):
@@ -118,9 +118,15 @@ def test_group_and_encoding_come_back(storage: Storage) -> None:
     assert read_encoding(storage) == {"version": 1}
 
 
-def test_damaged_group_is_refused(storage: Storage) -> None:
+def test_damaged_group_is_rejected(storage: Storage) -> None:
     storage.write("groups/000.json", b"{}")
     with pytest.raises(DataError, match=r"groups/000\.json"):
+        read_group(storage, "000")
+
+
+def test_group_of_an_older_format_is_rejected(storage: Storage) -> None:
+    storage.write_json("groups/000.json", {"format": 1, "shards": [], "variants": 1, "refused": []})
+    with pytest.raises(DataError, match=r"groups/000\.json.*format 1, expected 2"):
         read_group(storage, "000")
 
 
@@ -143,7 +149,7 @@ def test_every_version_stays_under_its_digest(storage: Storage, dataset: Dataset
         read_version(storage, dataset.digest)
 
 
-def test_a_version_under_another_ones_digest_is_refused(storage: Storage, dataset: Dataset) -> None:
+def test_a_version_under_another_ones_digest_is_rejected(storage: Storage, dataset: Dataset) -> None:
     write_dataset(storage, dataset)
     storage.write(version_key("0" * 64), storage.read("dataset.json"))
     with pytest.raises(DataError, match=rf"versions/{'0' * 64}\.json\b"):
@@ -151,7 +157,7 @@ def test_a_version_under_another_ones_digest_is_refused(storage: Storage, datase
 
 
 @pytest.mark.parametrize("damage", [b'{"format": 1, "shards": 1e999}', b"[" * 100_000, b'{"format": 1}'])
-def test_a_damaged_version_is_refused(storage: Storage, damage: bytes) -> None:
+def test_a_damaged_version_is_rejected(storage: Storage, damage: bytes) -> None:
     storage.write(version_key("0" * 64), damage)
     with pytest.raises(DataError, match="versions/0000"):
         read_version(storage, "0" * 64)

@@ -33,8 +33,8 @@ from components.image.records import (
     write_rejections,
 )
 from components.index.__main__ import main
+from components.index.build import index, join
 from components.index.config import IndexConfig
-from components.index.versions import index, join
 from components.progress import Progress
 from components.storage.open import open_storage
 
@@ -45,7 +45,7 @@ Item = tuple[str, str]  # an image's digest and its caption
 
 
 def items(count: int, start: int = 0) -> list[Item]:
-    return [(sha256(str(i).encode()), f"picture {i}") for i in range(start, start + count)]
+    return [(sha256(str(i).encode()), f"image {i}") for i in range(start, start + count)]
 
 
 class Workbench:
@@ -211,17 +211,17 @@ def test_rejections_of_all_steps_are_merged(bench: Workbench) -> None:
     bench.caption("000", items(5), [empty])
     bench.group("000", bench.shard(items(5)))
     assert bench.index().rejected == 2
-    found = list(bench.dataset.read_lines("rejected.jsonl"))
-    assert [(line["name"], line["step"], line["reason"]) for line in found] == [
+    lines = list(bench.dataset.read_lines("rejected.jsonl"))
+    assert [(line["name"], line["step"], line["reason"]) for line in lines] == [
         ("a.png", "caption", "caption-empty"),
         ("z\n<b>.png", "ingest", "not-an-image"),
     ]
 
 
-def test_image_that_the_latents_step_refused_is_not_missed(bench: Workbench) -> None:
+def test_image_that_the_latents_step_rejected_is_not_missed(bench: Workbench) -> None:
     bench.caption("000", items(5))
-    refused = Rejection("b.png", "latents", "decoder-died", "signal 11", items(5)[2][0], "v")
-    write_rejections(bench.dataset, latents_rejections_key("000"), [refused])
+    rejection = Rejection("b.png", "latents", "decoder-died", "signal 11", items(5)[2][0], "v")
+    write_rejections(bench.dataset, latents_rejections_key("000"), [rejection])
     bench.group("000", bench.shard([*items(2), *items(2, start=3)]))
     dataset = bench.index()
     assert (dataset.images, dataset.rejected) == (4, 1)
@@ -238,7 +238,7 @@ def test_every_variant_of_a_live_image_is_live_and_shares_its_fate(bench: Workbe
     assert (dataset.images, dataset.samples, dataset.held_out) == (40, 120, held_out)
     bench.group("000", bench.shard(items(40), variants=3), variants=2)
     fewer = bench.index()
-    assert bench.trained(fewer) == {found for found in expected if found.variant < 2}
+    assert bench.trained(fewer) == {sample for sample in expected if sample.variant < 2}
     assert len(fewer.shards[0].tombstones) == 40
 
 
@@ -276,7 +276,7 @@ def test_live_image_in_no_shard_stops_the_step(bench: Workbench) -> None:
         bench.index()
 
 
-def test_lost_shard_is_told_and_left_out_when_nobody_needs_it(
+def test_lost_shard_is_reported_and_skipped_when_nobody_needs_it(
     bench: Workbench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench.caption("000", items(5))
@@ -295,7 +295,7 @@ def test_lost_shard_is_told_and_left_out_when_nobody_needs_it(
     assert [event["shard"] for event in events if event["event"] == "shard-lost"] == [lost]
 
 
-def test_dataset_with_nothing_to_train_on_is_refused(bench: Workbench) -> None:
+def test_dataset_with_nothing_to_train_on_is_rejected(bench: Workbench) -> None:
     bench.caption("000", [], [Rejection("a.png", "caption", "caption-empty", "")])
     bench.group("000")
     with pytest.raises(DataError, match=r"\b0 images.*caption-empty"):

@@ -21,8 +21,8 @@ from components.image.records import (
     write_captions,
     write_rejections,
 )
+from components.index.build import index
 from components.index.config import IndexConfig
-from components.index.versions import index
 from components.progress import Progress
 from components.storage.open import open_storage
 from tests.stores.memory import MemoryStorage
@@ -140,7 +140,7 @@ def test_another_share_held_out_and_another_dataset_in_its_place_are_no_news_to_
     assert bench.index(held_out=0.2) == first
 
 
-def test_a_shard_that_was_cut_off_is_not_taken_for_known(bench: Bench) -> None:
+def test_a_shard_that_was_cut_off_is_not_taken_for_unchanged(bench: Bench) -> None:
     first = bench.index()
     name = tar_key(first.shards[0].name)
     bench.put("000", range(30, 35))  # nobody needs the old one's images any more
@@ -153,7 +153,7 @@ def test_killed_before_any_write_it_leaves_the_old_version_or_the_new(
 ) -> None:
     old = bench.index()
     bench.put("001", range(10, 20), captioned=range(10, 15))
-    left, seen = 0, []
+    left, versions = 0, []
 
     def die(_: str) -> None:
         nonlocal left
@@ -167,14 +167,16 @@ def test_killed_before_any_write_it_leaves_the_old_version_or_the_new(
         try:
             new = bench.index()
         except Killed:
-            seen.append(bench.committed())
+            versions.append(bench.committed())
             for version in bench.dataset.list("versions"):
                 read_version(bench.dataset, version.key.split("/")[1].removesuffix(".json"))
         else:
             break
     assert old != new
-    assert [version == new for version in seen] == [False, False, False, False, True], "committed by the last but one"
-    assert all(version in (old, new) for version in seen)
+    assert [version == new for version in versions] == [False, False, False, False, True], (
+        "committed by the last but one"
+    )
+    assert all(version in (old, new) for version in versions)
 
 
 def test_what_a_killed_one_wrote_does_not_pass_for_what_was_before(

@@ -1,4 +1,4 @@
-"""A pile of pictures, a tiny model, and the steps that turn them into a dataset."""
+"""A pile of images, a tiny model, and the steps that turn them into a dataset."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from components.dataset.reader import ShardReader
 from components.dataset.versions import Dataset, read_dataset
 from components.digests import sha256
 from components.image.records import Caption, CaptionRecord, Manifest, write_captions, write_manifest
+from components.index.build import index
 from components.index.config import IndexConfig
-from components.index.versions import index
 from components.latents.config import LatentsConfig
-from components.latents.encoding import encoding_key
+from components.latents.encoding_key import encoding_key
 from components.latents.group import encode
 from components.model.architecture import Architecture
 from components.progress import Progress
@@ -41,8 +41,7 @@ SMALL: dict[str, Any] = {
     "resolution": 16,
     "batch_size": 3,
     "shard_samples": 8,
-    "decode_threads": 2,
-    "decode_workers": 0,
+    "decode": {"threads": 2, "workers": 0},
 }
 SMALL |= {"device": "cpu"}
 
@@ -54,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def picture(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
+def png(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
@@ -62,7 +61,7 @@ def picture(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
 
 
 class Pile:
-    """Pictures in a folder, ingested and captioned by hand, and the steps that follow."""
+    """Images in a folder, ingested and captioned by hand, and the steps that follow."""
 
     def __init__(self, root: Path, base: Path, **settings: Any) -> None:
         self.source = root / "images"
@@ -81,9 +80,9 @@ class Pile:
 
     def add(self, *numbers: int, size: tuple[int, int] = (24, 16)) -> None:
         for number in numbers:
-            self.put(f"{number}.png", picture(number, size), f"picture {number}", size)
+            self.put(f"{number}.png", png(number, size), f"image {number}", size)
 
-    def put(self, name: str, data: bytes, caption: str = "a picture", size: tuple[int, int] = (24, 16)) -> None:
+    def put(self, name: str, data: bytes, caption: str = "an image", size: tuple[int, int] = (24, 16)) -> None:
         """Add any file as an accepted image."""
         (self.source / name).write_bytes(data)
         captions = (Caption(caption, "sidecar:a.txt"),)

@@ -1,4 +1,4 @@
-"""The latents step: what is known is not encoded again, and what is encoded has the same bytes each time."""
+"""The latents step: what is encoded is not encoded again, and it has the same bytes each time."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from components.errors import ConfigError, DataError
 from components.image.framing import frame
 from components.latents import group
 from components.latents.__main__ import main
-from components.latents.config import LatentsConfig
-from components.latents.encoding import encoding_key
-from components.latents.making import read_ahead
+from components.latents.config import DecodeConfig, LatentsConfig
+from components.latents.encoding_key import encoding_key
+from components.latents.shard_maker import read_ahead
 from components.model.architecture import Architecture
 from components.storage.base import Storage
 from tests.stores.mortal import killed_everywhere
@@ -90,9 +90,9 @@ def test_any_caption_can_be_encoded(pile: Pile) -> None:
     for number, caption in enumerate(["", "\udcff", "🎉\n\x00<b>", "x" * 100_000, "  ", "日本語"]):
         pile.recaption(number, caption)
     assert pile.encode()["encoded"] == 20
-    found = {sample.meta["caption"]: sample.text for sample in pile.samples()}
-    assert found.keys() >= {"", "\udcff", "🎉\n\x00<b>", "x" * 100_000, "  ", "日本語"}
-    assert all(np.isfinite(text).all() for text in found.values())
+    texts = {sample.meta["caption"]: sample.text for sample in pile.samples()}
+    assert texts.keys() >= {"", "\udcff", "🎉\n\x00<b>", "x" * 100_000, "  ", "日本語"}
+    assert all(np.isfinite(text).all() for text in texts.values())
 
 
 def test_nothing_new_encodes_nothing_and_keeps_the_bytes(pile: Pile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_nothing_new_encodes_nothing_and_keeps_the_bytes(pile: Pile, monkeypatch
 
 def test_two_workdirs_get_the_same_bytes(pile: Pile, make_pile: Callable[..., Pile]) -> None:
     pile.run()
-    other = make_pile("other", decode_threads=1, decode_workers=2, caption_cache=2)
+    other = make_pile("other", decode={"threads": 1, "workers": 2}, caption_cache=2)
     other.add(*reversed(range(20)))
     other.run()
     assert other.files() == pile.files()
@@ -226,7 +226,7 @@ def test_lost_shard_is_encoded_again(pile: Pile, damage: str) -> None:
 
 def test_settings_that_do_not_change_the_numbers_keep_what_is_encoded(pile: Pile) -> None:
     pile.run()
-    pile.configure(batch_size=7, shard_samples=3, decode_threads=1, text_batch_size=3)
+    pile.configure(batch_size=7, shard_samples=3, decode={"threads": 1, "workers": 0}, text_batch_size=3)
     assert encoding_key(pile.base, pile.config) == pile.key
     assert pile.run()[0]["encoded"] == 0
 
@@ -246,7 +246,7 @@ def test_encoding_key_covers_encoders_and_settings_but_no_other_part(base: Path,
     ]
     for change in changes:
         assert encoding_key(base, LatentsConfig.parse({"resolution": 32, **change})) != key, change
-    assert encoding_key(base, LatentsConfig(resolution=32, decode_workers=0, batch_size=1)) == key
+    assert encoding_key(base, LatentsConfig(resolution=32, decode=DecodeConfig(workers=0), batch_size=1)) == key
     few, many = ({"resolution": 32, "variants": {"crop": 0.5, "count": count}} for count in (1, 3))
     assert encoding_key(base, LatentsConfig.parse(few)) == encoding_key(base, LatentsConfig.parse(many))
     for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
@@ -257,7 +257,7 @@ def test_encoding_key_covers_encoders_and_settings_but_no_other_part(base: Path,
         assert (encoding_key(copy, config) == key) == (part in ("unet", "scheduler"))
 
 
-def test_key_of_another_model_is_refused(pile: Pile) -> None:
+def test_key_of_another_model_is_rejected(pile: Pile) -> None:
     pile.configure(resolution=24)
     with pytest.raises(ConfigError, match="encoding key"):
         pile.encode()
@@ -274,7 +274,7 @@ def test_captions_must_be_there(pile: Pile) -> None:
         pile.encode_in(pile.workdir)
 
 
-def test_size_that_the_autoencoder_cannot_halve_is_refused(make_pile: Callable[..., Pile], tmp_path: Path) -> None:
+def test_size_that_the_autoencoder_cannot_halve_is_rejected(make_pile: Callable[..., Pile], tmp_path: Path) -> None:
     sizes = {"resolution": 64, "autoencoder": {"channels": [4] * 5, "norm_groups": 2, "layers_per_block": 0}}
     build_scratch(Architecture.parse(sizes), [], seed=1).save_pretrained(tmp_path / "deep")
     pile = make_pile(model=tmp_path / "deep", resolution=24)
@@ -284,17 +284,17 @@ def test_size_that_the_autoencoder_cannot_halve_is_refused(make_pile: Callable[.
 
 
 def test_read_ahead_keeps_order_and_stays_near() -> None:
-    asked = 0
+    requests = 0
 
-    def wanted() -> Iterator[int]:
-        nonlocal asked
+    def numbers() -> Iterator[int]:
+        nonlocal requests
         for number in range(1000):
-            asked = number
+            requests = number
             yield number
 
-    squares = read_ahead(lambda number: number * number, wanted(), threads=4, ahead=10)
+    squares = read_ahead(lambda number: number * number, numbers(), threads=4, ahead=10)
     assert [next(squares) for _ in range(5)] == [0, 1, 4, 9, 16]
-    assert asked <= 15
+    assert requests <= 15
     assert list(squares) == [number * number for number in range(5, 1000)]
 
 
@@ -304,7 +304,7 @@ def test_command_encodes_and_says_the_key(pile: Pile, capsys: pytest.CaptureFixt
     settings = [part for name, value in values for part in ("--set", f"{name}={value}")]
     arguments = ["--workdir", str(pile.root), "--source-id", SOURCE, "--group", "000", "--base-model", str(pile.base)]
     assert main([*arguments, *settings]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["encoded"], told["encoding_key"]) == (20, pile.key)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["encoded"], result["encoding_key"]) == (20, pile.key)
     assert main([*arguments[:-1], str(pile.root / "nothing")]) == 78
     assert "no such folder" in capsys.readouterr().err

@@ -23,7 +23,7 @@ Pile = Any
 # Imports everything once, then runs each life of the step in a process of its own.
 NURSERY = """
 import io, json, os, sys
-from components.latents import encoders, group, making
+from components.latents import encoders, group, shard_maker
 from components.latents.config import LatentsConfig
 from components.progress import Progress
 from components.storage.open import open_storage
@@ -110,7 +110,7 @@ def filled(make_pile: Callable[..., Pile], **settings: Any) -> Pile:
     return pile
 
 
-def kill_often(nursery: Nursery, pile: Pile, wanted: int, seed: int) -> dict[str, str]:
+def kill_often(nursery: Nursery, pile: Pile, enough: int, seed: int) -> dict[str, str]:
     """Kill lives of the step until so many were hit, then let one end; returns what the dataset holds then."""
     began = time.monotonic()
     assert await_end(nursery.start(pile), began + 120)
@@ -119,7 +119,7 @@ def kill_often(nursery: Nursery, pile: Pile, wanted: int, seed: int) -> dict[str
     expected = digests(pile)
     assert sum(key.endswith(".tar") for key in expected) == 9
     drawn, kills = random.Random(seed), 0
-    while kills < wanted:
+    while kills < enough:
         shutil.rmtree(pile.root)
         pile.caption()
         for _ in range(20):
@@ -137,15 +137,15 @@ def kill_often(nursery: Nursery, pile: Pile, wanted: int, seed: int) -> dict[str
 
 @pytest.mark.slow
 def test_killed_a_few_times_ends_with_the_same_bytes(nursery: Nursery, make_pile: Callable[..., Pile]) -> None:
-    kill_often(nursery, filled(make_pile), wanted=3, seed=1)
+    kill_often(nursery, filled(make_pile), enough=3, seed=1)
 
 
 @pytest.mark.proof
 def test_killed_often_among_decoding_processes_ends_with_the_same_bytes(
     nursery: Nursery, make_pile: Callable[..., Pile]
 ) -> None:
-    pile = filled(make_pile, decode_workers=2)
-    kill_often(nursery, pile, wanted=15, seed=2)
+    pile = filled(make_pile, decode={"workers": 2})
+    kill_often(nursery, pile, enough=15, seed=2)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Images that cannot be encoded: refused with a reason, once, while the others go on."""
+"""Images that cannot be encoded: rejected with a reason, once, while the others go on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from components.errors import DataError, ImageRejected, StorageError
 from components.image.framing import Frame, frame
-from components.latents import making
-from components.latents.decoding import InThreads
+from components.latents import shard_maker
 from components.latents.encoders import Encoders, Moments
+from components.latents.image_decoder import ThreadDecoder
 from components.storage.base import Storage
 from components.storage.local import LocalStorage
 from components.storage.open import open_storage
@@ -61,33 +61,33 @@ def test_image_that_does_not_decode_is_left_out_for_good(pile: Pile, monkeypatch
     result, dataset = pile.run()
     assert (result["encoded"], result["rejected"], dataset.images, dataset.rejected) == (20, 1, 20, 1)
     assert reasons(pile) == {"poison.png": "not-an-image"}
-    monkeypatch.setattr(making, "open_decoder", lambda *given: pytest.fail("nothing is to be decoded"))
+    monkeypatch.setattr(shard_maker, "open_decoder", lambda *given: pytest.fail("nothing is to be decoded"))
     files = pile.files()
     result, again = pile.run()
     assert (result["encoded"], result["reused"], result["rejected"]) == (0, 20, 1)
     assert (again, pile.files()) == (dataset, files)
 
 
-def test_refused_image_is_tried_again_by_another_decoder(pile: Pile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_image_is_tried_again_by_another_decoder(pile: Pile, monkeypatch: pytest.MonkeyPatch) -> None:
     pile.put("poison.png", b"no image")
     pile.encode()
-    asked = []
+    decoded = []
 
-    def decode(self: InThreads, data: bytes, *given: Any) -> list[Frame]:
-        asked.append(data)
+    def decode(self: ThreadDecoder, data: bytes, *given: Any) -> list[Frame]:
+        decoded.append(data)
         raise ImageRejected("not-an-image", "still")
 
-    monkeypatch.setattr(InThreads, "decode", decode)
+    monkeypatch.setattr(ThreadDecoder, "decode", decode)
     monkeypatch.setattr("PIL.__version__", "99")
     assert pile.encode()["rejected"] == 1
-    assert asked == [b"no image"]
+    assert decoded == [b"no image"]
     assert pile.encode()["rejected"] == 1
-    assert asked == [b"no image"]
+    assert decoded == [b"no image"]
 
 
 def test_image_that_kills_its_process_stops_no_other(make_pile: Callable[..., Pile], tmp_path: Path) -> None:
-    """A real process, limited to less memory than a picture needs, and dying of it where it can."""
-    pile = make_pile(decode_workers=2, decode_memory_gib=0.25)
+    """A real process, limited to less memory than an image needs, and dying of it where it can."""
+    pile = make_pile(decode={"workers": 2, "memory_gib": 0.25})
     pile.add(*range(6))
     Image.new("RGB", (9000, 9000)).save(tmp_path / "huge.png")
     pile.put("huge.png", (tmp_path / "huge.png").read_bytes(), size=(9000, 9000))
@@ -134,7 +134,7 @@ def test_killed_among_poison_images_ends_with_the_same_bytes(make_pile: Callable
     assert pile.files() == expected
 
 
-def test_a_group_is_said_to_be_done_after_its_refusals_whenever_it_is_killed(pile: Pile, tmp_path: Path) -> None:
+def test_group_record_is_written_after_its_rejections(pile: Pile, tmp_path: Path) -> None:
     path = pile.source / "7.png"
     good = path.read_bytes()
 
@@ -152,13 +152,13 @@ def test_a_group_is_said_to_be_done_after_its_refusals_whenever_it_is_killed(pil
     pile.encode()
     expected, killed = dataset(pile.workdir), 0
     for work in killed_everywhere(without_the_image, pile.encode_in, f"memory://{tmp_path.name}-killed"):
-        found = dataset(work)
-        if found["groups/000.json"] == expected["groups/000.json"]:
-            assert found["groups/000.rejected.jsonl"] == expected["groups/000.rejected.jsonl"]
+        files = dataset(work)
+        if files["groups/000.json"] == expected["groups/000.json"]:
+            assert files["groups/000.rejected.jsonl"] == expected["groups/000.rejected.jsonl"]
         pile.encode_in(work)
         assert dataset(work) == expected
         killed += 1
-    assert killed == 4, "a tar, its index, the refusals and the group"
+    assert killed == 4, "a tar, its index, the rejections and the group"
 
 
 def spoil(base: Path, target: Path, part: str, weight: str, value: float) -> Path:
@@ -188,8 +188,8 @@ def test_narrow_precision_that_overflows_is_named(make_pile: Callable[..., Pile]
         pile.encode()
 
 
-def test_one_image_whose_latents_overflow_is_refused(pile: Pile, monkeypatch: pytest.MonkeyPatch) -> None:
-    # No picture gives infinite latents with an honest autoencoder, so one is told that it did.
+def test_one_image_whose_latents_overflow_is_rejected(pile: Pile, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No image gives infinite latents with an honest autoencoder, so here one reports that it did.
     poison = frame((pile.source / "7.png").read_bytes(), 16, 16).pixels
     moments = Encoders.moments
 

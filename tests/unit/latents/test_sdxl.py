@@ -20,7 +20,7 @@ from components.dataset.reader import ShardReader
 from components.dataset.tars import open_ranged, open_whole
 from components.errors import ConfigError, DataError
 from components.latents.config import LatentsConfig
-from components.latents.text import TextEncoder
+from components.latents.text_encoder import TextEncoder
 from components.model.architecture import Architecture
 from components.train.config import TrainConfig
 from components.train.data.reader import Drawing, Reader
@@ -99,14 +99,14 @@ def test_text_is_what_the_pipeline_makes_of_it(sdxl: Path, skip: int) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
     captions = ["a red square", "", "something much longer than fits"]
     config = LatentsConfig(clip_skip=skip)
-    found = TextEncoder(sdxl, config, torch.device("cpu")).encode(captions)
+    embeddings = TextEncoder(sdxl, config, torch.device("cpu")).encode(captions)
     for caption in captions:
         with torch.no_grad():
             states, _, pooled, _ = pipeline.encode_prompt(
                 caption, do_classifier_free_guidance=False, clip_skip=skip or None
             )
-        np.testing.assert_allclose(found[caption].states, states[0], atol=2e-3, rtol=2e-3)
-        embedding = found[caption]
+        np.testing.assert_allclose(embeddings[caption].states, states[0], atol=2e-3, rtol=2e-3)
+        embedding = embeddings[caption]
         assert embedding.pooled is not None
         np.testing.assert_allclose(embedding.pooled, pooled[0], atol=2e-3, rtol=2e-3)
         assert embedding.finite
@@ -121,12 +121,12 @@ def test_one_encoder_skips_layers_as_its_pipeline_does(tmp_path: Path) -> None:
     sizes = {"resolution": 32, "text": {"hidden": 8, "layers": 3, "heads": 2, "max_tokens": 6}}
     base = build_scratch(Architecture.parse(sizes), ["a red square"], seed=1)
     base.save_pretrained(tmp_path)
-    found = TextEncoder(tmp_path, LatentsConfig(clip_skip=1), torch.device("cpu")).encode(["a red square"])
+    embeddings = TextEncoder(tmp_path, LatentsConfig(clip_skip=1), torch.device("cpu")).encode(["a red square"])
     ids = base.tokenizer("a red square", padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
-        said = base.text_encoder(ids, output_hidden_states=True)
-        expected = base.text_encoder.final_layer_norm(said.hidden_states[-2])[0]
-    np.testing.assert_allclose(found["a red square"].states, expected, atol=2e-3, rtol=2e-3)
+        output = base.text_encoder(ids, output_hidden_states=True)
+        expected = base.text_encoder.final_layer_norm(output.hidden_states[-2])[0]
+    np.testing.assert_allclose(embeddings["a red square"].states, expected, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("open_tar", [open_whole, open_ranged])
@@ -155,14 +155,14 @@ def test_samples_tell_what_sdxl_wants_to_know(pile: Pile, open_tar: Any) -> None
 def test_shards_open_in_webdataset_with_one_key_per_sample(pile: Pile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webdataset.utils, "enforce_security", True)
     _, dataset = pile.run()
-    found = []
+    members = []
     for shard in dataset.shards:
         path = str(pile.dataset.local_path(tar_key(shard.name)))
-        found += list(webdataset.WebDataset(path, shardshuffle=False).decode())
+        members += list(webdataset.WebDataset(path, shardshuffle=False).decode())
     images = {record.sha256 for record in pile.records.values()}
-    assert {one["__key__"] for one in found} == images | {f"{image}-1" for image in images}
-    assert len(found) == 18
-    for one in found:
+    assert {one["__key__"] for one in members} == images | {f"{image}-1" for image in images}
+    assert len(members) == 18
+    for one in members:
         assert one["pooled.npy"].shape == (POOLED,)
         assert one["time_ids.npy"].tolist() == one["json"]["time_ids"]
         assert one["json"]["sha256"] == one["__key__"][:64]
@@ -172,8 +172,8 @@ def test_damaged_additions_are_found(pile: Pile) -> None:
     _, dataset = pile.run()
     shard = dataset.shards[0]
     tar = bytearray(pile.dataset.read(tar_key(shard.name)))
-    place = tar.find(b".time_ids.npy")
-    tar[place + 600] ^= 0xFF
+    position = tar.find(b".time_ids.npy")
+    tar[position + 600] ^= 0xFF
     pile.dataset.write(tar_key(shard.name), bytes(tar))
     with pytest.raises(DataError, match=shard.name):
         ShardReader(pile.dataset, shard.name, shard.sha256)
@@ -225,7 +225,7 @@ def test_held_out_samples_are_conditioned_too(pile: Pile) -> None:
     assert len(batch.pooled) == len(batch.time_ids) == sum(len(shard.held_out) for shard in dataset.shards) > 0
 
 
-def test_model_of_sdxl_refuses_samples_of_others(sdxl: Path, make_pile: Callable[..., Pile]) -> None:
+def test_model_of_sdxl_rejects_samples_of_others(sdxl: Path, make_pile: Callable[..., Pile]) -> None:
     unet = UNet2DConditionModel.from_pretrained(sdxl / "unet")
     pile = make_pile("plain")
     with pytest.raises(DataError, match="pooled text embeddings"):

@@ -1,4 +1,4 @@
-"""Variants: views that follow from the image and a number, and coordinates that say what was seen."""
+"""Variants: views that follow from the image and a number, and coordinates that describe the crop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from components.digests import sha256
 from components.image.decoding import ImageLimits, decode
 from components.image.framing import PLAIN, View, crop_box, cut, time_ids
-from components.latents import decoding
+from components.latents import image_decoder
 from components.latents.config import VariantsConfig
 from components.latents.variants import view_of
 
@@ -58,7 +58,7 @@ def test_variant_zero_is_plain_and_only_what_is_asked_for_varies() -> None:
 
 
 @pytest.mark.parametrize("size", [(40, 40), (64, 40), (40, 64), (300, 200), (17, 90), (9, 9)])
-def test_turned_and_placed_parts_stay_inside_the_picture(size: tuple[int, int]) -> None:
+def test_turned_and_placed_parts_stay_inside_the_image(size: tuple[int, int]) -> None:
     width, height = size
     white = Image.new("RGB", size, "white")
     for image in IMAGES[:40]:
@@ -71,7 +71,7 @@ def test_turned_and_placed_parts_stay_inside_the_picture(size: tuple[int, int]) 
 
 
 def test_places_reach_from_edge_to_edge() -> None:
-    lefts = {crop_box(100, 50, 8, 8, View(left=place / 1000, top=0.0))[0] for place in range(1000)}
+    lefts = {crop_box(100, 50, 8, 8, View(left=left / 1000, top=0.0))[0] for left in range(1000)}
     assert lefts == set(range(51))
 
 
@@ -108,7 +108,7 @@ def test_a_view_is_what_it_says() -> None:
 def test_time_ids_are_those_of_sdxls_training(
     original: tuple[int, int], view: View, target: tuple[int, int], expected: tuple[int, ...]
 ) -> None:
-    """The shorter side is scaled to the target, the picture mirrored, and then cut at (top, left)."""
+    """The shorter side is scaled to the target, the image mirrored, and then cut at (top, left)."""
     box = crop_box(*original, *target, view)
     assert time_ids(original, box, target, view.flipped) == pytest.approx(expected, abs=1)
 
@@ -122,7 +122,7 @@ def test_every_variant_is_a_sample_of_its_own_and_no_image_is_decoded_twice(
         decoded.append(sha256(data))
         return decode(data, limits)
 
-    monkeypatch.setattr(decoding, "decode", counted)
+    monkeypatch.setattr(image_decoder, "decode", counted)
     variants = ALL.model_copy(update={"count": 4})
     pile = make_pile(variants=variants.model_dump(), shard_samples=10)
     pile.add(*range(7))
@@ -161,8 +161,8 @@ def test_captions_take_turns_with_the_variants(make_pile: Callable[..., Pile]) -
     pile.recaption(0, "a", "b", "c")
     pile.run()
     image = pile.records["0.png"].sha256
-    found = {s.key: (s.meta["caption"], s.meta["variant"]) for s in pile.samples() if s.meta["sha256"] == image}
-    assert found == {image: ("a", 0), f"{image}-1": ("b", 1), f"{image}-2": ("c", 0)}
+    samples = {s.key: (s.meta["caption"], s.meta["variant"]) for s in pile.samples() if s.meta["sha256"] == image}
+    assert samples == {image: ("a", 0), f"{image}-1": ("b", 1), f"{image}-2": ("c", 0)}
     moments = {s.key: s.moments.tobytes() for s in pile.samples()}
     assert moments[image] == moments[f"{image}-2"] != moments[f"{image}-1"]
 

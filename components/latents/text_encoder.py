@@ -1,4 +1,4 @@
-"""The text side of the encoding: captions to what a UNet looks at, as diffusers' pipelines make it.
+"""The text side of the encoding: from captions to a UNet's conditioning, computed as diffusers' pipelines do.
 
 Stable Diffusion 1 and 2 take the last hidden states of one encoder; with ``clip_skip``, those of an earlier layer, put
 through the final normalisation. SDXL (Podell et al., arXiv:2307.01952, §2.1) takes the hidden states before the last
@@ -22,11 +22,11 @@ from components.model.locations import encodable, load_text_encoders
 
 
 class TextEmbedding(NamedTuple):
-    """What the text encoders make of a caption.
+    """The embedding of one caption.
 
     Attributes:
-        states: fp16 ``[L, D]``.
-        pooled: fp16 ``[P]``, where the model has two encoders.
+        states: fp16 ``[L, D]``, hidden states.
+        pooled: fp16 ``[P]`` if the model has two encoders, else None.
         finite: Whether all of it fits fp16 and is a number.
     """
 
@@ -41,10 +41,10 @@ class TextEncoder:
     Args:
         base: A diffusers folder.
         config: Settings.
-        device: Where to encode.
+        device: The device to encode on.
 
     Raises:
-        ConfigError: Where the settings skip more layers than there are, or the two encoders do not go together.
+        ConfigError: If the settings skip more layers than there are, or the two encoders do not fit together.
     """
 
     def __init__(self, base: Path, config: LatentsConfig, device: torch.device) -> None:
@@ -67,32 +67,32 @@ class TextEncoder:
         self._cache_size = config.caption_cache
 
     def encode(self, captions: Sequence[str]) -> dict[str, TextEmbedding]:
-        """Encode captions, each once; what has more tokens than an encoder takes is cut off.
+        """Encode captions, each once; a caption with more tokens than an encoder takes is cut off.
 
-        Each comes out with the same bytes whatever it is encoded with, before and beside: batches have one shape, and
-        where that is not enough on this machine, each goes through the encoders alone.
+        A caption's bytes do not depend on the captions encoded before it or in the same batch: all batches have one
+        shape, and if that is not enough on this machine, captions go through the encoders one by one.
         """
-        wanted = dict.fromkeys(captions)
-        missing = [caption for caption in wanted if caption not in self._cache]
+        distinct = dict.fromkeys(captions)
+        missing = [caption for caption in distinct if caption not in self._cache]
         if not self._checked and len(missing) > 1:
             self._checked = True
-            self._batch = self._batch if self._keeps_apart(missing[0]) else 1
-        found = {caption: self._cache[caption] for caption in wanted if caption in self._cache}
+            self._batch = self._batch if self._is_independent(missing[0]) else 1
+        embeddings = {caption: self._cache[caption] for caption in distinct if caption in self._cache}
         for first in range(0, len(missing), self._batch):
             batch = missing[first : first + self._batch]
-            found.update(zip(batch, self.forward(batch + [""] * (self._batch - len(batch))), strict=False))
-        for caption in wanted:
-            self._cache[caption] = found[caption]
+            embeddings.update(zip(batch, self.forward(batch + [""] * (self._batch - len(batch))), strict=False))
+        for caption in distinct:
+            self._cache[caption] = embeddings[caption]
             self._cache.move_to_end(caption)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return found
+        return embeddings
 
-    def _keeps_apart(self, caption: str) -> bool:
+    def _is_independent(self, caption: str) -> bool:
         """Tell whether a caption's bytes depend on nothing but itself, by encoding a batch forwards and backwards."""
         captions = [f"{number} {caption}" for number in range(self._batch)]
-        there, back = self.forward(captions), self.forward(captions[::-1])[::-1]
-        return all(_bytes(one) == _bytes(other) for one, other in zip(there, back, strict=True))
+        forwards, backwards = self.forward(captions), self.forward(captions[::-1])[::-1]
+        return all(_bytes(one) == _bytes(other) for one, other in zip(forwards, backwards, strict=True))
 
     @torch.inference_mode()
     def forward(self, captions: Sequence[str]) -> list[TextEmbedding]:
@@ -103,9 +103,9 @@ class TextEncoder:
             ids = tokenizer(
                 texts, padding="max_length", max_length=self._tokens, truncation=True, return_tensors="pt"
             ).input_ids
-            said = encoder(ids.to(self._device), output_hidden_states=True)
-            states.append(self._states(encoder, said))
-            pooled = said.text_embeds.half() if len(self._encoders) > 1 and "text_embeds" in said else pooled
+            output = encoder(ids.to(self._device), output_hidden_states=True)
+            states.append(self._states(encoder, output))
+            pooled = output.text_embeds.half() if len(self._encoders) > 1 and "text_embeds" in output else pooled
         joined = torch.cat(states, dim=-1).half()  # [B, L, D]
         finite = joined.isfinite().flatten(1).all(1)
         if pooled is not None:
@@ -115,15 +115,15 @@ class TextEncoder:
         # Copies: a view of one row would keep the whole batch in memory.
         return [TextEmbedding(row.copy(), None if one is None else one.copy(), bool(fits)) for row, one, fits in rows]
 
-    def _states(self, encoder: Any, said: Any) -> torch.Tensor:
+    def _states(self, encoder: Any, output: Any) -> torch.Tensor:
         if len(self._encoders) > 1:
-            chosen: torch.Tensor = said.hidden_states[-(self._skip + 2)]
+            states: torch.Tensor = output.hidden_states[-(self._skip + 2)]
         elif self._skip == 0:
-            chosen = said.last_hidden_state
+            states = output.last_hidden_state
         else:
-            inner = getattr(encoder, "text_model", encoder)  # where transformers keeps it depends on the class
-            chosen = inner.final_layer_norm(said.hidden_states[-(self._skip + 1)])
-        return chosen
+            inner = getattr(encoder, "text_model", encoder)  # its attribute in transformers depends on the class
+            states = inner.final_layer_norm(output.hidden_states[-(self._skip + 1)])
+        return states
 
 
 def _bytes(embedding: TextEmbedding) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""The model that a run starts from: an existing one as it is, or one made here from the source's own images."""
+"""The base model of a run: an existing one unchanged, or one made here from the source's own images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from components.autoencoder.training import Pixels
 
 FORMAT = 1
-# A caption longer than this is no caption; ingest or caption will say so.
+# A longer caption is not used here; ingest or caption rejects it.
 _LONGEST_CAPTION = 65_536
 
 
@@ -49,23 +49,23 @@ def ensure_base(
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Return the model to start from, and make it where the settings name none and it is not there yet.
+    """Return the base model of a run. If the settings name none, it is made, unless it exists already.
 
     Args:
         config: Settings of the model.
         seed: Of its weights, of the batches and of the noise.
         source_id: The source whose images and captions it learns from.
-        held_out: Share of the images that training never sees; this training sees none of them either.
-        workdir: Where it is kept.
-        progress: Told what happens.
+        held_out: Share of the images that are never trained on; the autoencoder is not trained on them either.
+        workdir: The storage of all files.
+        progress: Reports what happens.
         clock: Seconds that never go backwards.
 
     Returns:
         ``base_model`` (what ``components.model.locations.fetch`` takes), ``trained`` and ``seconds``.
 
     Raises:
-        ConfigError: Where the base cannot be used, or the training diverges.
-        DataError: Where there is no image to learn from.
+        ConfigError: If the base cannot be used, or the training diverges.
+        DataError: If there is no image to learn from.
     """
     start = clock()
     if config.base is not None:
@@ -80,8 +80,8 @@ def ensure_base(
 def base_key(config: ModelConfig, seed: int, source_id: str, held_out: float) -> str:
     """Return the name of a model made from scratch.
 
-    The list of images is left out on purpose: new images must not change the autoencoder, or every latent would have
-    to be made again. The share held out is in it: an image that is held out must not have been trained on.
+    The list of images is not part of it, on purpose: new images must not change the autoencoder, or every latent would
+    have to be computed again. The share held out is: the model must not have been trained on a held-out image.
     """
     return short([FORMAT, config.scratch.model_dump(mode="json"), seed, source_id, held_out])
 
@@ -95,7 +95,10 @@ def select_images(images: Iterable[ImageRecord], held_out: float, most: int) -> 
 def _existing(config: ModelConfig, workdir: Storage) -> str:
     assert config.base is not None
     if config.revision is not None and not is_hub_name(config.base):
-        raise ConfigError(f"model.revision is {config.revision!r}, but {config.base!r} is not of the hub; leave it out")
+        raise ConfigError(
+            f"model.revision is {config.revision!r}, but model.base {config.base!r} is no repository of the hub; "
+            "remove the revision"
+        )
     uri = config.base if config.revision is None else f"{config.base}@{config.revision}"
     folder = fetch(uri, workdir)
     check_parts(folder, uri)
@@ -111,14 +114,14 @@ def _make(
     target: Storage,
     progress: Progress,
 ) -> None:
-    # Torch and diffusers take seconds to load, and most runs find their model made.
+    # Imported here since torch and diffusers take seconds to load, and most runs have their model already.
     from components.autoencoder.scratch import build_scratch
     from components.autoencoder.training import normalise_latents, train_autoencoder
 
     quiet_libraries()
     manifest = read_manifest(workdir, source_id)
-    known = (image for group in manifest.groups for image in read_images(workdir, source_id, group))
-    records = select_images(known, held_out, config.training.max_images)
+    all_images = (image for group in manifest.groups for image in read_images(workdir, source_id, group))
+    records = select_images(all_images, held_out, config.training.max_images)
     source = open_source(manifest.source)
     captions = list(_captions(source, records))
     images = _read(source, records, config.architecture, progress)
@@ -135,7 +138,7 @@ def _make(
 
 
 def _captions(source: Source, records: Iterable[ImageRecord]) -> Iterator[str]:
-    """Yield the captions of the images, as far as they can be read; here they only teach the tokenizer words."""
+    """Yield the images' captions that can be read; the tokenizer learns its words from them."""
     for sidecar in (record.caption for record in records):
         if sidecar is None or sidecar.bytes > _LONGEST_CAPTION:
             continue
@@ -145,11 +148,11 @@ def _captions(source: Source, records: Iterable[ImageRecord]) -> Iterator[str]:
             try:
                 yield source.read(sidecar.name).decode("utf-8", "replace").strip()
             except ImageRejected:
-                continue  # the caption step will say so
+                continue  # the caption step rejects it
 
 
 def _read(source: Source, records: list[ImageRecord], architecture: Architecture, progress: Progress) -> Pixels:
-    """Read the images, ``[N, H, W, 3]``; those that cannot be decoded are passed over, as caption will reject them."""
+    """Read the images, ``[N, H, W, 3]``; those that cannot be decoded are skipped, since caption will reject them."""
     side = architecture.resolution
     images = np.empty((len(records), side, side, 3), dtype=np.uint8)
     count = 0
@@ -161,8 +164,8 @@ def _read(source: Source, records: list[ImageRecord], architecture: Architecture
         count += 1
     if not count:
         raise DataError(
-            f"no image to train the autoencoder on: of {len(records)} that are not held out none can be decoded; "
-            "add images, lower index.held_out, or name a model.base"
+            f"no image to train the autoencoder on: of {len(records)} images that are not held out, none can be "
+            "decoded; add images, lower index.held_out, or set model.base"
         )
     return images[:count]
 

@@ -1,4 +1,4 @@
-"""A new version of the dataset: the groups' shards joined with those of the version before."""
+"""Builds a new version of the dataset: joins the groups' shards with those of the version before."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from components.image.records import (
     read_latents_rejections,
 )
 from components.index.config import IndexConfig
-from components.index.inputs import fingerprint, forget_result, known_result, note_result
+from components.index.last_result import delete_result, fingerprint, read_result, write_result
 from components.progress import Progress
 from components.storage.base import Storage
 
 REJECTED = "rejected.jsonl"
-READERS = 16  # indexes of shards that are asked for side by side
+READERS = 16  # indexes of shards that are read at the same time
 
 
 def index(
@@ -49,39 +49,38 @@ def index(
     workdir: Storage,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Join what the groups encoded into one dataset, and commit it.
+    """Join the groups' shards into one dataset, and commit it.
 
-    Samples whose image or caption is no longer there become tombstones; they stay in their shards and come back to
-    life when the image does. Where nothing changed, ``dataset.json`` comes out with the same bytes.
+    Samples whose image or caption was removed become tombstones: they stay in their shards, and are used again when the
+    image comes back. If nothing changed, ``dataset.json`` gets the same bytes.
 
     Args:
         config: Settings.
         source_id: The source, as ingest named it.
         groups: All partition groups of the source.
         encoding_key: The dataset's folder.
-        workdir: Where everything is kept.
-        progress: Told what happens.
+        workdir: The storage of all files.
+        progress: Reports what happens.
 
     Returns:
         ``dataset_digest``, ``images``, ``samples``, ``held_out`` (images), ``rejected``, ``shards``, ``encoding_key``
         and ``captions_by`` (how many captions each author wrote).
 
     Raises:
-        DataError: Where a group is not encoded, a live sample is in no shard, or nothing is left to train on.
+        DataError: If a group is not encoded, a live sample is in no shard, or no image is left to train on.
     """
     storage = workdir.child(f"datasets/{encoding_key}")
     inputs = fingerprint(workdir, storage, source_id, groups, config.held_out)
-    if known := known_result(storage, inputs):
-        return known
+    if last_result := read_result(storage, inputs):
+        return last_result
     live, authors = _accepted(storage, groups)
-    whole = _whole_shards(storage, groups, progress)
-    shards = join(whole, live, config.held_out)
+    shards = join(_whole_shards(storage, groups, progress), live, config.held_out)
     rejections = _rejections(workdir, storage, source_id, groups)
     images = {sample.image for sample in live}
     held_out = sum(is_held_out(image, config.held_out) for image in images)
     dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections), len(images), held_out)
     _check(dataset, live, rejections, config)
-    forget_result(storage, inputs)
+    delete_result(storage, inputs)
     storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
     write_authors(storage, authors)
     write_dataset(storage, dataset)
@@ -95,34 +94,33 @@ def index(
         "encoding_key": encoding_key,
         "captions_by": authors,
     }
-    note_result(storage, inputs, result)
+    write_result(storage, inputs, result)
     return result
 
 
 def join(shards: Iterable[tuple[str, ShardIndex]], live: set[SampleId], held_out: float) -> list[Shard]:
-    """Return the shards as training sees them.
+    """Return the shards with the samples that are held out, and those that are not used any more.
 
-    A sample that several shards hold counts in the first of them; in the others it is a tombstone.
+    A sample that is in several shards counts in the first of them; in the others it is a tombstone.
 
     Args:
         shards: Names and indexes.
-        live: The samples that there are images and captions for.
-        held_out: Share of the images that are kept from training.
+        live: The samples that have an image and a caption.
+        held_out: Share of the images that are held out from training.
     """
-    seen: set[SampleId] = set()
+    earlier: set[SampleId] = set()
     joined = []
-    for name, found in sorted(shards, key=lambda shard: shard[0]):
-        tombstones, kept_out = [], []
-        for i, entry in enumerate(found.samples):
-            if entry.id not in live or entry.id in seen:
+    for name, index in sorted(shards, key=lambda shard: shard[0]):
+        tombstones, not_trained_on = [], []
+        for i, entry in enumerate(index.samples):
+            if entry.id not in live or entry.id in earlier:
                 tombstones.append(i)
             elif is_held_out(entry.image, held_out):
-                kept_out.append(i)
-            seen.add(entry.id)
-        height, width = _bucket(name)
-        count = len(found.samples)
+                not_trained_on.append(i)
+            earlier.add(entry.id)
+        count = len(index.samples)
         joined.append(
-            Shard(name, (height, width), count, found.bytes, found.sha256, tuple(kept_out), tuple(tombstones))
+            Shard(name, _bucket(name), count, index.bytes, index.sha256, tuple(not_trained_on), tuple(tombstones))
         )
     return joined
 
@@ -134,22 +132,22 @@ def _bucket(name: str) -> tuple[int, int]:
 
 
 def _accepted(storage: Storage, groups: Sequence[str]) -> tuple[set[SampleId], dict[str, int]]:
-    """Return the samples that there should be, and how many captions each author wrote."""
+    """Return the samples that the dataset should have, and how many captions each author wrote."""
     live: set[SampleId] = set()
     authors: Counter[str] = Counter()
     for group in groups:
         records = read_accepted(storage, group)
         authors.update(count_authors(records))
-        refused = {rejection.sha256 for rejection in read_latents_rejections(storage, group)}
+        rejected = {rejection.sha256 for rejection in read_latents_rejections(storage, group)}
         variants = read_variants(storage, group)
         for record in records:
-            if record.sha256 not in refused:
+            if record.sha256 not in rejected:
                 live.update(sample_ids(record.sha256, [caption.text for caption in record.captions], variants))
     return live, dict(sorted(authors.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:
-    """Return every shard of the groups and of the version before that is whole; a broken one is told and left out."""
+    """Return every whole shard of the groups and of the version before; each other one is skipped and reported."""
     committed = read_dataset(storage)
     names = {shard.name for shard in committed.shards} if committed else set()
     for group in groups:
@@ -158,10 +156,10 @@ def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -
             raise DataError(f"group {group} is not encoded in {storage.url}; run the latents step for it first")
         names.update(encoded.shards)
     whole = []
-    # Elsewhere than in a local folder an index is a request away, and several are not much further.
+    # In a store each index is one request, and many requests at a time take hardly longer than one.
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(partial(find_whole, storage), sorted(names))
-        for name, index in progress.track(zip(sorted(names), found, strict=True), "shards indexed", len(names)):
+        indexes = pool.map(partial(find_whole, storage), sorted(names))
+        for name, index in progress.track(zip(sorted(names), indexes, strict=True), "shards indexed", len(names)):
             if index is not None:
                 whole.append((name, index))
             else:
@@ -172,8 +170,8 @@ def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -
 def _rejections(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str]) -> list[Rejection]:
     steps = (read_caption_rejections, read_clean_rejections, read_latents_rejections)
     later = chain.from_iterable(read(storage, group) for read in steps for group in groups)
-    found = [*read_ingest_rejections(workdir, source_id), *later]
-    return sorted(found, key=lambda rejection: (rejection.name, rejection.step, rejection.reason))
+    rejections = [*read_ingest_rejections(workdir, source_id), *later]
+    return sorted(rejections, key=lambda rejection: (rejection.name, rejection.step, rejection.reason))
 
 
 def _check(dataset: Dataset, live: set[SampleId], rejections: Sequence[Rejection], config: IndexConfig) -> None:

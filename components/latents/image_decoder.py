@@ -1,7 +1,7 @@
-"""Decoding in processes of their own: Pillow would hold up the encoder, and a bad image may take its process with it.
+"""Decodes images in separate processes: Pillow would slow the encoder down, and a bad image may crash its process.
 
-Image files are anybody's, and decoders have bugs. An image whose process dies of it, or is stuck on it, is tried once
-more in a fresh process, and then rejected; the other images go on.
+Image files come from strangers, and decoders have bugs. If a process dies of an image or is stuck on it, the image is
+tried once more in a new process and then rejected; the other images go on.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ import numpy as np
 from components.errors import DarkroomError, ImageRejected
 from components.image.decoding import decode
 from components.image.framing import ACCEPTED, Frame, View, cut
-from components.latents.config import LatentsConfig
-from components.latents.decoder import LENGTHS, READY
+from components.latents.config import DecodeConfig
+from components.latents.decoder_process import LENGTHS, READY
 
-_TRIES = 2
+_ATTEMPTS = 2
 
 
 class Decoder(Protocol):
-    """Something that turns image files into frames; several threads may ask it at once."""
+    """Turns image files into frames; several threads may use it at once."""
 
     def decode(self, data: bytes, bucket: tuple[int, int], views: Sequence[View]) -> list[Frame]:
         """Decode an image file once, and return a frame of the bucket's height and width for each view.
 
         Raises:
-            ImageRejected: Where it cannot be decoded.
+            ImageRejected: If it cannot be decoded.
         """
 
     def close(self) -> None:
-        """End what was started; nothing may be asked any more."""
+        """Stop the decoder; it cannot be used any more."""
 
 
-def open_decoder(config: LatentsConfig, largest: int) -> Decoder:
+def open_decoder(config: DecodeConfig, frames_size: int) -> Decoder:
     """Return the decoder that the settings ask for.
 
     Args:
         config: Settings.
-        largest: Most bytes that the frames of an image take.
+        frames_size: Most bytes that the frames of one image take.
     """
-    return DecodingProcesses(config, largest) if config.decode_workers else InThreads()
+    return ProcessDecoder(config, frames_size) if config.workers else ThreadDecoder()
 
 
-class InThreads:
-    """Decodes in the thread that asks."""
+class ThreadDecoder:
+    """Decodes in the calling thread."""
 
     def decode(self, data: bytes, bucket: tuple[int, int], views: Sequence[View]) -> list[Frame]:
         """Decode an image, as ``Decoder.decode`` says."""
@@ -65,21 +65,21 @@ class InThreads:
         return [cut(image, *bucket, view) for view in views]
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""
 
 
-class DecodingProcesses:
-    """Decodes in processes, each of which has one image at a time.
+class ProcessDecoder:
+    """Decodes in several processes, each of which decodes one image at a time.
 
     Args:
-        config: How many there are, and how much time and memory they may take.
-        largest: Most bytes that the frames of an image take.
+        config: The number of processes, and their limits of time and memory.
+        frames_size: Most bytes that the frames of one image take.
     """
 
-    def __init__(self, config: LatentsConfig, largest: int) -> None:
+    def __init__(self, config: DecodeConfig, frames_size: int) -> None:
         self._idle: SimpleQueue[_Process | None] = SimpleQueue()
-        self._count = config.decode_workers
-        self._start = partial(_Process, largest, int(config.decode_memory_gib * 2**30), config.decode_seconds)
+        self._count = config.workers
+        self._start = partial(_Process, frames_size, int(config.memory_gib * 2**30), config.seconds)
         for _ in range(self._count):
             self._idle.put(None)  # started when there is work
 
@@ -87,15 +87,15 @@ class DecodingProcesses:
         """Decode an image, as ``Decoder.decode`` says."""
         process = self._idle.get()
         try:
-            for _ in range(_TRIES):
+            for _ in range(_ATTEMPTS):
                 process = process or self._start()
                 try:
                     return process.decode(data, bucket, views)
-                except _Lost as lost:
-                    reason, detail = lost.args
+                except _ProcessDied as error:
+                    reason, detail = error.args
                     process.close()
                     process = None
-            raise ImageRejected(reason, f"{detail}, {_TRIES} times")
+            raise ImageRejected(reason, f"{detail}, {_ATTEMPTS} times")
         finally:
             self._idle.put(process)
 
@@ -107,31 +107,31 @@ class DecodingProcesses:
                 process.close()
 
 
-class _Lost(Exception):
-    """A decoding process is gone: a reason as ``ImageRejected`` has it, and a detail."""
+class _ProcessDied(Exception):
+    """A decoding process has ended: a reason as ``ImageRejected`` has it, and a detail."""
 
 
 class _Process:
     """One decoding process, and the memory that it shares with this one.
 
     Args:
-        largest: Most bytes that the frames of an image take.
-        memory: Bytes of memory that it may take.
-        seconds: Time that it may take for one image.
+        frames_size: Most bytes that the frames of one image take.
+        memory_limit: Bytes of memory that the process may take.
+        seconds: Time limit for one image.
 
     Raises:
-        DarkroomError: Where it does not start.
+        DarkroomError: If it does not start.
     """
 
-    def __init__(self, largest: int, memory: int, seconds: float) -> None:
+    def __init__(self, frames_size: int, memory_limit: int, seconds: float) -> None:
         # No name in /dev/shm, which is small in a pod, and nothing to clean up if this process is killed.
         descriptor = os.memfd_create("darkroom-frames") if hasattr(os, "memfd_create") else _unnamed_file()
         try:
-            os.ftruncate(descriptor, largest)
-            self._memory = mmap.mmap(descriptor, largest)
-            arguments = map(str, (descriptor, largest, memory, seconds))
+            os.ftruncate(descriptor, frames_size)
+            self._memory = mmap.mmap(descriptor, frames_size)
+            arguments = map(str, (descriptor, frames_size, memory_limit, seconds))
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter and numbers
-                [sys.executable, "-P", "-m", "components.latents.decoder", *arguments],
+                [sys.executable, "-P", "-m", "components.latents.decoder_process", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[descriptor],
@@ -144,28 +144,28 @@ class _Process:
         self._requests, self._answers = self._process.stdin, self._process.stdout
         try:
             ready = self._receive()
-        except _Lost as lost:
+        except _ProcessDied as error:
             self.close()
-            raise DarkroomError(f"a decoding process did not start: {lost.args[1]}; the log may tell more") from None
+            raise DarkroomError(f"a decoding process did not start: {error.args[1]}; see the log above") from None
         assert ready == READY, ready
 
     def decode(self, data: bytes, bucket: tuple[int, int], views: Sequence[View]) -> list[Frame]:
         """Decode an image.
 
         Raises:
-            ImageRejected: Where it cannot be decoded.
-            _Lost: Where the process died of it or took too long.
+            ImageRejected: If it cannot be decoded.
+            _ProcessDied: If the process died of it or took too long.
         """
-        described = json.dumps({"bucket": bucket, "views": [view._asdict() for view in views]}).encode()
+        header = json.dumps({"bucket": bucket, "views": [view._asdict() for view in views]}).encode()
         try:
-            self._requests.write(LENGTHS.pack(len(described), len(data)) + described)
+            self._requests.write(LENGTHS.pack(len(header), len(data)) + header)
             self._requests.write(data)
             self._requests.flush()
         except BrokenPipeError:
-            raise self._lost() from None
+            raise self._died() from None
         answer = self._receive()
-        if "refused" in answer:
-            raise ImageRejected(*answer["refused"])
+        if "rejected" in answer:
+            raise ImageRejected(*answer["rejected"])
         shape = (len(views), *bucket, 3)
         pixels = np.frombuffer(self._memory, np.uint8, count=prod(shape)).reshape(shape).copy()
         width, height = answer["original_size"]
@@ -176,26 +176,26 @@ class _Process:
         self._process.kill()
         self._process.wait()
         for pipe in (self._requests, self._answers):
-            with suppress(BrokenPipeError):  # what it was still to be told
+            with suppress(BrokenPipeError):  # a request that was not sent yet
                 pipe.close()
         self._memory.close()
 
     def _receive(self) -> dict[str, Any]:
         line = self._answers.readline()
         if not line.endswith(b"\n"):
-            raise self._lost()
+            raise self._died()
         return dict(json.loads(line))
 
-    def _lost(self) -> _Lost:
+    def _died(self) -> _ProcessDied:
         code = self._process.wait()
         if code == -signal.SIGALRM:
-            return _Lost("decoder-stuck", "decoding it took more than latents.decode_seconds")
+            return _ProcessDied("decoder-stuck", "decoding it took more than latents.decode.seconds")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return _Lost("decoder-died", f"the process that decoded it {how}")
+        return _ProcessDied("decoder-died", f"the process that decoded it {how}")
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a decoding process: Darkroom is where it is here, and pictures need no threads."""
+    """Return the environment of a decoding process: it imports the same Darkroom, and needs one thread only."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
 
