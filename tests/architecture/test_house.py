@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 STEPS = sorted(path.parent for path in ROOT.glob("components/*/__main__.py"))
 SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("components/**/*.py")])
 TESTS = sorted(ROOT.glob("tests/**/*.py"))
+MOST_ENTRIES = 16
+# What every step has.
+SHAPE = {"README.md", "config.py", "declaration.py"}
 MOST_LINES = {"sources": 400, "tests": 450, "__main__.py": 80}
 # The ground that everything stands on; whatever else is in components/ has a folder.
 GROUND = {"command.py", "digests.py", "errors.py", "progress.py", "rng.py", "settings.py"}
@@ -45,6 +48,15 @@ def test_only_the_ground_lies_loose_in_components() -> None:
     assert {path.name for path in ROOT.glob("components/*.py")} == GROUND | {"__init__.py"}
 
 
+def test_a_folder_can_be_looked_over_at_a_glance() -> None:
+    folders = {path.parent for path in SOURCES}
+    entries = {
+        name_of(folder): {path.name for path in folder.iterdir() if not path.name.startswith("__")} - SHAPE
+        for folder in folders - {ROOT / "components"}
+    }
+    assert {folder: len(names) for folder, names in entries.items() if len(names) > MOST_ENTRIES} == {}
+
+
 def test_unit_tests_lie_where_their_source_does() -> None:
     rooms = {Path(*path.parent.relative_to(ROOT).parts[1:]) for path in SOURCES}
     tested = {path.parent.relative_to(ROOT / "tests/unit") for path in ROOT.glob("tests/unit/**/test_*.py")}
@@ -68,6 +80,25 @@ def test_a_file_can_be_read_in_one_sitting() -> None:
 def test_modules_are_named_for_what_they_hold() -> None:
     vague = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "base_classes"}
     assert [name_of(path) for path in SOURCES if vague & {path.stem, path.parent.name}] == []
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            for name in class_names(node):
+                places.setdefault(name, []).append(name_of(path))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def class_names(node: ast.stmt) -> list[str]:
+    """Return the class or type alias that a statement defines."""
+    match node:
+        case ast.ClassDef(name=name):
+            return [name]
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return [name] if re.fullmatch(r"[A-Z][a-z]\w*", name) else []
+    return []
 
 
 def every_settings_class() -> list[type[Settings]]:
