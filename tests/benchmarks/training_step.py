@@ -171,7 +171,7 @@ def measure(folder: str, steps: int, size: Size, zero_stage: int) -> list[tuple[
     other, _ = build_unet(size)
     engine = Engine(model, make_loss(scheduler), config)
     bare = bare_loop(other, scheduler, size)
-    monitor = PairedMonitor(run, config, Progress(io.StringIO()), speaks=True, other=bare, block=size.block)
+    monitor = PairedMonitor(run, config, Progress(io.StringIO()), is_main_rank=True, other=bare, block=size.block)
     monitor.start(0, [])
     drawing = Drawing(seed=0, timesteps=1000, scaling_factor=1.0, caption_dropout=0.1)
     reader = Reader(dataset, data, drawing, config, rank=0, world=1)
