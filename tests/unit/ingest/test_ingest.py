@@ -14,18 +14,10 @@ from PIL import Image
 
 from components.digests import digest, sha256
 from components.errors import ConfigError, DataError, StorageError
-from components.image.records import (
-    ImageRecord,
-    Manifest,
-    group_names,
-    read_images,
-    read_ingest_rejections,
-    read_manifest,
-)
+from components.image.records import ImageRecord, read_images, read_ingest_rejections, read_manifest
 from components.ingest.__main__ import main
 from components.ingest.config import IngestConfig
 from components.ingest.digits import write_digits
-from components.ingest.groups import group_bits
 from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
@@ -297,10 +289,3 @@ def test_the_digits_are_the_same_everywhere_and_leave_what_is_there_alone() -> N
     assert digest(pngs) == "64989f989e4f682411136db13ffbd01e30ca44e4efa48fe1f1ead969b5af4333"
     three = Image.open(io.BytesIO(made["0003-three.png"]))
     assert (three.mode, three.size) == ("L", (32, 32))
-
-
-def test_groups_are_enough_for_images_and_lanes_and_never_become_fewer() -> None:
-    config = IngestConfig.parse({"source": "made-up", "group_images": 10, "lanes": 3})
-    assert [group_bits(config, images, None) for images in (0, 30, 40, 41, 80, 81)] == [2, 2, 2, 3, 3, 4]
-    before = Manifest("made-up", 80, 0, group_names(3), "digest")
-    assert [group_bits(config, images, before) for images in (0, 80, 81)] == [3, 3, 4]

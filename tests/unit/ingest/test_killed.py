@@ -113,13 +113,19 @@ def test_each_of_two_killed_runs_leaves_what_it_read(monkeypatch: pytest.MonkeyP
 
 def test_what_could_not_be_read_is_tried_again_though_the_listing_is_the_same() -> None:
     def fail_once(source: Source, config: IngestConfig, file: ListedFile) -> list[FileRecord | Rejection]:
-        away = Rejection(file.name, "ingest", "unreadable", "the disk is away")
+        away = Rejection(file.name, "ingest", "unreadable", "no disk \udcff")
         return [away] if file.name == "003.png" else read_made_up(source, config, file)
 
     work, config = MemoryStorage("killed-away"), IngestConfig.parse({"source": "made-up"})
     first = ingest(config, work, Progress(io.StringIO()), MadeUp(BEFORE), fail_once)
     again = run(BEFORE, work)
     assert (first["images"], again["images"], again["read"]) == (59, 60, 1)
+    assert first["rejected"] == again["rejected"] + 1
+
+
+def test_files_of_which_nobody_knows_whether_they_changed_are_read_each_time() -> None:
+    work, files = MemoryStorage("killed-untagged"), {"a.png": "", "b.png": "1"}
+    assert [run(files, work)["read"] for _ in range(3)] == [2, 1, 1]
 
 
 def test_what_another_version_knew_is_read_again() -> None:

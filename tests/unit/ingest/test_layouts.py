@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -411,3 +412,18 @@ def test_leftovers_of_a_run_that_was_killed_at_its_very_end_are_removed(photos: 
         photos.work.write(key, b"")
     photos.run()
     assert sorted(entry.key for entry in photos.work.list()) == before
+
+
+def test_a_line_without_an_end_takes_no_more_memory_than_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata_files, "PIECE", 1 << 20)
+
+    def endless(start: int, length: int) -> bytes:
+        return b"x" * min(length, (64 << 20) - start)
+
+    tracemalloc.start()
+    (rejection,) = read_metadata("metadata.jsonl", endless)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(rejection, Rejection)
+    assert "more than 1048576 bytes" in rejection.detail
+    assert most < 8 << 20

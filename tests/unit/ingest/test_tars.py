@@ -369,3 +369,13 @@ def test_a_run_that_is_killed_reads_only_the_remaining_tars(tars: Tars, monkeypa
     assert {e.key: tars.work.read(e.key) for e in tars.work.list()} == {
         e.key: other.work.read(e.key) for e in other.work.list()
     }
+
+
+def test_an_archive_is_read_again_when_another_setting_would_find_other_images(tars: Tars) -> None:
+    tars.files.write("a.tar", tar(*GOOD, member("b.psd", image_bytes(3)), member("big.png", image_bytes(4, side=64))))
+    most = len(image_bytes(4, side=64))
+    assert tars.run(limits={"max_bytes": most - 1})["images"] == 2
+    assert tars.reasons() == {"a.tar//big.png": "too-large"}
+    assert tars.run(limits={"max_bytes": most})["images"] == 3
+    assert tars.run(limits={"max_bytes": most}, extensions=[".png", ".psd"])["images"] == 4
+    assert tars.run(limits={"max_bytes": most, "min_side": 17}, extensions=[".png", ".psd"])["read"] == 0

@@ -204,6 +204,19 @@ def test_killed_before_any_change_ends_with_the_same_bytes(pile: Pile, tmp_path:
     assert killed == 9, "the encoding, the empty caption, three tars and their indexes, and the group"
 
 
+def test_shard_whose_images_are_gone_is_there_when_some_come_back(pile: Pile) -> None:
+    pile.encode()
+    name = sorted(entry.key for entry in pile.dataset.list("shards") if entry.key.endswith(".idx"))[0]
+    index = find_whole(pile.dataset, name.removesuffix(".idx"))
+    assert index is not None
+    away = [entry.image for entry in index.samples]
+    records = dict(pile.records)
+    pile.records = {name: record for name, record in records.items() if record.sha256 not in away}
+    assert pile.encode()["encoded"] == 0
+    pile.records = {name: record for name, record in records.items() if record.sha256 != away[0]}
+    assert pile.encode() == {"group": "000", "encoded": 0, "reused": 19, "rejected": 0, "shards": 3}
+
+
 def test_uncommitted_group_is_reused_too(pile: Pile) -> None:
     pile.encode()  # and killed before the index step
     pile.add(50)

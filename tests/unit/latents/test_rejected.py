@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from components.dataset.versions import read_group
 from components.errors import DataError, ImageRejected, StorageError
 from components.image.framing import Frame, frame
 from components.latents import shard_maker
@@ -50,6 +51,9 @@ def test_image_that_changed_since_it_was_accepted_is_left_out_until_it_is_back(
     result, dataset = pile.run()
     assert (result["encoded"], result["rejected"], dataset.images) == (19, 1, 19)
     assert reasons(pile) == {"7.png": reason}
+    group = read_group(pile.dataset, pile.group)
+    assert group is not None
+    assert group.refused == frozenset(), "for the time being"
     path.write_bytes(good)
     result, dataset = pile.run()
     assert (result["encoded"], result["reused"], result["rejected"]) == (1, 19, 0)
@@ -66,6 +70,14 @@ def test_image_that_does_not_decode_is_left_out_for_good(pile: Pile, monkeypatch
     result, again = pile.run()
     assert (result["encoded"], result["reused"], result["rejected"]) == (0, 20, 1)
     assert (again, pile.files()) == (dataset, files)
+
+
+def test_rejection_of_an_image_that_is_no_longer_there_is_forgotten(pile: Pile) -> None:
+    pile.put("poison.png", b"no image")
+    assert pile.encode()["rejected"] == 1
+    del pile.records["poison.png"]
+    assert pile.encode() == {"group": "000", "encoded": 0, "reused": 20, "rejected": 0, "shards": 3}
+    assert reasons(pile) == {}
 
 
 def test_rejected_image_is_tried_again_by_another_decoder(pile: Pile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,14 @@ from components.errors import ConfigError, DataError
 from components.latents.config import LatentsConfig
 from components.latents.text_encoder import TextEncoder
 from components.model.architecture import Architecture
+from components.storage.base import Storage
 from components.train.config import TrainConfig
 from components.train.data.reader import Drawing, Reader
 from components.train.metrics.validation import Validation
 from components.train.setup import _check_conditioning
 from components.train.step.flops import forward_flops
 from components.train.step.loss import denoising_loss
+from tests.stores.mortal import killed_everywhere
 
 Pile = Any
 TEXT, TEXT_2, POOLED = 8, 12, 10
@@ -149,6 +151,27 @@ def test_samples_tell_what_sdxl_wants_to_know(pile: Pile, open_tar: Any) -> None
         assert sample.added.time_ids.tolist() == sample.meta["time_ids"] == [16, 24, 0, 4, 16, 16]
     empty = np.load(io.BytesIO(pile.dataset.read("empty.pooled.npy")), allow_pickle=False)
     assert (empty.shape, empty.dtype) == ((POOLED,), np.float16)
+
+
+def test_killed_anywhere_the_empty_caption_comes_with_its_pooled_embedding(
+    make_pile: Callable[..., Pile], sdxl: Path, tmp_path: Path
+) -> None:
+    pile = make_pile(model=sdxl)
+    pile.add(1, 2)
+    pile.encode()
+    expected, killed = pile.files(), 0
+
+    def captioned(work: Storage) -> None:
+        pile.workdir = work
+        pile.caption()
+
+    for work in killed_everywhere(captioned, pile.encode_in, f"memory://{tmp_path.name}"):
+        if pile.dataset.exists("empty.npy"):
+            assert pile.dataset.exists("empty.pooled.npy")
+        pile.encode_in(work)
+        assert pile.files() == expected
+        killed += 1
+    assert killed == 6, "the encoding, two embeddings, a tar, its index and the group"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
