@@ -53,7 +53,7 @@ def test_image_that_changed_since_it_was_accepted_is_left_out_until_it_is_back(
     assert reasons(pile) == {"7.png": reason}
     group = read_group(pile.dataset, pile.group)
     assert group is not None
-    assert group.refused == frozenset(), "for the time being"
+    assert group.rejected == frozenset(), "for the time being"
     path.write_bytes(good)
     result, dataset = pile.run()
     assert (result["encoded"], result["reused"], result["rejected"]) == (1, 19, 0)
