@@ -179,7 +179,7 @@ def test_a_person_sees_a_line_for_each_step_and_nothing_else(first: Any) -> None
         "preempted at step 5, 0 steps lost",
         "resumed at step 5",
     ]
-    closing = ["images", "rejected", "training", "speed", "prompt", "Fréchet", "published", "time", "report"]
+    closing = ["images", "rejected", "training", "speed", "Prompt", "Fréchet", "published", "time", "report"]
     known = [RUN, *load_steps(), *closing]
     assert [line for line in lines if line and line.split()[0] not in known] == []
     assert all(len(line) <= 80 for line in lines)
@@ -213,8 +213,8 @@ def test_the_report_tells_of_the_training(first: Any) -> None:
     assert 0 < numbers["goodput"] < 1
     assert numbers["goodput"] == pytest.approx(numbers["ledger"]["useful"] / sum(numbers["ledger"].values()))
     assert numbers["samples_per_second"] > 0
-    assert 0 <= numbers["prompt_accuracy"] <= 1
-    assert numbers["frechet_distance"] > 0
+    assert 0 <= numbers["metrics"]["prompt_accuracy"]["value"] <= 1
+    assert numbers["metrics"]["frechet_distance"]["value"] > 0
     assert set(numbers["seconds"]) == set(load_steps()) - {"report"}
     assert next(iter(numbers["seconds"])) == "ingest"
     assert all(seconds > 0 for seconds in numbers["seconds"].values())

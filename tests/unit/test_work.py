@@ -94,7 +94,7 @@ def test_a_step_that_fails_records_why(tmp_path: Path, capsys: pytest.CaptureFix
     entry = record(open_run(config), "ingest")
     assert entry["status"] == "failed"
     assert entry["exit_code"] == 65
-    assert "found nothing, expected a folder of images" in entry["error"]
+    assert all(part in entry["error"] for part in (str(tmp_path / "nowhere"), "folder", "ingest.source"))
     assert events(capsys)[-1] == {"event": "step-ended", "by": "ingest", **entry}
 
 

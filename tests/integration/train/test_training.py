@@ -71,9 +71,9 @@ def test_a_torn_checkpoint_is_skipped_loudly(workshop: Any, uninterrupted: str) 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(workshop: Any, uninterrupted: str) -> None:
     run = workshop.run("in-the-way")
     run.write(checkpoints.folder(7), b"a file where the folder should be")
-    ended = workshop.train("in-the-way", "keep=9")
+    ended = workshop.train("in-the-way", "checkpoint.keep=9")
     assert ended.code == 0, ended.output
-    (failed,) = ended.told("checkpoint-failed")
+    (failed,) = ended.events_named("checkpoint-failed")
     assert failed["step"] == 7
     assert "same name" in failed["problem"]
     found = [one for one in checkpoints.candidates(run) if isinstance(one, checkpoints.Checkpoint)]

@@ -104,8 +104,8 @@ def test_trackers_are_told_finite_numbers_only(run: Storage) -> None:
     class Listening(Trackers):
         """Trackers of which there are none; keeps what they would be told."""
 
-        def _pass_on(self, what: Mapping[str, Any]) -> None:
-            heard.append(strictly(json.dumps(what)))
+        def _send(self, message: Mapping[str, Any]) -> None:
+            heard.append(strictly(json.dumps(message)))
 
     heard: list[dict[str, Any]] = []
     told = monitor(run, config())

@@ -141,7 +141,7 @@ def run_rank(rank: int, meeting: str, folder: str) -> None:
     if rank == 0:
         write_dataset(storage)
     torch.distributed.barrier()
-    data = write_dataset(open_storage("memory://own"))  # the same
+    data = write_dataset(MemoryStorage("own"))  # the same
     loss = Validation(data, storage, DRAWING, TrainConfig(steps=1, micro_batch=3), rank, 2).loss
     storage.write_json(f"loss-{rank}.json", loss(losses_of, torch.device("cpu")))
     torch.distributed.destroy_process_group()
