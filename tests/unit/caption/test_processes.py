@@ -1,6 +1,6 @@
 """Captioning processes that are killed, hang or lose their parent end the step, and none of them outlives it.
 
-The processes are real, and never come to a caption: their model's config is a pipe that nobody writes to.
+The processes are real, and never come to a caption: the library that loads their models never ends its import.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ def command(tmp_path: Path) -> list[str]:
     photos, model, work = tmp_path / "photos", tmp_path / "model", tmp_path / "work"
     photos.mkdir()
     model.mkdir()
-    os.mkfifo(model / "config.json")
+    library = tmp_path / "library" / "transformers.py"
+    library.parent.mkdir()
+    library.write_text("import time\n\ntime.sleep(600)\n")
     for number in range(RANKS):
         Image.effect_noise((32, 32 + number), 50).convert("RGB").save(photos / f"{number}.png")
     ingested = ingest(IngestConfig(source=str(photos)), open_storage(str(work)), Progress(io.StringIO()))
     settings = [f"model={model}", "device=cpu", "batch_size=1", f"processes={RANKS}"]
     return [
-        *(sys.executable, "-m", "components.caption", "--workdir", str(work), "--source-id", ingested["source_id"]),
+        *("env", f"PYTHONPATH={library.parent}", sys.executable, "-m", "components.caption"),
+        *("--workdir", str(work), "--source-id", ingested["source_id"]),
         *("--group", "g", "--encoding-key", "key", *(f"--set={setting}" for setting in settings)),
     ]
 
