@@ -18,6 +18,8 @@ from pipeline.kubeflow.step_pods import step_names
 from pipeline.recipe import recipes
 from tests.golden.__main__ import pods_table
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = read_deployment(Path(__file__).parents[1] / "deploy.yaml")
 LIGHT, HEAVY = RELEASE.image, RELEASE.gpu_image

@@ -23,6 +23,8 @@ from pipeline.kubeflow.records import Run, Task
 from pipeline.kubeflow.tables import run_rows, training_rows
 from tests.cluster.kubeflow_api import KubeflowApi, Refusal
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 DEPLOYMENT = yaml.safe_load((Path(__file__).parents[2] / "deploy.yaml").read_text())
 NIGHTLY = {"name": "nightly", "cron": "0 3 * * *", "recipe": "demo", "workdir": "s3://bucket/darkroom"}
 

@@ -67,6 +67,7 @@ def test_the_notice_of_the_drill_comes_once_and_loses_nothing(workshop: Any) -> 
     assert [(event["exit_code"], event["steps_lost"]) for event in ends] == [(75, 0), (0, 0)]
 
 
+@pytest.mark.proof
 def test_too_many_crashes_end_the_training(workshop: Any) -> None:
     config = settings(workshop, "hopeless", restarts={"max_crashes": 0})
     with pytest.raises(DarkroomError, match=r"137.* 0 preemptions .* 1 crashes.*launch\.restarts\.max_crashes"):

@@ -28,9 +28,8 @@ def test_weights_are_the_same_bytes_at_any_world_size_when_asked(workshop: Any, 
     assert len(states) == 1
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(0, marks=pytest.mark.proof), 1, pytest.param(3, marks=pytest.mark.proof)]
-)
+@pytest.mark.proof
+@pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_sample_that_is_not_finite_costs_its_step_only(workshop: Any, stage: int) -> None:
     """The dataset's one bad sample comes once per epoch: that step is skipped, with notices or without."""
     settings = (f"zero_stage={stage}", "checkpoint.every=100")
@@ -78,23 +77,31 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch(workshop: Any) -> N
     assert workshop.run(name).read_json("micro_batch.json") == {"micro_batch": 8192}
 
 
-def test_a_bad_shard_ends_the_training_or_is_left_out_as_the_settings_say(workshop: Any) -> None:
+@pytest.fixture(scope="module")
+def bad_shard(workshop: Any) -> str:
+    """Return the name of a shard with a flipped bit, in the dataset ``bad-shard``."""
     source, target = (workshop.workdir.child(f"datasets/{key}") for key in ("key", "bad-shard"))
     for entry in source.list():
         target.write(entry.key, source.read(entry.key))
     dataset = read_dataset(target)
     assert dataset is not None
-    bad = f"{dataset.shards[1].name}.tar"
-    data = target.read(bad)
-    target.write(bad, data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
+    name = dataset.shards[1].name
+    data = target.read(f"{name}.tar")
+    target.write(f"{name}.tar", data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
+    return name
 
+
+def test_a_bad_shard_ends_the_training(workshop: Any, bad_shard: str) -> None:
     ended = workshop.train("bad-shard", dataset="bad-shard")
     assert ended.code == DataError.exit_code, ended.output
-    assert dataset.shards[1].name in ended.output
+    assert bad_shard in ended.output
 
+
+@pytest.mark.proof
+def test_a_bad_shard_is_skipped_if_the_settings_say_so(workshop: Any, bad_shard: str) -> None:
     for run in ("skip-a", "skip-b"):
         ended = workshop.train(run, "data.on_bad_shard=skip", dataset="bad-shard")
         assert ended.code == 0, ended.output
-        assert dataset.shards[1].name in ended.events_named("bad-shards")[-1]["problem"]
+        assert bad_shard in ended.events_named("bad-shards")[-1]["problem"]
     assert workshop.state("skip-a") == workshop.state("skip-b")
     assert len(workshop.losses("skip-a")) == 30

@@ -112,7 +112,7 @@ def tensorboard(run: Storage) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(point.step, point.value) for point in accumulator.Scalars(tag)] for tag in same}
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.proof)])
 def test_the_number_of_ranks_does_not_enter_validation(workshop: Any, watched: Storage, held: str, ranks: int) -> None:
     name = f"ranks-{ranks}"
     ended = workshop.train(name, *BARE[:2], *WATCHED[2:4], f"ranks={ranks}", dataset=held)

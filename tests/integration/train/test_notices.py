@@ -158,6 +158,7 @@ def test_a_save_that_cannot_be_done_in_time_is_given_up_and_the_one_before_stand
     assert done - saved.step <= INTERVAL
 
 
+@pytest.mark.proof
 def test_without_a_notice_no_more_than_an_interval_is_lost(far: Far) -> None:
     """The worst moment: a save has begun, and is not committed."""
     far.line.bytes_per_second = SLOW

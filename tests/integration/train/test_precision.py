@@ -37,6 +37,7 @@ def test_whole_copies_train_as_deepspeed_does(workshop: Any) -> None:
         np.testing.assert_allclose(values, weights[1][name], atol=5e-5, err_msg=name)
 
 
+@pytest.mark.proof
 def test_sparing_memory_changes_no_byte(workshop: Any) -> None:
     plain = losses(workshop, "plain", "zero_stage=0")
     again = losses(workshop, "checkpointing", "zero_stage=0", "performance.gradient_checkpointing=true")
