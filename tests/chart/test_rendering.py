@@ -46,7 +46,7 @@ def test_every_preset_makes_all_that_a_release_needs(every_preset: Manifest, ren
 WRONG: list[tuple[str, Manifest, str]] = [
     ("misspelt", {"trainer": {"gracePeriod": 15}}, r"/trainer.*additional properties 'gracePeriod' not allowed"),
     ("unknown section", {"treiner": {}}, r"additional properties 'treiner' not allowed"),
-    ("cloud", {"cloud": "gcp"}, r"/cloud.*'none', 'gke', 'eks', 'aks', 'kind'"),
+    ("cloud", {"cloud": "gcp"}, r"/cloud.*'none', 'gke',.*'kind'"),
     ("digest", {"image": {"digest": "sha256:abc"}}, r"/image/digest.*sha256:\[0-9a-f\]\{64\}"),
     ("no digest", {"requireDigests": True}, r"Image\.digest is empty.*make images"),
     ("grace above the cloud's", {"cloud": "aks", "trainer": {"gracePeriodSeconds": 30}}, r"gracePeriodSeconds.*25"),
