@@ -4,6 +4,7 @@ DarkroomError            70  something inside went wrong
 ├── ConfigError          78  the settings are wrong; a retry cannot help
 │   └── Diverged                 training gave no finite gradient for too long
 ├── DataError            65  the data are missing, corrupt or unreadable; a retry cannot help
+│   ├── DamagedFile          a file of the workdir is not what was written; the message says how to repair that
 │   └── ImageRejected        one image cannot be used; the step counts it and goes on
 ├── StorageError         74  storage could not be read or written; a retry may help
 │   └── NotFound             the key does not exist
@@ -40,6 +41,10 @@ class DataError(DarkroomError):
     """The data are missing, corrupt or unreadable (exit code 65, ``EX_DATAERR``)."""
 
     exit_code = 65
+
+
+class DamagedFile(DataError):
+    """A file of the workdir is not what Darkroom wrote: its checksum is wrong, or a part of it is missing."""
 
 
 class ImageRejected(DataError):

@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.errors import DataError, NotFound, StorageError
+from components.errors import DamagedFile, DataError, NotFound, StorageError
+from components.storage.checksums import FIELD, with_checksum, with_last_line, without_checksum, without_last_line
 
 # Names that begin so are files that are being written, or that a killed writer left; they are never listed and no keys.
 HIDDEN = ".darkroom-tmp-"
@@ -170,17 +171,27 @@ class Storage(ABC):
         self.write(key, (self.read(key) if self.exists(key) else b"") + data)
 
     def read_json(self, key: str) -> Any:
-        """Return the value of a JSON object.
+        """Return the value of a JSON file; the checksum of an object is checked, if it has one, and left out.
+
+        An object without a checksum was written by an earlier version of Darkroom, or by hand.
 
         Raises:
             NotFound: If the key does not exist.
-            DataError: If the bytes are not JSON.
+            DamagedFile: If the bytes are not JSON, or an object's fields do not give its checksum.
         """
-        return self._parse(self.read(key), key)
+        value = self._parse(self.read(key), key)
+        if not isinstance(value, dict) or FIELD not in value:
+            return value
+        try:
+            return without_checksum(value)
+        except ValueError as error:
+            raise self._damage(key, f"{error}; delete it so that it is written again, or only its {FIELD} if you "
+                               "changed it yourself") from None  # fmt: skip
 
     def write_json(self, key: str, value: Any) -> None:
-        """Write a value as JSON for people: indented, sorted, ASCII."""
-        self.write(key, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+        """Write a value as JSON for people: indented, sorted, ASCII; an object gets a checksum."""
+        checked = with_checksum(value) if isinstance(value, Mapping) else value
+        self.write(key, json.dumps(checked, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
 
     def read_lines(self, key: str) -> Iterator[dict[str, Any]]:
         """Return an iterator over the records of a JSON Lines object.
@@ -189,26 +200,48 @@ class Storage(ABC):
             NotFound: If the key does not exist; at once, not when the first record is asked for.
             DataError: If a line is not a JSON object; when it is reached.
         """
-        # Bytes, since str.splitlines() would also split at separators that JSON strings may contain.
-        lines = self.read(key).splitlines()
-        return (self._record(line, f"{key}:{number}") for number, line in enumerate(lines, start=1) if line)
+        return self._records(self.read(key), key)
 
     def write_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Write records as JSON Lines, with the fields in their own order; many go through a temporary file."""
-        lines = (_line(record) for record in records)
-        first = list(islice(lines, LINES_IN_MEMORY))
+        self._write_parts(key, (_line(record) for record in records))
+
+    def read_records(self, key: str) -> Iterator[dict[str, Any]]:
+        """Return an iterator over the records of JSON Lines that `write_records` has written.
+
+        Raises:
+            NotFound: If the key does not exist; at once, not when the first record is asked for.
+            DamagedFile: If they are not what was written; at once, too.
+        """
+        try:
+            lines = without_last_line(self.read(key))
+        except ValueError as error:
+            raise self._damage(key, f"{error}; delete it and start again, so that it is written anew") from None
+        return self._records(lines, key)
+
+    def write_records(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write JSON Lines to which nothing will be added: they end in a line with a checksum of all others."""
+        self._write_parts(key, with_last_line(_line(record) for record in records))
+
+    def _write_parts(self, key: str, parts: Iterator[bytes]) -> None:
+        first = list(islice(parts, LINES_IN_MEMORY))
         if len(first) < LINES_IN_MEMORY:
             self.write(key, b"".join(first))
             return
         with tempfile.NamedTemporaryFile(prefix="darkroom-lines-") as file:
             file.writelines(first)
-            file.writelines(lines)
+            file.writelines(parts)
             file.flush()
             self.upload(key, Path(file.name))
 
     def append_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records to the end of a JSON Lines object; ``append`` says what that costs."""
         self.append(key, b"".join(map(_line, records)))
+
+    def _records(self, data: bytes, key: str) -> Iterator[dict[str, Any]]:
+        # Bytes, since str.splitlines() would also split at separators that JSON strings may contain.
+        lines = data.splitlines()
+        return (self._record(line, f"{key}:{number}") for number, line in enumerate(lines, start=1) if line)
 
     def _record(self, line: bytes, location: str) -> dict[str, Any]:
         record = self._parse(line, location)
@@ -219,9 +252,12 @@ class Storage(ABC):
     def _parse(self, data: bytes, location: str) -> Any:
         try:
             return json.loads(data.decode())
-        except ValueError as error:  # bytes that are not UTF-8, or text that is not JSON
+        except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, or text that is not JSON
             message = f"{location!r} in {self.url} is not JSON ({error}); delete it so that it is written again"
-            raise DataError(message) from error
+            raise DamagedFile(message) from error
+
+    def _damage(self, key: str, problem: str) -> DamagedFile:
+        return DamagedFile(f"{key!r} in {self.url} is damaged: {problem}")
 
 
 def join(prefix: str, key: str) -> str:
