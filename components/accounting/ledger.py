@@ -1,21 +1,24 @@
 """The ledger of a training: every second of its wall clock in one state, on nodes with a price.
 
 ``runs/<run>/ledger.jsonl`` holds one line per attempt and state. Each line keeps the price of its time, so the cost of
-a run does not change when prices change. The seconds of an attempt come from the trainer's ``events.jsonl``, not from
-``metrics.jsonl``: the next attempt removes the lost steps from that file, perhaps before the launcher reads it.
+a run does not change when prices change, and its own checksum: a line that a kill has cut off is written again, one
+that a disk has changed is an error, since a bill without it would be too low.
+
+The seconds of an attempt come from the trainer's ``events.jsonl``, not from ``metrics.jsonl``: the next attempt removes
+the lost steps from that file, perhaps before the launcher reads it.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.errors import DataError
+from components.errors import DamagedFile, NotFound
 from components.storage.base import Storage
+from components.storage.checksums import growing_lines, with_checksum
 
 LEDGER = "ledger.jsonl"
 # In the order in which they are shown.
@@ -108,39 +111,45 @@ def append_ledger(run: Storage, lines: Iterable[LedgerLine]) -> None:
     new = [line.model_dump() for line in lines if (line.attempt, line.state) not in existing]
     if not new:
         return
-    if run.exists(LEDGER):
-        size = run.entry(LEDGER).size
-        if size and run.read(LEDGER, size - 1, 1) != b"\n":
-            run.append(LEDGER, b"\n")
-    run.append_lines(LEDGER, new)
+    drop_torn_line(run, LEDGER)
+    run.append_lines(LEDGER, map(with_checksum, new))
+
+
+def drop_torn_line(run: Storage, key: str) -> None:
+    """Remove the last line of a file if its writer was killed in it: the next line must not become a part of it."""
+    data = run.read(key) if run.exists(key) else b""
+    if data and not data.endswith(b"\n"):
+        run.write(key, data[: data.rfind(b"\n") + 1])
 
 
 def read_ledger(run: Storage) -> tuple[LedgerLine, ...]:
     """Return the lines of a run's ledger; none if there is no ledger yet.
 
-    A line that was cut off when its writer was killed is skipped.
+    A last line that was cut off when its writer was killed is skipped.
 
     Raises:
-        DataError: If a line is complete but not valid; skipping it would make the bill too low.
+        DamagedFile: If any other line is not what was written; skipping it would make the bill too low.
     """
-    if not run.exists(LEDGER):
-        return ()
-    texts = enumerate(run.read(LEDGER).split(b"\n"), start=1)
-    lines = (_line(text, f"{LEDGER}:{number} in {run.url}") for number, text in texts)
-    return tuple(line for line in lines if line is not None)
-
-
-def _line(text: bytes, where: str) -> LedgerLine | None:
     try:
-        values = json.loads(text)
-    except ValueError:
-        return None
+        data = run.read(LEDGER)
+    except NotFound:
+        return ()
+    try:
+        return tuple(_line(number, values) for number, values in growing_lines(data))
+    except ValueError as error:
+        raise DamagedFile(
+            f"{LEDGER} in {run.url} is damaged, {error}; restore it from a copy, or delete that line, and its seconds "
+            "are missing from the bill"
+        ) from None
+
+
+def _line(number: int, values: Mapping[str, Any]) -> LedgerLine:
     try:
         return LedgerLine.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(map(str, problem["loc"])) or "line"
-        raise DataError(f"{where} is not a valid ledger line ({field}: {problem['msg']}); fix or delete it") from None
+        raise ValueError(f"line {number}: it is not valid ({field}: {problem['msg']})") from None
 
 
 def total(lines: Iterable[LedgerLine]) -> Total:

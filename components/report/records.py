@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from components.accounting.bill import Planned
-from components.accounting.ledger import LEDGER, LedgerLine
+from components.accounting.ledger import LEDGER, LedgerLine, read_ledger
 from components.dataset.versions import Dataset, read_dataset
 from components.errors import DarkroomError, NotFound
 from components.html.formatting import printable
@@ -169,7 +169,7 @@ def read_records(workdir: Storage, run: str) -> Records:
         metrics=_last_of_each_step(read.lines(f"{folder}/metrics.jsonl", StepMetrics)),
         validation=_last_of_each_step(read.lines(f"{folder}/validation.jsonl", StepMetrics, optional=True)),
         events=tuple(sorted(read.lines(f"{folder}/events.jsonl", RunEvent), key=lambda event: event.time)),
-        ledger=read.lines(f"{folder}/{LEDGER}", LedgerLine),
+        ledger=read.ledger(folder),
         plan=read.one(f"{folder}/plan.json", Planned, optional=True),
         samples=read.one(f"{folder}/samples/index.json", SampleImages),
         evaluation=read.one(f"{folder}/{EVALUATION}", Evaluation),
@@ -232,6 +232,18 @@ class _Reader:
         if misfits:
             self.missing[printable(key)] = f"has lines that do not fit: {len(misfits)}; {misfits[0]}"
         return tuple(records)
+
+    def ledger(self, run: str) -> tuple[LedgerLine, ...]:
+        """Read the whole ledger, or nothing: sums over a part of it would be wrong."""
+        key = f"{run}/{LEDGER}"
+        try:
+            if not self._storage.exists(key):
+                self.missing[printable(key)] = ABSENT
+            lines = read_ledger(self._storage.child(run))
+            return tuple(LedgerLine.model_validate(_clean(line.model_dump())) for line in lines)
+        except DarkroomError as error:
+            self._note(key, error)
+            return ()
 
     def champion(self, name: str) -> Champion | None:
         try:

@@ -40,7 +40,7 @@ def without_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields = {name: value for name, value in record.items() if name != FIELD}
     if FIELD not in record:
-        raise ValueError("it has no checksum")
+        raise ValueError("it has no checksum, as in earlier versions of Darkroom")
     if record[FIELD] != _named(digest(fields)):
         raise ValueError("its fields do not give its checksum")
     return fields
@@ -67,6 +67,43 @@ def without_last_line(data: bytes) -> bytes:
     if data[len(lines) :].startswith(_START):
         raise ValueError("its lines do not give its checksum")
     raise ValueError("it does not end in a checksum, so it was cut off, or is of an earlier version of Darkroom")
+
+
+def growing_lines(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and fields of each line of a file to which lines with checksums are appended.
+
+    A last line without its end was cut off when its writer was killed, and is skipped.
+
+    Raises:
+        ValueError: If any other line is not what was written; the message begins with its number.
+    """
+    *lines, last = data.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield number, without_checksum(_object(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    if last and not _is_cut_off(last):
+        raise ValueError(f"line {len(lines) + 1}: it does not end as it was written")
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it is a JSON {type(value).__name__}, expected an object in {{}}")
+    return value
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Tell whether a line without its end may be the beginning of one; bytes behind a whole object may not."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(line.decode())
+    except ValueError:
+        return True
+    return end == len(line)
 
 
 def _named(hex_digits: str) -> str:

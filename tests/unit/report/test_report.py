@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from components.accounting.ledger import append_ledger, ledger_lines
 from components.dataset.versions import Shard, make_dataset, write_dataset
 from components.model.metric_results import FORMAT, Direction, MetricResult, Unit, plain_metrics
 from components.progress import Progress
@@ -22,6 +23,7 @@ from components.report.config import ReportConfig
 from components.report.reporting import report
 from components.report.summary import markdown, metrics
 from components.storage.base import Storage
+from components.storage.checksums import with_checksum
 from components.storage.open import open_storage
 
 START = 1_763_116_335.0
@@ -62,10 +64,8 @@ def fabricate(url: str, draw: Callable[[int, int, float], Image.Image] = draw_di
     run.write_lines("validation.jsonl", ({"step": n, "loss": 0.2 + 0.8 * 0.975**n} for n in range(0, 301, 50)))
     run.write_lines("events.jsonl", _events())
     states = {1: {"loading": 6, "useful": 35, "saving": 0.5, "lost": 1}, 2: {"idle": 2, "loading": 5.5, "useful": 25}}
-    run.write_lines(
-        "ledger.jsonl",
-        ({"attempt": n, "state": s, "seconds": t, "nodes": 1} for n, part in states.items() for s, t in part.items()),
-    )
+    for number, seconds in states.items():
+        append_ledger(run, ledger_lines(number, seconds))
     moments = [25, 50, 75, 100, 150, 200, 300]
     run.write_json("samples/index.json", {"prompts": PROMPTS, "size": [32, 32], "steps": moments})
     for step in moments:
@@ -314,9 +314,9 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     rejected = [{"name": f"{HOSTILE}\u202e\x1b\x00", "step": HOSTILE, "reason": HOSTILE, "detail": HOSTILE}]
     workdir.write_lines("datasets/key0/rejected.jsonl", rejected)
     for key in ("evaluation/evaluation.json", "samples/index.json", "config.json", "steps/train.json"):
-        text = run.read(key).decode().replace("digit", json.dumps(HOSTILE)[1:-1]).replace('"done"', '"failed"')
-        run.write(key, text.replace('"error": null', f'"error": {json.dumps(HOSTILE)}').encode())
-    run.write_lines("ledger.jsonl", [{"attempt": 1, "state": HOSTILE, "seconds": 1.0, "nodes": 1}])
+        text = json.dumps(run.read_json(key)).replace("digit", json.dumps(HOSTILE)[1:-1]).replace('"done"', '"failed"')
+        run.write_json(key, json.loads(text.replace('"error": null', f'"error": {json.dumps(HOSTILE)}')))
+    run.write_lines("ledger.jsonl", [with_checksum({"attempt": 1, "state": HOSTILE, "seconds": 1.0, "nodes": 1})])
 
     numbers, page = write_report(workdir)
 
