@@ -20,7 +20,7 @@ from components.errors import DataError, NotFound
 from components.image.records import ingest_prefix
 from components.storage.base import Storage
 
-FORMAT = 2
+FORMAT = 3
 ROWS_PER_PART = 50_000
 
 

@@ -87,10 +87,12 @@ def _read_archive(source: Source, config: IngestConfig, file: ListedFile) -> Ite
     try:
         for member in read_members(archive.read_range, file.bytes):
             archive.add(member)
+        if not archive.images:
+            raise archive.without_images()
     except ImageRejected as error:
         if not error.reason.startswith("archive-"):
             raise
-        kept = f"; the {len(archive.images)} images before it are kept" if archive.images else ""
+        kept = f"; its images before that are kept: {len(archive.images)}" if archive.images else ""
         record = record._replace(reason=error.reason, detail=error.detail + kept)
     yield from archive.records()
     yield record
@@ -132,6 +134,12 @@ class _Archive:
             self._add(member, *split_name(member.name))
         except ImageRejected as error:
             self._rejected.append(self._record(member)._replace(reason=error.reason, detail=error.detail))
+
+    def without_images(self) -> ImageRejected:
+        """Return the rejection of an archive that was read to its end and has no image."""
+        return ImageRejected(
+            "archive-empty", f"none of its {len(self._names)} members has the name of an image (ingest.extensions)"
+        )
 
     def records(self) -> Iterator[FileRecord]:
         """Yield a record for each image with its metadata, and for each member that cannot be used."""

@@ -177,8 +177,6 @@ def _write(
 
 def _rejection_summary(catalog: Catalog) -> str:
     """Count the rejections by reason, the most frequent first, with an example of each."""
-    if not catalog.count_rejected():
-        return "no archive has a member with the name of an image; check ingest.extensions"
     reasons = catalog.top_reasons(3)
     parts = [f"{number} × {reason} (such as {name!a}: {detail})" for reason, number, name, detail in reasons]
     return f"{catalog.count_rejected()} rejected: {'; '.join(parts)}"

@@ -13,6 +13,7 @@ from components.errors import ConfigError, DataError
 from components.image.records import Rejection
 from components.image.sources import Source, SourceFile
 from components.ingest.config import IngestConfig
+from components.ingest.file_cache import FORMAT
 from components.ingest.metadata_files import FILE_NAMES
 from components.storage.base import Storage
 
@@ -66,7 +67,7 @@ class Listing:
 
     def __post_init__(self) -> None:
         settings = self.config.model_dump(mode="json", exclude={"readers"})
-        self._digest = hashlib.sha256(canonical_json(settings))
+        self._digest = hashlib.sha256(canonical_json([FORMAT, settings]))
         # These settings decide what is read from an archive: the cache of it holds only while they stay the same.
         self._archive_settings = short([self.config.extensions, self.config.limits.max_bytes])
 

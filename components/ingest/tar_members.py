@@ -1,8 +1,14 @@
 """The members of a tar, header by header, with nothing unpacked and nothing trusted.
 
 `tarfile` parses each single header; the step from one to the next is done here, because that module reads an extended
-header of any size into memory, keeps all members, and takes garbage in the middle for the end. Every step goes forward
-by at least one block, so it ends, and at most `LONGEST_HEADER` bytes are read for a name.
+header of any size into memory, keeps all members, and takes garbage in the middle, and any end of the file, for the end
+of the archive. Every step goes forward by at least one block, so it ends, and at most `LONGEST_HEADER` bytes are read
+for a name.
+
+The end of an archive is marked by two blocks of zeros (POSIX.1-2017, "ustar Interchange Format"), and most tools pad
+them to 10,240 bytes. A file that ends without them was cut, maybe just between two members, or its writer was never
+closed. One block of zeros is enough here, since what is cut within the mark has lost no member. Behind the mark another
+archive may follow: `cat a.tar b.tar` makes such files, and GNU tar reads them with ``--ignore-zeros``.
 """
 
 from __future__ import annotations
@@ -17,13 +23,17 @@ from components.image.sources import ReadRange
 BLOCK = 512
 LONGEST_HEADER = 64 << 10  # bytes of an extended header; a name has a few hundred at most
 MOST_HEADERS = 500_000  # a shard written by img2dataset has 30,000
+LONGEST_PADDING = 64 << 20  # bytes of zeros behind an end mark; GNU tar's default is 10 KiB, tapes have up to some MiB
 
+_PIECE = 4 << 10  # bytes of padding looked at in one go
 _PAX, _PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _EXTENDED = (_PAX_GLOBAL, _LONG_NAME, _LONG_LINK)
 _NO_DATA = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE
 )  # fmt: skip
+# GNU tar's label of a volume, and its list of the files of a folder: nothing that could be an image.
+_NO_MEMBERS = (tarfile.DIRTYPE, b"V", b"D")
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
@@ -72,8 +82,17 @@ def read_members(read: ReadRange, size: int) -> Iterator[TarMember]:
     position, extension = 0, _Extension()
     for _ in range(MOST_HEADERS):
         block = read(position, BLOCK)
-        if not block.strip(b"\0"):  # the mark of the end, or the end itself
-            return
+        if not block:
+            raise _cut(min(position, size))
+        if not block.strip(b"\0"):
+            if extension != _Extension():
+                raise ImageRejected(
+                    "archive-corrupt", f"zeros at byte {position} where the member of a header must be; make it again"
+                )
+            position = _behind_padding(read, position, size)
+            if position >= size:
+                return
+            continue
         header = _header(block, position)
         start = position + BLOCK
         if header.type == tarfile.GNUTYPE_SPARSE:
@@ -89,10 +108,39 @@ def read_members(read: ReadRange, size: int) -> Iterator[TarMember]:
         if header.type in (*_PAX, _LONG_NAME):
             extension = _extended(read, header, start, extension)
         elif header.type not in (_PAX_GLOBAL, _LONG_LINK):
-            if not header.isdir():
+            if header.type not in _NO_MEMBERS:
                 yield _member(header, start, length, extension)
             extension = _Extension()
     raise ImageRejected("archive-too-many", f"more than {MOST_HEADERS} members; make more and smaller archives")
+
+
+def _cut(position: int) -> ImageRejected:
+    """Return the rejection of an archive whose file ends where the next header, or the end mark, must be."""
+    if not position:
+        return ImageRejected("archive-truncated", "0 bytes, not even the mark of its end; copy or make it again")
+    return ImageRejected(
+        "archive-truncated",
+        f"it ends at byte {position} without the mark of its end: it was cut there, or its writer was not closed; "
+        "copy or make it again",
+    )
+
+
+def _behind_padding(read: ReadRange, start: int, size: int) -> int:
+    """Return the position of the first block from ``start`` on that is not of zeros; ``size`` if there is none."""
+    position = start
+    while position < size:
+        if position - start >= LONGEST_PADDING:
+            raise ImageRejected(
+                "archive-corrupt", f"more than {LONGEST_PADDING >> 20} MiB of zeros from byte {start} on; make it again"
+            )
+        piece = read(position, min(_PIECE, size - position))
+        if not piece:
+            break  # the file has become shorter meanwhile
+        rest = piece.lstrip(b"\0")
+        if rest:
+            return position + (len(piece) - len(rest)) // BLOCK * BLOCK
+        position += len(piece)
+    return size
 
 
 def _header(block: bytes, position: int) -> tarfile.TarInfo:
