@@ -29,6 +29,9 @@ _TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTA
 # Between the name of an archive and that of its member; no name of a file in a source has an empty part.
 _SEPARATOR = "//"
 
+# Reason of a rejection that the name alone decides: it does not pass by itself.
+BAD_NAME = "unusable-name"
+
 # Returns bytes of one file: the position of the first, how many; past the end there are just fewer.
 ReadRange = Callable[[int, int], bytes]
 
@@ -250,13 +253,13 @@ class StorageSource(Source):
 
     def list(self) -> Iterator[SourceFile]:
         """Yield every object, as ``Source.list`` says."""
-        for key, size, modified in self._storage.list():
+        for key, size, modified in self._storage.list_all():
             if any(part.startswith(".") and part not in (".", "..") for part in key.split("/")):
                 continue
             try:
                 check_key(key)
-            except StorageError as error:  # the store has such a name, but it cannot be requested
-                yield SourceFile(key, 0, "", ImageRejected("unreadable", str(error)))
+            except StorageError as error:  # stores allow such names, but a path or a tar's member could mean the same
+                yield SourceFile(key, 0, "", ImageRejected(BAD_NAME, f"{error}; rename the object"))
             else:
                 yield SourceFile(key, size, modified)
 

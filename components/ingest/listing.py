@@ -11,7 +11,7 @@ from typing import NamedTuple
 from components.digests import canonical_json, short
 from components.errors import ConfigError, DataError
 from components.image.records import Rejection
-from components.image.sources import Source, SourceFile
+from components.image.sources import BAD_NAME, Source, SourceFile
 from components.ingest.config import IngestConfig
 from components.ingest.file_cache import FORMAT
 from components.ingest.metadata_files import FILE_NAMES
@@ -83,17 +83,22 @@ class Listing:
                 continue
             stem, ending = split_name(file.name)
             kind = _kind(file.name, ending, self.config.extensions)
+            is_bad_name = file.rejection is not None and file.rejection.reason == BAD_NAME
             if file.rejection is not None and (kind in (IMAGE, METADATA, ARCHIVE) or file.name.endswith("/")):
-                self.stable = False
+                self._add(file)
+                self.stable = self.stable and is_bad_name
                 yield Rejection(file.name, "ingest", file.rejection.reason, file.rejection.detail)
                 continue
-            if kind is None:
+            if kind is None or is_bad_name:
                 self.other_files += 1
                 continue
             # A caption file that cannot be read is kept: the caption step rejects its image.
-            self._digest.update(f"{file.name}\0{file.size}\0{file.modified}\n".encode("utf-8", "surrogatepass"))
+            self._add(file)
             self.stable = self.stable and bool(file.modified)
             yield ListedFile(file.name, kind, stem, file.size, self._tag(kind, file))
+
+    def _add(self, file: SourceFile) -> None:
+        self._digest.update(f"{file.name}\0{file.size}\0{file.modified}\n".encode("utf-8", "surrogatepass"))
 
     def _tag(self, kind: str, file: SourceFile) -> str:
         if kind != ARCHIVE or not file.modified:

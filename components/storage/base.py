@@ -125,6 +125,14 @@ class Storage(ABC):
             prefix: A folder, not the beginning of a name: ``runs/a`` does not list ``runs/ab``.
         """
 
+    def list_all(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield the same objects as ``list``, and those that other tools wrote under names that are no keys.
+
+        Such an object can be named and not be read; ``check_key`` tells which they are. ``list`` raises for them, since
+        there are none in what Darkroom wrote.
+        """
+        return self.list(prefix)
+
     @abstractmethod
     def list_dated(self, prefix: str = "") -> Iterator[Dated]:
         """Yield the same objects as ``list``, in the same order, with times of writing instead of version tags."""

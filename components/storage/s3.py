@@ -120,6 +120,11 @@ class S3Storage(Storage):
     def list(self, prefix: str = "") -> Iterator[Entry]:
         return (self._entry_of(listed) for listed in self._objects(check_prefix(prefix)))
 
+    def list_all(self, prefix: str = "") -> Iterator[Entry]:
+        for listed in (listed for page in self._pages(check_prefix(prefix)) for listed in page):
+            if _is_object(listed["Key"]) or (listed["Key"].endswith("/") and listed["Size"]):
+                yield Entry(self._key_of(listed), int(listed["Size"]), _tag_of(listed))
+
     def list_dated(self, prefix: str = "") -> Iterator[Dated]:
         listing = self._objects(check_prefix(prefix))
         return (Dated(self._entry_of(one).key, int(one["Size"]), one["LastModified"].timestamp()) for one in listing)
@@ -240,12 +245,15 @@ class S3Storage(Storage):
         return Unfinished(full.removeprefix(self._below("")), size, started, token=upload)
 
     def _entry_of(self, listed: dict[str, Any]) -> Entry:
-        key = str(listed["Key"])[len(self._prefix) + 1 if self._prefix else 0 :]
+        key = self._key_of(listed)
         try:
             check_key(key)
         except StorageError as error:
             raise StorageError(f"{self.url} holds an object that must be renamed or deleted: {error}") from error
-        return Entry(key, int(listed["Size"]), str(listed["ETag"]).strip('"'))
+        return Entry(key, int(listed["Size"]), _tag_of(listed))
+
+    def _key_of(self, listed: dict[str, Any]) -> str:
+        return str(listed["Key"])[len(self._prefix) + 1 if self._prefix else 0 :]
 
     @contextmanager
     def _explained(self, action: str, key: str) -> Iterator[None]:
@@ -309,6 +317,10 @@ def connect() -> Any:
 
 def _parts() -> TransferConfig:
     return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
+
+
+def _tag_of(listed: dict[str, Any]) -> str:
+    return str(listed["ETag"]).strip('"')
 
 
 def _is_object(key: str) -> bool:

@@ -170,4 +170,4 @@ def test_a_store_may_hold_names_that_are_no_keys() -> None:
 
     source = StorageSource(Odd("sources-odd"))
     assert names(source) == ["a.png"]
-    assert rejections(source) == {"../up.png": "unreadable", "b//c.png": "unreadable"}
+    assert rejections(source) == {"../up.png": "unusable-name", "b//c.png": "unusable-name"}
