@@ -70,7 +70,7 @@ class RunConfig(Settings):
     def _contradictions(self) -> Iterator[str]:
         launch, train, architecture = self.launch, self.train, self.model.scratch.architecture
         drill = launch.spot_drill
-        if drill.step is not None and drill.step >= train.steps:
+        if drill.step is not None and train.steps is not None and drill.step >= train.steps:
             yield f"launch.spot_drill.step ({drill.step}) must be below train.steps ({train.steps})"
         if drill.rank >= train.ranks:
             yield f"launch.spot_drill.rank ({drill.rank}) must be below train.ranks ({train.ranks})"

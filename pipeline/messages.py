@@ -26,7 +26,7 @@ _REASONS = 3
 _NOT_SHOWN = frozenset(
     {
         "attempt-started", "autoencoder", "checkpoint", "compared", "done", "finished", "layout", "loading",
-        "preempted", "rank-started", "reported", "samples", "stop-asked", "training", "validation",
+        "preempted", "rank-started", "reported", "samples", "stop-asked", "validation",
     }
 )  # fmt: skip
 
@@ -71,8 +71,21 @@ def event_line(event: Values) -> str | None:
         return line(f"resumed at step {count(event['step'])}{skipped}")
     if name == "attempt-ended":
         return _attempt_ended(event)
+    if name == "training":
+        return _training(event)
+    if name == "warning":
+        return line(f"warning: {event['text']}")
     fields = [f"{key} {value}" for key, value in event.items() if key not in ("event", "by")]
     return line(f"{name}: {', '.join(fields)}".replace("_", " "))
+
+
+def _training(event: Values) -> str | None:
+    if event["step"]:
+        return None  # it goes on; the first attempt said it
+    times = formatting.number(event["epochs"])
+    return (
+        f"{plural(event['steps'], 'step')}, in which each of {plural(event['samples'], 'sample')} is seen {times} times"
+    )
 
 
 def _attempt_ended(event: Values) -> str | None:

@@ -84,6 +84,11 @@ class Dataset:
         return sum(shard.samples - len(shard.tombstones) for shard in self.shards)
 
     @property
+    def train_samples(self) -> int:
+        """Live samples that are trained on: what one epoch sees once each."""
+        return sum(len(shard.train) for shard in self.shards)
+
+    @property
     def main_bucket(self) -> tuple[int, int]:
         """Height and width in pixels of the bucket with the most live samples."""
         live: Counter[tuple[int, int]] = Counter()

@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Signals().listening() as signals:
             request = parse(arguments, __doc__)
             node = this_node({**os.environ, **request.node_variables}, request.config.ranks)
-            if _is_finished(request):
-                progress.event("finished", step=request.config.steps)
+            if (last_step := _finished(request)) is not None:
+                progress.event("finished", step=last_step)
                 return EXIT_DONE
             command = [*RANK, *arguments, "--parent-pid", str(os.getpid())]
             limits = request.config.limits
@@ -44,26 +44,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def _is_finished(request: Request) -> bool:
-    """Tell whether a whole checkpoint of this training's last step exists."""
+def _finished(request: Request) -> int | None:
+    """Return this training's last step if a whole checkpoint of it exists, else None."""
     from components.dataset.versions import read_dataset, read_version
     from components.model import checkpoints, locations
     from components.train.identity import training_identity
 
     newest = checkpoints.newest(request.run)
     dataset = read_version(request.dataset, request.version) if request.version else read_dataset(request.dataset)
-    if newest is None or dataset is None or newest.step != request.config.steps:
-        return False
+    if newest is None or dataset is None:
+        return None
+    config = request.config.in_steps(dataset.train_samples)
+    if newest.step != config.last_step:
+        return None
     base = locations.fetch(request.base_model, request.workdir)
-    if newest.training != training_identity(request.config, request.seed, dataset, base):
-        return False
+    if newest.training != training_identity(config, request.seed, dataset, base):
+        return None
     try:
         newest.verify()
     except DataError as error:
         # The ranks find the newest checkpoint that is whole.
         print(f"warning: {error}", file=sys.stderr)  # noqa: T201
-        return False
-    return True
+        return None
+    return config.last_step
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ computed, and is part of the training's identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from components.digests import digest
+from components.errors import ConfigError
 from components.settings import Operational, Settings
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -190,7 +192,16 @@ class TrainConfig(Settings):
         "notices_rebalance": "notices.rebalance",
     }
 
-    steps: int = Field(1000, ge=1, description="optimizer steps in all")
+    steps: int | None = Field(
+        1000, ge=1, description="optimizer steps in all; null if train.epochs says how long to train"
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="how often each training sample is seen, instead of train.steps and on any number of ranks; it "
+        "becomes a number of steps when training starts",
+    )
     global_batch: int = Field(64, ge=1, description="images per optimizer step, over all ranks")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained with the empty prompt")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -218,24 +229,74 @@ class TrainConfig(Settings):
     limits: Operational[LimitsConfig] = LimitsConfig()
     notices: Operational[NoticesConfig] = NoticesConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_replace_the_default(cls, values: Any) -> Any:
+        """Let ``epochs`` alone say how long to train: only a number of steps that was given contradicts it."""
+        if isinstance(values, Mapping) and values.get("epochs") is not None and "steps" not in values:
+            return {**values, "steps": None}
+        return values
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        warmup, late = self.optimizer.warmup_steps, [step for step in self.samples.steps if not 0 < step <= self.steps]
-        if warmup >= self.steps:
-            raise ValueError(f"optimizer.warmup_steps ({warmup}) must be below steps ({self.steps})")
-        if late:
-            raise ValueError(f"samples.steps {late} lie outside 1..steps ({self.steps})")
+        problems = [*self._length_problems()]
         if self.exact_across_world_sizes and (self.zero_stage != 0 or self.precision != "fp32"):
-            raise ValueError(
+            problems.append(
                 "exact_across_world_sizes needs zero_stage 0 and precision fp32, "
                 f"not zero_stage {self.zero_stage} and {self.precision}"
             )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    def _length_problems(self) -> Iterator[str]:
+        if self.epochs is not None and self.steps is not None:
+            yield f"steps ({self.steps}) and epochs ({self.epochs:g}) are both set; set one of them to null"
+        if self.epochs is None and self.steps is None:
+            yield "steps and epochs are both null; set one of them"
+        if self.steps is None:
+            return
+        warmup, late = self.optimizer.warmup_steps, [step for step in self.samples.steps if not 0 < step <= self.steps]
+        if warmup >= self.steps:
+            yield f"optimizer.warmup_steps ({warmup}) must be below steps ({self.steps})"
+        if late:
+            yield f"samples.steps {late} lie outside 1..steps ({self.steps})"
+
+    @property
+    def last_step(self) -> int:
+        """The number of optimizer steps; it is known from the start, or once `in_steps` was called."""
+        assert self.steps is not None, "train.epochs is not yet a number of steps; call in_steps first"
+        return self.steps
+
+    def in_steps(self, samples: int) -> TrainConfig:
+        """Return the same settings with a number of steps in place of ``epochs``, if that was set.
+
+        What follows depends on the data and the global batch alone, so every attempt on any number of ranks gets the
+        same number. Sample images that were asked for after later steps are not drawn.
+
+        Args:
+            samples: How many samples the dataset has to train on.
+
+        Raises:
+            ConfigError: If the warm-up takes longer than the training.
+        """
+        if self.epochs is None:
+            return self
+        steps = steps_of_epochs(self.epochs, samples, self.global_batch)
+        drawn = [step for step in self.samples.steps if step <= steps]
+        values = self.model_dump(mode="json") | {"epochs": None, "steps": steps}
+        values["samples"] |= {"steps": drawn}
+        try:
+            return TrainConfig.parse(values)
+        except ConfigError as error:
+            raise ConfigError(
+                f"train.epochs {self.epochs:g} on {samples} samples makes {steps} steps: {error}"
+            ) from None
 
     def validates_after(self, step: int) -> bool:
         """Tell whether the loss on held-out samples is due after an optimizer step; it is before the first (0), too."""
         every = self.validation.every
-        return every is not None and (step % every == 0 or step == self.steps)
+        return every is not None and (step % every == 0 or step == self.last_step)
 
     def draws_after(self, step: int) -> bool:
         """Tell whether sample images are due after an optimizer step."""
@@ -244,12 +305,28 @@ class TrainConfig(Settings):
 
     def saves_after(self, step: int) -> bool:
         """Tell whether a checkpoint is due after an optimizer step."""
-        return step == self.steps or step % self.checkpoint.every == 0
+        return step == self.last_step or step % self.checkpoint.every == 0
 
     def pauses_after(self, step: int) -> bool:
         """Tell whether anything but the next step is due after an optimizer step."""
         return self.saves_after(step) or self.validates_after(step) or self.draws_after(step)
 
     def identity(self) -> str:
-        """Return the digest of every setting that what is computed depends on."""
-        return digest(self.without_operational())
+        """Return the digest of every setting that what is computed depends on.
+
+        A training is the same one whether its length was given in steps or in epochs.
+        """
+        values = self.without_operational()
+        assert values.pop("epochs") is None, "train.epochs is not yet a number of steps; call in_steps first"
+        return digest(values)
+
+
+def steps_of_epochs(epochs: float, samples: int, global_batch: int) -> int:
+    """Return the fewest optimizer steps in which each sample is seen ``epochs`` times on average."""
+    # Without the rounding, 0.1 epochs of 30 samples would be a little more than 3 of them.
+    return max(1, math.ceil(round(epochs * samples / global_batch, 6)))
+
+
+def epochs_of_steps(steps: int, samples: int, global_batch: int) -> float:
+    """Return how often each sample is seen on average in a number of optimizer steps."""
+    return steps * global_batch / samples

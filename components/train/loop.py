@@ -14,7 +14,7 @@ from torch import Tensor
 from components.errors import DarkroomError, DataError, Diverged, Preempted
 from components.processes.watchdog import Watchdog
 from components.train.checkpointing import Saver
-from components.train.config import TrainConfig
+from components.train.config import TrainConfig, epochs_of_steps
 from components.train.data.reader import MicroBatch, Reader
 from components.train.metrics.monitor import Monitor
 from components.train.metrics.throughput import Stopwatch
@@ -58,16 +58,18 @@ def train(job: Training) -> None:
         StorageError: If a checkpoint could not be written.
     """
     config, monitor = job.config, job.monitor
-    monitor.event("training", step=job.step, steps=config.steps, samples=job.reader.samples)
+    epochs = epochs_of_steps(config.last_step, job.reader.samples, config.global_batch)
+    length = {"steps": config.last_step, "epochs": round(epochs, 3), "samples": job.reader.samples}
+    monitor.event("training", step=job.step, **length)
     skipped = 0
     watch = Stopwatch(time.monotonic)
     if any_rank(monitor.has_pending(job.step)):
         _measure(job, job.step, watch)
-    for step, batch in enumerate(watch.waiting(job.reader.steps(job.step, config.steps)), start=job.step + 1):
+    for step, batch in enumerate(watch.waiting(job.reader.steps(job.step, config.last_step)), start=job.step + 1):
         rate = learning_rate(step - 1, config)
         result = job.engine.step(batch, rate)
         skipped = 0 if result.applied else _skip(job, step, skipped + 1)
-        epoch = step * config.global_batch / job.reader.samples
+        epoch = epochs_of_steps(step, job.reader.samples, config.global_batch)
         facts = {"epoch": epoch, "lr": rate, "grad_norm": result.gradient_norm, "samples": config.global_batch}
         facts |= {"flops": job.step_flops(batch[0]) if job.step_flops else 0.0, **asdict(watch.lap())}
         agreed = job.agreement.reach(step, result.loss_share, facts, at_once=config.pauses_after(step))
@@ -76,12 +78,12 @@ def train(job: Training) -> None:
         stop = any(one.stop for one in agreed)
         job.watchdog.beat(step)
         if stop or config.saves_after(step):
-            _checkpoint(job, step, watch, last=stop or step == config.steps)
-        if stop and step < config.steps:
+            _checkpoint(job, step, watch, last=stop or step == config.last_step)
+        if stop and step < config.last_step:
             monitor.event("preempted", step=step)
-            raise Preempted(f"asked to stop; the state after step {step} of {config.steps} is saved")
+            raise Preempted(f"asked to stop; the state after step {step} of {config.last_step} is saved")
         _measure(job, step, watch)
-    monitor.event("finished", step=config.steps)
+    monitor.event("finished", step=config.last_step)
 
 
 def _checkpoint(job: Training, step: int, watch: Stopwatch, last: bool) -> None:

@@ -64,10 +64,11 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     config, run = request.config, request.run
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     peak = device_peak_flops(config.precision)
+    dataset = _dataset(request.dataset, request.version)
+    config = config.in_steps(dataset.train_samples)
     monitor = Monitor(run, config, Progress(), is_main_rank=rank == 0, peak=None if peak is None else peak * world)
     monitor.loading(world)
     base = locations.fetch(request.base_model, request.workdir)
-    dataset = _dataset(request.dataset, request.version)
     training = training_identity(config, request.seed, dataset, base)
 
     unet = UNet2DConditionModel.from_pretrained(

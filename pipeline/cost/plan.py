@@ -71,7 +71,8 @@ class PoolPlan:
 class Plan:
     """All numbers of a plan; sizes are in bytes, prices in US dollars.
 
-    ``assumed`` and ``unknown`` are sentences: what the plan assumes, and what it lacks.
+    ``warnings``, ``assumed`` and ``unknown`` are sentences: what looks like a mistake, what the plan assumes, and what
+    it lacks. ``epochs`` is how often each image is seen; None if the number of images is not known.
     """
 
     run: str
@@ -83,6 +84,7 @@ class Plan:
     instance: str | None
     gpu: str
     steps: int
+    epochs: float | None
     images_trained: int
     images_per_second: float | None
     speed_basis: str
@@ -96,6 +98,7 @@ class Plan:
     dataset_bytes: int | None
     storage_usd_per_month: float | None
     budget_usd: float | None
+    warnings: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from components.accounting.ledger import LedgerPool, Pool
+from components.errors import ConfigError
 from components.model.gpu_peaks import peak_flops
 from components.model.unet_shape import TRAINING_OVER_FORWARD
+from components.train.config import TrainConfig, epochs_of_steps
 from pipeline.config import RunConfig
+from pipeline.cost.epochs import epochs_warning
 from pipeline.cost.forecast import (
     CHECKPOINT_BYTES,
     HOUR,
@@ -59,7 +62,7 @@ def make_plan(
         ConfigError: If ``placement.instance`` is not in the price list.
     """
     estimate = _Estimate(settings, prices, model, measured, images, assumptions or Assumptions())
-    train = settings.train
+    train = estimate.train
     plan = Plan(
         run=settings.run,
         model=model.name if model is not None else str(settings.model.base),
@@ -69,7 +72,8 @@ def make_plan(
         processes=estimate.processes,
         instance=settings.placement.instance,
         gpu=estimate.gpu,
-        steps=train.steps,
+        steps=train.last_step,
+        epochs=estimate.epochs,
         images_trained=estimate.images_trained,
         images_per_second=estimate.speed.images_per_second,
         speed_basis=estimate.speed.basis,
@@ -84,6 +88,8 @@ def make_plan(
         storage_usd_per_month=estimate.storage_usd_per_month,
         budget_usd=settings.launch.budget_usd,
     )
+    unusual = epochs_warning(estimate.epochs, train, settings.model.base) if estimate.epochs is not None else None
+    plan = replace(plan, warnings=() if unusual is None else (unusual,))
     return replace(plan, assumed=tuple(_assumptions(estimate, plan)), unknown=tuple(_unknowns(plan, images)))
 
 
@@ -132,7 +138,33 @@ class _Estimate:
 
     @property
     def images_trained(self) -> int:
-        return self.settings.train.steps * self.settings.train.global_batch
+        return self.train.last_step * self.train.global_batch
+
+    @cached_property
+    def train(self) -> TrainConfig:
+        """The training's settings, with a number of steps in place of epochs."""
+        train = self.settings.train
+        if train.epochs is None:
+            return train
+        if self.train_images is None:
+            raise ConfigError(
+                f"train.epochs is {train.epochs:g}, so the steps depend on the number of images; give --images"
+            )
+        return train.in_steps(self.train_images)
+
+    @property
+    def train_images(self) -> int | None:
+        """Images that are trained on; an estimate, since what is rejected and held out is known only later."""
+        if self.images is None:
+            return None
+        return max(1, round(self.images * (1 - self.settings.index.held_out)))
+
+    @property
+    def epochs(self) -> float | None:
+        """How often each image is seen in training."""
+        if self.train_images is None:
+            return None
+        return epochs_of_steps(self.train.last_step, self.train_images, self.train.global_batch)
 
     @cached_property
     def flops_per_image(self) -> int | None:
@@ -171,8 +203,8 @@ class _Estimate:
 
     @property
     def checkpoints_kept(self) -> int:
-        train = self.settings.train
-        return kept_checkpoints(train.steps, train.checkpoint.every, train.checkpoint.keep, train.checkpoint.keep_every)
+        checkpoint = self.train.checkpoint
+        return kept_checkpoints(self.train.last_step, checkpoint.every, checkpoint.keep, checkpoint.keep_every)
 
     @property
     def dataset_bytes(self) -> int | None:
@@ -231,10 +263,10 @@ class _Estimate:
         return PoolPlan(price.usd, f"{source.url}, {source.date}")
 
     def _pool(self, price: PoolPlan, interruptions: Interruptions) -> PoolPlan:
-        work, train = self.work_seconds, self.settings.train
+        work, train = self.work_seconds, self.train
         if work is None:
             return price
-        step_seconds = work / train.steps
+        step_seconds = work / train.last_step
         usd = price.usd_per_node_hour if price.usd_per_node_hour is not None else math.nan
 
         def saving_every(steps: int) -> Forecast:

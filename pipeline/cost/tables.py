@@ -36,7 +36,7 @@ def plan_table(plan: Plan) -> RenderableType:
     if plan.pools:
         parts += [_pools(plan), Text()]
     parts.append(_facts(_storage_and_budget(plan)))
-    for title, notes in (("assumptions", plan.assumed), ("not known", plan.unknown)):
+    for title, notes in (("warnings", plan.warnings), ("assumptions", plan.assumed), ("not known", plan.unknown)):
         if notes:
             parts += [Text(), Text(title, "bold"), *(_note(note) for note in notes)]
     return Group(*parts)
@@ -70,7 +70,8 @@ def _subject(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "run", plan.run
     yield "model", f"{plan.model}: {weights}{flops}"
     yield "nodes", _nodes(plan)
-    yield "training", f"{plan.steps:,} steps, {plan.images_trained:,} images"
+    epochs = "" if plan.epochs is None else f", {formatting.number(plan.epochs)} epochs"
+    yield "training", f"{plan.steps:,} steps, {plan.images_trained:,} images{epochs}"
     if plan.images_per_second is not None:
         share = "" if plan.mfu is None else f", {plan.mfu:.0%} of the peak"
         yield "speed", f"{_plain(formatting.number(plan.images_per_second))} images/s{share} ({plan.speed_basis})"

@@ -124,7 +124,7 @@ def read_facts(run: Storage) -> Facts:
         "step": last.get("step"),
         "loss": last.get("loss"),
         "samples_per_second": last.get("samples_per_second"),
-        "steps": _section(config, "train").get("steps"),
+        "steps": _last_step(config, events),
         "budget_usd": _section(config, "launch").get("budget_usd"),
         "spent_usd": spent(ledger),
         "training": float(is_training(events)),
@@ -133,6 +133,13 @@ def read_facts(run: Storage) -> Facts:
     }
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     return Facts(numbers, {state: total.node_seconds for state, total in by_state(ledger).items()})
+
+
+def _last_step(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the steps of the whole run; if the settings have epochs instead, they are known once training starts."""
+    steps = _section(config, "train").get("steps")
+    begun = (event.get("steps") for event in reversed(events) if event.get("event") == "training")
+    return next(begun, None) if steps is None else steps
 
 
 def last_metrics(run: Storage) -> Mapping[str, Any]:

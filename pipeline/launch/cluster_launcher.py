@@ -64,7 +64,7 @@ class Launcher:
         self._context = context
         self._run = context.run
         self._launch = context.settings.launch
-        self._last_step = context.settings.train.steps
+        self._last_step = context.train.last_step
         self._progress = context.progress
         self._cluster = cluster
         self._observer = observer

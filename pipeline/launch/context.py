@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from components.accounting.ledger import Pool
+from components.dataset.versions import read_version
 from components.progress import Progress
 from components.storage.base import Storage
 from components.train.config import TrainConfig
@@ -79,9 +80,23 @@ class LaunchContext:
         """The settings that the policy follows."""
         return LaunchLimits(self.settings.launch, self.settings.placement)
 
+    @cached_property
+    def train(self) -> TrainConfig:
+        """The training's settings, with a number of steps in place of epochs.
+
+        Raises:
+            DataError: If the dataset is needed for that and cannot be read.
+            ConfigError: If the warm-up takes longer than the training.
+        """
+        train = self.settings.train
+        if train.epochs is None:
+            return train
+        dataset = read_version(self.workdir.child(f"datasets/{self.encoding_key}"), self.dataset)
+        return train.in_steps(dataset.train_samples)
+
     @property
     def arguments(self) -> TrainerArguments:
         """The trainer's arguments."""
         settings = self.settings
         data = (self.base_model, self.encoding_key, self.dataset)
-        return TrainerArguments(settings.run, self.workdir.url, *data, settings.seed, settings.train)
+        return TrainerArguments(settings.run, self.workdir.url, *data, settings.seed, self.train)

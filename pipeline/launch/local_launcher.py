@@ -46,7 +46,7 @@ def launch(context: LaunchContext) -> dict[str, Any]:
     accounting.prepare_records(context.run, context.dataset)
     with tempfile.TemporaryDirectory() as folder, _StopRequest().listening() as stop:
         config = Path(folder) / "train.json"
-        config.write_text(context.settings.train.model_dump_json())
+        config.write_text(context.train.model_dump_json())
         command = [sys.executable, "-m", "components.train", *context.arguments.flags()]
         command += ["--config", str(config), "--parent-pid", str(os.getpid())]
         return _run_attempts(command, context, stop)
@@ -64,7 +64,7 @@ def _run_attempts(command: list[str], context: LaunchContext, stop: _StopRequest
             exit_code = attempt.run(command, stop, idle_seconds=context.clock() - ended_at)
             ended_at, stop_reason = context.clock(), attempt.stop_reason
             if exit_code == EXIT_DONE:
-                return {"step": settings.train.steps, "attempts": attempts, "stopped": None}
+                return {"step": context.train.last_step, "attempts": attempts, "stopped": None}
             gang = GangExit(exit_code, node_lost=False, checkpoint_step=accounting.committed_step(run))
             state, action = record_exit(state, gang, limits)
             if action.reason == "fatal":

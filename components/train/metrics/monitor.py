@@ -125,7 +125,7 @@ class Monitor:
         line |= {"data_wait": data_wait, "checkpoint_stall": stall}
         line |= {"samples_per_second": speed.samples_per_second, "mfu": speed.mfu}
         self._journal.add(METRICS, {name: _finite(value) for name, value in line.items()})
-        if step % self._config.metrics.log_every == 0 or step == self._config.steps:
+        if step % self._config.metrics.log_every == 0 or step == self._config.last_step:
             self._report(step, loss, metrics)
 
     def _report(self, step: int, loss: float, metrics: dict[str, float]) -> None:
@@ -138,7 +138,7 @@ class Monitor:
             "checkpoint_stall_share": round(speed.checkpoint_stall_share, 4),
         }
         self._journal.flush()
-        self._progress.event("step", step=step, steps=self._config.steps, loss=_finite(loss), **shares)
+        self._progress.event("step", step=step, steps=self._config.last_step, loss=_finite(loss), **shares)
         values = {"train/loss": sum(self._losses) / len(self._losses)}
         values |= {f"train/{name}": value for name, value in metrics.items()}
         values |= {f"throughput/{name}": value for name, value in shares.items() if value is not None}

@@ -16,7 +16,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     settings = config.optimizer
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
-    done = (step - settings.warmup_steps) / (config.steps - settings.warmup_steps)
+    done = (step - settings.warmup_steps) / (config.last_step - settings.warmup_steps)
     if settings.schedule == "linear":
         return settings.learning_rate * (1 - done)
     if settings.schedule == "cosine":

@@ -89,6 +89,20 @@ def test_another_world_size_sees_the_same_samples(workshop: Any, uninterrupted: 
     np.testing.assert_allclose(workshop.losses("elastic"), workshop.losses("uninterrupted"), rtol=1e-5)
 
 
+def test_epochs_become_the_same_steps_in_every_attempt(workshop: Any, uninterrupted: str) -> None:
+    """6.38 epochs of 47 samples are 30 steps of 10: the same training as one that was given 30 steps."""
+    epochs = ("steps=null", "epochs=6.38")
+    ended = workshop.train("epochs", *epochs, at_step=11, act=lambda gang: gang.signal(1, signal.SIGTERM))
+    assert ended.code == Preempted.exit_code, ended.output
+    assert {event["steps"] for event in ended.events_named("training")} == {30}
+
+    ended = workshop.train("epochs", *epochs)
+    assert ended.code == 0, ended.output
+    assert ended.events_named("resumed")[0]["step"] > 0
+    assert workshop.state("epochs") == uninterrupted
+    assert [event["event"] for event in workshop.train("epochs", *epochs).events] == ["finished"]
+
+
 def test_a_finished_training_is_not_started_again(workshop: Any, uninterrupted: str) -> None:
     ended = workshop.train("uninterrupted")
     assert ended.code == 0

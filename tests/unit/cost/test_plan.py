@@ -17,7 +17,7 @@ from components.errors import ConfigError
 from components.model.unet_shape import SD2
 from components.storage.open import open_storage
 from pipeline.cli import main
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, resolve
 from pipeline.cost.forecast import DAY, daly
 from pipeline.cost.history import model_size
 from pipeline.cost.plan import Assumptions, Plan
@@ -350,3 +350,30 @@ def test_hostile_names_stay_names() -> None:
     show(Console(file=stream), bill_table("[bold]run\n", bill, 0))
     assert "[red]x[/red]" in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
+
+
+def test_a_plan_says_how_often_each_image_is_seen() -> None:
+    estimate = plan(settings(DEMO, index={"held_out": 0.2}), images=2000)
+    assert estimate.epochs == pytest.approx(4)
+    assert "4 epochs" in table(estimate)
+    assert not estimate.warnings
+
+
+@pytest.mark.parametrize(
+    ("config", "images", "words"),
+    [
+        (resolve("sd15-full"), 200, ("50,000 steps of 512", "129,293 times", "train.steps=null train.epochs=")),
+        (resolve("sd15-full"), 60_000_000, ("only 43%", "train.steps=116016")),
+    ],
+)
+def test_a_plan_warns_of_an_absurd_number_of_epochs(config: RunConfig, images: int, words: tuple[str, ...]) -> None:
+    (warning,) = plan(config, images=images).warnings
+    assert all(word in warning for word in words), warning
+    assert "warnings" in table(plan(config, images=images))
+
+
+def test_epochs_are_planned_as_steps() -> None:
+    config = settings(DEMO, train={"steps": None, "epochs": 10}, index={"held_out": 0.5})
+    assert plan(config, images=1280).steps == 100
+    with pytest.raises(ConfigError, match="--images"):
+        plan(config)

@@ -133,7 +133,7 @@ def test_a_training_with_a_spot_notice_reads_like_a_story() -> None:
     screen.start("train")
     for rank in (0, 1):
         screen.tell("rank-started", rank=rank, pid=1)
-    screen.tell("training", step=0, steps=400, samples=1500)
+    screen.tell("training", step=0, steps=400, epochs=17.067, samples=1500)
     screen.tell("step", step=150, steps=400, loss=0.52)
     screen.now = 35
     screen.tell("spot-notice", step=150, rank=1)
@@ -146,23 +146,25 @@ def test_a_training_with_a_spot_notice_reads_like_a_story() -> None:
     screen.tell("finished", step=400)
     screen.tell("attempt-ended", exit_code=0, step=400, steps_lost=0)
     screen.end("train", {"step": 400, "attempts": 2}, seconds=87.6)
-    notice, preempted, resumed, ended = screen.lines
+    begun, notice, preempted, resumed, ended = screen.lines
+    assert holds(begun, "train            0.0 s", "400 steps", "1,500 samples", "17.1 times")
     assert holds(notice, "train             35 s", "spot", "rank 1", "step 150")
     assert holds(preempted, "train             35 s", "preempted", "step 151", "0 steps lost")
     assert holds(resumed, "train             48 s", "resumed", "step 151", "step-000000150 is torn")
-    assert holds(ended, "train       1 min 28 s", "400 steps", "loss 0.352", "2 attempts")
+    assert holds(ended, "train       1 min 28 s", "400 steps (17.1 epochs)", "loss 0.352", "2 attempts")
 
 
 def test_a_training_of_other_data_begins_anew() -> None:
     screen = Screen()
     screen.start("train")
     screen.tell("resumed", step=0, skipped=["step-000000400 belongs to another training", "so does the next"])
-    screen.tell("training", step=0, steps=400, samples=1500)
+    screen.tell("training", step=0, steps=400, epochs=17.067, samples=1500)
     screen.tell("step", step=400, steps=400, loss=None)
     screen.end("train", {"step": 400, "attempts": 1}, seconds=5.0)
-    anew, ended = screen.lines
+    anew, begun, ended = screen.lines
+    assert holds(begun, "train            0.0 s", "400 steps", "1,500 samples", "17.1 times")
     assert holds(anew, "train            0.0 s", "2 ", "checkpoints", "events.jsonl")
-    assert holds(ended, "train            5.0 s", "400 steps")
+    assert holds(ended, "train            5.0 s", "400 steps", "17.1 epochs")
 
 
 def test_a_crash_says_what_it_cost() -> None:
