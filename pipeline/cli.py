@@ -6,7 +6,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,20 @@ from rich.text import Text
 
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
 from components.html.formatting import printable
+from pipeline.command_line import Parser, add_json, add_verb, add_verbs, add_version, print_json, wrapped
 from pipeline.config import resolve, to_yaml
+from pipeline.cost.documents import COST_KEYS, PLAN_KEYS
 from pipeline.cost.plan import Assumptions
 from pipeline.datasets import verbs as dataset_verbs
 from pipeline.kubeflow import verbs as cluster_verbs
 from pipeline.recipe import recipes
 
 _WORKDIR = "folder or s3://bucket/prefix for all data"
+_EXAMPLES = (
+    "darkroom run --recipe demo",
+    "darkroom plan --recipe sd15-full --images 100000",
+    "darkroom run --help",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,38 +53,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(error: DarkroomError) -> int:
     label = Text() if isinstance(error, Preempted) else Text("error: ", "red")
-    Console(stderr=True, highlight=False).print(label + printable(str(error)), soft_wrap=True)
+    console = Console(stderr=True, highlight=False)
+    text = label + printable(str(error))
+    if console.is_terminal:  # elsewhere, a line is what a search finds
+        text.plain = wrapped(text.plain)
+    console.print(text, soft_wrap=True)
     return error.exit_code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="darkroom",
         description="Train Stable Diffusion on your images: one pipeline, on this machine or on a cluster.",
     )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    run = _add_verb(verbs, "run", "run the whole pipeline on this machine, or continue a run", _run)
-    _add_recipe(run)
-    run.add_argument("--workdir", default="workdir", help=f"{_WORKDIR} (default: %(default)s)")
-
-    _add_recipe(_add_verb(verbs, "config", "print all settings of a run, as a recipe", _config))
+    parser.set_examples(_EXAMPLES)
+    add_version(parser)
+    verbs = add_verbs(parser)
+    _add_run(verbs)
+    _add_config(verbs)
     _add_compile(verbs)
     _add_plan(verbs)
     _add_cost(verbs)
-    dataset = verbs.add_parser("dataset", help="list, show and verify encoded datasets; delete unused data")
-    dataset_verbs.add_verbs(dataset)
-    cluster_verbs.add_verbs(verbs)
-    return parser
-
-
-def _add_verb(
-    verbs: Any, name: str, description: str, verb: Callable[[argparse.Namespace], int]
-) -> argparse.ArgumentParser:
-    sentence = f"{description[0].upper()}{description[1:]}."
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=description, description=sentence)
-    parser.set_defaults(verb=verb)
+    dataset_verbs.add_dataset(verbs)
+    cluster_verbs.add_cluster_verbs(verbs)
     return parser
 
 
@@ -93,8 +92,27 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_run(verbs: Any) -> None:
+    examples = (
+        "darkroom run --recipe demo",
+        "darkroom run --recipe mine.yaml --source photos --workdir work",
+        "darkroom run --recipe demo --set train.steps=800 train.ranks=4",
+    )
+    parser = add_verb(verbs, "run", "run the whole pipeline on this machine, or continue a run", _run, examples)
+    _add_recipe(parser)
+    parser.add_argument("--workdir", default="workdir", help=f"{_WORKDIR} (default: %(default)s)")
+
+
+def _add_config(verbs: Any) -> None:
+    examples = ("darkroom config --recipe demo > mine.yaml", "darkroom config --recipe mine.yaml --set seed=1 --json")
+    parser = add_verb(verbs, "config", "print all settings of a run, as a recipe", _config, examples)
+    _add_recipe(parser)
+    add_json(parser, run="name of the run", settings="all settings, by section")
+
+
 def _add_compile(verbs: Any) -> None:
-    parser = _add_verb(verbs, "compile", "write the pipeline as a YAML file for Kubeflow", _compile)
+    examples = ("darkroom compile --recipe digits --output darkroom.yaml", "darkroom compile --file deploy.yaml")
+    parser = add_verb(verbs, "compile", "write the pipeline as a YAML file for Kubeflow", _compile, examples)
     parser.add_argument("--recipe", default="demo", help="recipe with the resources of the steps (default: demo)")
     _add_set(parser)
     parser.add_argument(
@@ -108,7 +126,12 @@ def _add_compile(verbs: Any) -> None:
 
 
 def _add_plan(verbs: Any) -> None:
-    parser = _add_verb(verbs, "plan", "estimate the time, cost and storage of a run; starts nothing", _plan)
+    examples = (
+        "darkroom plan --recipe sd15-full --images 100000",
+        "darkroom plan --recipe demo --workdir workdir --json",
+        "darkroom plan --recipe sd15-full --assume reclaims_per_node_day=2",
+    )
+    parser = add_verb(verbs, "plan", "estimate the time, cost and storage of a run; starts nothing", _plan, examples)
     _add_recipe(parser)
     parser.add_argument("--images", type=int, help="number of images, to estimate the size of the dataset")
     parser.add_argument("--workdir", default="", help="workdir with earlier runs, to use their speed")
@@ -117,14 +140,15 @@ def _add_plan(verbs: Any) -> None:
     parser.add_argument(
         "--assume", action="append", default=[], metavar="NAME=VALUE", help=f"change an assumption: {names}"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser, **PLAN_KEYS)
 
 
 def _add_cost(verbs: Any) -> None:
-    parser = _add_verb(verbs, "cost", "show what a run has cost, and how its time was used", _cost)
+    examples = ("darkroom cost demo", "darkroom cost demo-1a2b --workdir s3://bucket/darkroom --json")
+    parser = add_verb(verbs, "cost", "show what a run has cost, and how its time was used", _cost, examples)
     parser.add_argument("run", help="name of the run, or the beginning of it")
     parser.add_argument("--workdir", default="workdir", help=f"{_WORKDIR} (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser, **COST_KEYS)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -136,7 +160,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> int:
     config = resolve(arguments.recipe, _overrides(arguments), arguments.source)
-    sys.stdout.write(to_yaml(config))
+    if arguments.json:
+        print_json({"run": config.run, "settings": config.model_dump(mode="json")})
+    else:
+        sys.stdout.write(to_yaml(config))
     return EXIT_DONE
 
 

@@ -23,11 +23,12 @@ from pydantic_core import PydanticUndefined
 
 from components.errors import EXIT_DONE
 from pipeline.cli import build_parser
+from pipeline.command_line import Parser
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import Deployment
 
 _HEADER = "<!-- Made by `make docs`; do not edit. -->"
-_SKIPPED_ACTIONS = (argparse._HelpAction,)
+_SKIPPED_ACTIONS = (argparse._HelpAction, argparse._VersionAction)
 
 
 def pages() -> dict[str, str]:
@@ -68,6 +69,12 @@ def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     if options and not verbs:
         yield from ("| option | description |", "|---|---|")
         yield from (f"| {_cell(_usage(action))} | {_cell(_help(parser, action))} |" for action in options)
+        yield ""
+    if isinstance(parser, Parser) and parser.examples and not verbs:
+        yield from ("```sh", *parser.examples, "```", "")
+    if isinstance(parser, Parser) and parser.json_keys:
+        yield from ("Keys of the JSON document:", "")
+        yield from (f"- `{key}`: {meaning}" for key, meaning in parser.json_keys.items())
         yield ""
 
 

@@ -15,6 +15,7 @@ from components.errors import ConfigError, NotFound, Preempted
 from components.settings import override
 from components.storage.base import Storage
 from components.storage.open import open_storage
+from pipeline.command_line import print_json
 from pipeline.config import RunConfig
 from pipeline.cost.plan import Assumptions
 from pipeline.cost.prices import read_prices
@@ -40,7 +41,7 @@ def show_plan(
         images: Images in the dataset; None if that is not known.
         assumptions: Values of `Assumptions`, each as ``name=value``.
         as_json: Print JSON instead of a table.
-        console: Where to print.
+        console: Where to print a table.
 
     Raises:
         ConfigError: If an assumption or the price list is wrong, or the machine type is not in the list.
@@ -52,7 +53,7 @@ def show_plan(
     prices = read_prices(settings.placement.prices)
     plan = plan_run(settings, prices, open_storage(workdir) if workdir else None, images, values)
     if as_json:
-        _print_json(console, plan.to_json())
+        print_json(plan.to_json())
     else:
         show(console, plan_table(plan))
 
@@ -64,7 +65,7 @@ def show_cost(run: str, workdir: str, as_json: bool, console: Console) -> None:
         run: Name of the run (its folder below ``runs/``), or the beginning of it if that fits only one run.
         workdir: Storage that holds the run.
         as_json: Print JSON instead of tables.
-        console: Where to print.
+        console: Where to print tables.
 
     Raises:
         ConfigError: If there is no such run, or several.
@@ -76,7 +77,7 @@ def show_cost(run: str, workdir: str, as_json: bool, console: Console) -> None:
     images = sum(int(line.get("samples") or 0) for line in _lines(folder, "metrics.jsonl"))
     costs = bill(read_ledger(folder), images, read_planned(folder), _budget(folder))
     if as_json:
-        _print_json(console, {"run": name, **costs})
+        print_json({"run": name, **costs})
     else:
         show(console, bill_table(name, costs, _preemptions(folder), _running(folder)))
 
@@ -126,7 +127,3 @@ def _running(folder: Storage) -> int | None:
 def _preemptions(folder: Storage) -> int:
     ended = (event for event in _lines(folder, "events.jsonl") if event.get("event") == "attempt-ended")
     return sum(event.get("exit_code") == Preempted.exit_code for event in ended)
-
-
-def _print_json(console: Console, value: Any) -> None:
-    console.print(json.dumps(value, indent=1, allow_nan=False), markup=False, soft_wrap=True)

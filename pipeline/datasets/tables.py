@@ -71,7 +71,7 @@ def version_rows(key: str, versions: Sequence[DatasetVersion]) -> Iterator[str]:
     for version in versions:
         dataset = version.dataset
         name = f"{'*' if version.newest else ' '} {dataset.digest[:_DIGEST]}"
-        counts = f"{count(dataset.images):>13}  {count(len(dataset.shards)):>9}  {size(_shard_bytes(dataset)):>8}"
+        counts = f"{count(dataset.images):>13}  {count(len(dataset.shards)):>9}  {size(shard_bytes(dataset)):>8}"
         yield f"{name}  {counts}  {_time(version.written)}"
         if version.used_by:
             yield f"    used by {_clipped(_users(version.used_by), _WIDTH - 12)}"
@@ -95,8 +95,8 @@ def version_lines(key: str, version: DatasetVersion, of: int, contents: Contents
     yield _row("used by", _clipped(_users(version.used_by), _WIDTH - _NAME) or "no run and no model")
     yield _row("images", f"{count(dataset.images)}, of which {count(dataset.held_out)} held out")
     yield _row("samples", f"{count(dataset.samples)}; {count(removed)} more were removed")
-    yield _row("shards", f"{count(len(dataset.shards))}, {size(_shard_bytes(dataset))}")
-    for shape, samples in sorted(_buckets(dataset).items(), key=lambda item: (-item[1], item[0])):
+    yield _row("shards", f"{count(len(dataset.shards))}, {size(shard_bytes(dataset))}")
+    for shape, samples in sorted(samples_by_bucket(dataset).items(), key=lambda item: (-item[1], item[0])):
         yield _row("bucket", f"{shape[1]}×{shape[0]}: {count(samples)}")
     if contents is not None:
         yield _row("captions by", _counts(contents.captions_by))
@@ -140,11 +140,12 @@ def _image_sizes(dataset: Dataset) -> str:
     return ", ".join(sizes) if len(sizes) <= 3 else f"{plural(len(sizes), 'bucket')} from {sizes[0]} to {sizes[-1]}"
 
 
-def _shard_bytes(dataset: Dataset) -> int:
+def shard_bytes(dataset: Dataset) -> int:
+    """Return the bytes of all shards of a dataset."""
     return sum(shard.bytes for shard in dataset.shards)
 
 
-def _buckets(dataset: Dataset) -> Counter[tuple[int, int]]:
+def samples_by_bucket(dataset: Dataset) -> Counter[tuple[int, int]]:
     """Return the number of samples in each bucket, without removed ones."""
     samples: Counter[tuple[int, int]] = Counter()
     for shard in dataset.shards:

@@ -7,8 +7,10 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 
 from components.dataset.garbage import DATASETS, find_garbage, remove
 from components.dataset.integrity import verify
@@ -19,6 +21,8 @@ from components.image.authors import author
 from components.image.records import read_accepted
 from components.storage.base import Storage
 from components.storage.open import open_storage
+from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, print_json
+from pipeline.datasets.documents import VERSION_KEYS, dataset_document, garbage_document, version_document
 from pipeline.datasets.tables import Contents, DatasetVersion, garbage_rows, size, tally, version_lines, version_rows
 from pipeline.messages import line, plural
 
@@ -26,32 +30,55 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _REJECTED = "rejected.jsonl"
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Add ``ls``, ``show``, ``verify`` and ``gc``."""
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, verb, description in (
-        ("ls", list_datasets, "list the datasets and their versions"),
-        ("show", show, "show what a dataset holds"),
-        ("verify", verify_datasets, "check every digest and decode every sample"),
-        ("gc", collect, "delete what no run and no published model uses"),
-    ):
-        one = verbs.add_parser(name, help=description, description=f"{description[0].upper()}{description[1:]}.")
-        one.add_argument("--workdir", default="workdir", help="folder or s3://bucket/prefix (default: %(default)s)")
-        one.set_defaults(verb=verb)
-        if name in ("show", "verify"):
-            one.add_argument("dataset", nargs="?", default="", help="its name, or the beginning of it (default: all)")
-        if name == "show":
-            one.add_argument("--version", default="", help="digest, or the beginning of it (default: the newest)")
-        if name == "verify":
-            one.add_argument("--workers", type=int, default=4, help="shards at the same time (default: %(default)s)")
-        if name == "gc":
-            one.add_argument(
-                "--older-than",
-                default="1d",
-                metavar="TIME",
-                help="keep what is newer, such as 12h or 7d (default: 1d)",
-            )
-            one.add_argument("--yes", action="store_true", help="delete; without it, only list what could be deleted")
+def add_dataset(all_verbs: Any) -> None:
+    """Add ``dataset`` with its verbs ``ls``, ``show``, ``verify`` and ``gc``."""
+    verbs = add_verbs(
+        all_verbs.add_parser("dataset", help="list, show and verify encoded datasets; delete unused data")
+    )
+    listing = _verb(verbs, "ls", "list the datasets and their versions", list_datasets, "darkroom dataset ls")
+    add_json(listing, workdir="its address", datasets=f"each dataset: name, versions; each version: {VERSION_KEYS}")
+    showing = _verb(verbs, "show", "show what a dataset holds", show, "darkroom dataset show 1a2b --workdir workdir")
+    _add_name(showing)
+    showing.add_argument("--version", default="", help="digest, or the beginning of it (default: the newest)")
+    add_json(
+        showing,
+        workdir="its address",
+        datasets=f"each dataset: name, versions (their number), version ({VERSION_KEYS}, buckets, encoding), and of "
+        "the newest captions_by, licences, rejected",
+    )
+    checking = _verb(
+        verbs,
+        "verify",
+        "check every digest and decode every sample",
+        verify_datasets,
+        "darkroom dataset verify --workdir s3://bucket/darkroom --workers 16",
+    )
+    _add_name(checking)
+    checking.add_argument("--workers", type=int, default=4, help="shards at the same time (default: %(default)s)")
+    add_json(checking, shards="shards checked", samples="samples decoded", bytes="bytes read", problems="sentences")
+    cleaning = _verb(
+        verbs,
+        "gc",
+        "delete what no run and no published model uses",
+        collect,
+        "darkroom dataset gc",
+        "darkroom dataset gc --older-than 7d --yes",
+    )
+    cleaning.add_argument(
+        "--older-than", default="1d", metavar="TIME", help="keep what is newer, such as 12h or 7d (default: 1d)"
+    )
+    cleaning.add_argument("--yes", action="store_true", help="delete; without it, only list what could be deleted")
+    add_json(cleaning, deleted="whether it was deleted", bytes="in all", garbage="folder, kind, pieces, bytes of each")
+
+
+def _verb(verbs: Any, name: str, summary: str, verb: Verb, *examples: str) -> Parser:
+    parser = add_verb(verbs, name, summary, verb, examples)
+    parser.add_argument("--workdir", default="workdir", help="folder or s3://bucket/prefix (default: %(default)s)")
+    return parser
+
+
+def _add_name(parser: Parser) -> None:
+    parser.add_argument("dataset", nargs="?", default="", help="its name, or the beginning of it (default: all)")
 
 
 def list_datasets(arguments: argparse.Namespace) -> int:
@@ -59,6 +86,11 @@ def list_datasets(arguments: argparse.Namespace) -> int:
     console, workdir = _console(), open_storage(arguments.workdir)
     references = read_references(workdir)
     keys = _keys(workdir, "")
+    if arguments.json:
+        versions = {key: _versions(workdir, key, references) for key in keys}
+        listed = [{"name": key, "versions": [version_document(one) for one in versions[key]]} for key in keys]
+        print_json({"workdir": workdir.url, "datasets": listed})
+        return EXIT_DONE
     for number, key in enumerate(keys):
         rows = version_rows(key, _versions(workdir, key, references))
         _print(console, *[""] * (number > 0), *rows)
@@ -71,11 +103,17 @@ def show(arguments: argparse.Namespace) -> int:
     """Show what datasets hold."""
     console, workdir = _console(), open_storage(arguments.workdir)
     references = read_references(workdir)
+    documents = []
     for number, key in enumerate(_matching_keys(workdir, arguments.dataset)):
         versions = _versions(workdir, key, references)
         version = _version(versions, arguments.version, key)
         contents = _contents(workdir.child(f"{DATASETS}/{key}")) if version.newest else None
-        _print(console, *[""] * (number > 0), *version_lines(key, version, len(versions), contents))
+        if arguments.json:
+            documents.append(dataset_document(key, version, len(versions), contents))
+        else:
+            _print(console, *[""] * (number > 0), *version_lines(key, version, len(versions), contents))
+    if arguments.json:
+        print_json({"workdir": workdir.url, "datasets": documents})
     return EXIT_DONE
 
 
@@ -88,23 +126,32 @@ def verify_datasets(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1:
         raise ConfigError(f"--workers {arguments.workers}: expected 1 or more")
     console, workdir = _console(), open_storage(arguments.workdir)
-    broken = shards = samples = total_bytes = 0
+    problems: list[str] = []
+    shards = samples = total_bytes = 0
+
+    def add_problem(text: str) -> None:
+        problems.append(text)
+        if not arguments.json:
+            _print(console, line(text))
+
     for key in _matching_keys(workdir, arguments.dataset):
         storage = workdir.child(f"{DATASETS}/{key}")
         for problem in _broken_records(storage):
-            broken += 1
-            _print(console, line(f"{key}: {problem}"))
+            add_problem(f"{key}: {problem}")
         dataset = _readable(storage)
-        with console.status("") as status:
-            for shard, problem in verify(storage, dataset, arguments.workers) if dataset else ():
+        with _status(console, "", arguments.json) as status:
+            for shard, flaw in verify(storage, dataset, arguments.workers) if dataset else ():
                 shards, samples, total_bytes = shards + 1, samples + shard.samples, total_bytes + shard.bytes
                 status.update(f"{key}: {plural(shards, 'shard')}, {size(total_bytes)}")
-                if problem:
-                    broken += 1
-                    _print(console, line(f"{key}: {problem}"))
-    _print(console, f"{plural(shards, 'shard')}, {plural(samples, 'sample')}, {size(total_bytes)} checked")
-    if broken:
-        raise DataError(f"{plural(broken, 'problem')}, named above; delete what is broken and run the pipeline again")
+                if flaw:
+                    add_problem(f"{key}: {flaw}")
+    if arguments.json:
+        print_json({"shards": shards, "samples": samples, "bytes": total_bytes, "problems": problems})
+    else:
+        _print(console, f"{plural(shards, 'shard')}, {plural(samples, 'sample')}, {size(total_bytes)} checked")
+    if problems:
+        named = f"{plural(len(problems), 'problem')}, named above"
+        raise DataError(f"{named}; delete what is broken and run the pipeline again")
     return EXIT_DONE
 
 
@@ -113,18 +160,30 @@ def collect(arguments: argparse.Namespace, clock: Callable[[], float] = time.tim
     console, workdir = _console(), open_storage(arguments.workdir)
     since = clock() - _age(arguments.older_than)
     counts: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def tell() -> None:
+        if arguments.json:
+            print_json(garbage_document(counts, deleted=arguments.yes))
+        else:
+            _print(console, *garbage_rows(counts, deleted=arguments.yes))
+
     try:
-        with console.status("looking for what nothing uses"):
+        with _status(console, "looking for what nothing uses", arguments.json):
             for garbage in find_garbage(workdir, lambda: in_use(read_references(workdir), since), since):
                 if arguments.yes:
                     remove(workdir, garbage)
                 tally(garbage, counts)
     except DarkroomError:
         if counts:  # report what was deleted before the error
-            _print(console, *garbage_rows(counts, deleted=arguments.yes))
+            tell()
         raise
-    _print(console, *garbage_rows(counts, deleted=arguments.yes))
+    tell()
     return EXIT_DONE
+
+
+def _status(console: Console, text: str, quiet: bool) -> Status:
+    """Return a line that says what is being done; not on standard output if a document goes there."""
+    return (Console(stderr=True, highlight=False) if quiet else console).status(text)
 
 
 def _console() -> Console:

@@ -14,8 +14,10 @@ from rich.console import Console
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, NotFound, StorageError
 from components.storage.base import Storage
 from components.storage.open import open_storage
+from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, print_json
 from pipeline.config import resolve
 from pipeline.kubeflow.cron import seconds_first
+from pipeline.kubeflow.documents import STATUS_KEYS, recurring_document, run_document, training_document
 from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.tables import recurring_rows, run_rows, runs_rows, training_rows
 from pipeline.messages import line
@@ -28,54 +30,94 @@ if TYPE_CHECKING:  # it takes a second to load
 _POLL_SECONDS = 10.0
 _FINISHED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
 _MOST_RUNS = 20
+_RUN = "id or name, or how it begins"
+_WORKDIR = "s3://bucket/prefix that holds everything"
 
 
-def add_verbs(verbs: Any) -> None:
+def add_cluster_verbs(verbs: Any) -> None:
     """Add all of them."""
-    submit = _verb(verbs, "submit", "start a run on the cluster", _submit)
-    _request(submit)
-    submit.add_argument(
-        "--workdir", default="", help="s3://bucket/prefix that holds everything (default: the release's)"
+    _add_submit(verbs)
+    _add_status(verbs)
+    _add_logs(verbs)
+    stop = _verb(verbs, "stop", "stop a run on the cluster; what it has saved stays", _stop, "darkroom stop 1a2b3c4d")
+    stop.add_argument("run", help=_RUN)
+    _add_schedule(verbs)
+    deploy = _verb(
+        verbs,
+        "deploy",
+        "make the pipeline and the recurring runs what a release says",
+        _deploy,
+        "darkroom deploy --file deploy.yaml",
     )
+    deploy.add_argument("--file", required=True, type=Path, help="deploy.yaml, as the chart writes it")
+    deploy.set_defaults(timeout=300.0)
+
+
+def _add_submit(verbs: Any) -> None:
+    submit = _verb(
+        verbs,
+        "submit",
+        "start a run on the cluster",
+        _submit,
+        "darkroom submit --recipe sd15-full --workdir s3://bucket/darkroom",
+        "darkroom submit --recipe mine.yaml --set train.steps=20000 --wait",
+    )
+    _request(submit)
+    submit.add_argument("--workdir", default="", help=f"{_WORKDIR} (default: the release's)")
     submit.add_argument("--name", default="", help="the run's name in the dashboard (default: that of its folder)")
     submit.add_argument(
         "--wait", action="store_true", help="wait until it has ended; the exit code is 0 if it succeeded"
     )
     _version_arguments(submit)
-    status = _verb(verbs, "status", "show how runs on the cluster get on", _status)
-    status.add_argument("run", nargs="?", default="", help="id or name, or how it begins (default: the newest runs)")
+
+
+def _add_status(verbs: Any) -> None:
+    examples = ("darkroom status", "darkroom status 1a2b3c4d", "darkroom status --json")
+    status = _verb(verbs, "status", "show how runs on the cluster get on", _status, *examples)
+    status.add_argument("run", nargs="?", default="", help=f"{_RUN} (default: the newest runs)")
     status.add_argument("--workdir", default="", help="workdir of the run (default: the one that it was started with)")
-    logs = _verb(verbs, "logs", "show the log of a run on the cluster", _logs)
-    logs.add_argument("run", help="id or name, or how it begins")
+    add_json(status, runs="without RUN: the newest runs, each as below", **STATUS_KEYS)
+
+
+def _add_logs(verbs: Any) -> None:
+    examples = ("darkroom logs 1a2b3c4d --follow", "darkroom logs 1a2b3c4d --step caption --lines 200")
+    logs = _verb(verbs, "logs", "show the log of a run on the cluster", _logs, *examples)
+    logs.add_argument("run", help=_RUN)
     logs.add_argument("--step", default="train", help="the step (default: %(default)s)")
     logs.add_argument("--follow", action="store_true", help="go on until the run has ended")
     logs.add_argument("--lines", type=int, default=40, help="last lines to show (default: %(default)s)")
     logs.add_argument("--workdir", default="", help="workdir of the run (default: the one that it was started with)")
-    stop = _verb(verbs, "stop", "stop a run on the cluster; what it has saved stays", _stop)
-    stop.add_argument("run", help="id or name, or how it begins")
-    _add_schedule(verbs.add_parser("schedule", help="list, set and remove runs that recur"))
-    deploy = _verb(verbs, "deploy", "make the pipeline and the recurring runs what a release says", _deploy)
-    deploy.add_argument("--file", required=True, type=Path, help="deploy.yaml, as the chart writes it")
-    deploy.set_defaults(timeout=300.0)
 
 
-def _add_schedule(schedule: argparse.ArgumentParser) -> None:
-    verbs = schedule.add_subparsers(required=True, metavar="VERB")
-    _verb(verbs, "ls", "list the runs that recur", _schedule_ls)
-    one = _verb(verbs, "set", "make a run recur; does nothing if it already recurs so", _schedule_set)
+def _add_schedule(all_verbs: Any) -> None:
+    verbs = add_verbs(all_verbs.add_parser("schedule", help="list, set and remove runs that recur"))
+    listing = _verb(verbs, "ls", "list the runs that recur", _schedule_ls, "darkroom schedule ls --json")
+    add_json(listing, recurring="the recurring runs: id, name, cron, enabled, owner (null: not darkroom's)")
+    one = _verb(
+        verbs,
+        "set",
+        "make a run recur; does nothing if it already recurs so",
+        _schedule_set,
+        "darkroom schedule set nightly --cron '0 3 * * *' --recipe cats.yaml \\\n    --workdir s3://bucket/darkroom",
+    )
     one.add_argument("name", help="the recurring run's name: a-z, 0-9 and '-'")
     one.add_argument("--cron", required=True, help="six fields, seconds first, or the usual five: '0 3 * * *'")
     _request(one)
-    one.add_argument("--workdir", default="", help="s3://bucket/prefix that holds everything (default: the release's)")
+    one.add_argument("--workdir", default="", help=f"{_WORKDIR} (default: the release's)")
     one.add_argument("--paused", action="store_true", help="keep it, but do not run it")
     _version_arguments(one)
-    removal = _verb(verbs, "rm", "remove a recurring run; runs that it has started go on", _schedule_rm)
+    removal = _verb(
+        verbs,
+        "rm",
+        "remove a recurring run; runs that it has started go on",
+        _schedule_rm,
+        "darkroom schedule rm nightly",
+    )
     removal.add_argument("name", help="its name")
 
 
-def _verb(verbs: Any, name: str, summary: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    description = f"{summary[0].upper()}{summary[1:]}."
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=description)
+def _verb(verbs: Any, name: str, summary: str, verb: Verb, *examples: str) -> Parser:
+    parser = add_verb(verbs, name, summary, verb, examples)
     api = parser.add_argument_group("Kubeflow's API")
     api.add_argument("--endpoint", default="", help="its address (default: KF_PIPELINES_ENDPOINT, or the cluster's)")
     api.add_argument("--namespace", default="", help="the runs' namespace, if users have namespaces of their own")
@@ -86,7 +128,6 @@ def _verb(verbs: Any, name: str, summary: str, verb: Callable[[argparse.Namespac
     api.add_argument(
         "--timeout", type=float, default=10.0, help="seconds to repeat a call without an answer (default: %(default)s)"
     )
-    parser.set_defaults(verb=verb)
     return parser
 
 
@@ -196,15 +237,31 @@ def _status(arguments: argparse.Namespace) -> int:
     kubeflow = _connect(arguments)
     now = datetime.now(UTC)
     if not arguments.run:
-        _print_lines(*runs_rows(kubeflow.runs(_MOST_RUNS), now))
+        runs = kubeflow.runs(_MOST_RUNS)
+        if arguments.json:
+            print_json({"runs": [run_document(run, kubeflow.link(run.id)) for run in runs]})
+        else:
+            _print_lines(*runs_rows(runs, now))
         return EXIT_DONE
     run = _find(kubeflow, arguments.run)
+    if arguments.json:
+        print_json(_whole_document(kubeflow, run, arguments.workdir))
+        return EXIT_DONE
     _print_lines(*run_rows(run, now), f"dashboard   {kubeflow.link(run.id)}")
     try:
         _print_lines(*training_rows(_folder_of(run, arguments.workdir)))
     except DarkroomError as error:
         _print_lines(line(f"training    unknown: {error}"))
     return EXIT_DONE
+
+
+def _whole_document(kubeflow: Kubeflow, run: Run, workdir: str) -> dict[str, Any]:
+    """Return what ``status RUN --json`` prints."""
+    document = run_document(run, kubeflow.link(run.id))
+    try:
+        return {**document, "training": training_document(_folder_of(run, workdir))}
+    except DarkroomError as error:
+        return {**document, "training": {"error": str(error)}}
 
 
 def _folder_of(run: Run, workdir: str) -> Storage:
@@ -274,7 +331,11 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 
 def _schedule_ls(arguments: argparse.Namespace) -> int:
-    _print_lines(*recurring_rows(_connect(arguments).recurring()))
+    recurring = _connect(arguments).recurring()
+    if arguments.json:
+        print_json({"recurring": [recurring_document(one) for one in recurring]})
+    else:
+        _print_lines(*recurring_rows(recurring))
     return EXIT_DONE
 
 

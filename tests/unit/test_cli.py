@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import io
+import json
+import re
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.cli import main
+from pipeline.cli import build_parser, main
+from pipeline.command_line import Parser, wrapped
 from pipeline.config import resolve
 
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
@@ -126,3 +132,74 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(verb in text for verb in ("run", "compile", "submit", "status", "logs", "stop", "schedule", "deploy"))
+
+
+def exit_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command line that argparse ends; return the exit code and what was printed."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return int(caught.value.code or 0), *capsys.readouterr()
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = exit_of(capsys, "--version")
+    assert code == 0
+    assert re.fullmatch(r"darkroom \d+\.\d+\.\d+\n", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["rnu"], ("'rnu'", "did you mean run?", "darkroom --help")),
+        (["dataset", "lz"], ("'lz'", "did you mean ls?", "darkroom dataset --help")),
+        (["schedule", "zzzz"], ("'zzzz'", "ls, set, rm")),
+        (["run", "--recip"], ("--recipe", "darkroom run --help")),
+        ([], ("VERB",)),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_one_line(
+    arguments: list[str], parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, error = exit_of(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert all(part in error for part in parts)
+
+
+def every_verb(parser: argparse.ArgumentParser) -> Iterator[Parser]:
+    """Yield the parsers of all verbs that do something."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for group in groups:
+        for verb in group.choices.values():
+            yield from every_verb(verb)
+    if not groups:
+        assert isinstance(parser, Parser)
+        yield parser
+
+
+def test_every_verb_has_examples_that_parse_and_fit_the_terminal() -> None:
+    parser = build_parser()
+    for verb in every_verb(parser):
+        assert verb.examples, verb.prog
+        for example in verb.examples:
+            command, *arguments = shlex.split(example.partition(">")[0].replace("\\\n", ""))
+            assert command == "darkroom"
+            assert example.startswith(verb.prog)
+            assert parser.parse_args(arguments).verb is verb.get_default("verb")
+            assert all(len(row) <= 78 for row in example.split("\n"))
+
+
+def test_the_settings_are_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--recipe", "demo", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"run": resolve("demo").run, "settings": resolve("demo").model_dump(mode="json")}
+
+
+def test_an_error_is_broken_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/a/path/that/is/longer/than/the/terminal" * 3
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = wrapped(f"error: {'word ' * 30}{path} end\nanother line").splitlines()
+    assert [line for line in lines if len(line) > 80] == [f"  {path}"]
+    assert lines[0] == "error: " + " ".join(["word"] * 14)
+    assert lines[-1] == "another line"
