@@ -29,6 +29,8 @@ from components.storage.base import Storage
 
 FORMAT = 2
 StateKind = Literal["master", "exp_avg", "exp_avg_sq", "ema"]
+# A counter: the share of the base's weights in the moving average. Checkpoints of earlier versions lack it.
+BASE_SHARE = "base_share"
 KINDS: tuple[StateKind, ...] = ("master", "exp_avg", "exp_avg_sq", "ema")
 
 
@@ -241,7 +243,9 @@ def candidates(run: Storage, training: str | None = None) -> Iterator[Checkpoint
         if training is None or checkpoint.training == training:
             yield checkpoint
         else:
-            yield DataError(f"{folder(step)} belongs to another training (other settings, data or base model)")
+            yield DataError(
+                f"{folder(step)} belongs to another training (other settings, data, base model or version of Darkroom)"
+            )
 
 
 def newest(run: Storage, training: str | None = None) -> Checkpoint | None:

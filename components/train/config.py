@@ -34,7 +34,12 @@ class OptimizerConfig(Settings):
 class EmaConfig(Settings):
     """The moving average of the weights, which is what is published."""
 
-    decay: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights, per step")
+    decay: float = Field(
+        0.9999,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights per step; step n uses min(decay, (1+n)/(10+n))",
+    )
 
 
 class PerformanceConfig(Settings):
@@ -82,7 +87,7 @@ class CheckpointConfig(Settings):
 
 
 class ValidationConfig(Settings):
-    """The loss on held-out samples."""
+    """The loss of the moving average, which is what is published, on held-out samples."""
 
     every: int | None = Field(
         500, ge=1, description="optimizer steps between two measurements of the loss on held-out samples; null: never"

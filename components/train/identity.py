@@ -8,9 +8,10 @@ from components.dataset.versions import Dataset
 from components.digests import digest, digest_tree
 from components.train.config import TrainConfig
 
-# Raised whenever the order of the samples or the random numbers they are trained with change: checkpoints from before
-# would otherwise go on with other ones.
-ORDER_FORMAT = 1
+# Raised whenever the same settings would train other weights, because the order of the samples, their random numbers or
+# the moving average changed. A checkpoint from before belongs to another training then: this one begins anew. 2: the
+# decay of the moving average rises.
+FORMAT = 2
 
 
 def training_identity(config: TrainConfig, seed: int, dataset: Dataset, base: Path) -> str:
@@ -22,4 +23,4 @@ def training_identity(config: TrainConfig, seed: int, dataset: Dataset, base: Pa
         dataset: What is trained on.
         base: Folder of the base model; its UNet is what training starts from.
     """
-    return digest([ORDER_FORMAT, config.identity(), seed, dataset.digest, digest_tree(base, ["unet", "scheduler"])])
+    return digest([FORMAT, config.identity(), seed, dataset.digest, digest_tree(base, ["unet", "scheduler"])])

@@ -109,12 +109,13 @@ def _skip(job: Training, step: int, in_a_row: int) -> int:
 
 
 def _measure(job: Training, step: int, watch: Stopwatch) -> None:
-    """Measure the loss on held-out samples and draw sample images, if they are due after a step."""
+    """Measure the moving average's loss on held-out samples and draw sample images, if they are due after a step."""
     if job.validation is not None and job.config.validates_after(step):
         loss, problem = nan, None
         with watch.apart() as spent:
             try:
-                loss = job.validation.loss(job.engine.losses, job.engine.device)
+                with job.engine.averaged():
+                    loss = job.validation.loss(job.engine.losses, job.engine.device)
             except DataError as error:  # on every rank
                 problem = str(error)
         job.monitor.validation(step, loss, job.validation.samples, spent.seconds, problem)

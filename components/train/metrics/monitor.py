@@ -1,8 +1,9 @@
 """What a training reports: metrics of each step, events, validation, sample images, trackers; only rank 0 does.
 
-``metrics.jsonl`` has a line per optimizer step, ``validation.jsonl`` one per measurement of the loss on held-out
-samples, ``events.jsonl`` one per event, which is all that `components.accounting.ledger` needs to account for every
-second, and ``samples/`` the sample images. A resumed training removes from the first two the steps that it will repeat.
+``metrics.jsonl`` has a line per optimizer step, ``validation.jsonl`` one per measurement of the moving average's loss
+on held-out samples, ``events.jsonl`` one per event, which is all that `components.accounting.ledger` needs to account
+for every second, and ``samples/`` the sample images. A resumed training removes from the first two the steps that it
+will repeat.
 """
 
 from __future__ import annotations
@@ -162,16 +163,16 @@ class Monitor:
             self._journal.flush(wait=True)
 
     def validation(self, step: int, loss: float, samples: int, seconds: float, problem: str | None = None) -> None:
-        """Record the loss on ``samples`` held-out samples, or the problem that kept it from being measured."""
+        """Record the moving average's loss on ``samples`` held-out samples, or why it could not be measured."""
         if not self._is_main_rank:
             return
-        line = {"step": step, "loss": _finite(loss), "samples": samples, "seconds": round(seconds, 4)}
+        line = {"step": step, "weights": "ema", "loss": _finite(loss), "samples": samples, "seconds": round(seconds, 4)}
         if problem is not None:
             self.event("validation", **line, problem=problem)
             return
         self._journal.add(VALIDATION, line)
         self.event("validation", **line)
-        self._track(step, {"validation/loss": loss})
+        self._track(step, {"validation/ema_loss": loss})
 
     def samples(self, step: int, sheet: Image.Image, size: tuple[int, int], seconds: float) -> None:
         """Store a row of sample images, one per prompt, drawn after this step; ``size`` is (H, W) of one image."""

@@ -5,8 +5,8 @@ identified by its number and its shard's name, a digest of the shard's content. 
 runs on the same data, differ only by what was learned. Captions are never dropped, and timesteps are stratified: with
 *n* samples, each *n*-th of the noise schedule occurs once.
 
-The weights measured are those in training, not their moving average: the curve is read beside the training loss, which
-is theirs, and nothing has to be swapped in and out again. The average is what the evaluation and the sample images use.
+The weights measured are the moving average's: those that are evaluated, drawn from and published. The training loss is
+that of the weights in training, so the two curves are of different weights.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ what they share: the moving average, and the state that checkpoints hold.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from typing import NamedTuple
 
@@ -16,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from components.model.checkpoints import Checkpoint, Piece
+from components.model.checkpoints import BASE_SHARE, Checkpoint, Piece
 from components.train.config import TrainConfig
 from components.train.data.reader import MicroBatch
 from components.train.processes.collectives import device
+from components.train.step.fragments import Share, assembled
 from components.train.step.loss import Loss
 from components.train.step.loss_scale import LossScale
+from components.train.step.moving_average import base_share, decay
 from components.train.step.replicated import Exact, Replicated
 from components.train.step.zero import Sharded
 
@@ -101,8 +104,8 @@ class Engine:
         norm = self._model.update(self.loss_scale.value)
         applied = isfinite(norm)
         if applied:
+            torch._foreach_lerp_(self._ema, self._owned, 1.0 - decay(self.updates, self._config.ema.decay))
             self.updates += 1
-            torch._foreach_lerp_(self._ema, self._owned, 1.0 - self._config.ema.decay)
         if self._config.precision == "fp16":
             self.loss_scale = self.loss_scale.after(overflowed=not applied)
         return StepResult(loss / samples, norm, applied)
@@ -122,7 +125,10 @@ class Engine:
 
     @torch.no_grad()
     def losses(self, batch: MicroBatch) -> Tensor:
-        """Return each sample's loss, ``[B]``, without gradients; every rank calls it equally often."""
+        """Return each sample's loss, ``[B]``, without gradients; every rank calls it equally often.
+
+        It is the loss of the weights in training, or, within `averaged`, that of their moving average.
+        """
         module = self._model.module
         module.eval()
         try:
@@ -130,11 +136,22 @@ class Engine:
         finally:
             module.train()
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model compute with the moving average; afterwards it has its weights again, bit for bit.
+
+        Every rank calls it. The device holds the weights twice meanwhile, about what gradients take in a step.
+        """
+        with self._model.replaced(self._ema_shares()):
+            yield
+
     @property
     def counters(self) -> dict[str, float]:
-        """The numbers that are part of the state."""
+        """The numbers that are part of the state, and the share of the base in the moving average, for readers."""
         scale = self.loss_scale
-        return {"updates": self.updates, "loss_scale": scale.value, "loss_scale_steady": scale.steady}
+        share = base_share(self.updates, self._config.ema.decay)
+        counters = {"updates": self.updates, "loss_scale": scale.value, "loss_scale_steady": scale.steady}
+        return {**counters, BASE_SHARE: share}
 
     def pieces(self) -> list[Piece]:
         """Copy this rank's part of the state to the host."""
@@ -175,16 +192,16 @@ class Engine:
     def gather_ema(self) -> dict[str, Tensor] | None:
         """Bring the whole moving average to rank 0 (``None`` elsewhere); every rank calls it."""
         whole = {}
-        owned = {fragment.name: (fragment, ema) for fragment, ema in zip(self.fragments, self._ema, strict=True)}
-        for name, shape in self.shapes.items():
-            flat = torch.zeros(int(np.prod(shape)), dtype=torch.float32, device=self.device)
-            if name in owned:
-                fragment, ema = owned[name]
-                start = fragment.start + fragment.owned.start
-                flat[start : start + len(ema)] = ema
-            torch.distributed.reduce(flat, dst=0)
-            whole[name] = flat.view(shape)
+        for name, flat in assembled(self._ema_shares(), self.shapes, self.device):
+            if self.rank == 0:
+                whole[name] = flat.view(self.shapes[name])
         return whole if self.rank == 0 else None
+
+    def _ema_shares(self) -> dict[str, Share]:
+        return {
+            fragment.name: Share(fragment.start + fragment.owned.start, ema)
+            for fragment, ema in zip(self.fragments, self._ema, strict=True)
+        }
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:

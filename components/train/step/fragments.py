@@ -7,10 +7,14 @@ loading at another world size) is written once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -34,6 +38,48 @@ class Fragment:
     master: Tensor
     moments: dict[str, Tensor]
     owned: slice
+
+
+class Share(NamedTuple):
+    """This rank's part of a flattened parameter: the index of its first element, and its values, float32 ``[n]``."""
+
+    start: int
+    values: Tensor
+
+
+def assembled(
+    shares: Mapping[str, Share], shapes: Mapping[str, Sequence[int]], device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter whole and flattened, on every rank, one after the other; all ranks call it.
+
+    Args:
+        shares: What this rank has of each parameter, by name; those of all ranks tile it.
+        shapes: Every parameter's shape.
+        device: Where ranks exchange tensors.
+    """
+    for name, shape in shapes.items():
+        flat = torch.zeros(prod(shape), dtype=torch.float32, device=device)
+        if name in shares:
+            start, values = shares[name]
+            flat[start : start + len(values)] = values
+        # Added up as integers: -0.0 + 0.0 would be 0.0, which is another bit pattern.
+        torch.distributed.all_reduce(flat.view(torch.int32))
+        yield name, flat
+
+
+@contextmanager
+def replaced_whole(model: nn.Module, shares: Mapping[str, Share]) -> Iterator[None]:
+    """Give a model of which each rank has all weights other ones, and afterwards its own again."""
+    parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+    own = {name: data.clone() for name, data in parameters.items()}
+    shapes = {name: tuple(data.shape) for name, data in parameters.items()}
+    try:
+        for name, flat in assembled(shares, shapes, next(iter(parameters.values())).device):
+            parameters[name].copy_(flat.view(shapes[name]))
+        yield
+    finally:
+        for name, data in parameters.items():
+            data.copy_(own[name])
 
 
 def adamw_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:

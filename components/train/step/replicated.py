@@ -6,7 +6,8 @@ slow for a small UNet; here a step is a few calls over all parameters at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from math import isfinite
 
 import torch
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from components.train.config import TrainConfig
 from components.train.data.reader import MicroBatch
 from components.train.step.exact import TreeSum, sum_over_ranks
-from components.train.step.fragments import MOMENTS, Fragment, adamw_state
+from components.train.step.fragments import MOMENTS, Fragment, Share, adamw_state, replaced_whole
 from components.train.step.loss import Loss
 
 # Elements that are added up over ranks at once: a buffer of 800 MB at most.
@@ -91,6 +92,10 @@ class Replicated:
             moments = {kind: state[kind].view(-1) for kind in MOMENTS}
             share = slice(self.rank * size // self.world, (self.rank + 1) * size // self.world)
             yield Fragment(name, 0, parameter.data.view(-1), moments, share)
+
+    def replaced(self, shares: Mapping[str, Share]) -> AbstractContextManager[None]:
+        """Give the model other weights for a while: those that all ranks' shares tile."""
+        return replaced_whole(self.module, shares)
 
     def set_step(self, step: int) -> None:
         """Set the number of AdamW's steps, which its bias correction depends on."""

@@ -6,7 +6,8 @@ here, scaled so that what DeepSpeed makes of it is the mean over the samples of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from components.train.config import TrainConfig
 from components.train.data.batches import accumulation
 from components.train.data.reader import MicroBatch
-from components.train.step.fragments import MOMENTS, Fragment, adamw_state
+from components.train.step.fragments import MOMENTS, Fragment, Share, adamw_state, replaced_whole
 from components.train.step.loss import Loss
 
 # Buckets as large as the model cost nothing; DeepSpeed's default of 5e8 elements makes tiny models ten times slower.
@@ -78,6 +79,35 @@ class Sharded:
     def fragments(self) -> Iterator[Fragment]:
         """Yield every piece of a parameter that this rank holds."""
         return self._scattered() if self._stage == 3 else self._partitioned()
+
+    def replaced(self, shares: Mapping[str, Share]) -> AbstractContextManager[None]:
+        """Give the model other weights for a while: those that all ranks' shares tile."""
+        return self._replaced_parts(shares) if self._stage == 3 else replaced_whole(self.module, shares)
+
+    @contextmanager
+    def _replaced_parts(self, shares: Mapping[str, Share]) -> Iterator[None]:
+        # Stage 3 gathers a parameter for its forward pass from ``ds_tensor``, each rank's part in the model's dtype.
+        parameters: dict[str, Any] = dict(self.module.named_parameters())
+        parts = {name: parameter.ds_tensor.data for name, parameter in parameters.items()}
+        own = {name: part.clone() for name, part in parts.items()}
+        try:
+            with self._parted():
+                for name, share in shares.items():
+                    parts[name][: len(share.values)].copy_(share.values)
+            yield
+        finally:
+            with self._parted():
+                for name, part in parts.items():
+                    part.copy_(own[name])
+
+    @contextmanager
+    def _parted(self) -> Iterator[None]:
+        """Drop the gathered copies of the small parameters that DeepSpeed keeps whole; gather them again afterwards."""
+        zero = self.optimizer
+        zero.parameter_offload.partition_all_parameters()
+        yield
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def set_step(self, step: int) -> None:
         """Set the number of AdamW's steps, which its bias correction depends on."""

@@ -108,7 +108,7 @@ def tensorboard(run: Storage) -> dict[str, list[tuple[int, float]]]:
     accumulator = reading.EventAccumulator(str(run.local_path("tracking/tensorboard")))
     accumulator.Reload()
     same = [tag for tag in accumulator.Tags()["scalars"] if not tag.startswith("throughput/")]
-    assert {"train/loss", "train/lr", "validation/loss"} <= set(same)
+    assert {"train/loss", "train/lr", "validation/ema_loss"} <= set(same)
     return {tag: [(point.step, point.value) for point in accumulator.Scalars(tag)] for tag in same}
 
 

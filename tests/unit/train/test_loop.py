@@ -286,3 +286,9 @@ def test_measuring_and_drawing_change_nothing_and_are_made_up_for_after_a_stop(
     assert [event["step"] for event in attempt.events("validation")] == [0, 5, 10]
     assert [event["step"] for event in attempt.events("samples")] == [5]
     assert attempt.newest.digest == uninterrupted.newest.digest
+    published = make_model()
+    load_weights(published, attempt.newest.read_all("ema"))
+    validation = Validation(*data, DRAWING, TrainConfig.parse({**SETTINGS, **looks}), 0, 1)
+    with torch.no_grad():
+        loss = validation.loss(lambda batch: loss_of(published, batch), torch.device("cpu"))
+    assert attempt.events("validation")[-1]["loss"] == loss, "it is the loss of what is published"

@@ -96,6 +96,7 @@ def test_numbers_that_json_does_not_know_are_null(run: Storage, number: float) -
     )
     assert (line["loss"], line["grad_norm"], line["lr"]) == (None, None, 0.1)
     assert validation["loss"] is event["loss"] is None
+    assert validation["weights"] == event["weights"] == "ema"
     said = [strictly(line) for line in output.getvalue().splitlines()]
     assert [(one["event"], one["loss"]) for one in said] == [("step", None), ("validation", None)]
 
@@ -119,7 +120,7 @@ def test_trackers_are_told_finite_numbers_only(run: Storage) -> None:
         (2, True, False), (4, False, True), (4, False, False), (4, False, False),
     ]  # fmt: skip
     assert heard[0]["values"]["train/loss"] == 0.75
-    assert heard[3]["values"] == {"validation/loss": 0.5}
+    assert heard[3]["values"] == {"validation/ema_loss": 0.5}
 
 
 def test_a_restart_takes_off_what_is_done_again(run: Storage) -> None:

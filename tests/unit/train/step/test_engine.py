@@ -39,7 +39,7 @@ RATES = (4e-3, 2e-2, 1e-2, 5e-3, 2e-3)
 WORLDS = (1, 2)
 # Adam's update does not depend on the gradient's scale; with an epsilon of the gradient's own size it does.
 SETTINGS: Mapping[str, Any] = {
-    "steps": STEPS, "global_batch": POSITIONS, "micro_batch": 2, "ema": {"decay": 0.7},
+    "steps": STEPS, "global_batch": POSITIONS, "micro_batch": 2, "ema": {"decay": 0.2},
     "optimizer": {"epsilon": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.95)},
 }  # fmt: skip
 KINDS_OF_ENGINE: Mapping[str, Mapping[str, Any]] = {
@@ -131,7 +131,8 @@ def reference(variant: str) -> Trained:
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)))
         adamw.step()
         for name, parameter in model.named_parameters():
-            average[name] = 0.7 * average[name] + 0.3 * parameter.detach()
+            kept = (0.1, 2 / 11, 0.2, 0.2, 0.2)[step]  # min(0.2, (1 + n) / (10 + n)), as tf.train's moving average
+            average[name] = kept * average[name] + (1 - kept) * parameter.detach()
         losses.append(loss.item())
     state: State = {}
     for name, parameter in model.named_parameters():
@@ -151,6 +152,19 @@ def take_steps(engine: Engine, config: TrainConfig, first: int, last: int) -> tu
         shares.append(float(outcome.loss_share))
         norms.append(outcome.gradient_norm)
     return shares, norms
+
+
+def losses_of_averages(engine: Engine, config: TrainConfig) -> dict[str, list[float]]:
+    """Return the losses of some rows, in turn with the weights, their moving average, and the weights again."""
+    batch = rows(0, range(POSITIONS), skips=False)
+    before = [parameter.detach().clone() for parameter in engine._model.module.parameters()]
+    losses = {"weights": engine.losses(batch).tolist()}
+    with engine.averaged():
+        losses["average"] = engine.losses(batch).tolist()
+    losses["weights again"] = engine.losses(batch).tolist()
+    for parameter, copy in zip(engine._model.module.parameters(), before, strict=True):
+        assert torch.equal(parameter.detach().view(torch.uint8), copy.view(torch.uint8)), config.zero_stage
+    return losses
 
 
 def save(run: Storage, engine: Engine, step: int) -> None:
@@ -189,6 +203,7 @@ def run_rank(rank: int, world: int, port: int, folder: str) -> None:
         second = take_steps(engine, config, RESUME_AT, STEPS)
         save(here, engine, STEPS)
         here.write_json(f"rank-{rank}.json", {"losses": first[0] + second[0], "norms": first[1] + second[1]})
+        here.write_json(f"averaged-{rank}.json", losses_of_averages(engine, config))
         average = engine.gather_ema()
         assert (average is None) == (rank > 0)
         if average is not None:
@@ -267,6 +282,28 @@ def test_the_moving_average_is_gathered_whole(gangs: dict[int, Storage], world: 
     assert_equal(gathered, {name: values for name, values in state_of(run).items() if name.startswith("ema/")})
 
 
+@each_case
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_model_computes_with_the_average_and_has_its_weights_again(
+    gangs: dict[int, Storage], world: int, kind: str, variant: str
+) -> None:
+    run = gangs[world].child(f"{kind}, {variant}")
+    batch, state, rounding = rows(0, range(POSITIONS), skips=False), state_of(run), ROUNDING.get(variant, 1e-5)
+    expected = {}
+    for name, weights in (("weights", "master"), ("average", "ema")):
+        model = make_model()
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        load_weights(model, {key: state[f"{weights}/{key}"].reshape(shape) for key, shape in shapes.items()})
+        expected[name] = loss_of(model, batch).detach().numpy()
+    if variant not in ROUNDING:
+        assert np.abs(expected["weights"] / expected["average"] - 1).max() > 20 * rounding, "it makes a difference"
+    for rank in range(world):
+        losses = run.read_json(f"averaged-{rank}.json")
+        np.testing.assert_allclose(losses["weights"], expected["weights"], rtol=rounding)
+        np.testing.assert_allclose(losses["average"], expected["average"], rtol=rounding)
+        assert losses["weights again"] == losses["weights"]
+
+
 @pytest.mark.parametrize("variant", ["default norm", "small norm"])
 def test_the_norms_are_such_that_clipping_shows(variant: str) -> None:
     norms, limit = reference(variant).norms, config_of("stage 0", variant).optimizer.max_grad_norm
@@ -284,7 +321,8 @@ def test_a_resumed_engine_goes_on_as_one_that_was_not_stopped(
     straight, resumed = (checkpoints.open_checkpoint(place, STEPS) for place in (run, run.child("resumed")))
     assert resumed.counters == straight.counters
     scale = LossScale(2 * LOSS_SCALE.value, STEPS - 2) if variant == "fp16" else LossScale(1.0)
-    assert straight.counters == {"updates": STEPS, "loss_scale": scale.value, "loss_scale_steady": scale.steady}
+    counters = {"updates": STEPS, "loss_scale": scale.value, "loss_scale_steady": scale.steady}
+    assert straight.counters == {**counters, "base_share": pytest.approx(0.1 * 2 / 11 * 0.2**3)}
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in ROUNDING])
