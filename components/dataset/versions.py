@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from components.dataset.prompts import NotedCaptions
 from components.digests import digest
 from components.errors import DataError, NotFound
 from components.storage.base import Storage
@@ -69,6 +70,7 @@ class Dataset:
         images: Live images, held-out ones included; each gives one sample or several.
         held_out: Live images that are never trained on.
         rejected: Rejected images; ``rejected.jsonl`` lists them.
+        noted_captions: Captions to take prompts from; none if an earlier version of Darkroom committed it.
     """
 
     encoding_key: str
@@ -77,6 +79,7 @@ class Dataset:
     images: int
     held_out: int
     rejected: int
+    noted_captions: NotedCaptions = field(default_factory=NotedCaptions)
 
     @property
     def samples(self) -> int:
@@ -212,6 +215,7 @@ def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
             images=int(value["images"]),
             held_out=int(value["held_out"]),
             rejected=int(value["rejected"]),
+            noted_captions=_noted_captions(value.get("noted_captions") or {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{key} is damaged ({error!r}); delete it, {what_to_do}") from None
@@ -299,6 +303,11 @@ def is_held_out(sha256: str, fraction: float) -> bool:
 
 def _group_key(group: str) -> str:
     return f"groups/{group}.json"
+
+
+def _noted_captions(value: dict[str, Any]) -> NotedCaptions:
+    common, held_out = (tuple(map(str, value.get(kind, ()))) for kind in ("common", "held_out"))
+    return NotedCaptions(common, held_out)
 
 
 def _shard(value: dict[str, Any]) -> Shard:

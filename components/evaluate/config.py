@@ -53,7 +53,9 @@ class EvaluateConfig(Settings):
     }
 
     prompts: tuple[str, ...] = Field(
-        ("a photograph",), min_length=1, description="what to draw; some metrics need captions equal to them"
+        (),
+        description="what to draw; some metrics need captions equal to them; none: commonest and held-out captions of "
+        "the dataset",
     )
     images_per_prompt: int = Field(8, ge=1, description="images drawn of each prompt")
     steps: int = Field(30, ge=1, le=1000, description="denoising steps of each image")
@@ -89,7 +91,7 @@ class EvaluateConfig(Settings):
         if len(set(self.prompts)) < len(self.prompts):
             yield "prompts holds a prompt twice: ask for more images_per_prompt instead"
         for name, metric in self.deciding.items():
-            if Need.TWO_PROMPTS in metric.needs and len(self.prompts) < 2:
+            if Need.TWO_PROMPTS in metric.needs and len(self.prompts) == 1:
                 yield (
                     f"promotion depends on {name}, which needs {Need.TWO_PROMPTS.value}; add prompts, or set "
                     "promotion.metric and promotion.required to other metrics"

@@ -75,8 +75,8 @@ def evaluate(
     if reused:
         result = earlier
     else:
-        origin = f"runs/{run}/{checkpoints.folder(checkpoint.step)}"
-        model = load_candidate(base, weights, origin, select_device(config.device))
+        place = f"runs/{run}/{checkpoints.folder(checkpoint.step)}"
+        model = load_candidate(base, weights, place, select_device(config.device))
         result = {**identity, **_measure(model, evaluator, folder, config.sheet_columns)}
 
     champion = read_champion(workdir, name)
@@ -88,9 +88,13 @@ def evaluate(
         decision = decide(config.promotion, parse_metrics(result["metrics"]), champion.metrics if champion else None)
 
     outcome = {**decision._asdict(), "step": checkpoint.step}
-    authors = {"captions_by": read_authors(workdir.child(f"datasets/{encoding_key}"))}
+    # The base's share is null if an earlier version of Darkroom wrote the checkpoint.
+    origin = {
+        "base_share": checkpoint.counters.get(checkpoints.BASE_SHARE),
+        "captions_by": read_authors(workdir.child(f"datasets/{encoding_key}")),
+    }
     versus = {"decided_by": list(config.deciding), "champion": plain_champion(champion) if champion else None}
-    folder.write_json(EVALUATION, {**result, **authors, **outcome, **versus})
+    folder.write_json(EVALUATION, {**result, **origin, **outcome, **versus})
     return {**outcome, "metrics": result["metrics"], "weights_sha256": identity["weights_sha256"], "reused": reused}
 
 

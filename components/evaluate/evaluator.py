@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from components.dataset.prompts import prompts_of
 from components.dataset.versions import Dataset, read_dataset
 from components.digests import digest
 from components.errors import DataError
@@ -66,13 +67,13 @@ class ModelEvaluator:
     def __init__(
         self, config: EvaluateConfig, source_id: str, encoding_key: str, workdir: Storage, progress: Progress
     ) -> None:
-        self._config = config
+        self.dataset = _dataset(workdir, encoding_key)
+        self._config = config = _with_prompts(config, self.dataset)
         self._source_id = source_id
         self._workdir = workdir
         self._progress = progress
         self._settings = {name: getattr(config.metrics, name, metric.settings) for name, metric in METRICS.items()}
         self._extractors = {name: metric.extractor(self._settings[name]) for name, metric in METRICS.items()}
-        self.dataset = _dataset(workdir, encoding_key)
         self.size = self.dataset.main_bucket
 
     @property
@@ -131,6 +132,13 @@ class ModelEvaluator:
     def _prompt_row(self, prompt: str, scores: dict[str, Score]) -> dict[str, Any]:
         values = {name: score.by_prompt[prompt] for name, score in scores.items() if prompt in score.by_prompt}
         return {"prompt": prompt, "images": self._config.images_per_prompt, "metrics": values}
+
+
+def _with_prompts(config: EvaluateConfig, dataset: Dataset) -> EvaluateConfig:
+    """Return the settings with prompts: the dataset's captions if the settings name none."""
+    if config.prompts:
+        return config
+    return config.model_copy(update={"prompts": prompts_of(dataset, config.seed, "evaluate.prompts")})
 
 
 def _dataset(workdir: Storage, encoding_key: str) -> Dataset:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from components.dataset.format import SampleId, ShardIndex, find_whole, sample_ids
+from components.dataset.prompts import CaptionNotes, NotedCaptions
 from components.dataset.versions import (
     Dataset,
     Shard,
@@ -73,12 +74,13 @@ def index(
     inputs = fingerprint(workdir, storage, source_id, groups, config.held_out)
     if last_result := read_result(storage, inputs):
         return last_result
-    live, authors = _accepted(storage, groups)
+    live, authors, captions = _accepted(storage, groups, config.held_out)
     shards = join(_whole_shards(storage, groups, progress), live, config.held_out)
     rejections = _rejections(workdir, storage, source_id, groups)
     images = {sample.image for sample in live}
     held_out = sum(is_held_out(image, config.held_out) for image in images)
     dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections), len(images), held_out)
+    dataset = replace(dataset, noted_captions=captions)
     _check(dataset, live, rejections, config)
     delete_result(storage, inputs)
     storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
@@ -131,10 +133,13 @@ def _bucket(name: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _accepted(storage: Storage, groups: Sequence[str]) -> tuple[set[SampleId], dict[str, int]]:
-    """Return the samples that the dataset should have, and how many captions each author wrote."""
+def _accepted(
+    storage: Storage, groups: Sequence[str], held_out: float
+) -> tuple[set[SampleId], dict[str, int], NotedCaptions]:
+    """Return the samples that the dataset should have, how many captions each author wrote, and some captions."""
     live: set[SampleId] = set()
     authors: Counter[str] = Counter()
+    notes = CaptionNotes()
     for group in groups:
         records = read_accepted(storage, group)
         authors.update(count_authors(records))
@@ -142,8 +147,10 @@ def _accepted(storage: Storage, groups: Sequence[str]) -> tuple[set[SampleId], d
         variants = read_variants(storage, group)
         for record in records:
             if record.sha256 not in rejected:
-                live.update(sample_ids(record.sha256, [caption.text for caption in record.captions], variants))
-    return live, dict(sorted(authors.items(), key=lambda item: (-item[1], item[0])))
+                texts = [caption.text for caption in record.captions]
+                live.update(sample_ids(record.sha256, texts, variants))
+                notes.add(texts, is_held_out(record.sha256, held_out))
+    return live, dict(sorted(authors.items(), key=lambda item: (-item[1], item[0]))), notes.result()
 
 
 def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:

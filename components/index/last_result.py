@@ -21,7 +21,7 @@ from components.image.records import ingest_rejections_key
 from components.storage.base import Entry, Storage
 
 KEY = "index.json"
-FORMAT = 1
+FORMAT = 2  # 2: the dataset has captions to take prompts from
 # What the step itself writes; it may read anything else in the dataset's folder.
 _OUTPUTS = ("rejected.jsonl", authors.KEY, versions.KEY, KEY, f"{versions.VERSIONS}/")
 

@@ -105,15 +105,11 @@ class SamplesConfig(Settings):
         None, ge=1, description="optimizer steps between two drawings of sample images; null: only after samples.steps"
     )
     steps: tuple[int, ...] = Field((), description="optimizer steps after which sample images are drawn")
-    prompts: tuple[str, ...] = Field((), description="prompts of the sample images")
+    prompts: tuple[str, ...] = Field(
+        (), description="prompts of the sample images; none: commonest and held-out captions of the dataset"
+    )
     denoising_steps: int = Field(20, ge=1, description="denoising steps of the sample images")
     guidance: float = Field(2.0, ge=0, description="classifier-free guidance scale of the sample images")
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if (self.steps or self.every) and not self.prompts:
-            raise ValueError(f"{'steps' if self.steps else 'every'} asks for images but prompts is empty")
-        return self
 
 
 class MetricsConfig(Settings):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from components.dataset.prompts import prompts_of
 from components.dataset.versions import EMPTY_POOLED, Dataset, read_dataset, read_version
 from components.errors import DataError
 from components.model import checkpoints, locations, sampling
@@ -65,7 +66,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     peak = device_peak_flops(config.precision)
     dataset = _dataset(request.dataset, request.version)
-    config = config.in_steps(dataset.train_samples)
+    config = _with_prompts(config.in_steps(dataset.train_samples), dataset, request.seed)
     monitor = Monitor(run, config, Progress(), is_main_rank=rank == 0, peak=None if peak is None else peak * world)
     monitor.loading(world)
     base = locations.fetch(request.base_model, request.workdir)
@@ -129,6 +130,15 @@ def _dataset(storage: Storage, version: str | None) -> Dataset:
     if dataset is None:
         raise DataError(f"no dataset at {storage.url}; run the latents and index steps first")
     return dataset
+
+
+def _with_prompts(config: TrainConfig, dataset: Dataset, seed: int) -> TrainConfig:
+    """Return the settings with prompts of the sample images: the dataset's captions if the settings name none."""
+    samples = config.samples
+    if samples.prompts or not (samples.steps or samples.every):
+        return config
+    prompts = prompts_of(dataset, seed, "train.samples.prompts")
+    return config.model_copy(update={"samples": samples.model_copy(update={"prompts": prompts})})
 
 
 def _check_conditioning(unet: Any, dataset: Storage) -> None:

@@ -21,7 +21,7 @@ from components.model.checkpoints import BASE_SHARE, Checkpoint, Piece
 from components.train.config import TrainConfig
 from components.train.data.reader import MicroBatch
 from components.train.processes.collectives import device
-from components.train.step.fragments import Share, assembled
+from components.train.step.fragments import OwnedPart, assembled
 from components.train.step.loss import Loss
 from components.train.step.loss_scale import LossScale
 from components.train.step.moving_average import base_share, decay
@@ -197,9 +197,9 @@ class Engine:
                 whole[name] = flat.view(self.shapes[name])
         return whole if self.rank == 0 else None
 
-    def _ema_shares(self) -> dict[str, Share]:
+    def _ema_shares(self) -> dict[str, OwnedPart]:
         return {
-            fragment.name: Share(fragment.start + fragment.owned.start, ema)
+            fragment.name: OwnedPart(fragment.start + fragment.owned.start, ema)
             for fragment, ema in zip(self.fragments, self._ema, strict=True)
         }
 

@@ -40,7 +40,7 @@ class Fragment:
     owned: slice
 
 
-class Share(NamedTuple):
+class OwnedPart(NamedTuple):
     """This rank's part of a flattened parameter: the index of its first element, and its values, float32 ``[n]``."""
 
     start: int
@@ -48,7 +48,7 @@ class Share(NamedTuple):
 
 
 def assembled(
-    shares: Mapping[str, Share], shapes: Mapping[str, Sequence[int]], device: torch.device
+    shares: Mapping[str, OwnedPart], shapes: Mapping[str, Sequence[int]], device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter whole and flattened, on every rank, one after the other; all ranks call it.
 
@@ -68,7 +68,7 @@ def assembled(
 
 
 @contextmanager
-def replaced_whole(model: nn.Module, shares: Mapping[str, Share]) -> Iterator[None]:
+def replaced_whole(model: nn.Module, shares: Mapping[str, OwnedPart]) -> Iterator[None]:
     """Give a model of which each rank has all weights other ones, and afterwards its own again."""
     parameters = {name: parameter.data for name, parameter in model.named_parameters()}
     own = {name: data.clone() for name, data in parameters.items()}

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from components.train.config import TrainConfig
 from components.train.data.reader import MicroBatch
 from components.train.step.exact import TreeSum, sum_over_ranks
-from components.train.step.fragments import MOMENTS, Fragment, Share, adamw_state, replaced_whole
+from components.train.step.fragments import MOMENTS, Fragment, OwnedPart, adamw_state, replaced_whole
 from components.train.step.loss import Loss
 
 # Elements that are added up over ranks at once: a buffer of 800 MB at most.
@@ -93,7 +93,7 @@ class Replicated:
             share = slice(self.rank * size // self.world, (self.rank + 1) * size // self.world)
             yield Fragment(name, 0, parameter.data.view(-1), moments, share)
 
-    def replaced(self, shares: Mapping[str, Share]) -> AbstractContextManager[None]:
+    def replaced(self, shares: Mapping[str, OwnedPart]) -> AbstractContextManager[None]:
         """Give the model other weights for a while: those that all ranks' shares tile."""
         return replaced_whole(self.module, shares)
 

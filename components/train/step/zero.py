@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from components.train.config import TrainConfig
 from components.train.data.batches import accumulation
 from components.train.data.reader import MicroBatch
-from components.train.step.fragments import MOMENTS, Fragment, Share, adamw_state, replaced_whole
+from components.train.step.fragments import MOMENTS, Fragment, OwnedPart, adamw_state, replaced_whole
 from components.train.step.loss import Loss
 
 # Buckets as large as the model cost nothing; DeepSpeed's default of 5e8 elements makes tiny models ten times slower.
@@ -80,12 +80,12 @@ class Sharded:
         """Yield every piece of a parameter that this rank holds."""
         return self._scattered() if self._stage == 3 else self._partitioned()
 
-    def replaced(self, shares: Mapping[str, Share]) -> AbstractContextManager[None]:
+    def replaced(self, shares: Mapping[str, OwnedPart]) -> AbstractContextManager[None]:
         """Give the model other weights for a while: those that all ranks' shares tile."""
         return self._replaced_parts(shares) if self._stage == 3 else replaced_whole(self.module, shares)
 
     @contextmanager
-    def _replaced_parts(self, shares: Mapping[str, Share]) -> Iterator[None]:
+    def _replaced_parts(self, shares: Mapping[str, OwnedPart]) -> Iterator[None]:
         # Stage 3 gathers a parameter for its forward pass from ``ds_tensor``, each rank's part in the model's dtype.
         parameters: dict[str, Any] = dict(self.module.named_parameters())
         parts = {name: parameter.ds_tensor.data for name, parameter in parameters.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from PIL import Image
 
 from components.autoencoder.scratch import build_scratch
 from components.dataset.format import Sample, pack
-from components.dataset.versions import Shard, make_dataset, write_dataset
+from components.dataset.prompts import NotedCaptions
+from components.dataset.versions import Shard, make_dataset, read_dataset, write_dataset
 from components.digests import sha256
 from components.errors import DataError
 from components.evaluate.__main__ import main
@@ -74,14 +75,14 @@ class World:
         text = self.workdir.read(f"runs/{run}/evaluation/evaluation.json").decode()
         return dict(json.loads(text, parse_constant=pytest.fail))
 
-    def save(self, step: int, weights: Weights, run: str = "first") -> None:
+    def save(self, step: int, weights: Weights, run: str = "first", **counters: float) -> None:
         place = self.workdir.child(f"runs/{run}")
         pieces = [
             checkpoints.Piece(name, 0, {kind: array.ravel() for kind in checkpoints.KINDS})
             for name, array in weights.items()
         ]
         shapes = {name: array.shape for name, array in weights.items()}
-        save = checkpoints.Save(step, {"updates": step}, 1, "training", shapes, "gang")
+        save = checkpoints.Save(step, {"updates": step, **counters}, 1, "training", shapes, "gang")
         checkpoints.write_part(place, save, 0, pieces)
         assert checkpoints.commit(place, save)
 
@@ -173,6 +174,26 @@ def test_every_metric_of_the_registry_is_measured_and_explains_itself(world: Wor
     assert 0 < distance.reference < distance.value, "the model is untrained"
     by_prompt = [row["metrics"]["prompt_accuracy"] for row in world.result()["prompts"]]
     assert metrics["prompt_accuracy"].value == pytest.approx(sum(by_prompt) / 2)
+
+
+def test_without_prompts_it_draws_captions_of_the_dataset(world: World) -> None:
+    storage = world.workdir.child("datasets/key")
+    with pytest.raises(DataError, match=r"evaluate\.prompts names no prompts.*run the index step again"):
+        world.evaluate(prompts=[])
+    dataset = read_dataset(storage)
+    assert dataset is not None
+    write_dataset(storage, replace(dataset, noted_captions=NotedCaptions((LIGHT,), (LIGHT, DARK))))
+    world.evaluate(prompts=[])
+    assert [row["prompt"] for row in world.result()["prompts"]] == [LIGHT, DARK]
+    assert world.value("prompt_accuracy") is not None
+
+
+def test_it_says_how_much_of_the_base_is_in_the_weights(world: World) -> None:
+    world.evaluate()
+    assert world.result()["base_share"] is None, "the checkpoint is of an earlier version"
+    world.save(20, world.weights, base_share=0.25)
+    world.evaluate()
+    assert world.result()["base_share"] == 0.25
 
 
 def test_the_same_evaluation_gives_the_same_bytes(world: World) -> None:

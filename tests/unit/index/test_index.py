@@ -124,6 +124,16 @@ def test_groups_join_into_one_dataset(bench: Workbench) -> None:
     assert read_authors(bench.dataset) == {"sidecar": 35}
 
 
+def test_captions_to_take_prompts_from_are_noted(bench: Workbench) -> None:
+    accepted = [(image, "common" if number % 3 else caption) for number, (image, caption) in enumerate(items(30))]
+    bench.caption("000", accepted)
+    bench.group("000", bench.shard(accepted))
+    noted = bench.index().noted_captions
+    assert noted.common == ("common",)
+    assert set(noted.held_out) == {caption for image, caption in accepted if is_held_out(image, HELD_OUT)}
+    assert bench.index(held_out=0).noted_captions.held_out == ()
+
+
 def test_nothing_changed_gives_the_same_bytes(bench: Workbench) -> None:
     bench.caption("000", items(9))
     bench.group("000", bench.shard(items(9)))

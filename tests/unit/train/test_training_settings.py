@@ -59,8 +59,6 @@ def test_every_decisive_setting_exists() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"samples": {"every": 5}}, ["samples", "every", "prompts"]),
-        ({"samples": {"steps": [1], "prompts": []}}, ["samples", "steps", "prompts"]),
         ({"samples": {"steps": [9], "prompts": ["a"]}, "steps": 8}, ["samples.steps [9]", "steps (8)"]),
         ({"optimizer": {"warmup_steps": 8}, "steps": 8}, ["optimizer.warmup_steps (8)", "steps (8)"]),
         ({"exact_across_world_sizes": True, "zero_stage": 1}, ["exact_across_world_sizes", "zero_stage 1"]),
