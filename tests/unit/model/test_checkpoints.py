@@ -106,6 +106,9 @@ def test_a_changed_manifest_is_refused(run: Storage) -> None:
     run.write(key, run.read(key).replace(b'"step": 10', b'"step": 11'))
     with pytest.raises(DataError, match="not the one that was committed"):
         checkpoints.open_checkpoint(run, 10)
+    run.write(f"{checkpoints.folder(10)}/COMMIT", b"\xff\xfe")  # no text at all
+    with pytest.raises(DataError, match="not the one that was committed"):
+        checkpoints.open_checkpoint(run, 10)
 
 
 def test_one_of_another_format_is_refused(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

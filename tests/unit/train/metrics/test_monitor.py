@@ -201,7 +201,7 @@ def test_what_is_due_after_which_step() -> None:
         validation={"every": 3},
         samples={"every": 5, "steps": [2], "prompts": ["a"]},
     )
-    after = range(settings.steps + 1)
+    after = range(11)
     assert [step for step in after if settings.validates_after(step)] == [0, 3, 6, 9, 10]
     assert [step for step in after if settings.draws_after(step)] == [2, 5, 10]
     assert [step for step in after if settings.pauses_after(step)] == [0, 2, 3, 4, 5, 6, 8, 9, 10]
