@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,21 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_unchanged_file(path: Path) -> str:
+    """Return the SHA-256 of a file that nobody changes, such as a model's; a process reads each of them once."""
+    status = path.stat()
+    return _digest_once(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest_once(path: Path, *_status: int) -> str:
+    return digest_file(path)
+
+
 def digest_tree(root: Path, subfolders: Iterable[str]) -> str:
-    """Return one digest for all files below some subfolders: their relative names and their bytes."""
+    """Return one digest for all files below some subfolders: their relative names and their bytes.
+
+    Nobody changes them: a process reads each of them once.
+    """
     files = [path for folder in subfolders for path in (root / folder).rglob("*") if path.is_file()]
-    return digest({path.relative_to(root).as_posix(): digest_file(path) for path in files})
+    return digest({path.relative_to(root).as_posix(): digest_unchanged_file(path) for path in files})

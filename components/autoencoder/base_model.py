@@ -13,14 +13,13 @@ import numpy as np
 
 from components.autoencoder.config import ModelConfig, ScratchConfig
 from components.dataset.versions import is_held_out
-from components.digests import canonical_json, digest_file, short
+from components.digests import digest_file, short
 from components.errors import ConfigError, DataError, ImageRejected
 from components.image.framing import frame
 from components.image.records import ImageRecord, read_images, read_manifest
 from components.image.sources import Source, open_source
 from components.model.architecture import Architecture
 from components.model.locations import (
-    COMMIT,
     check_parts,
     fetch,
     is_hub_name,
@@ -29,6 +28,7 @@ from components.model.locations import (
     reproducible,
     select_device,
 )
+from components.model.manifest import COMMIT, commit_model
 from components.progress import Progress
 from components.storage.base import Storage
 
@@ -178,4 +178,4 @@ def _commit(pipeline: Any, target: Storage) -> None:
         for path in files:
             target.upload(path.relative_to(root).as_posix(), path)
         digests = {path.relative_to(root).as_posix(): digest_file(path) for path in files}
-    target.write(COMMIT, canonical_json({"format": FORMAT, "sha256": digests}))
+    commit_model(target, digests, FORMAT)

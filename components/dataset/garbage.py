@@ -20,7 +20,7 @@ from components.dataset.references import BASES, InUse
 from components.dataset.versions import KEY, VERSIONS, read_dataset, read_encoding, read_version
 from components.digests import digest
 from components.errors import DataError, NotFound
-from components.model.locations import COMMIT
+from components.model.manifest import COMMIT, read_digests
 from components.storage.base import Storage, Unfinished
 
 DATASETS = "datasets"
@@ -221,6 +221,6 @@ def _encoders(dataset: Storage) -> dict[str, str]:
 
 def _files(workdir: Storage, path: str) -> dict[str, str]:
     try:
-        return dict(workdir.read_json(f"{path}/{COMMIT}")["sha256"])
-    except (NotFound, DataError, KeyError, TypeError, ValueError):
+        return read_digests(workdir.child(path))
+    except (NotFound, DataError):
         return {}

@@ -20,7 +20,7 @@ from components.model import checkpoints
 from components.model.champion import Champion, parse_champion, plain_champion, read_champion, weights_sha256
 from components.model.checkpoints import Checkpoint
 from components.model.locations import fetch, select_device
-from components.model.metric_results import EVALUATION, FORMAT, parse_metrics, plain_metrics
+from components.model.metric_results import EVALUATION, FORMAT, parse_metrics, plain_metrics, read_earlier_evaluation
 from components.model.sampling import Model, contact_sheet, load_model
 from components.progress import Progress
 from components.storage.base import Storage
@@ -70,7 +70,7 @@ def evaluate(
         "measurement": evaluator.measurement,
         "sheet_columns": config.sheet_columns,
     }
-    earlier = folder.read_json(EVALUATION) if folder.exists(EVALUATION) else {}
+    earlier = read_earlier_evaluation(folder)
     reused = all(earlier.get(key) == value for key, value in identity.items())
     if reused:
         result = earlier

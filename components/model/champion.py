@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from components.digests import digest, sha256
 from components.errors import DataError, NotFound
-from components.model.locations import COMMIT
+from components.model.manifest import COMMIT
 from components.model.metric_results import MetricResult, parse_metrics, plain_metrics
 from components.storage.base import Storage
 

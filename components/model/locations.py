@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.digests import short
-from components.errors import ConfigError, DataError, NotFound, StorageError
+from components.errors import ConfigError, DamagedFile, DataError, NotFound, StorageError
+from components.model.manifest import COMMIT, check_model
 from components.storage.base import Storage
 from components.storage.open import open_storage
 
 if TYPE_CHECKING:
     import torch
 
-COMMIT = "COMMIT"
 _WORKDIR = "workdir:"
 _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
@@ -53,6 +53,7 @@ def fetch(uri: str, workdir: Storage) -> Path:
     Raises:
         ConfigError: If the location is not valid, or there is no such folder or repository.
         DataError: If a step of this workdir did not finish the model.
+        DamagedFile: If Darkroom made the model, and a file of it is not what it was then.
         StorageError: If it cannot be downloaded.
     """
     if uri.startswith(_WORKDIR):
@@ -61,10 +62,11 @@ def fetch(uri: str, workdir: Storage) -> Path:
             raise DataError(
                 f"{workdir.url} has no finished model {key} (no {COMMIT}); run the step that makes it again"
             )
-        return workdir.local_path(key) or _cached(workdir.child(key))
+        return _checked(workdir.child(key))
     if "://" in uri:
-        return _cached(open_storage(uri))
+        return _checked(open_storage(uri))
     if uri and Path(uri).expanduser().is_dir():
+        _checked(open_storage(str(Path(uri).expanduser())))
         return Path(uri).expanduser()
     if hub := _HUB_NAME.fullmatch(uri):
         return _from_hub(hub["repository"], hub["revision"])
@@ -229,6 +231,20 @@ def reproducible(threads: int) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1], warn_only=before[2])
         torch.backends.cudnn.benchmark = before[3]
+
+
+def _checked(model: Storage) -> Path:
+    """Return a folder with a model, whose files are those of its manifest if Darkroom made it."""
+    folder = model.local_path() or _cached(model)
+    try:
+        check_model(model, folder)
+    except NotFound:
+        return folder  # another program made it, and nobody knows its digests
+    except DamagedFile:
+        if model.local_path() is None:
+            shutil.rmtree(folder, ignore_errors=True)  # perhaps only this copy is damaged: it is fetched anew next time
+        raise
+    return folder
 
 
 def _cached(storage: Storage) -> Path:

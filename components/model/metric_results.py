@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from components.errors import DataError, NotFound
+from components.errors import DamagedFile, DataError, NotFound
 from components.storage.base import Storage
 
 EVALUATION = "evaluation/evaluation.json"
@@ -62,6 +62,17 @@ Metrics = Mapping[str, MetricResult]
 _METRICS = TypeAdapter(dict[str, MetricResult])
 
 
+class _Measured(BaseModel):
+    """What publish needs of an evaluation; there is more."""
+
+    step: Annotated[int, Field(ge=0)]
+    base_model: str
+    measurement: str
+    dataset_digest: str
+    weights_sha256: str
+    metrics: dict[str, MetricResult]
+
+
 def parse_metrics(values: object) -> dict[str, MetricResult]:
     """Return metrics by name from plain JSON.
 
@@ -71,8 +82,7 @@ def parse_metrics(values: object) -> dict[str, MetricResult]:
     try:
         return _METRICS.validate_python(values)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        raise ValueError(_problem(error)) from None
 
 
 def plain_metrics(metrics: Metrics) -> dict[str, dict[str, Any]]:
@@ -85,15 +95,43 @@ def read_evaluation(run: Storage) -> dict[str, Any]:
 
     Raises:
         DataError: If the run was not evaluated, or by a Darkroom that wrote another format.
+        DamagedFile: If it is not what was written.
     """
-    try:
-        evaluation: dict[str, Any] = run.read_json(EVALUATION)
-    except NotFound:
-        raise DataError(f"{run.url} was not evaluated ({EVALUATION} does not exist); run the evaluate step") from None
+    evaluation = read_earlier_evaluation(run)
+    if not evaluation:
+        raise DataError(f"{run.url} was not evaluated ({EVALUATION} does not exist); run the evaluate step")
     version = evaluation.get("format", 1)
     if version != FORMAT:
         raise DataError(
             f"{run.url}/{EVALUATION} has format {version}, this version of Darkroom reads format {FORMAT}; "
             "run the evaluate step again"
         )
+    try:
+        _Measured.model_validate(evaluation)
+    except ValidationError as error:
+        raise _damage(run, _problem(error)) from None
     return evaluation
+
+
+def read_earlier_evaluation(run: Storage) -> dict[str, Any]:
+    """Read the ``evaluation.json`` of a run's folder in whatever format; empty if there is none.
+
+    Raises:
+        DamagedFile: If it is not what was written.
+    """
+    try:
+        evaluation = run.read_json(EVALUATION)
+    except NotFound:
+        return {}
+    if not isinstance(evaluation, dict) or not evaluation:
+        raise _damage(run, f"it holds {str(evaluation)[:20]}, expected an object")
+    return evaluation
+
+
+def _problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
+def _damage(run: Storage, problem: str) -> DamagedFile:
+    return DamagedFile(f"{EVALUATION} in {run.url} is damaged ({problem}); delete it and run the evaluate step again")

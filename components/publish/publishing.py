@@ -11,11 +11,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from components.digests import canonical_json, digest_file, sha256, short
-from components.errors import DataError, NotFound
+from components.digests import digest_file, sha256, short
+from components.errors import DamagedFile, DataError, NotFound
 from components.model import checkpoints
 from components.model.champion import Champion, read_champion, weights_sha256, write_champion
-from components.model.locations import COMMIT, check_parts, fetch
+from components.model.locations import check_parts, fetch
+from components.model.manifest import COMMIT, check_model, commit_model
 from components.model.metric_results import parse_metrics, read_evaluation
 from components.progress import Progress
 from components.publish.card import render_card
@@ -72,7 +73,7 @@ def publish(
     version = short([FORMAT, evaluation["weights_sha256"], digests, sha256(index)])
     path = f"models/{name}/{version}"
     target = workdir.child(path)
-    if not target.exists(COMMIT):
+    if not _is_whole(target, progress):
         card = render_card(name, version, config, evaluation, metrics, _settings(folder))
         texts = {"model_index.json": index, "README.md": card.encode()}
         _write_folder(target, weights, files, texts, progress)
@@ -82,6 +83,21 @@ def publish(
         new = Champion(version=version, path=path, run=run, published=clock(), metrics=metrics, **evaluated)
         write_champion(workdir, name, new)
     return {"published": path, "version": version}
+
+
+def _is_whole(target: Storage, progress: Progress) -> bool:
+    """Tell whether a version is published already; if it is damaged, it is reported, and will be written again."""
+    if not target.exists(COMMIT):
+        return False
+    folder = target.local_path()
+    try:
+        if folder is not None:  # a store checks its objects itself, and whoever fetches the model checks its copy
+            check_model(target, folder)
+    except DamagedFile as error:
+        progress.event("model-damaged", reason=str(error))
+        target.delete(COMMIT)
+        return False
+    return True
 
 
 def _read_evaluation(run: Storage, base_model: str) -> dict[str, Any]:
@@ -156,6 +172,4 @@ def _write_folder(
     for key, text in texts.items():
         target.write(key, text)
         digests[key] = sha256(text)
-    manifest = canonical_json({"format": FORMAT, "sha256": digests})
-    target.write("manifest.json", manifest)
-    target.write(COMMIT, sha256(manifest).encode())
+    commit_model(target, digests, FORMAT)

@@ -24,6 +24,7 @@ from components.model.architecture import Architecture, UnetArchitecture
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from tests.benchmarks.training_step import SIZES, write_samples
+from tests.models import commit_all
 
 
 def prepare(root: Path, channels: tuple[int, int]) -> Storage:
@@ -35,7 +36,7 @@ def prepare(root: Path, channels: tuple[int, int]) -> Storage:
     write_samples(workdir.child("datasets/key"), 512, SIZES["demo"])
     architecture = Architecture(unet=UnetArchitecture(channels=channels))
     build_scratch(architecture, ["a handwritten digit three"], seed=0).save_pretrained(root / "models/base/bench")
-    (root / "models/base/bench/COMMIT").touch()
+    commit_all(workdir.child("models/base/bench"))
     return workdir
 
 

@@ -33,6 +33,7 @@ from components.train.config import TrainConfig
 from components.train.data.reader import MicroBatch
 from components.train.step.engine import Engine, init_distributed
 from components.train.step.loss import make_loss
+from tests.models import commit_all
 
 BASE, KEY, RUN = "models/base/bench", "key", "bench"
 SHARDS, SHARD_SAMPLES = 16, 256
@@ -66,7 +67,7 @@ def write_model(folder: Path, shape: dict[str, Any]) -> None:
         folder / "scheduler"
     )
     AutoencoderKL(scaling_factor=0.18215, block_out_channels=(32,)).save_config(folder / "vae")
-    (folder / "COMMIT").touch()
+    commit_all(open_storage(str(folder)))
 
 
 def write_latents(storage: Storage, shape: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from components.model import checkpoints
 from components.model.architecture import Architecture, AutoencoderArchitecture, TextArchitecture, UnetArchitecture
 from components.storage.base import Storage
 from components.storage.open import open_storage
+from tests.models import commit_all
 from tests.processes import Process
 
 TINY = Architecture(
@@ -175,8 +176,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
     root: Path = tmp_path_factory.mktemp("workshop")
     build_scratch(TINY, [f"number {i}" for i in range(47)], seed=1).save_pretrained(root / "models/base/tiny")
-    (root / "models/base/tiny/COMMIT").touch()
     workdir = open_storage(str(root))
+    commit_all(workdir.child("models/base/tiny"))
     _write_dataset(workdir.child("datasets/key"), poison=False)
     _write_dataset(workdir.child("datasets/poisoned"), poison=True)
     settings = {

@@ -26,6 +26,7 @@ from components.ingest.config import IngestConfig
 from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
+from tests.models import commit_all
 from tests.stores.memory import MemoryStorage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "blue", "square", "photo", "of"]
@@ -159,7 +160,7 @@ def test_a_model_that_the_workdir_holds_is_found(blip: Path, tmp_path: Path) -> 
     work = MemoryStorage("captioner-workdir")
     for path in blip.iterdir():
         work.write(f"models/captioner/{path.name}", path.read_bytes())
-    work.write("models/captioner/COMMIT", b"")
+    commit_all(work.child("models/captioner"))
     run(photos(tmp_path / "photos"), work, model="workdir:models/captioner")
     assert records(work)["alone-red.png"].captions[0].text == "a red square"
 

@@ -136,8 +136,9 @@ def test_killed_before_the_commit_ends_with_the_same_bytes(workbench: Workbench)
 
 def test_commit_lists_every_file(workbench: Workbench) -> None:
     files = workbench.files(workbench.ensure())
-    commit = json.loads(files.pop("COMMIT"))
-    assert commit["sha256"] == {name: sha256(data) for name, data in files.items()}
+    manifest = files.pop("manifest.json")
+    assert files.pop("COMMIT").decode() == sha256(manifest)
+    assert json.loads(manifest)["sha256"] == {name: sha256(data) for name, data in files.items()}
 
 
 def test_new_images_keep_the_autoencoder(workbench: Workbench) -> None:

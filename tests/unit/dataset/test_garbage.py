@@ -22,6 +22,7 @@ from components.dataset.versions import (
 )
 from components.digests import digest, sha256
 from components.errors import DataError
+from components.model.manifest import read_digests
 from components.storage.base import Dated, Storage
 from components.storage.local import LocalStorage
 from components.storage.open import open_storage
@@ -257,7 +258,7 @@ def assert_readers_find_all_whole(storage: Storage) -> None:
     keys = {entry.key for entry in storage.list()}
     for commit in (key for key in keys if key.endswith("/COMMIT")):
         path = commit.removesuffix("COMMIT")
-        assert {path + name for name in storage.read_json(commit)["sha256"]} <= keys
+        assert {path + name for name in read_digests(storage.child(path))} <= keys
     for path in (key.removesuffix("/dataset.json") for key in keys if key.endswith("/dataset.json")):
         dataset = storage.child(path)
         newest, there = read_dataset(dataset), {entry.key for entry in dataset.list()}

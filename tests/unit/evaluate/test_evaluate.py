@@ -34,6 +34,7 @@ from components.publish.config import PublishConfig
 from components.publish.publishing import publish
 from components.storage.base import Storage
 from components.storage.local import LocalStorage
+from tests.models import commit_all
 
 DARK, LIGHT = "a dark square", "a light <b>square</b>\nindeed"
 TINY = Architecture(
@@ -106,7 +107,7 @@ def world(tmp_path: Path, base: Path) -> World:
     for path in base.rglob("*"):
         if path.is_file():
             workdir.upload(f"models/base/tiny/{path.relative_to(base).as_posix()}", path)
-    workdir.write("models/base/tiny/COMMIT", b"")
+    commit_all(workdir.child("models/base/tiny"))
     made = World(workdir, tmp_path / "source", load_file(base / "unet/diffusion_pytorch_model.safetensors"))
     made.source.mkdir()
     write_source(made, lambda number, held_out: DARK if number % 2 else LIGHT)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from components.errors import DataError
 from components.model.champion import Champion, read_champion, weights_sha256, write_champion
-from components.model.locations import COMMIT
+from components.model.manifest import COMMIT
 from components.model.metric_results import MetricResult
 from components.storage.base import Storage
 from components.storage.open import open_storage

@@ -13,7 +13,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from components.autoencoder.scratch import build_scratch, build_tokenizer
-from components.errors import ConfigError, DataError, StorageError
+from components.errors import ConfigError, DamagedFile, DataError, StorageError
 from components.model.architecture import Architecture, TextArchitecture
 from components.model.locations import (
     check_parts,
@@ -28,6 +28,7 @@ from components.model.locations import (
 )
 from components.storage.base import Storage
 from components.storage.open import open_storage
+from tests.models import commit_all, flip, forget_checks
 
 TINY = Architecture.parse(
     {
@@ -78,7 +79,7 @@ def test_model_of_the_workdir_counts_once_it_is_committed(base: Path, workdir: S
     upload(base, workdir.child("models/base/abc"))
     with pytest.raises(DataError, match="models/base/abc"):
         fetch("workdir:models/base/abc", workdir)
-    workdir.write("models/base/abc/COMMIT", b"")
+    commit_all(workdir.child("models/base/abc"))
     assert fetch("workdir:models/base/abc", workdir) == tmp_path / "work/models/base/abc"
     assert pin("workdir:models/base/abc", tmp_path) == "workdir:models/base/abc"
 
@@ -101,10 +102,11 @@ def test_model_of_a_store_is_downloaded_once_and_never_stale(base: Path, workdir
 
 def test_model_of_a_workdir_in_a_store_is_downloaded(base: Path, cache: Path) -> None:
     workdir = open_storage("memory://test-workdir")
-    upload(base, workdir.child("models/base/abc"))
-    workdir.write("models/base/abc/COMMIT", b"")
+    storage = workdir.child("models/base/abc")
+    upload(base, storage)
+    commit_all(workdir.child("models/base/abc"))
     folder = fetch("workdir:models/base/abc", workdir)
-    assert contents(folder) == {**contents(base), "COMMIT": b""}
+    assert contents(folder) == {entry.key: storage.read(entry.key) for entry in storage.list()}
 
 
 @pytest.mark.parametrize(
@@ -308,3 +310,36 @@ def test_half_characters_become_question_marks() -> None:
 def test_sizes_that_do_not_fit_together_are_rejected(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Architecture.parse(values)
+
+
+@pytest.mark.parametrize(
+    "file", ["unet/config.json", "vae/diffusion_pytorch_model.safetensors", "manifest.json", "COMMIT"]
+)
+def test_a_model_that_is_not_what_was_committed_is_never_used(base: Path, workdir: Storage, file: str) -> None:
+    """One flipped bit of an autoencoder once had everything encoded and trained again, with it."""
+    model = workdir.child("models/base/abc")
+    upload(base, model)
+    commit_all(model)
+    path = Path(model.url, file)
+    whole = path.read_bytes()
+    flip(path)
+    for uri in ("workdir:models/base/abc", model.url):
+        with pytest.raises(DamagedFile, match=r"models/base/abc is damaged: .*run the step that makes it again"):
+            fetch(uri, workdir)
+    path.unlink()
+    with pytest.raises(DataError, match=r"models/base/abc.*run the step that makes it again"):
+        fetch("workdir:models/base/abc", workdir)
+    path.write_bytes(whole)
+    forget_checks()
+    assert fetch("workdir:models/base/abc", workdir) == Path(model.url)
+
+
+def test_a_damaged_copy_of_a_stored_model_is_fetched_anew(base: Path) -> None:
+    model = open_storage("memory://test-damaged-copy/base")
+    upload(base, model)
+    commit_all(model)
+    copy = fetch(model.url, model)
+    flip(copy / "unet/config.json")
+    with pytest.raises(DamagedFile, match=r"unet/config\.json is not the file that was committed"):
+        fetch(model.url, model)
+    assert contents(fetch(model.url, model)) == {entry.key: model.read(entry.key) for entry in model.list()}

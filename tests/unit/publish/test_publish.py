@@ -21,18 +21,20 @@ from safetensors.numpy import load_file
 
 from components.autoencoder.scratch import build_scratch
 from components.digests import sha256
-from components.errors import DataError
+from components.errors import DamagedFile, DataError
 from components.model import checkpoints
 from components.model.architecture import Architecture, AutoencoderArchitecture, TextArchitecture, UnetArchitecture
 from components.model.champion import read_champion, weights_sha256
+from components.model.locations import fetch
 from components.model.metric_results import FORMAT, MetricResult, plain_metrics
 from components.progress import Progress
 from components.publish.__main__ import main
 from components.publish.card import escape
 from components.publish.config import PublishConfig
-from components.publish.publishing import publish
+from components.publish.publishing import WEIGHTS, publish
 from components.storage.base import Storage
 from components.storage.local import LocalStorage
+from tests.models import flip, forget_checks
 
 HOSTILE = "<script>alert(1)</script> | `x` [a](javascript:b)\n# \u202e***"
 TINY = Architecture(
@@ -273,6 +275,20 @@ def test_a_half_written_folder_is_written_again(workdir: LocalStorage, base: Pat
     published(workdir, base)
 
     assert contents(workdir) == whole
+
+
+def test_a_published_model_that_is_damaged_is_published_again(workdir: LocalStorage, base: Path) -> None:
+    """A flipped bit in its UNet once stayed, and the model was published all the same."""
+    path = published(workdir, base)
+    whole = contents(workdir)
+    for key in (WEIGHTS, "manifest.json", "COMMIT"):
+        flip(Path(workdir.url, path, key))
+        with pytest.raises(DamagedFile, match=path):
+            fetch(f"workdir:{path}", workdir)
+        published(workdir, base)
+        assert contents(workdir) == whole
+    forget_checks()
+    fetch(f"workdir:{path}", workdir)
 
 
 def test_only_what_was_measured_is_published(workdir: LocalStorage, base: Path, weights: Weights) -> None:
