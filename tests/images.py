@@ -23,6 +23,10 @@ def noise(seed: int, width: int = 24, height: int = 20) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
+def image_bytes(seed: int, side: int = 16) -> bytes:
+    return encoded(noise(seed, side, side))
+
+
 def put(path: Path, data: bytes, words: bytes | None = b"some words") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

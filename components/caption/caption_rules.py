@@ -3,7 +3,7 @@
 The rules look at the words as they were written, before prefix, trigger and suffix.
 
 ===================  ===================================================================
-caption-not-utf8     a caption file that holds something else
+caption-not-utf8     a caption file in an encoding that is not known (``components.image.caption_text``)
 caption-empty        nothing but white space
 caption-too-short    below ``min_characters``
 caption-too-long     above ``max_characters``, or a file too large for a caption
@@ -24,21 +24,6 @@ from components.errors import ImageRejected
 LARGEST_FILE = 1 << 20
 
 BANNED = "caption-banned"
-
-
-def from_bytes(data: bytes) -> str:
-    """Return the text that a caption file holds.
-
-    Raises:
-        ImageRejected: ``caption-not-utf8``.
-    """
-    try:
-        return data.decode("utf-8-sig")  # editors on Windows put a byte order mark in front
-    except UnicodeDecodeError as error:
-        start = data[error.start : error.start + 4]
-        raise ImageRejected(
-            "caption-not-utf8", f"found {start!r} at byte {error.start}; save the file as UTF-8"
-        ) from None
 
 
 def one_line(text: str) -> str:

@@ -96,6 +96,14 @@ class CaptionConfig(Settings):
     lines: Literal["first", "all", "join"] = Field(
         "join", description="of a sidecar with several lines: the first, each as a caption of its own, or all as one"
     )
+    encoding: str | None = Field(
+        None,
+        max_length=40,
+        description=(
+            "encoding of caption files that are not UTF-8 and have no mark of UTF-16 or UTF-32, such as cp1252 "
+            "(Windows in Western Europe), gb18030 or shift_jis; null: their captions are not used"
+        ),
+    )
     labels: LabelsConfig = LabelsConfig()
     label_template: Text = Field(
         "a photo of a {label}", description="how a folder's name or the labels become a caption; {label} is replaced"
@@ -162,6 +170,16 @@ class CaptionConfig(Settings):
         if len(set(sources)) < len(sources):
             raise ValueError("each source can be asked once")
         return sources
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_an_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                b"a".decode(encoding)
+            except (LookupError, UnicodeError, ValueError):
+                raise ValueError(f"{encoding!r} is no encoding of text that Python knows, such as cp1252") from None
+        return encoding
 
     @field_validator("label_template")
     @classmethod

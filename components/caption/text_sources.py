@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.caption.caption_rules import LARGEST_FILE, captions_of, check, from_bytes
+from components.caption.caption_rules import LARGEST_FILE, captions_of, check
 from components.caption.composing import label
 from components.caption.config import CaptionConfig, Origin
 from components.caption.labels import Labels, from_folder
 from components.errors import ImageRejected
+from components.image.caption_text import decode_caption
 from components.image.records import Caption, ImageRecord, Sidecar
 from components.image.sources import Source
 
 # Settings on which the captions of each source depend.
-_SETTINGS = {"sidecar": {"lines"}, "folder": {"label_template"}, "labels": {"label_template"}, "fixed": {"fixed"}}
+_SETTINGS = {
+    "sidecar": {"lines", "encoding"},
+    "folder": {"label_template"},
+    "labels": {"label_template"},
+    "fixed": {"fixed"},
+}
 
 
 class TextSources:
@@ -30,7 +36,10 @@ class TextSources:
         self._config = config
         self._source = source
         self._labels = labels
-        self._settings = {origin: config.model_dump(mode="json", include=names) for origin, names in _SETTINGS.items()}
+        self._settings = {
+            origin: config.model_dump(mode="json", include=names, exclude_none=True)
+            for origin, names in _SETTINGS.items()
+        }
 
     def captions(self, origin: Origin, image: ImageRecord) -> list[Caption]:
         """Return the captions that one source has for an image, at least one.
@@ -75,7 +84,7 @@ class TextSources:
             data = self._source.read(sidecar.name)
         except ImageRejected as problem:
             raise ImageRejected("caption-unreadable", str(problem)) from None
-        return from_bytes(data)
+        return decode_caption(data, self._config.encoding)
 
     def _labelled(self, text: str | None, by: str, problem: str) -> list[Caption]:
         if not text:

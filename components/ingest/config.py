@@ -32,6 +32,16 @@ class IngestConfig(Settings):
         min_length=1,
         description="file name endings of images, in lower case with the dot; .JPG matches .jpg",
     )
+    caption_fields: tuple[str, ...] = Field(
+        (
+            *("text", "caption", "captions", "prompt", "caption_text", "description"),
+            *("alt_text", "alt", "title", "tags", "tag_string"),
+        ),
+        description=(
+            "names under which metadata and JSON files have captions; the first in this order that has one counts; "
+            "upper and lower case are the same"
+        ),
+    )
     limits: ImageLimits = Field(ImageLimits(), description="which image sizes are accepted")
     allowed_licenses: tuple[str, ...] = Field(
         (),
@@ -52,6 +62,11 @@ class IngestConfig(Settings):
             if not extension.startswith(".") or extension != extension.lower():
                 raise ValueError(f"{extension!r} must begin with a dot and be lower-case, such as '.jpg'")
         return extensions
+
+    @field_validator("caption_fields")
+    @classmethod
+    def _lower(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.lower() for name in names)
 
     @field_validator("allowed_licenses", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from components.digests import sha256
 from components.errors import ImageRejected
+from components.image.caption_text import decode_caption
 from components.image.decoding import read_header
 from components.image.records import Rejection
 from components.image.sources import Source, member_name
@@ -42,7 +43,7 @@ def read_file(source: Source, config: IngestConfig, file: ListedFile) -> list[Fi
     try:
         if file.kind == ARCHIVE:
             return list(_read_archive(source, config, file))
-        return [_read_json(source, file) if file.kind == JSON else _read_image(source, config, file)]
+        return [_read_json(source, config, file) if file.kind == JSON else _read_image(source, config, file)]
     except ImageRejected as error:
         return [Rejection(file.name, "ingest", error.reason, error.detail)]
 
@@ -62,11 +63,12 @@ def _with_header(record: FileRecord, data: bytes) -> FileRecord:
         return record._replace(sha256=sha256(data), reason=error.reason, detail=error.detail)
 
 
-def _read_json(source: Source, file: ListedFile) -> FileRecord:
+def _read_json(source: Source, config: IngestConfig, file: ListedFile) -> FileRecord:
     record = FileRecord(file.name, file.name, file.tag, file.bytes)
     try:
         _check_json_size(file.bytes)
-        return _with_fields(record, metadata_fields(parse_object(source.read(file.name))), file.name)
+        fields = metadata_fields(parse_object(source.read(file.name)), config.caption_fields)
+        return _with_fields(record, fields, file.name)
     except ImageRejected as error:
         if error.reason != BROKEN:
             raise
@@ -166,7 +168,8 @@ class _Archive:
                 self._captions[stem] = self._caption(member)
         elif ending == ".json":
             _check_json_size(member.size)
-            record, fields = self._record(member), metadata_fields(parse_object(self._read(member)))
+            record, values = self._record(member), parse_object(self._read(member))
+            fields = metadata_fields(values, self._config.caption_fields)
             self._metadata[stem] = _with_fields(record, fields, record.name)
         elif ending in _PICKLES:
             raise ImageRejected(
@@ -174,13 +177,13 @@ class _Archive:
             )
 
     def _caption(self, member: TarMember) -> FileRecord:
-        """Return the record of a caption, with its text if it is short and UTF-8; else the caption step reads it."""
+        """Return the record of a caption, with its text if that is short and plain; else the caption step reads it."""
         record = self._record(member)
         if member.size > LARGEST_FILE:
             return record
         try:
-            text = self._read(member).decode("utf-8-sig")
-        except UnicodeDecodeError:
+            text = decode_caption(self._read(member))
+        except ImageRejected:
             return record
         return record._replace(text=clean_text(text))
 

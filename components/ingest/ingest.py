@@ -75,7 +75,7 @@ def ingest(
         read, stable = read_new_files(source, config, layout, catalog, journal, read_file, progress)
         listing.stable &= stable
         if layout == "imagefolder":
-            _read_metadata(source, catalog, listing)
+            _read_metadata(source, config, catalog, listing)
         manifest = _write(workdir, source, config, catalog, listing, previous)
         return _result(source, manifest, progress, read=read, **catalog.changes())
 
@@ -127,11 +127,11 @@ def _layout(config: IngestConfig, source: Source, catalog: Catalog, listing: Lis
     return layout
 
 
-def _read_metadata(source: Source, catalog: Catalog, listing: Listing) -> None:
+def _read_metadata(source: Source, config: IngestConfig, catalog: Catalog, listing: Listing) -> None:
     """Read the metadata files into the catalog, and reject the lines that cannot be used."""
     for file in catalog.metadata_files():
         try:
-            for line in read_metadata(file.name, partial(source.read, file.name)):
+            for line in read_metadata(file.name, partial(source.read, file.name), config.caption_fields):
                 if isinstance(line, Rejection):
                     catalog.reject([line])
                 elif not catalog.add_metadata(file.name, line):

@@ -68,8 +68,10 @@ class Listing:
     def __post_init__(self) -> None:
         settings = self.config.model_dump(mode="json", exclude={"readers"})
         self._digest = hashlib.sha256(canonical_json([FORMAT, settings]))
-        # These settings decide what is read from an archive: the cache of it holds only while they stay the same.
-        self._archive_settings = short([self.config.extensions, self.config.limits.max_bytes])
+        # These settings decide what is read from a file: the cache of it holds only while they stay the same.
+        fields = self.config.caption_fields
+        archive = [self.config.extensions, self.config.limits.max_bytes, fields]
+        self._settings_by_kind = {ARCHIVE: short(archive), JSON: short(fields)}
 
     @property
     def digest(self) -> str:
@@ -101,9 +103,9 @@ class Listing:
         self._digest.update(f"{file.name}\0{file.size}\0{file.modified}\n".encode("utf-8", "surrogatepass"))
 
     def _tag(self, kind: str, file: SourceFile) -> str:
-        if kind != ARCHIVE or not file.modified:
+        if kind not in self._settings_by_kind or not file.modified:
             return file.modified
-        return f"{file.modified}-{self._archive_settings}"
+        return f"{file.modified}-{self._settings_by_kind[kind]}"
 
 
 def choose_layout(config: IngestConfig, source: Source, kinds: Collection[str], other_files: int) -> str:

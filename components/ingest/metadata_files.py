@@ -1,21 +1,25 @@
 """Read metadata.jsonl and metadata.csv: each line names an image and has its caption, licence and origin.
 
 The format is that of the imagefolder of diffusers and `datasets`: ``file_name`` is the image's path below the folder of
-the metadata file. Lines are read one by one, so that a file may have any number of them.
+the metadata file; other tools call it ``filename``, ``image`` or ``image_path``. Lines are read one by one, so that a
+file may have any number of them.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from components.errors import ImageRejected
+from components.image.caption_text import LONGEST_MARK, marked_encoding
 from components.image.records import Rejection
 from components.image.sources import ReadRange
 from components.ingest.metadata_fields import BROKEN, MetadataFields, metadata_fields, parse_object
 
 FILE_NAMES = ("metadata.jsonl", "metadata.csv")
+
+_FILE = ("file_name", "filename", "file", "image", "image_path", "path")
 
 PIECE = 8 << 20  # bytes read at once
 LONGEST_LINE = 1 << 20  # bytes
@@ -35,26 +39,38 @@ class MetadataLine(NamedTuple):
     fields: MetadataFields
 
 
-def read_metadata(name: str, read: ReadRange) -> Iterator[MetadataLine | Rejection]:
-    """Yield each line of a metadata file, or why it cannot be used."""
+def read_metadata(name: str, read: ReadRange, caption_fields: Sequence[str]) -> Iterator[MetadataLine | Rejection]:
+    """Yield each line of a metadata file, or why it cannot be used.
+
+    Args:
+        name: The file's name in the source.
+        read: Reads it.
+        caption_fields: Names of fields that hold captions.
+    """
     folder = name[: name.rfind("/") + 1]
+    encoding = marked_encoding(read(0, LONGEST_MARK))
+    if encoding not in (None, "utf-8-sig"):  # one rejection rather than one for each line
+        yield Rejection(name, "ingest", BROKEN, f"its encoding is {str(encoding).upper()}; save the file as UTF-8")
+        return
     rows = _json_rows(read) if name.endswith(".jsonl") else _csv_rows(read)
     for number, row in rows:
         try:
             if isinstance(row, ImageRejected):
                 raise row
-            yield MetadataLine(folder + _path(row.get("file_name")), number, metadata_fields(row))
+            yield MetadataLine(folder + _path(row), number, metadata_fields(row, caption_fields))
         except ImageRejected as error:
             yield Rejection(f"{name}:{number}", "ingest", error.reason, error.detail)
 
 
-def _path(value: Any) -> str:
+def _path(row: Mapping[str, Any]) -> str:
     """Return the path of a line's image, which must be below the metadata's folder."""
+    name = next((name for name in _FILE if name in row), _FILE[0])
+    value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise ImageRejected(BROKEN, f"file_name is {value!a:.200}, expected the path of an image below this folder")
+        raise ImageRejected(BROKEN, f"{name} is {value!a:.200}, expected the path of an image below this folder")
     parts = [part for part in value.replace("\\", "/").split("/") if part != "."]
     if ".." in parts or "" in parts:
-        raise ImageRejected("metadata-outside", f"file_name {value!a:.200} is not a path below the metadata's folder")
+        raise ImageRejected("metadata-outside", f"{name} {value!a:.200} is not a path below the metadata's folder")
     return "/".join(parts)
 
 
@@ -88,7 +104,7 @@ def _csv_rows(read: ReadRange) -> _Rows:
             return
         if header is None:
             header = [name.strip() for name in row]
-            if "file_name" not in header:
+            if not set(_FILE) & set(header):
                 yield 1, ImageRejected(BROKEN, f"its columns are {', '.join(header)!a:.200}; one must be file_name")
                 return
         elif len(row) == len(header):

@@ -18,11 +18,12 @@ from PIL import Image
 
 from components.caption import group as captioning_group
 from components.caption.__main__ import main
-from components.caption.caption_rules import captions_of, check, from_bytes
+from components.caption.caption_rules import captions_of, check
 from components.caption.config import CaptionConfig
 from components.caption.group import caption
 from components.digests import sha256
 from components.errors import ConfigError, DataError, ImageRejected, StorageError
+from components.image.caption_text import decode_caption
 from components.image.decoding import ImageLimits
 from components.image.records import (
     Caption,
@@ -98,12 +99,15 @@ def counts(captioned: int = 0, reused: int = 0, rejected: int = 0) -> dict[str, 
         (b"a cat\n", "a cat"),
         (b"\xef\xbb\xbfa cat", "a cat"),
         (b"  a\r\n\tcat \x00\x1b[31m sat ", "a cat [31m sat"),
+        ("a café".encode("utf-16"), "a café"),
+        (b"\xfe\xff" + "a café".encode("utf-16-be"), "a café"),
+        ("a café".encode("utf-32"), "a café"),
         ("日本 📷 naïve\u2028line".encode(), "日本 📷 naïve line"),
         (b'<script>alert(1)</script> & "it\'s"', '<script>alert(1)</script> & "it\'s"'),
     ],
 )
 def test_a_caption_is_one_line_and_otherwise_as_it_was_written(data: bytes, expected: str) -> None:
-    assert captions_of(from_bytes(data), CaptionConfig(max_characters=100)) == [expected]
+    assert captions_of(decode_caption(data), CaptionConfig(max_characters=100)) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -113,15 +117,40 @@ def test_a_caption_is_one_line_and_otherwise_as_it_was_written(data: bytes, expe
         (b" \n\t\0 ", "caption-empty"),
         (b"\xef\xbb\xbf", "caption-empty"),
         (b"caf\xe9", "caption-not-utf8"),
-        ("a cat".encode("utf-16"), "caption-not-utf8"),
+        ("a cat".encode("utf-16-le"), "caption-not-utf8"),
+        ("a cat".encode("utf-16") + b"!", "caption-not-utf8"),
         (b"\xed\xb3\xbf", "caption-not-utf8"),
         (b"x" * 101, "caption-too-long"),
     ],
 )
 def test_a_caption_that_cannot_be_used_has_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ImageRejected) as caught:
-        captions_of(from_bytes(data), CaptionConfig(max_characters=100))
+        captions_of(decode_caption(data), CaptionConfig(max_characters=100))
     assert caught.value.reason == reason
+
+
+def test_an_encoding_is_used_for_files_that_are_nothing_else(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos", 1), MemoryStorage("caption-encoding")
+    captions = {"utf8": "naïve", "cp1251": "кот", "utf-16": "naïve", "utf-16-le": "cat"}
+    for number, (encoding, text) in enumerate(captions.items(), start=10):
+        put(root / f"{encoding}.png", image(number))
+        put(root / f"{encoding}.txt", text.encode(encoding))
+    assert run(root, work) == counts(captioned=3, rejected=2)
+    assert reasons(work) == dict.fromkeys(("cp1251.png", "utf-16-le.png"), "caption-not-utf8")
+    assert run(root, work, encoding="cp1251")["captioned"] == 4
+    assert reasons(work) == {"utf-16-le.png": "caption-not-utf8"}
+    assert {name: record.captions[0].text for name, record in records(work).items()} == {
+        "00.png": "image 0",
+        "utf8.png": "naïve",
+        "cp1251.png": "кот",
+        "utf-16.png": "naïve",
+    }
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "rot13", "", "hex"])
+def test_an_unknown_encoding_is_rejected(encoding: str) -> None:
+    with pytest.raises(ConfigError, match="encoding"):
+        CaptionConfig.parse({"encoding": encoding})
 
 
 @given(st.text(max_size=200))
@@ -203,7 +232,7 @@ def test_how_it_is_read_does_not_change_what_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sidecar", "reason"), [(None, "caption-missing"), (b"", "caption-empty"), (b"\xff\xfe", "caption-not-utf8")]
+    ("sidecar", "reason"), [(None, "caption-missing"), (b"", "caption-empty"), (b"\xff\xff", "caption-not-utf8")]
 )
 def test_without_a_usable_caption_an_image_is_rejected_or_kept_without(
     tmp_path: Path, sidecar: bytes | None, reason: str

@@ -2,248 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from components.errors import ConfigError, DataError
 from components.image.records import (
-    ImageRecord,
     Manifest,
-    Rejection,
     ancestors,
     group_names,
     group_of,
     groups_of_lane,
     lane_names,
-    read_images,
     read_ingest_rejections,
-    read_manifest,
 )
-from components.ingest import metadata_files
 from components.ingest.config import IngestConfig
 from components.ingest.groups import group_bits
-from components.ingest.ingest import ingest
-from components.ingest.metadata_files import MetadataLine, read_metadata
-from components.progress import Progress
-from components.storage.base import Storage
-from tests.stores.memory import MemoryStorage
-
-
-def image_bytes(seed: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-class Photos:
-    """A folder of images, and what ingest makes of it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.work: Storage = MemoryStorage(f"layouts-{root.parent.name}")
-        self.log = io.StringIO()
-
-    def put(self, name: str, data: bytes | str) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
-
-    def put_images(self, *names: str) -> None:
-        for number, name in enumerate(names):
-            self.put(name, image_bytes(number))
-
-    def run(self, **settings: Any) -> dict[str, Any]:
-        config = IngestConfig.parse({"source": str(self.root), **settings})
-        self.result = ingest(config, self.work, Progress(self.log))
-        return self.result
-
-    def images(self) -> dict[str, ImageRecord]:
-        source_id = self.result["source_id"]
-        groups = read_manifest(self.work, source_id).groups
-        return {image.name: image for group in groups for image in read_images(self.work, source_id, group)}
-
-    def captions(self) -> dict[str, str | None]:
-        """The words of each image, or the name of the file that has them."""
-        captions: dict[str, str | None] = {}
-        for name, image in sorted(self.images().items()):
-            caption = image.caption
-            captions[name] = None if caption is None else caption.name if caption.text is None else caption.text
-        return captions
-
-    def rejected(self) -> dict[str, str]:
-        rejections = read_ingest_rejections(self.work, self.result["source_id"])
-        assert all(rejection.detail for rejection in rejections)
-        return {rejection.name: rejection.reason for rejection in rejections}
-
-    def layout(self) -> str:
-        events = map(json.loads, self.log.getvalue().splitlines())
-        return [str(event["layout"]) for event in events if event["event"] == "layout"][-1]
+from tests.images import image_bytes
+from tests.photos import Photos
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Photos:
     return Photos(tmp_path / "photos")
-
-
-# Words beside images.
-
-
-def test_json_beside_an_image_has_caption_licence_and_source(photos: Photos) -> None:
-    photos.put_images("a.png", "sub/b.png", "c.png", "d.png", "e.png")
-    photos.put("a.json", json.dumps({"Caption": "of a", "url": "http://a", "LICENSE": "CC0-1.0"}))
-    photos.put("sub/b.json", json.dumps({"text": "of b", "license": 4}))
-    photos.put("sub/b.txt", "the text file counts")
-    photos.put("c.json", json.dumps({"caption": ["first", "second"], "license": "?"}))
-    photos.put("d.json", "{broken")
-    photos.put("e.json", json.dumps(["no", "object"]))
-    photos.put("statistics.json", "{also broken, but beside no image")
-    photos.run()
-    assert photos.layout() == "folder"
-    assert photos.captions() == {
-        "a.png": "of a", "c.png": "first", "d.png": None, "e.png": None, "sub/b.png": "sub/b.txt"
-    }  # fmt: skip
-    origins = {name: (image.license, image.source) for name, image in photos.images().items()}
-    assert origins["a.png"] == ("CC0-1.0", "http://a")
-    assert origins["sub/b.png"] == ("4", None)
-    assert origins["c.png"] == (None, None)
-    assert photos.rejected() == {"d.json": "metadata-broken", "e.json": "metadata-broken"}
-
-
-def test_json_is_read_again_only_when_it_changes(photos: Photos) -> None:
-    photos.put_images("a.png", "b.png")
-    photos.put("a.json", json.dumps({"caption": "one"}))
-    photos.put("b.json", json.dumps({"caption": "two"}))
-    first = photos.run()
-    assert (first["read"], photos.run()["read"]) == (4, 0)
-    photos.put("a.json", json.dumps({"caption": "three", "license": "MIT"}))
-    again = photos.run()
-    assert (again["read"], again["new"], again["changed"], again["digest"] == first["digest"]) == (1, 0, 0, False)
-    assert photos.captions() == {"a.png": "three", "b.png": "two"}
-
-
-def test_words_are_made_whole_and_not_endless(photos: Photos) -> None:
-    photos.put_images("a.png", "b.png")
-    photos.put("a.json", '{"caption": "pair \\ud83d\\udcf7 lone \\ud83d.", "url": "\\udcff"}')
-    photos.put("b.json", json.dumps({"caption": "x" * 200_000, "url": "y" * 5000}))
-    photos.run()
-    assert photos.captions()["a.png"] == "pair \U0001f4f7 lone \ufffd."
-    assert len(photos.captions()["b.png"] or "") == 100_001  # one more than any setting takes: the caption step says so
-    assert len(photos.images()["b.png"].source or "") == 2000
-
-
-# Imagefolders.
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_metadata_apply_to_the_images_below_them(photos: Photos, kind: str) -> None:
-    photos.put_images("a.png", "sub/b.png", "sub/c.png", "other.png")
-    rows = [
-        {"file_name": "a.png", "text": "of a", "license": "cc-by-4.0", "url": "http://a"},
-        {"file_name": "./sub/b.png", "text": 'of b, "quoted"', "license": "", "url": ""},
-        {"file_name": "sub/c.png", "text": "from above", "license": "", "url": ""},
-    ]
-    columns = list(rows[0])
-    if kind == "jsonl":
-        lines = [json.dumps(row) for row in rows]
-    else:
-        lines = [",".join(columns), *(",".join('"' + row[c].replace('"', '""') + '"' for c in columns) for row in rows)]
-    photos.put(f"metadata.{kind}", "\n".join(lines) + "\r\n")
-    photos.put("sub/metadata.jsonl", json.dumps({"file_name": "c.png", "caption": "from beside"}))
-    photos.put("a.txt", "metadata count before files beside")
-    photos.put("other.txt", "no metadata")
-    photos.run()
-    assert photos.layout() == "imagefolder"
-    assert photos.captions() == {
-        "a.png": "of a",
-        "other.png": "other.txt",
-        "sub/b.png": 'of b, "quoted"',
-        "sub/c.png": "from beside",
-    }
-    image = photos.images()["a.png"]
-    assert (image.license, image.source) == ("cc-by-4.0", "http://a")
-    assert image.caption is not None
-    assert image.caption.name == f"metadata.{kind}:a.png"
-    assert photos.rejected() == {}
-    photos.run(layout="folder")
-    assert photos.captions()["a.png"] == "a.txt"
-
-
-def test_lines_that_cannot_be_used_are_rejected_one_by_one(photos: Photos) -> None:
-    photos.put_images("a.png", "b.png")
-    photos.put("elsewhere.txt", "x")
-    lines = [
-        '{"file_name": "a.png", "text": "of a"}',
-        '{"file_name": "gone.png", "text": "x"}',
-        '{"file_name": "../photos/a.png", "text": "x"}',
-        '{"file_name": "/etc/passwd", "text": "x"}',
-        '{"file_name": "sub/../../a.png", "text": "x"}',
-        '{"file_name": 7}',
-        '{"text": "no name"}',
-        "{broken",
-        "[1]",
-        "",
-        '{"file_name": "a.png", "text": "again"}',
-        '{"file_name": "elsewhere.txt", "text": "no image"}',
-        "[" * 100_000,
-        '{"file_name": "b.png", "text": "of b"}',
-    ]
-    photos.put("metadata.jsonl", b"\n".join([*(line.encode() for line in lines), b'{"file_name": "\xff"}']))
-    photos.run()
-    assert photos.captions() == {"a.png": "of a", "b.png": "of b"}
-    broken, outside, missing = "metadata-broken", "metadata-outside", "metadata-missing-file"
-    reasons = {2: missing, 3: outside, 4: outside, 5: outside, 6: broken, 7: broken, 8: broken, 9: broken}
-    reasons |= {11: "metadata-repeated", 12: missing, 13: broken, 15: broken}
-    assert photos.rejected() == {f"metadata.jsonl:{line}": reason for line, reason in reasons.items()}
-
-
-@pytest.mark.parametrize(
-    ("text", "captions", "reasons"),
-    [
-        (b"name,text\na.png,x\n", {}, {1: "metadata-broken"}),
-        (b"", {}, {}),
-        (b"file_name,text\na.png\nb.png,of b\n", {"b.png": "of b"}, {2: "metadata-broken"}),
-        (b"\xef\xbb\xbffile_name,text\nb.png,of b\n", {"b.png": "of b"}, {}),
-        (b'file_name,text\nb.png,"two\nlines"\n', {"b.png": "two\nlines"}, {}),
-        (b"file_name,text\na.png,\xff\nb.png,of b\n", {"b.png": "of b"}, {2: "metadata-broken"}),
-        (b'file_name,text\na.png,"never closed\n' + b"x\n" * 200_000, {}, {65541: "metadata-broken"}),
-    ],
-)
-def test_a_broken_csv_is_rejected_line_by_line(text: bytes, captions: dict[str, str], reasons: dict[int, str]) -> None:
-    rows = list(read_metadata("metadata.csv", lambda start, length: text[start : start + length]))
-    accepted = {one.image: one.fields.text for one in rows if isinstance(one, MetadataLine)}
-    rejected = [one for one in rows if isinstance(one, Rejection)]
-    assert accepted == captions
-    for line, reason in reasons.items():
-        assert f"metadata.csv:{line}" in {one.name for one in rejected}, rejected[:3]
-        assert {one.reason for one in rejected} == {reason}
-    assert bool(rejected) == bool(reasons)
-
-
-def test_metadata_are_read_in_pieces_and_an_endless_line_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata_files, "PIECE", 100)
-    monkeypatch.setattr(metadata_files, "LONGEST_LINE", 300)
-    lines = [json.dumps({"file_name": f"{i}.png", "text": "é" * i}) for i in range(20)]
-    lines.insert(7, json.dumps({"file_name": "long.png", "text": "x" * 5000}))
-    data = "\n".join(lines).encode()
-    largest = 0
-
-    def read(start: int, length: int) -> bytes:
-        nonlocal largest
-        largest = max(largest, length)
-        return data[start : start + length]
-
-    rows = list(read_metadata("sub/metadata.jsonl", read))
-    assert largest == 100
-    assert [one.image for one in rows if isinstance(one, MetadataLine)] == [f"sub/{i}.png" for i in range(20)]
-    assert [one.name for one in rows if isinstance(one, Rejection)] == ["sub/metadata.jsonl:8"]
 
 
 # Which layout it is.
@@ -412,18 +196,3 @@ def test_leftovers_of_a_run_that_was_killed_at_its_very_end_are_removed(photos: 
         photos.work.write(key, b"")
     photos.run()
     assert sorted(entry.key for entry in photos.work.list()) == before
-
-
-def test_a_line_without_an_end_takes_no_more_memory_than_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata_files, "PIECE", 1 << 20)
-
-    def endless(start: int, length: int) -> bytes:
-        return b"x" * min(length, (64 << 20) - start)
-
-    tracemalloc.start()
-    (rejection,) = read_metadata("metadata.jsonl", endless)
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert isinstance(rejection, Rejection)
-    assert "more than 1048576 bytes" in rejection.detail
-    assert most < 8 << 20

@@ -12,47 +12,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from components.digests import sha256
 from components.errors import DataError, ImageRejected, StorageError
-from components.image.records import ImageRecord, read_images, read_ingest_rejections, read_manifest
+from components.image.records import read_images
 from components.image.sources import Source, open_source, parse_member
 from components.ingest import file_reader, tar_members
 from components.ingest.config import IngestConfig
 from components.ingest.ingest import ingest
 from components.ingest.tar_members import read_members
 from components.progress import Progress
-from components.storage.base import Storage
 from components.storage.open import open_storage
+from tests.images import image_bytes
 from tests.stores.memory import MemoryStorage
-
-
-def image_bytes(seed: int, side: int = 16) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def member(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, data
-
-
-def tar(*members: tuple[tarfile.TarInfo, bytes], format: int = tarfile.USTAR_FORMAT) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
-        for info, data in members:
-            archive.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
+from tests.tars import Tars, member, tar
 
 GOOD = (member("a.png", image_bytes(1)), member("z.png", image_bytes(2)))
 
@@ -60,33 +36,6 @@ GOOD = (member("a.png", image_bytes(1)), member("z.png", image_bytes(2)))
 def between(*hostile: tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
     """A tar with hostile members between two good images."""
     return tar(GOOD[0], *hostile, GOOD[1], format=format)
-
-
-class Tars:
-    """A source in memory and what ingest makes of it."""
-
-    def __init__(self, name: str) -> None:
-        self.files: Storage = MemoryStorage(f"{name}-files")
-        self.work: Storage = MemoryStorage(f"{name}-work")
-        self.url = f"memory://{name}-files"
-
-    def run(self, **settings: Any) -> dict[str, Any]:
-        config = IngestConfig.parse({"source": self.url, **settings})
-        self.result = ingest(config, self.work, Progress(io.StringIO()))
-        return self.result
-
-    def images(self) -> list[ImageRecord]:
-        source_id = self.result["source_id"]
-        groups = read_manifest(self.work, source_id).groups
-        images = [image for group in groups for image in read_images(self.work, source_id, group)]
-        return sorted(images, key=lambda image: image.name)
-
-    def names(self) -> list[str]:
-        return [image.name.partition("@")[0] for image in self.images()]
-
-    def reasons(self) -> dict[str, str]:
-        rejections = read_ingest_rejections(self.work, self.result["source_id"])
-        return {rejection.name.partition("@")[0]: rejection.reason for rejection in rejections}
 
 
 @pytest.fixture
@@ -251,122 +200,6 @@ def test_an_archive_that_cannot_be_read_on_keeps_what_came_before(tars: Tars, da
     tars.run()
     assert tars.names() == ["a.tar//a.png", "b.tar//b.png"]
     assert tars.reasons() == {"a.tar": reason}
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "archive-truncated"),
-        (b"words" * 1000, "archive-corrupt"),
-        (b"\x1f\x8b" + bytes(1000), "archive-corrupt"),
-        (bytes(10_240), "archive-empty"),
-        (tar(member("words.md", b"words")), "archive-empty"),
-    ],
-    ids=["no bytes", "words", "gzip", "no members", "no images"],
-)
-def test_a_tar_without_images_is_rejected_by_name(tars: Tars, data: bytes, reason: str) -> None:
-    tars.files.write("a.tar", data)
-    tars.files.write("b.tar", tar(member("b.png", image_bytes(5))))
-    tars.run()
-    assert tars.names() == ["b.tar//b.png"]
-    assert tars.reasons() == {"a.tar": reason}
-
-
-def without_mark(*members: tuple[tarfile.TarInfo, bytes], format: int = tarfile.USTAR_FORMAT) -> bytes:
-    """A tar that is cut behind its last member's data, whose last block may be filled up or not."""
-    return tar(*members, format=format).rstrip(b"\0")
-
-
-def in_blocks(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 512)
-
-
-@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@pytest.mark.parametrize("whole_blocks", [True, False])
-def test_a_tar_cut_between_two_members_is_named_and_its_images_are_kept(
-    tars: Tars, format: int, whole_blocks: bool
-) -> None:
-    data = without_mark(member("d" * 120 + "/a.png", image_bytes(1)), member("z.png", image_bytes(2)), format=format)
-    tars.files.write("a.tar", in_blocks(data) if whole_blocks else data)
-    tars.run()
-    assert [name.rpartition("/")[2] for name in tars.names()] == ["a.png", "z.png"]
-    assert tars.reasons() == {"a.tar": "archive-truncated"}
-    (rejection,) = read_ingest_rejections(tars.work, tars.result["source_id"])
-    assert "without the mark of its end" in rejection.detail
-    assert rejection.detail.endswith("its images before that are kept: 2")
-    assert tars.run()["rejected"] == 1
-
-
-def test_a_tar_cut_behind_the_header_of_a_header_is_named(tars: Tars) -> None:
-    long = member("d" * 120 + "/z.png", image_bytes(2))
-    whole = tar(GOOD[0], long, format=tarfile.GNU_FORMAT)
-    tars.files.write("a.tar", whole[: 512 + 1024 + 1024])
-    tars.files.write("b.tar", whole[: 512 + 1024 + 1024] + bytes(10_240))
-    tars.run()
-    assert tars.names() == ["a.tar//a.png"]
-    assert tars.reasons() == {
-        "a.tar": "archive-truncated",
-        "b.tar": "archive-corrupt",
-        "b.tar//a.png": "duplicate",
-    }
-
-
-@pytest.mark.parametrize("zeros", [1, 512, 1024, 1536, 10_240])
-def test_an_end_mark_of_any_length_is_one(tars: Tars, zeros: int) -> None:
-    """Some tools write one block; what is cut within the mark has lost no member."""
-    tars.files.write("a.tar", in_blocks(without_mark(*GOOD)) + bytes(zeros))
-    tars.run()
-    assert tars.names() == ["a.tar//a.png", "a.tar//z.png"]
-    assert tars.reasons() == {}
-
-
-@pytest.mark.parametrize("padding", [512, 1024, 10_240, 100_352])
-def test_tars_joined_to_one_file_are_read_to_the_last(tars: Tars, padding: int) -> None:
-    first, second = without_mark(GOOD[0]), without_mark(GOOD[1])
-    tars.files.write("a.tar", in_blocks(first) + bytes(padding) + in_blocks(second) + bytes(1024))
-    tars.run()
-    assert tars.names() == ["a.tar//a.png", "a.tar//z.png"]
-    assert tars.reasons() == {}
-
-
-def test_what_follows_the_end_mark_and_is_no_tar_is_named(tars: Tars) -> None:
-    tars.files.write("a.tar", tar(*GOOD) + b"signature")
-    tars.run()
-    assert tars.names() == ["a.tar//a.png", "a.tar//z.png"]
-    assert tars.reasons() == {"a.tar": "archive-truncated"}
-
-
-def test_zeros_without_end_are_not_read_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_members, "LONGEST_PADDING", 1 << 20)
-    bytes_read = 0
-
-    def at(start: int, length: int) -> bytes:
-        nonlocal bytes_read
-        bytes_read += length
-        return bytes(length)
-
-    with pytest.raises(ImageRejected, match="archive-corrupt: more than 1 MiB of zeros"):
-        list(read_members(at, 1 << 50))
-    assert bytes_read <= (1 << 20) + 512
-
-
-def test_the_label_of_a_volume_is_no_member(tars: Tars) -> None:
-    tars.files.write("a.tar", tar(member("photos.png", type=b"V"), *GOOD, member("d.png", b"Ya\0\0", type=b"D")))
-    tars.run()
-    assert tars.names() == ["a.tar//a.png", "a.tar//z.png"]
-    assert tars.reasons() == {}
-
-
-def test_the_writer_of_webdataset_marks_the_end(tmp_path: Path) -> None:
-    """What img2dataset and most datasets of the Hugging Face hub were written with."""
-    webdataset = pytest.importorskip("webdataset")
-    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
-        writer.write({"__key__": "0", "png": image_bytes(1), "txt": "words"})
-    data = (tmp_path / "a.tar").read_bytes()
-    assert [one.name for one in read_members(lambda at, length: data[at : at + length], len(data))] == [
-        "0.png",
-        "0.txt",
-    ]
 
 
 def test_a_source_whose_tars_hold_no_images_is_a_clear_error(tars: Tars) -> None:
