@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import cos, radians, sin
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,19 @@ def test_a_view_is_what_it_says() -> None:
     row, column = np.unravel_index(int(turned.argmax()), turned.shape)
     assert row < 40, "counter-clockwise: what was on the right is on top"
     assert column > 60
+
+
+@pytest.mark.parametrize("degrees", [3, 8, 30, 45, 89, -20])
+@pytest.mark.parametrize(("width", "height"), [(1000, 600), (600, 1000)])
+def test_a_rotated_crop_is_within_the_image_and_no_smaller_than_it_must_be(
+    width: int, height: int, degrees: float
+) -> None:
+    left, top, across, down = crop_box(width, height, 64, 64, View(rotation=degrees))
+    cosine, sine = abs(cos(radians(degrees))), abs(sin(radians(degrees)))
+    wide, tall = across * cosine + down * sine, across * sine + down * cosine
+    middle = left + across / 2, top + down / 2
+    assert middle == pytest.approx((width / 2, height / 2), abs=1)
+    assert min(width, height) - 6 <= max(wide, tall) <= min(width, height)
 
 
 @pytest.mark.parametrize(
