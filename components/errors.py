@@ -7,7 +7,9 @@ DarkroomError            70  something inside went wrong
 │   ├── DamagedFile          a file of the workdir is not what was written; the message says how to repair that
 │   └── ImageRejected        one image cannot be used; the step counts it and goes on
 ├── StorageError         74  storage could not be read or written; a retry may help
-│   └── NotFound             the key does not exist
+│   ├── NotFound             the key does not exist
+│   └── LeaseHeld            another process works on the same run; wait for it, or stop it
+├── LeaseLost            70  another process has taken over the run from this one, which stops
 ├── OutOfMemory          71  a batch did not fit into memory; starting again continues with smaller ones
 ├── Hung                124  a rank made no step for too long; its stacks are in the log, starting again continues
 └── Preempted            75  the node is being taken away; the state is saved, starting again continues
@@ -69,6 +71,14 @@ class StorageError(DarkroomError):
 
 class NotFound(StorageError):
     """The key does not exist."""
+
+
+class LeaseHeld(StorageError):
+    """Another process works on the same run, so this one must not; a retry helps once that one has ended."""
+
+
+class LeaseLost(DarkroomError):
+    """Another process has taken over the run from this one, which must write nothing more (exit code 70)."""
 
 
 class OutOfMemory(DarkroomError):

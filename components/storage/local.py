@@ -3,6 +3,7 @@
 # ruff: noqa: D102 - Storage documents its methods
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -58,7 +59,7 @@ class LocalStorage(Storage):
         path = self._path(key)
         with explained(f"create {path}"):
             try:
-                with whole_file(path, rename=os.link) as file:
+                with whole_file(path, rename=_link) as file:
                     file.write(data)
             except FileExistsError:
                 if path.is_dir() or not path.parent.is_dir():  # a folder or a file is in the way, not this object
@@ -200,6 +201,20 @@ class LocalStorage(Storage):
             for path in written.parent.glob(HIDDEN + "*"):
                 if path.stat().st_mtime_ns < abandoned:
                     path.unlink(missing_ok=True)
+
+
+def _link(hidden: Path, path: Path) -> None:
+    """Give a hidden file a second name, which fails if that exists.
+
+    On a file system without links the name is created first; then a reader may for a moment see only a part.
+    """
+    try:
+        os.link(hidden, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        with path.open("xb") as file:
+            file.write(hidden.read_bytes())
 
 
 _Names = list[str]  # inside the class, "list" is the method

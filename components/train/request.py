@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from components.command import step_parser
 from components.settings import override, read_values
 from components.storage.base import Storage
+from components.storage.lease import TRAINING, Claim, Lease
 from components.storage.open import open_storage
 from components.train.config import TrainConfig
 from components.train.metrics.trackers import check_installed
@@ -68,6 +69,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--parent-pid", type=int, metavar="PID", help="end at once when this process, which started this one, is gone"
     )
+    parser.add_argument(
+        "--lease", metavar="CLAIM", help="claim of the run that the launcher holds: write only while it does"
+    )
     return parser
 
 
@@ -88,13 +92,18 @@ def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
         seed=arguments.seed,
         base_model=arguments.base_model,
         workdir=workdir,
-        run=workdir.child(f"runs/{arguments.run}"),
+        run=_run(workdir.child(f"runs/{arguments.run}"), arguments.lease),
         dataset=workdir.child(f"datasets/{arguments.encoding_key}"),
         version=arguments.dataset,
         node_variables={name: value for name, value in given.items() if value is not None},
         restarts=arguments.restarts,
         parent=arguments.parent_pid,
     )
+
+
+def _run(run: Storage, claim: str | None) -> Storage:
+    """Return the run's folder; what is written to it is written only while the launcher holds the run's lease."""
+    return Lease(run, TRAINING, Claim.parse(claim)).guard(run) if claim is not None else run
 
 
 def _variable(flag: str) -> str:
