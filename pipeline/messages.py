@@ -66,9 +66,13 @@ def event_line(event: Values) -> str | None:
         return f"spot notice to rank {event['rank']} at step {count(event['step'])}"
     if name == "resumed":
         if event["step"] == 0:
-            return f"begun anew: {plural(len(event['skipped']), 'earlier checkpoint')} of no use (see events.jsonl)"
+            more = len(event["skipped"]) - 1
+            return line(f"begun anew: {event['skipped'][0]}" + (f", and {more} older ones" if more > 0 else ""))
         skipped = "".join(f"; skipped: {reason}" for reason in event["skipped"])
         return line(f"resumed at step {count(event['step'])}{skipped}")
+    if name == "dataset-changed":
+        kept = f"; the training before is kept as {event['kept_as']}" if event["kept_as"] else ""
+        return line(f"begun anew: the dataset is {event['now'][:12]}, not {event['before'][:12]} any more{kept}")
     if name == "attempt-ended":
         return _attempt_ended(event)
     if name == "training":

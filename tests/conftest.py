@@ -5,8 +5,10 @@ from __future__ import annotations
 import faulthandler
 import inspect
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Generator
 from functools import partial
 from types import SimpleNamespace
@@ -23,18 +25,25 @@ pytest_plugins = ("tests.stores.fixtures",)
 LIMITS = {"proof": 3600, "slow": 900}
 LAST_SECONDS = 30
 _stderr = pytest.StashKey[int]()
+_state = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Several tests and several ranks run side by side; threads beyond the cores would fight for them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Runs of tests must not be what a person's next command takes for the last run.
+    os.environ["XDG_STATE_HOME"] = config.stash[_state] = tempfile.mkdtemp(prefix="darkroom-tests-state-")
     SCHEMES["memory"] = MemoryStorage
     # What starts the tests may ignore signals, as nohup and a shell's background jobs do, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # While a test runs, standard error is captured, and would be lost with the process.
     config.stash[_stderr] = os.dup(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_state], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from components.accounting.ledger import append_ledger, read_ledger, spent
 from components.errors import EXIT_DONE, Preempted
 from pipeline.cost.forecast import HOUR
-from pipeline.launch import accounting, render
-from pipeline.launch.accounting import EndedAttempt, PricedNodes
+from pipeline.launch import render
 from pipeline.launch.api import Cluster
+from pipeline.launch.books import accounting
+from pipeline.launch.books.accounting import EndedAttempt, PricedNodes
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.observer import ClusterObserver
 from pipeline.launch.pods import KILLED, Gang, GangPod, startup_seconds

@@ -12,9 +12,10 @@ from typing import Any
 
 from components.errors import ConfigError, DarkroomError, Preempted
 from pipeline.cost.forecast import HOUR
-from pipeline.launch import accounting, failures
+from pipeline.launch import failures
 from pipeline.launch.api import Cluster, Json, connect
 from pipeline.launch.attempts import LAUNCH_EVENTS, AttemptResult, Attempts
+from pipeline.launch.books import accounting
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.jobs import TrainJobs, failure, is_complete, label_selector
 from pipeline.launch.observer import ClusterObserver

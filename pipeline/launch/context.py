@@ -12,8 +12,10 @@ from components.accounting.ledger import Pool
 from components.dataset.versions import read_version
 from components.progress import Progress
 from components.storage.base import Storage
+from components.storage.lease import Lease
 from components.train.config import TrainConfig
 from pipeline.config import RunConfig
+from pipeline.launch.books.earlier_trainings import prepare_records
 from pipeline.launch.policy import LaunchLimits
 
 
@@ -58,6 +60,7 @@ class LaunchContext:
         prices: $ per node and hour, by pool; launch.usd_per_hour takes precedence.
         clock: Seconds that never go backwards.
         wall_clock: Seconds since 1970.
+        lease: What this launcher holds of the run: without it nothing is written; None if nothing else can launch it.
     """
 
     settings: RunConfig
@@ -69,11 +72,19 @@ class LaunchContext:
     prices: Mapping[Pool, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
+    lease: Lease | None = None
 
     @cached_property
     def run(self) -> Storage:
         """The run's folder."""
-        return self.workdir.child(f"runs/{self.settings.run}")
+        run = self.workdir.child(f"runs/{self.settings.run}")
+        return run if self.lease is None else self.lease.guard(run)
+
+    def prepare_records(self) -> None:
+        """Make room for the records of this training, if the run has those of a training on another dataset."""
+        kept = prepare_records(self.run, self.dataset, self.workdir.child("runs"), self.settings.run)
+        if kept is not None:
+            self.progress.event("dataset-changed", before=kept.dataset, now=self.dataset, kept_as=kept.run)
 
     @property
     def limits(self) -> LaunchLimits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from components.errors import ConfigError, DarkroomError, DataError
 from components.storage.base import Storage
-from pipeline.launch.accounting import committed_step
+from pipeline.launch.books.accounting import committed_step
 from pipeline.launch.config import LaunchConfig
 from pipeline.launch.policy import LaunchState
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from components.accounting.ledger import Pool
 from components.errors import ConfigError, DarkroomError
-from pipeline.launch import accounting, render
+from pipeline.launch import render
 from pipeline.launch.api import Cluster, Json
 from pipeline.launch.attempts import Attempts
+from pipeline.launch.books import accounting
+from pipeline.launch.books.earlier_trainings import has_records_of
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.pods import read_time
 from pipeline.launch.policy import initial_state
@@ -66,7 +68,7 @@ class TrainJobs:
                 followed = self._adopt(job)
             else:
                 self._claim(name)
-        accounting.prepare_records(self._context.run, self._context.dataset)
+        self._context.prepare_records()
 
     def submit(self) -> None:
         """Submit a job on the nodes of the launch state; if it exists already, it is adopted.
@@ -157,7 +159,7 @@ class TrainJobs:
             self._state_file.update(end=None)  # the limits may have changed: it is decided again
         now = self._context.wall_clock()
         fresh = initial_state(self._context.limits, now, accounting.committed_step(run))
-        if record.state is None or not accounting.has_records_of(run, self._context.dataset):
+        if record.state is None or not has_records_of(run, self._context.dataset):
             self._state_file.update(state=fresh, attempt=None, end=None, is_over=False)
         elif record.is_over:
             kept = LaunchRecord(

@@ -8,25 +8,34 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from components.accounting.ledger import read_ledger, spent
 from components.errors import EXIT_DONE, Preempted
+from components.progress import Progress
+from components.storage.lease import TRAINING, acquire
 from pipeline.cost.forecast import HOUR
-from pipeline.launch import accounting, failures
-from pipeline.launch.accounting import EVENTS, EndedAttempt, PricedNodes
+from pipeline.launch import failures
+from pipeline.launch.books import accounting
+from pipeline.launch.books.accounting import EVENTS, PricedNodes
+from pipeline.launch.books.local_books import LocalBooks
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.policy import GangExit, LaunchState, Observation, decide, initial_state, record_exit
 
 # Events that the agent and the ranks print, but do not write to the run's events themselves.
 _PRINTED_EVENTS = frozenset({"stop-asked", "stop-unsaved", "hung", "ranks-killed", "restarting", "no-notices"})
 _LOG_LINES = 20
+# How long nothing may be printed until the books and the budget are looked at all the same.
+_QUIET_SECONDS = 1.0
 
 
 def launch(context: LaunchContext) -> dict[str, Any]:
@@ -39,25 +48,39 @@ def launch(context: LaunchContext) -> dict[str, Any]:
     Raises:
         ConfigError: If the trainer rejects its settings.
         DataError: If the trainer rejects its data.
+        LeaseHeld: If another launcher trains the same run.
+        LeaseLost: If another launcher has taken the run over from this one.
         Preempted: If this process itself was asked to stop; the state is saved.
         DarkroomError: If the training crashes more often than the settings allow, or if the budget ends before a
             checkpoint is saved.
     """
-    accounting.prepare_records(context.run, context.dataset)
-    with tempfile.TemporaryDirectory() as folder, _StopRequest().listening() as stop:
-        config = Path(folder) / "train.json"
+    folder = context.workdir.child(f"runs/{context.settings.run}")
+    lease = acquire(folder, TRAINING, f"the training of {context.settings.run}")
+    stop = _StopRequest()
+    with lease.kept(stop.kill), tempfile.TemporaryDirectory() as scratch, stop.listening():
+        context = replace(context, lease=lease)
+        books = LocalBooks(context.run, context.clock, context.wall_clock, partial(_report_unwritten, context.progress))
+        if (ended := books.recover()) is not None:
+            context.progress.event("attempt-ended", **ended)
+        context.prepare_records()
+        config = Path(scratch) / "train.json"
         config.write_text(context.train.model_dump_json())
         command = [sys.executable, "-m", "components.train", *context.arguments.flags()]
-        command += ["--config", str(config), "--parent-pid", str(os.getpid())]
-        return _run_attempts(command, context, stop)
+        command += ["--config", str(config), "--parent-pid", str(os.getpid()), "--lease", str(lease.claim)]
+        return _run_attempts(command, context, books, stop)
 
 
-def _run_attempts(command: list[str], context: LaunchContext, stop: _StopRequest) -> dict[str, Any]:
+def _report_unwritten(progress: Progress, problem: str) -> None:
+    progress.event("books-unwritten", problem=problem)
+
+
+def _run_attempts(command: list[str], context: LaunchContext, books: LocalBooks, stop: _StopRequest) -> dict[str, Any]:
     run, settings, limits = context.run, context.settings, context.limits
-    state = initial_state(limits, context.wall_clock(), accounting.committed_step(run))
+    started_at = accounting.first_started_at(run, default=context.wall_clock())
+    state = initial_state(limits, started_at, accounting.committed_step(run))
     ended_at, attempts = context.clock(), 0
     while True:
-        attempt = _LocalAttempt(accounting.next_attempt_number(run), context, state)
+        attempt = _LocalAttempt(accounting.next_attempt_number(run), context, state, books)
         stop_reason = attempt.reason_to_stop("none")
         if stop_reason is None:
             attempts += 1
@@ -94,6 +117,11 @@ class _StopRequest:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
+    def kill(self) -> None:
+        """End the ranks at once: they must save nothing any more."""
+        if self.agent is not None:
+            self.agent.kill()  # its ranks notice that it is gone
+
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.is_requested = True
         if self.agent is not None:
@@ -107,32 +135,49 @@ class _LocalAttempt:
     number: int
     context: LaunchContext
     state: LaunchState
+    books: LocalBooks
     stop_reason: str | None = None  # why it was asked to stop before its end
     ranks: dict[int, int] = field(default_factory=dict)  # process id of each rank
     events: list[dict[str, Any]] = field(default_factory=list)
     log_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
-    started_at: float = 0.0  # by the context's clock
 
     def run(self, command: list[str], stop: _StopRequest, idle_seconds: float) -> int:
-        """Run the ranks once and return their exit code; before that nothing ran for ``idle_seconds``."""
-        start_step = accounting.committed_step(self.context.run)
-        self.started_at = self.context.clock()
+        """Run the ranks once and return their exit code; before that nothing ran for ``idle_seconds``.
+
+        Raises:
+            LeaseLost: If another launcher has taken the run over; nothing more was written then.
+        """
+        start_step, train = accounting.committed_step(self.context.run), self.context.settings.train
+        self.books.open(self.number, start_step, idle_seconds, self._priced_nodes().usd_per_hour, train.ranks)
         with subprocess.Popen(  # noqa: S603 - no shell
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         ) as agent:
             stop.agent = agent
             if stop.is_requested:
                 agent.send_signal(signal.SIGTERM)
-            assert agent.stdout is not None
-            for line in agent.stdout:
-                self._read_line(line)
-                if self.stop_reason is None and (reason := self.reason_to_stop("running")) is not None:
-                    self.stop_reason = reason
-                    agent.send_signal(signal.SIGTERM)
+            try:
+                self._follow(agent)
+            except BaseException:
+                agent.kill()  # nobody would account for what its ranks still do
+                raise
         stop.agent = None
-        if self.ranks:  # otherwise the training was complete before, and there is nothing to account for
-            self._close(agent.returncode, start_step, idle_seconds)
+        self._check_lease()
+        if self.ranks:
+            self.context.progress.event("attempt-ended", **self.books.close(agent.returncode, self.events))
+        else:  # the training was complete before, and there is nothing to account for
+            self.books.discard()
         return agent.returncode
+
+    def _follow(self, agent: subprocess.Popen[str]) -> None:
+        """Read what the ranks print until they have ended, keep the books, and ask them to stop at a limit."""
+        assert agent.stdout is not None
+        for line in _lines(agent.stdout):
+            if line is not None:
+                self._read_line(line)
+            self.books.beat()
+            if self.stop_reason is None and (reason := self.reason_to_stop("running")) is not None:
+                self.stop_reason = reason
+                agent.send_signal(signal.SIGTERM)
 
     def log_tail(self) -> str:
         """Return the last lines that were not events: the error that ended the ranks."""
@@ -144,21 +189,23 @@ class _LocalAttempt:
         if launch.budget_usd is None and launch.deadline_hours is None:
             return None
         usd_per_second = self._priced_nodes().usd_per_hour / HOUR
-        usd = spent(read_ledger(self.context.run))
+        usd = self._spent_before
         if phase == "running":
-            usd += usd_per_second * (self.context.clock() - self.started_at)
+            usd += usd_per_second * self.books.seconds
         observation = Observation(
             self.context.wall_clock(), phase, scheduled_nodes=1, spent_usd=usd, usd_per_second=usd_per_second
         )
         _state, action = decide(self.state, observation, self.context.limits)
         return action.reason if action.kind == "stop" else None
 
-    def _close(self, exit_code: int, start_step: int, idle_seconds: float) -> None:
-        ended_at, seconds = self.context.wall_clock(), self.context.clock() - self.started_at
-        idle = {"idle": idle_seconds}
-        attempt = EndedAttempt(self.number, ended_at - seconds, ended_at, exit_code, start_step, idle, self.events)
-        fields = accounting.close_attempt(self.context.run, attempt, self._priced_nodes())
-        self.context.progress.event("attempt-ended", **fields)
+    @cached_property
+    def _spent_before(self) -> float:
+        """What the attempts before this one have cost, in $."""
+        return spent(read_ledger(self.context.run))
+
+    def _check_lease(self) -> None:
+        if self.context.lease is not None:
+            self.context.lease.confirm()
 
     def _priced_nodes(self) -> PricedNodes:
         return PricedNodes(1, "local", None, self.context.settings.launch.usd_per_hour or 0.0)
@@ -197,3 +244,24 @@ class _LocalAttempt:
         fields = {"step": step, "rank": drill.rank}
         self.events.append({"time": self.context.wall_clock(), "event": "spot-notice", **fields})
         self.context.progress.event("spot-notice", **fields)
+
+
+def _lines(stream: IO[str]) -> Iterator[str | None]:
+    """Yield each line of a stream until its end, and None now and then if there is none for a while."""
+    inbox: SimpleQueue[str | None] = SimpleQueue()
+
+    def listen() -> None:
+        for line in stream:
+            inbox.put(line)
+        inbox.put(None)
+
+    threading.Thread(target=listen, name="ranks' output", daemon=True).start()
+    while True:
+        try:
+            line = inbox.get(timeout=_QUIET_SECONDS)
+        except Empty:
+            yield None
+            continue
+        if line is None:
+            return
+        yield line

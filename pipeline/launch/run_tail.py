@@ -7,7 +7,7 @@ from typing import Any
 from components.errors import NotFound, StorageError
 from components.progress import Progress
 from components.storage.base import Storage
-from pipeline.launch.accounting import EVENTS, METRICS, parse_lines
+from pipeline.launch.books.accounting import EVENTS, METRICS, parse_lines
 
 _MAX_BYTES = 1 << 20
 

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
-from components.errors import ConfigError, DarkroomError, Preempted, StorageError
+from components.errors import ConfigError, DarkroomError, DataError, Preempted, StorageError
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.files import explained
+from components.storage.lease import PIPELINE, acquire
 from components.storage.open import open_storage
 from pipeline.config import RunConfig, resolve, to_yaml
 from pipeline.local.display import RunDisplay, read_event
 from pipeline.local.progress import PipelineProgress
-from pipeline.local.supervisor import supervise
+from pipeline.local.recent import remember
+from pipeline.local.supervisor import Inbox, supervise
 from pipeline.work import OpenRun, write_report
 
 _LOG = "pipeline.log"
@@ -41,30 +44,52 @@ class _Log(NamedTuple):
 
 
 def run_here(recipe: str, workdir: str, source: str, overrides: Sequence[str], console: Console) -> None:
-    """Run the whole pipeline on this machine, and show how it goes and what comes out.
+    """Run the whole pipeline on this machine, and show how it goes and what comes out; raises as `run_settings`."""
+    run_settings(resolve(recipe, overrides, source), workdir, console)
+
+
+def run_settings(settings: RunConfig, workdir: str, console: Console) -> None:
+    """Run the whole pipeline with these settings.
 
     Raises:
         ConfigError: Before anything is started, for wrong settings and for a workdir that cannot be used.
-        StorageError: If the workdir cannot be written, or another process runs the same run there.
+        DataError: Before anything is started, if there is no such source.
+        LeaseHeld: If another process runs the same run there.
+        StorageError: If the workdir cannot be written.
         Preempted: If it was asked to stop.
         DarkroomError: What ended the step that failed, with its exit code.
     """
     began = time.monotonic()
     _check_packages()
-    run = OpenRun(resolve(recipe, overrides, source), _open_workdir(workdir))
-    display = RunDisplay(console)
-    with _open_log(run) as log:
+    run = OpenRun(settings, _open_workdir(workdir))
+    _check_source(settings)
+    display, inbox = RunDisplay(console), SimpleQueue[str | int | None]()
+    lease = acquire(run.folder, PIPELINE, run.run)
+    with lease.kept(lambda: inbox.put(signal.SIGKILL)), _open_log(run) as log:
+        remember(run.workdir.url, run.run)
         display.print_line(f"{run.run} in {_shown(run.workdir.url)}", "bold")
         _begin(run)
         _write_example(run.settings, console)
         with display:
-            progress, error = _follow(run, log, display)
+            progress, error = _follow(run, log, display, inbox)
+        lease.confirm()
         report = _report(run, progress, error)
     if error is not None:
         error.args = (f"{error}\nlog     {log.path}\nreport  {report}",)
         raise error
     display.close(run.folder.read_json("report.json"), progress.seconds(), time.monotonic() - began)
     display.print_line(f"report            {report}")
+
+
+def _check_source(settings: RunConfig) -> None:
+    """Check that the source exists, before a folder is made for the run.
+
+    Raises:
+        DataError: If it is a local folder that does not exist.
+    """
+    folder = open_storage(settings.ingest.source).local_path()
+    if folder is not None and not folder.exists() and settings.example is None:
+        raise DataError(f"source {folder} does not exist; give the folder with the images (--source, ingest.source)")
 
 
 def _check_packages(names: Sequence[str] = _NEEDED) -> None:
@@ -92,7 +117,7 @@ def _open_log(run: OpenRun) -> Iterator[_Log]:
     """Open the run's log in the run's folder; if that is not local, in a temporary one that is copied at the end.
 
     Raises:
-        StorageError: If it cannot be written, or another process has it open to run the same run.
+        StorageError: If it cannot be written.
     """
     local = run.folder.local_path(_LOG)
     with contextlib.ExitStack() as stack:
@@ -100,12 +125,6 @@ def _open_log(run: OpenRun) -> Iterator[_Log]:
         with explained(f"write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"{run.run} is being run by another process; wait for it, or stop it") from None
-        except OSError:
-            pass  # a file system without locks
         try:
             yield _Log(file, _shown(str(local) if local else f"{run.folder.url}/{_LOG}"))
         finally:
@@ -135,7 +154,9 @@ def _write_example(settings: RunConfig, console: Console) -> None:
     console.print(f"wrote example images to {settings.ingest.source}", markup=False, soft_wrap=True)
 
 
-def _follow(run: OpenRun, log: _Log, display: RunDisplay) -> tuple[PipelineProgress, DarkroomError | None]:
+def _follow(
+    run: OpenRun, log: _Log, display: RunDisplay, inbox: Inbox
+) -> tuple[PipelineProgress, DarkroomError | None]:
     """Run the pipeline in a process of its own; return how it went and what ended it."""
     progress = PipelineProgress()
 
@@ -158,7 +179,7 @@ def _follow(run: OpenRun, log: _Log, display: RunDisplay) -> tuple[PipelineProgr
         recipe.write_text(to_yaml(run.settings), encoding="utf-8")
         command = [sys.executable, "-m", "pipeline.local.dag_process", "--recipe", str(recipe)]
         command += ["--workdir", run.workdir.url, "--scratch", scratch]
-        code, stopped = supervise(command, os.environ, on_line, lambda: bool(progress.running), on_stop)
+        code, stopped = supervise(command, os.environ, on_line, lambda: bool(progress.running), on_stop, inbox)
     if stopped and code != 0:
         return progress, Preempted("stopped; the same command continues")
     return progress, progress.failure(code)

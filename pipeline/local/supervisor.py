@@ -13,8 +13,8 @@ from types import FrameType
 from typing import IO
 
 # Lines, the numbers of signals, and None once the child has closed its output. Only a SimpleQueue may be put into
-# from a signal handler.
-_Inbox = SimpleQueue[str | int | None]
+# from a signal handler. SIGKILL, which no process hears of, may be put in to kill the child at once.
+Inbox = SimpleQueue[str | int | None]
 
 
 def supervise(
@@ -23,6 +23,7 @@ def supervise(
     on_line: Callable[[str], None],
     busy: Callable[[], bool],
     on_stop: Callable[[], None],
+    inbox: Inbox | None = None,
 ) -> tuple[int, bool]:
     """Run a command and everything that it starts, as a group apart from the terminal's.
 
@@ -35,11 +36,12 @@ def supervise(
         on_line: Receives each line of standard output and standard error.
         busy: Tells whether anything in the group still has to end tidily.
         on_stop: Called once, when the group has been asked to stop.
+        inbox: Receives lines and signals; a caller that keeps it can put signals in from other threads.
 
     Returns:
         The child's exit code, and whether it was asked to stop.
     """
-    inbox: _Inbox = SimpleQueue()
+    inbox = SimpleQueue() if inbox is None else inbox
     stopping = False
     with _signals_to(inbox), _group(command, environment) as child:
         assert child.stdout is not None
@@ -48,7 +50,7 @@ def supervise(
             if isinstance(message, str):
                 on_line(message)
             else:
-                _signal(child, signal.SIGKILL if stopping else signal.SIGTERM)
+                _signal(child, signal.SIGKILL if stopping or message == signal.SIGKILL else signal.SIGTERM)
                 if not stopping:
                     on_stop()
                 stopping = True
@@ -82,14 +84,14 @@ def _signal(child: subprocess.Popen[str], number: int) -> None:
         os.killpg(child.pid, number)
 
 
-def _listen(stream: IO[str], inbox: _Inbox) -> None:
+def _listen(stream: IO[str], inbox: Inbox) -> None:
     for line in stream:
         inbox.put(line)
     inbox.put(None)
 
 
 @contextlib.contextmanager
-def _signals_to(inbox: _Inbox) -> Iterator[None]:
+def _signals_to(inbox: Inbox) -> Iterator[None]:
     def put(number: int, _frame: FrameType | None) -> None:
         inbox.put(number)
 

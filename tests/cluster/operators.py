@@ -18,7 +18,7 @@ from typing import Any
 from components.digests import canonical_json, sha256
 from components.model import checkpoints
 from components.storage.base import Storage
-from pipeline.launch.accounting import committed_step
+from pipeline.launch.books.accounting import committed_step
 from pipeline.launch.pods import INDEX_LABEL, JOBSET_LABEL, RESTART_LABEL
 from pipeline.launch.policy import restart_kind
 from tests.cluster.api_server import ApiServer, Json, Refusal, timestamp

@@ -280,12 +280,13 @@ def said(ended: Ended) -> dict[str, str]:
     return {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in ended.err.splitlines()}
 
 
-def test_a_missing_folder_is_told_in_three_lines(place: Place) -> None:
-    ended = place.go("--source", "nowhere")
+def test_a_source_without_images_is_told_in_three_lines(place: Place) -> None:
+    (place.folder / "empty").mkdir()
+    ended = place.go("--source", "empty")
     assert ended.code == 65
     told = said(ended)
-    assert told["error:"].startswith("ingest: source ")
-    assert "nowhere" in told["error:"]
+    assert told["error:"].startswith("ingest: ")
+    assert "empty" in told["error:"]
     assert (place.folder / told["log"]).is_file()
     numbers = json.loads((place.folder / told["report"]).with_suffix(".json").read_text())
     assert numbers["status"] == "failed"
@@ -323,7 +324,7 @@ def test_a_workdir_may_be_on_s3(place: Place, store: Mapping[str, str], monkeypa
     for name, value in store.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket="bucket")
-    ended = place.go("--workdir", "s3://bucket/some where", "--source", "nowhere", **store)
+    ended = place.go("--workdir", "s3://bucket/some where", "--source", "s3://bucket/nowhere", **store)
     assert ended.code == 65
     told = said(ended)
     run = told["report"].removesuffix("/report.html")

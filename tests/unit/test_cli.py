@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.storage.lease import PIPELINE, acquire
+from components.storage.open import open_storage
 from pipeline.cli import build_parser, main
 from pipeline.command_line import Parser, wrapped
 from pipeline.config import resolve
 
+SOMEWHERE = str(Path(__file__).parent)
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
 
 
@@ -72,7 +75,7 @@ def test_compile_writes_a_pipeline(elsewhere: Path) -> None:
         (["--workdir", "ftp://x"], 78, ("'ftp://x'", "s3://")),
         (["--workdir", "w\udcff"], 78, ("--workdir 'w\\udcff'", "Unicode")),
         (["--workdir", "/dev/null"], 78, ("/dev/null", "folder")),
-        (["--workdir", "/dev/null/work"], 74, ("/dev/null/work/runs/small-",)),
+        (["--workdir", "/dev/null/work", "--source", SOMEWHERE], 74, ("/dev/null/work/runs/small-",)),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_started(
@@ -109,14 +112,23 @@ def test_a_message_shows_what_it_holds_and_breaks_no_line(capsys: pytest.Capture
 
 
 def test_a_run_is_not_run_twice_at_the_same_time(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
-    log = elsewhere / "work/runs" / resolve(SMALL).run / "pipeline.log"
-    log.parent.mkdir(parents=True)
-    with log.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        code, error = rejected(capsys, "run", "--recipe", SMALL, "--workdir", "work")
+    (elsewhere / "images").mkdir()
+    run = resolve(SMALL).run
+    folder = open_storage(str(elsewhere / "work/runs" / run))
+    acquire(folder, PIPELINE, run)
+    before = [entry.key for entry in folder.list()]
+    code, error = rejected(capsys, "run", "--recipe", SMALL, "--workdir", "work")
     assert code == 74
-    assert resolve(SMALL).run in error
-    assert list(log.parent.iterdir()) == [log]
+    assert f"{run} is held by process {os.getpid()} on " in error
+    assert [entry.key for entry in folder.list()] == before
+
+
+def test_a_missing_source_leaves_nothing_behind(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
+    code, error = rejected(capsys, "run", "--recipe", SMALL, "--workdir", "work", "--source", "nowhere")
+    assert code == 65
+    assert "nowhere does not exist" in error
+    assert "--source" in error
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_terminal_that_knows_only_ascii_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:

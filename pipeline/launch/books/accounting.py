@@ -14,6 +14,7 @@ from components.accounting.ledger import (
     LedgerPool,
     append_ledger,
     attempt_seconds,
+    drop_torn_line,
     ledger_lines,
     read_ledger,
 )
@@ -22,8 +23,8 @@ from components.model import checkpoints
 from components.storage.base import Storage
 
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
-_RECORDS = (EVENTS, METRICS, LEDGER)
-_TRAINING = "training.json"
+# What the books of a training consist of, the ledger last: while it is there, they have not been moved away.
+RECORDS = (EVENTS, METRICS, "validation.jsonl", "report.html", "report.json", LEDGER)
 _TAIL_BYTES = 1 << 16
 
 
@@ -62,23 +63,6 @@ class EndedAttempt:
     start_step: int
     earlier_seconds: Mapping[str, float]
     events: Iterable[Mapping[str, Any]] = ()
-
-
-def has_records_of(run: Storage, dataset: str) -> bool:
-    """Tell whether a run's records are those of the training on this dataset."""
-    try:
-        return bool(run.read_json(_TRAINING)["dataset"] == dataset)
-    except NotFound:
-        return False
-
-
-def prepare_records(run: Storage, dataset: str) -> None:
-    """Delete the records of a run if they are those of a training on another dataset."""
-    if not has_records_of(run, dataset):
-        for name in _RECORDS:
-            run.delete(name)
-        run.delete_tree("samples")
-        run.write_json(_TRAINING, {"dataset": dataset})
 
 
 def close_attempt(run: Storage, attempt: EndedAttempt, nodes: PricedNodes, key: str = EVENTS) -> dict[str, Any]:
@@ -120,6 +104,7 @@ def append_events(run: Storage, events: Iterable[Mapping[str, Any]], attempt: in
     """Append the events of an attempt that are not there yet: a launcher that was killed repeats its last action."""
     existing = {json.dumps(event) for event in read_lines(run, key)}
     numbered = [{**event, "attempt": attempt} for event in events]
+    drop_torn_line(run, key)
     run.append_lines(key, [event for event in numbered if json.dumps(event) not in existing])
 
 
@@ -137,6 +122,12 @@ def exit_code_from_events(run: Storage, since: float, default: int) -> int:
     names = [event["event"] for event in read_lines(run, EVENTS) if event["time"] >= since]
     codes = {"preempted": Preempted.exit_code, "finished": EXIT_DONE}
     return next((codes[name] for name in reversed(names) if name in codes), default)
+
+
+def first_started_at(run: Storage, default: float) -> float:
+    """Return when the first attempt was started, in seconds since 1970."""
+    events = read_lines(run, EVENTS)
+    return min((float(event["time"]) for event in events if event["event"] == "attempt-started"), default=default)
 
 
 def next_attempt_number(run: Storage) -> int:

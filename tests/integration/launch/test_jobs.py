@@ -13,8 +13,9 @@ import pytest
 from components.accounting.ledger import Pool
 from components.errors import ConfigError, DarkroomError
 from components.storage.open import open_storage
-from pipeline.launch import accounting, render
+from pipeline.launch import render
 from pipeline.launch.attempts import Attempts
+from pipeline.launch.books.earlier_trainings import TRAINING
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.jobs import TrainJobs, failure, is_complete
 from pipeline.launch.observer import ClusterObserver
@@ -172,7 +173,7 @@ def test_a_price_of_the_settings_takes_precedence_even_if_it_is_0(harness: Harne
 
 def test_a_launch_goes_on_with_the_state_of_the_last_one_until_that_is_over(harness: Harness) -> None:
     run = harness.run(harness.settings())
-    accounting.prepare_records(run, "digest")
+    run.write_json(TRAINING, {"dataset": "digest"})
     state_file = StateFile(run)
     state = replace(Launcher(harness).fresh_state, started_at=7.0, crashes=3, preemptions=9)
     for reason, is_kept in (("finished", True), ("failed", True), ("budget", False), ("deadline", False)):

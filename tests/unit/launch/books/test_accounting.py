@@ -12,9 +12,9 @@ import pytest
 from components.accounting.ledger import STATES, append_ledger, ledger_lines, read_ledger
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.launch import accounting
-from pipeline.launch.accounting import EndedAttempt, PricedNodes
 from pipeline.launch.attempts import LAUNCH_EVENTS
+from pipeline.launch.books import accounting
+from pipeline.launch.books.accounting import EndedAttempt, PricedNodes
 from tests.cluster.operators import commit_checkpoint
 from tests.stores.mortal import contents, killed_everywhere
 
@@ -127,29 +127,17 @@ def test_events_are_merged_completely_whenever_the_launcher_is_killed(tmp_path: 
     assert assert_no_kill_matters(tmp_path, prepare, lambda run: accounting.merge_events(run, LAUNCH_EVENTS)) == 2
 
 
-def test_records_start_anew_whenever_the_launcher_is_killed(tmp_path: Path) -> None:
-    def prepare(run: Storage) -> None:
-        accounting.prepare_records(run, "first")
-        train(run)
-        run.write("samples/one.png", b"")
-        accounting.close_attempt(run, ATTEMPT, NODES)
-
-    assert assert_no_kill_matters(tmp_path, prepare, lambda run: accounting.prepare_records(run, "second")) >= 3
+def test_an_event_after_a_torn_line_is_not_lost_with_it(run: Storage) -> None:
+    run.write("events.jsonl", b'{"time": 1.0, "event": "loading"}\n{"time": 2.0, "ev')
+    accounting.append_events(run, [{"time": 3.0, "event": "hung"}], 0)
+    assert [event["time"] for event in accounting.read_lines(run, "events.jsonl")] == [1.0, 3.0]
 
 
-def test_the_records_of_another_dataset_are_deleted_and_its_own_stay(run: Storage) -> None:
-    accounting.prepare_records(run, "one")
-    assert accounting.has_records_of(run, "one")
-    train(run)
-    run.write("samples/one.png", b"")
-    accounting.close_attempt(run, ATTEMPT, NODES)
-    before = contents(run)
-    accounting.prepare_records(run, "one")
-    assert contents(run) == before
-    accounting.prepare_records(run, "two")
-    records = {"events.jsonl", "metrics.jsonl", "ledger.jsonl", "samples/one.png"}
-    assert before.keys() - contents(run).keys() == records
-    assert not accounting.has_records_of(run, "one")
+def test_the_first_start_is_that_of_the_first_attempt(run: Storage) -> None:
+    assert accounting.first_started_at(run, default=5.0) == 5.0
+    starts = [{"time": 7.0, "event": "loading"}, {"time": 8.0, "event": "attempt-started"}]
+    run.write_lines("events.jsonl", [*starts, {"time": 9.0, "event": "attempt-started"}])
+    assert accounting.first_started_at(run, default=5.0) == 8.0
 
 
 def test_an_event_that_is_appended_again_is_there_once(run: Storage) -> None:
