@@ -25,8 +25,6 @@ FORMAT = 1
 GROUP_FORMAT = 2  # of groups/<group>.json; 1 had "refused" for "rejected"
 KEY = "dataset.json"
 VERSIONS = "versions"
-EMPTY_CAPTION = "empty.npy"
-EMPTY_POOLED = "empty.pooled.npy"
 _ENCODING = "encoding.json"
 
 

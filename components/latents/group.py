@@ -8,10 +8,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.dataset.format import SampleId, find_whole, npy
+from components.dataset.empty_prompt import EmptyPrompt, has_empty_prompt, write_empty_prompt
+from components.dataset.format import SampleId, find_whole
 from components.dataset.versions import (
-    EMPTY_CAPTION,
-    EMPTY_POOLED,
     EncodedGroup,
     read_dataset,
     read_group,
@@ -72,7 +71,7 @@ def encode(
     before = read_group(dataset, group)
     encoding_plan = _plan(config, dataset, group, accepted, before, rejected)
     pending = [shard for shard in encoding_plan.new if not _is_made(dataset, shard.without(rejected))]
-    if pending or not dataset.exists(EMPTY_CAPTION):
+    if pending or not has_empty_prompt(dataset):
         base = fetch(base_model, workdir)
         key_values = _encoding(base, config)
         if short(key_values) != encoding_key:
@@ -80,7 +79,7 @@ def encode(
                 f"encoding key {encoding_key} is not that of {base_model} with these settings, which is "
                 f"{short(key_values)}; pass the key, the model and the settings of one run"
             )
-        if not dataset.exists(EMPTY_CAPTION):
+        if not has_empty_prompt(dataset):
             write_encoding(dataset, key_values)
         source = open_source(read_manifest(workdir, source_id).source)
         _encode(config, base, pending, source, dataset, rejected, progress)
@@ -166,11 +165,9 @@ def _encode(
 
     encoders = _load(base, config)
     with reproducible(config.threads):
-        if not dataset.exists(EMPTY_CAPTION):
+        if not has_empty_prompt(dataset):
             empty = encoders.text.encode([""])[""]
-            if empty.pooled is not None:
-                dataset.write(EMPTY_POOLED, npy(empty.pooled))
-            dataset.write(EMPTY_CAPTION, npy(empty.states))
+            write_empty_prompt(dataset, EmptyPrompt(empty.states, empty.pooled))
         total = sum(len(shard.images) for shard in pending)
         images = ShardMaker(config, source, dataset, encoders, rejected).make(pending)
         for _ in progress.track(images, "images encoded", total):

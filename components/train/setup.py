@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from components.dataset.empty_prompt import read_empty_prompt
 from components.dataset.prompts import prompts_of
-from components.dataset.versions import EMPTY_POOLED, Dataset, read_dataset, read_version
+from components.dataset.versions import Dataset, read_dataset, read_version
 from components.errors import DataError
 from components.model import checkpoints, locations, sampling
 from components.processes.stopping import Stopping
@@ -143,7 +144,7 @@ def _with_prompts(config: TrainConfig, dataset: Dataset, seed: int) -> TrainConf
 
 def _check_conditioning(unet: Any, dataset: Storage) -> None:
     """Check that the dataset has all inputs that the UNet needs."""
-    if unet.config.addition_embed_type == "text_time" and not dataset.exists(EMPTY_POOLED):
+    if unet.config.addition_embed_type == "text_time" and read_empty_prompt(dataset).pooled is None:
         raise DataError(
             f"the UNet is SDXL's, but {dataset.url} has no pooled text embeddings; encode with the model's encoders"
         )

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.dataset.format import Sample, npy, pack
+from components.dataset.empty_prompt import EmptyPrompt, write_empty_prompt
+from components.dataset.format import Sample, pack
 from components.dataset.versions import Shard, make_dataset, read_dataset, write_dataset
 from components.digests import sha256
 from components.storage.open import open_storage
@@ -59,7 +60,7 @@ def write_shards(folder: Path, samples: int) -> None:
         storage.write(f"{name}.tar", tar)
         storage.write(f"{name}.idx", index)
         shards.append(Shard(name, (512, 512), len(packed), len(tar), sha256(tar)))
-    storage.write("empty.npy", npy(np.zeros(TEXT, dtype=np.float16)))
+    write_empty_prompt(storage, EmptyPrompt(np.zeros(TEXT, dtype=np.float16)))
     write_dataset(storage, make_dataset("key", {}, shards, rejected=0))
 
 

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.dataset.format import Sample, npy, pack
+from components.dataset.empty_prompt import EmptyPrompt, write_empty_prompt
+from components.dataset.format import Sample, pack
 from components.dataset.versions import Shard, make_dataset, write_dataset
 from components.digests import sha256
 from components.storage.base import Storage
@@ -82,7 +83,7 @@ def write_latents(storage: Storage, shape: dict[str, Any]) -> None:
         storage.write(f"{name}.tar", tar)
         storage.write(f"{name}.idx", index)
         shards.append(Shard(name, (8 * side, 8 * side), SHARD_SAMPLES, len(tar), sha256(tar)))
-    storage.write("empty.npy", npy(np.zeros((TOKENS, width), dtype=np.float16)))
+    write_empty_prompt(storage, EmptyPrompt(np.zeros((TOKENS, width), dtype=np.float16)))
     write_dataset(storage, make_dataset(KEY, {}, shards, rejected=0))
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from components.dataset.empty_prompt import EmptyPrompt, write_empty_prompt
 from components.dataset.format import Sample, pack
 from components.dataset.versions import Shard, make_dataset, write_dataset
 from components.digests import sha256
@@ -146,9 +147,7 @@ def write_samples(storage: Storage, count: int, size: Size) -> None:
     tar, index = pack(samples)
     storage.write("shards/32x32/0.tar", tar)
     storage.write("shards/32x32/0.idx", index)
-    local = storage.local_path("empty.npy")
-    assert local is not None
-    np.save(local, np.zeros(TEXT, dtype=np.float16), allow_pickle=False)
+    write_empty_prompt(storage, EmptyPrompt(np.zeros(TEXT, dtype=np.float16)))
     shard = Shard("shards/32x32/0", (32, 32), count, len(tar), sha256(tar))
     write_dataset(storage, make_dataset("key", {}, [shard], rejected=0))
 

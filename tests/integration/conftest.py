@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.dataset.format import Sample, npy, pack
+from components.dataset.empty_prompt import EmptyPrompt, write_empty_prompt
+from components.dataset.format import Sample, pack
 from components.dataset.versions import Shard, make_dataset, read_dataset, write_dataset
 from components.digests import sha256
 from components.model import checkpoints
@@ -165,7 +166,7 @@ def _write_dataset(storage: Storage, poison: bool) -> None:
         storage.write(f"{name}.idx", index)
         shards.append(Shard(name, (16, 16), size, len(tar), sha256(tar)))
         first += size
-    storage.write("empty.npy", npy(np.zeros((8, 16), dtype=np.float16)))
+    write_empty_prompt(storage, EmptyPrompt(np.zeros((8, 16), dtype=np.float16)))
     write_dataset(storage, make_dataset("key", {}, shards, rejected=0))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from components.dataset.empty_prompt import read_empty_prompt
 from components.dataset.format import Added
 from components.dataset.tars import OpenTar, open_ranged, open_whole
-from components.dataset.versions import EMPTY_CAPTION, EMPTY_POOLED, Dataset
-from components.errors import DataError, NotFound
+from components.dataset.versions import Dataset
+from components.errors import DataError
 from components.storage.base import Storage
 from components.train.config import TrainConfig
 from components.train.data.batches import micro_batches
@@ -80,9 +80,7 @@ class Samples:
     def __init__(
         self, dataset: Dataset, storage: Storage, config: TrainConfig, seed: int, rank: int, world: int
     ) -> None:
-        self.empty = _read_empty(storage, EMPTY_CAPTION)
-        sdxl = storage.exists(EMPTY_POOLED)
-        self.empty_pooled = _read_empty(storage, EMPTY_POOLED) if sdxl else None
+        self.empty, self.empty_pooled = read_empty_prompt(storage)
         self.order = _order(dataset, config.data.window, seed)
         self._buckets = [shard.bucket for shard in dataset.shards]
         self._global_batch = config.global_batch
@@ -229,14 +227,6 @@ def _open_tar(config: TrainConfig, local: bool) -> OpenTar:
     # One folder per user: a copy with the right name is trusted.
     folder = Path(config.data.cache) if config.data.cache else Path(tempfile.gettempdir()) / f"{_CACHE}-{os.getuid()}"
     return ShardCache(folder, int(config.data.cache_gib * 2**30)).open
-
-
-def _read_empty(storage: Storage, key: str) -> Half:
-    try:
-        empty: Half = np.load(io.BytesIO(storage.read(key)), allow_pickle=False)
-    except (NotFound, ValueError) as error:
-        raise DataError(f"no embedding of the empty prompt ({error}); run the latents step again") from None
-    return empty
 
 
 def _stretches(shards: NDArray[np.int64]) -> list[slice]:

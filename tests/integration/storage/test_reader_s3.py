@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.dataset.format import Sample, index_key, npy, pack, tar_key
+from components.dataset.empty_prompt import EmptyPrompt, write_empty_prompt
+from components.dataset.format import Sample, index_key, pack, tar_key
 from components.dataset.versions import Dataset, Shard, make_dataset
 from components.digests import sha256
 from components.errors import DataError
@@ -38,7 +39,7 @@ def fill(storage: Storage) -> Dataset:
         storage.write(tar_key(name), tar)
         storage.write(index_key(name), index)
         shards.append(Shard(name, (32, 32), 20, len(tar), sha256(tar)))
-    storage.write("empty.npy", npy(np.zeros((3, 4), np.float16)))
+    write_empty_prompt(storage, EmptyPrompt(np.zeros((3, 4), np.float16)))
     return make_dataset("key", {}, shards, rejected=0)
 
 

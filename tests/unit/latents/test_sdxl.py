@@ -171,7 +171,7 @@ def test_killed_anywhere_the_empty_caption_comes_with_its_pooled_embedding(
         pile.encode_in(work)
         assert pile.files() == expected
         killed += 1
-    assert killed == 6, "the encoding, two embeddings, a tar, its index and the group"
+    assert killed == 7, "the encoding, two embeddings and their digests, a tar, its index and the group"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

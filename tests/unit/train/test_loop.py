@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from components.dataset.format import Sample, npy, pack
+from components.dataset.empty_prompt import EmptyPrompt, write_empty_prompt
+from components.dataset.format import Sample, pack
 from components.dataset.versions import Dataset, Shard, make_dataset
 from components.digests import sha256
 from components.errors import DarkroomError, Diverged, Preempted, StorageError
@@ -68,7 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Storage]:
     tar, index = pack([sample(number) for number in range(11)])
     storage.write("shards/2x2/0.tar", tar)
     storage.write("shards/2x2/0.idx", index)
-    storage.write("empty.npy", npy(np.zeros((2, 3), dtype=np.float16)))
+    write_empty_prompt(storage, EmptyPrompt(np.zeros((2, 3), dtype=np.float16)))
     shard = Shard("shards/2x2/0", (2, 2), 11, len(tar), sha256(tar), held_out=(0, 1))
     return make_dataset("key", {}, [shard], rejected=0), storage
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from components.dataset.format import Sample, index_key, npy, pack, tar_key
+from components.dataset.empty_prompt import EmptyPrompt, write_empty_prompt
+from components.dataset.format import Sample, index_key, pack, tar_key
 from components.dataset.reader import ShardReader
 from components.dataset.versions import Dataset, Shard, make_dataset
 from components.digests import sha256
@@ -53,7 +54,7 @@ def fill(storage: Storage) -> Dataset:
         storage.write(tar_key(name), tar)
         storage.write(index_key(name), index)
         shards.append(Shard(name, bucket, count, len(tar), sha256(tar), held_out, tombstones))
-    storage.write("empty.npy", npy(EMPTY))
+    write_empty_prompt(storage, EmptyPrompt(EMPTY))
     return make_dataset("key", {}, shards, rejected=0)
 
 

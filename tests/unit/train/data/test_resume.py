@@ -9,7 +9,8 @@ from threading import get_ident
 import numpy as np
 import pytest
 
-from components.dataset.format import Sample, npy, pack
+from components.dataset.empty_prompt import EmptyPrompt, write_empty_prompt
+from components.dataset.format import Sample, pack
 from components.dataset.versions import Shard, make_dataset
 from components.digests import sha256
 from components.train.config import TrainConfig
@@ -28,7 +29,7 @@ class Simulated(MemoryStorage):
         arrays = [rng.normal(size=(2, 1, 1)).astype(np.float16), rng.normal(size=(1, 2)).astype(np.float16)]
         samples = [Sample(sha256(b"%d" % i), arrays[0], arrays[1], {"caption_digest": ""}) for i in range(PER_SHARD)]
         self._tar, self._index = pack(samples)
-        self.write("empty.npy", npy(arrays[1]))
+        write_empty_prompt(self, EmptyPrompt(arrays[1]))
         digest = sha256(self._tar)
         shards = [
             Shard(f"shards/8x8/{number:016x}", (8, 8), PER_SHARD, len(self._tar), digest)
