@@ -17,6 +17,7 @@ from components.dataset.prompts import prompts_of
 from components.dataset.versions import Dataset, read_dataset, read_version
 from components.errors import DataError
 from components.model import checkpoints, locations, sampling
+from components.model.base_record import check_base
 from components.processes.stopping import Stopping
 from components.processes.watchdog import Watchdog
 from components.progress import Progress
@@ -71,6 +72,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     monitor = Monitor(run, config, Progress(), is_main_rank=rank == 0, peak=None if peak is None else peak * world)
     monitor.loading(world)
     base = locations.fetch(request.base_model, request.workdir)
+    check_base(run, request.base_model, base, needed=("unet", "scheduler"))
     training = training_identity(config, request.seed, dataset, base)
 
     unet = UNet2DConditionModel.from_pretrained(
