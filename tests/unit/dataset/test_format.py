@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import webdataset
 
 from components.dataset.format import (
+    Added,
     Sample,
     find_whole,
     index_key,
@@ -66,6 +68,27 @@ def storage(tmp_path: Path, samples: list[Sample]) -> Storage:
     storage.write(tar_key(NAME), tar)
     storage.write(index_key(NAME), index)
     return storage
+
+
+def test_an_entry_without_a_variant_is_of_the_plain_view(storage: Storage, samples: list[Sample]) -> None:
+    value = json.loads(storage.read(index_key(NAME)))
+    for entry in value["samples"]:
+        entry.pop("variant", None)
+    storage.write(index_key(NAME), json.dumps(value).encode())
+    assert [entry.variant for entry in read_index(storage, NAME).samples] == [0] * len(samples)
+
+
+def test_conditioning_of_sdxl_reads_back(tmp_path: Path) -> None:
+    added = Added(np.arange(4, dtype=np.float16), np.arange(6, dtype=np.int32))
+    sample = replace(make_sample(0), added=added)
+    storage = open_storage(str(tmp_path))
+    tar, index = pack([sample])
+    storage.write(tar_key(NAME), tar)
+    storage.write(index_key(NAME), index)
+    read = ShardReader(storage, NAME, sha256(tar)).sample(0)
+    assert read.added is not None
+    np.testing.assert_array_equal(read.added.pooled, added.pooled)
+    np.testing.assert_array_equal(read.added.time_ids, added.time_ids)
 
 
 def test_an_index_of_another_format_is_refused(storage: Storage) -> None:

@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 from components.errors import ConfigError, DataError, NotFound, StorageError
+from components.storage import base
 from components.storage.base import Storage
 from components.storage.local import LocalStorage
 from components.storage.open import open_storage
@@ -318,6 +319,16 @@ def test_json_reads_back_and_is_the_same_bytes_each_time(storage: Storage) -> No
     assert storage.read("value.json") == first
     assert first.isascii()
     assert first.endswith(b"\n")
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 50])
+def test_lines_beyond_those_kept_in_memory_are_written_in_their_order(
+    storage: Storage, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "LINES_IN_MEMORY", 4)
+    records = [{"n": number} for number in range(count)]
+    storage.write_lines("many.jsonl", iter(records))
+    assert list(storage.read_lines("many.jsonl")) == records
 
 
 def test_json_lines_read_back(storage: Storage) -> None:
