@@ -115,6 +115,16 @@ def test_reader_returns_what_was_packed(storage: Storage, samples: list[Sample])
 
 
 @pytest.mark.parametrize("open_tar", [open_whole, open_ranged])
+@pytest.mark.parametrize("kind", ["a folder", "a store"])
+def test_a_tar_of_another_size_is_rejected_when_it_is_opened(storage: Storage, kind: str, open_tar: OpenTar) -> None:
+    tar = storage.read(tar_key(NAME))
+    place = storage if kind == "a folder" else MemoryStorage("another-size")
+    place.write(tar_key(NAME), tar)
+    with pytest.raises(DataError, match=rf"{NAME}.*{len(tar)}"):
+        open_tar(place, tar_key(NAME), len(tar) - 512, sha256(tar[:-512]), False)
+
+
+@pytest.mark.parametrize("open_tar", [open_whole, open_ranged])
 def test_copies_are_what_was_packed(storage: Storage, samples: list[Sample], open_tar: OpenTar) -> None:
     reader = ShardReader(storage, NAME, open_tar=open_tar)
     moments, text = np.empty((4, 8 * 2 * 3), np.float16), np.empty((4, 5 * 6), np.float16)

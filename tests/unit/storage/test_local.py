@@ -323,3 +323,18 @@ def test_what_was_appended_outlives_a_writer_that_is_killed_at_once(local: Local
     ended = subprocess.run([sys.executable, "-c", program, local.url], cwd=Path(__file__).parents[3])
     assert ended.returncode == -signal.SIGKILL
     assert list(local.read_lines("log")) == [{"n": 1}, {"n": 2}]
+
+
+def test_what_cannot_be_read_is_not_taken_for_absent(local: LocalStorage) -> None:
+    local.write("a", b"data")
+    with pytest.raises(StorageError, match="File name too long") as problem:
+        local.read("n" * 300)
+    assert not isinstance(problem.value, NotFound), "what is absent is made anew"
+
+
+def test_a_listing_has_the_dates_of_the_files(local: LocalStorage, tmp_path: Path) -> None:
+    local.write("a", b"data")
+    written = next(tmp_path.rglob("a"))
+    os.utime(written, (1.7e9, 1.7e9))
+    (dated,) = local.list_dated()
+    assert dated.written == 1.7e9
