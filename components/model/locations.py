@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from components.digests import short
 from components.errors import ConfigError, DamagedFile, DataError, NotFound, StorageError
 from components.model.manifest import COMMIT, check_model
 from components.storage.base import Storage
+from components.storage.files import temporary_cache
 from components.storage.open import open_storage
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _cached(storage: Storage) -> Path:
     entries = list(storage.list())
     if not entries:
         raise ConfigError(f"model {storage.url}: nothing there, expected a diffusers folder")
-    cache = _cache_folder()
+    cache = temporary_cache("darkroom-models")
     target = cache / short([storage.url, [list(entry) for entry in entries]])
     if not target.exists():
         part = Path(tempfile.mkdtemp(prefix="part-", dir=cache))
@@ -268,17 +268,6 @@ def _cached(storage: Storage) -> Path:
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return target
-
-
-def _cache_folder() -> Path:
-    """Return this user's folder for downloaded models, in the folder for temporary files (``TMPDIR``)."""
-    folder = Path(tempfile.gettempdir()) / f"darkroom-models-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    # Other users can write there too: one of them could have made a folder or a link of this name first.
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise StorageError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
-    return folder
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:

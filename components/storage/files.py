@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from components.storage.base import HIDDEN
 
 NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _NOT_ALLOWED = "give this user the right to do it, or choose another folder"
 _SAME_NAME = "a file and a folder cannot have the same name; move one of them or choose another folder"
 _NO_SPACE = "free some space or choose another disk"
@@ -54,6 +57,25 @@ def whole_file(path: Path, rename: Callable[[Path, Path], None] = os.replace) ->
         rename(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+def temporary_cache(name: str) -> Path:
+    """Return this user's own folder of a name in the folder for temporary files (``TMPDIR``); create it if missing.
+
+    What lies in it may be trusted by its name, so nobody else may be able to put a file there.
+
+    Raises:
+        StorageError: If it belongs to another user, who made a folder or a link of this name first.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    with explained(f"use {folder} as a cache"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise StorageError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
+        if status.st_mode & _OTHERS_WRITE:
+            folder.chmod(0o700)
+    return folder
 
 
 @contextmanager

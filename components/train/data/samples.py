@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, pairwise
@@ -19,6 +17,7 @@ from components.dataset.tars import OpenTar, open_ranged, open_whole
 from components.dataset.versions import Dataset
 from components.errors import DataError
 from components.storage.base import Storage
+from components.storage.files import temporary_cache
 from components.train.config import TrainConfig
 from components.train.data.batches import micro_batches
 from components.train.data.open_shards import OpenShards, untrained_samples
@@ -224,8 +223,7 @@ def _open_tar(config: TrainConfig, local: bool) -> OpenTar:
         return open_whole
     if config.data.remote_shards == "range":
         return open_ranged
-    # One folder per user: a copy with the right name is trusted.
-    folder = Path(config.data.cache) if config.data.cache else Path(tempfile.gettempdir()) / f"{_CACHE}-{os.getuid()}"
+    folder = Path(config.data.cache) if config.data.cache else temporary_cache(_CACHE)
     return ShardCache(folder, int(config.data.cache_gib * 2**30)).open
 
 

@@ -1,9 +1,9 @@
 """Copies of remote shards on this node's disk: each is fetched once, checked once, and then mapped.
 
 All processes of a node share the folder. A copy is named by its digest and gets its name when it is whole and checked,
-so every named file can be used. A file that a process still maps may be deleted: the system keeps its bytes until the
-last process unmaps it. A file lock, which ends with its process, only keeps several ranks from the same download at
-the same moment; on a disk without locks nothing breaks.
+so every named file that this user has written can be used. A file that a process still maps may be deleted: the system
+keeps its bytes until the last process unmaps it. A file lock, which ends with its process, only keeps several ranks
+from the same download at the same moment; on a disk without locks nothing breaks.
 """
 
 from __future__ import annotations
@@ -73,10 +73,12 @@ class ShardCache:
 
     def _map(self, copy: Path, size: int) -> WholeTar:
         with copy.open("rb") as file:
-            os.utime(copy)  # it is now the most recently used
-            if os.fstat(file.fileno()).st_size != size:  # after a power cut, or changed by hand
+            status = os.fstat(file.fileno())
+            # Another size: after a power cut, or changed by hand. Another owner: nobody here has checked it.
+            if status.st_size != size or status.st_uid != os.getuid():
                 copy.unlink(missing_ok=True)
                 raise FileNotFoundError(copy)
+            os.utime(copy)  # it is now the most recently used
             return map_tar(file)
 
     def _fetch(self, storage: Storage, key: str, size: int, sha256: str | None, copy: Path) -> None:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from components.errors import NotFound, StorageError
 from components.storage.base import HIDDEN, Storage
-from components.storage.files import whole_file
+from components.storage.files import temporary_cache, whole_file
 from components.storage.local import ABANDONED_NS, LocalStorage
 
 
@@ -338,3 +339,29 @@ def test_a_listing_has_the_dates_of_the_files(local: LocalStorage, tmp_path: Pat
     os.utime(written, (1.7e9, 1.7e9))
     (dated,) = local.list_dated()
     assert dated.written == 1.7e9
+
+
+def test_a_temporary_cache_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in it is trusted by its name, and in the folder for temporary files anybody can be the first."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = temporary_cache("cache")
+    assert folder == temporary_cache("cache")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert temporary_cache("cache").stat().st_mode & 0o777 == 0o700
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=r"belongs to another user; set TMPDIR"):
+        temporary_cache("cache")
+    folder.unlink()
+    folder.touch()
+    with pytest.raises(StorageError, match=r"cache"):
+        temporary_cache("cache")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to another user")
+def test_a_temporary_cache_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    os.chown(temporary_cache("cache"), 65534, 65534)
+    with pytest.raises(StorageError, match="belongs to another user"):
+        temporary_cache("cache")

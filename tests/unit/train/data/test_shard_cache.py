@@ -69,6 +69,18 @@ def test_a_shard_is_fetched_once_for_all_caches_of_a_machine(remote: Remote, fol
     assert names(folder) == {f"{shard[2]}.tar"}
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file to another user")
+def test_a_copy_that_another_user_planted_is_fetched_anew(remote: Remote, folder: Path) -> None:
+    shard = remote.add(1)
+    folder.mkdir()
+    planted = folder / f"{shard[2]}.tar"
+    planted.write_bytes(b"x" * SIZE)
+    os.chown(planted, 65534, 65534)
+    tar = ShardCache(folder, 10 * SIZE).open(remote, *shard, verify=True)
+    assert bytes(tar.part(0, SIZE)) == bytes([1]) * SIZE
+    assert planted.stat().st_uid == os.getuid()
+
+
 def test_whoever_downloads_has_locked_the_others_out(remote: Remote, folder: Path) -> None:
     shard, locked = remote.add(1), []
     download = remote.download
