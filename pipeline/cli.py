@@ -25,7 +25,8 @@ from pipeline.recipe import recipes
 
 _WORKDIR = "folder or s3://bucket/prefix for all data"
 _EXAMPLES = (
-    "darkroom run --recipe demo",
+    "darkroom init photos",
+    "darkroom run --recipe photos.yaml",
     "darkroom plan --recipe sd15-full --images 100000",
     "darkroom run --help",
 )
@@ -70,6 +71,7 @@ def build_parser() -> Parser:
     parser.set_examples(_EXAMPLES)
     add_version(parser)
     verbs = add_verbs(parser)
+    _add_init(verbs)
     _add_run(verbs)
     _add_config(verbs)
     _add_compile(verbs)
@@ -80,8 +82,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", required=True, help=f"one of {', '.join(recipes())}, or a YAML file")
+def _add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    default = "; without one, --source gets a recipe of its own, as init writes it" if optional else ""
+    names = f"one of {', '.join(recipes())}, or a YAML file{default}"
+    parser.add_argument("--recipe", required=not optional, default="", help=names)
     parser.add_argument("--source", default="", help="folder of images (default: the recipe's)")
     _add_set(parser)
 
@@ -92,14 +96,22 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_init(verbs: Any) -> None:
+    examples = ("darkroom init photos", "darkroom init s3://bucket/photos -o mine.yaml")
+    parser = add_verb(verbs, "init", "look at your images and this machine, and write a recipe", _init, examples)
+    parser.add_argument("place", help="folder or s3://bucket/prefix with the images")
+    parser.add_argument("-o", "--output", type=Path, help="file to write (default: the place's name, as .yaml)")
+
+
 def _add_run(verbs: Any) -> None:
     examples = (
+        "darkroom run --source photos",
         "darkroom run --recipe demo",
         "darkroom run --recipe mine.yaml --source photos --workdir work",
         "darkroom run --recipe demo --set train.steps=800 train.ranks=4",
     )
     parser = add_verb(verbs, "run", "run the whole pipeline on this machine, or continue a run", _run, examples)
-    _add_recipe(parser)
+    _add_recipe(parser, optional=True)
     parser.add_argument("--workdir", default="workdir", help=f"{_WORKDIR} (default: %(default)s)")
 
 
@@ -151,10 +163,27 @@ def _add_cost(verbs: Any) -> None:
     add_json(parser, **COST_KEYS)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from pipeline.local.run import run_here
+def _init(arguments: argparse.Namespace) -> int:
+    from pipeline.local.init.verb import write_recipe
 
-    run_here(arguments.recipe, arguments.workdir, arguments.source, _overrides(arguments), Console(highlight=False))
+    write_recipe(arguments.place, arguments.output, Console(highlight=False))
+    return EXIT_DONE
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from pipeline.local.init.verb import recipe_of_source
+    from pipeline.local.run import open_workdir, run_here
+
+    console = Console(highlight=False)
+    recipe, source = arguments.recipe, arguments.source
+    if not recipe:
+        if not source:
+            raise ConfigError(
+                "nothing to run: give --source FOLDER with your images, or --recipe (one of "
+                f"{', '.join(recipes())}, or a YAML file, such as `darkroom init FOLDER` writes)"
+            )
+        recipe = recipe_of_source(source, open_workdir(arguments.workdir), console)
+    run_here(recipe, arguments.workdir, source, _overrides(arguments), console)
     return EXIT_DONE
 
 

@@ -103,9 +103,9 @@ def portable(recipe: str) -> str:
     return recipe if _is_text(recipe) else Path(recipe).read_text(encoding="utf-8").rstrip("\n") + "\n"
 
 
-def dump(values: Mapping[str, Any]) -> str:
-    """Return values as a recipe's text."""
-    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+def dump(values: Mapping[str, Any], width: float = 100) -> str:
+    """Return values as a recipe's text, in lines of at most ``width`` characters if that is possible."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
 
 
 def _is_text(recipe: str) -> bool:

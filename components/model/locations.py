@@ -45,6 +45,8 @@ _PARTS = {
 }
 _WITH_WEIGHTS = ("vae", "unet", "text_encoder")
 _SECOND_TEXT = ("text_encoder_2", "tokenizer_2")  # of SDXL
+# What is downloaded of a repository of the hub.
+HUB_FILES = ["model_index.json", *(f"{part}/*" for part in (*_PARTS, *_SECOND_TEXT))]
 
 
 def fetch(uri: str, workdir: Storage) -> Path:
@@ -94,6 +96,12 @@ def read_file(name: str, workdir: Storage) -> bytes:
 def is_hub_name(uri: str) -> bool:
     """Tell whether a location is a repository of the hub: neither an address nor a folder on this machine."""
     return _HUB_NAME.fullmatch(uri) is not None and not Path(uri).expanduser().is_dir()
+
+
+def parse_hub_name(uri: str) -> tuple[str, str | None] | None:
+    """Return repository and revision of a location on the hub; None if it is none."""
+    hub = _HUB_NAME.fullmatch(uri) if is_hub_name(uri) else None
+    return (hub["repository"], hub["revision"]) if hub is not None else None
 
 
 def pin(uri: str, folder: Path) -> str:
@@ -274,12 +282,11 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    patterns = ["model_index.json", *(f"{part}/*" for part in (*_PARTS, *_SECOND_TEXT))]
     try:
         folder = huggingface_hub.snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=patterns,
+            allow_patterns=HUB_FILES,
             ignore_patterns=["*.bin", "*.ckpt", "*.msgpack", "*.fp16.safetensors", "*.non_ema.safetensors"],
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:

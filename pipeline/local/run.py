@@ -61,7 +61,7 @@ def run_settings(settings: RunConfig, workdir: str, console: Console) -> None:
     """
     began = time.monotonic()
     _check_packages()
-    run = OpenRun(settings, _open_workdir(workdir))
+    run = OpenRun(settings, open_workdir(workdir))
     _check_source(settings)
     display, inbox = RunDisplay(console), SimpleQueue[str | int | None]()
     lease = acquire(run.folder, PIPELINE, run.run)
@@ -98,7 +98,12 @@ def _check_packages(names: Sequence[str] = _NEEDED) -> None:
         raise ConfigError(f"not installed: {', '.join(missing)}; install darkroom[pipeline,train] (make install)")
 
 
-def _open_workdir(workdir: str) -> Storage:
+def open_workdir(workdir: str) -> Storage:
+    """Open the storage of a run on this machine.
+
+    Raises:
+        ConfigError: If the steps, which are processes of their own, could not use it.
+    """
     storage = open_storage(workdir)
     folder = storage.local_path()
     if folder is None and not storage.url.startswith("s3://"):

@@ -1,0 +1,197 @@
+"""What a source of images holds, found out by the code that will read it: ingest's listing, the decoder, the captions.
+
+A source with very many images is judged by some of its partition groups, each of which is a random choice of them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from components.caption.config import CaptionConfig, Origin
+from components.caption.labels import from_folder
+from components.caption.text_sources import TextSources
+from components.errors import ImageRejected
+from components.image.decoding import ImageLimits, decode
+from components.image.records import ImageRecord, Rejection, read_images, read_ingest_rejections, read_manifest
+from components.image.sources import Source, open_source
+from components.ingest.config import IngestConfig
+from components.ingest.ingest import ingest
+from components.progress import Progress
+from components.storage.base import Storage
+
+_ENOUGH = 10_000
+_DECODED = 200  # images whose pixels are decoded to look for damage
+_MISSING = "caption-missing"
+# Folders that say how files are kept and not what the images show.
+_NO_CLASSES = frozenset(
+    ("data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "pics", "pictures", "test", "train", "val")
+)
+_FEWEST_OF_A_CLASS = 2
+
+
+@dataclass(frozen=True)
+class RejectedFiles:
+    """How many files are rejected for one reason, with an example."""
+
+    reason: str
+    count: int
+    example: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ImageSurvey:
+    """What a source holds.
+
+    Attributes:
+        source: Its address, absolute.
+        layout: How the images are stored; see ``ingest.layout``. Empty if nothing has changed since the last look.
+        count: Images that ingest accepts.
+        seen: Images of these that everything below is about; all of them, unless there are very many.
+        sha256s: Digests of those images.
+        formats: Images of each file format, the commonest first.
+        short_sides: Shorter sides in pixels, ascending.
+        licenses: Images of each licence; None is the name of no licence.
+        rejected: Rejected files by reason, the commonest first.
+        classes: Images in each folder whose name can be a caption.
+        captioned: Images that have a caption from each source.
+        captions: Each caption that training would read, with its number of images, the commonest first.
+        decoded: Images whose pixels were decoded.
+    """
+
+    source: str
+    layout: str
+    count: int
+    seen: int
+    sha256s: tuple[str, ...]
+    formats: dict[str, int]
+    short_sides: tuple[int, ...]
+    licenses: dict[str | None, int]
+    rejected: tuple[RejectedFiles, ...]
+    classes: dict[str, int]
+    captioned: dict[Origin, int]
+    captions: dict[str, int]
+    decoded: int
+
+    @property
+    def median_side(self) -> int:
+        """Median of the shorter sides in pixels."""
+        return int(median(self.short_sides))
+
+    @property
+    def rejected_count(self) -> int:
+        """How many files are rejected."""
+        return sum(rejected.count for rejected in self.rejected)
+
+
+def survey_images(place: str, workdir: Storage) -> ImageSurvey:
+    """Look at a source of images.
+
+    Args:
+        place: The source: a folder or s3://bucket/prefix.
+        workdir: Where ingest keeps its records, so that a run in the same workdir need not read the images again.
+
+    Raises:
+        DataError: If there is no such source, it holds no images, or all of them are rejected.
+        ConfigError: If the address is of another kind, or the source is the workdir.
+        StorageError: If the storage fails.
+    """
+    source = open_source(place)
+    log = io.StringIO()
+    ingest(IngestConfig(source=place), workdir, Progress(log), source)
+    manifest = read_manifest(workdir, source.id)
+    images = _some_images(workdir, source.id, manifest.groups)
+    damaged = list(_damaged(source, images[:_DECODED]))
+    lost = {rejection.name for rejection in damaged}
+    images = [image for image in images if image.name not in lost]
+    captioned, captions, problems = _captions(source, images)
+    rejections = [*read_ingest_rejections(workdir, source.id), *damaged, *problems]
+    return ImageSurvey(
+        source=source.url,
+        layout=_layout(log.getvalue()),
+        count=manifest.images - len(damaged),
+        seen=len(images),
+        sha256s=tuple(image.sha256 for image in images),
+        formats=dict(Counter(image.format for image in images).most_common()),
+        short_sides=tuple(sorted(min(image.width, image.height) for image in images)),
+        licenses=dict(Counter(image.license for image in images).most_common()),
+        rejected=tuple(_by_reason(rejections)),
+        classes=_classes(images),
+        captioned=captioned,
+        captions=captions,
+        decoded=min(_DECODED, len(images) + len(damaged)),
+    )
+
+
+def _some_images(workdir: Storage, source_id: str, groups: Sequence[str]) -> list[ImageRecord]:
+    """Return the images of as many groups as it takes to have enough."""
+    images: list[ImageRecord] = []
+    for group in groups:
+        if len(images) < _ENOUGH:
+            images += read_images(workdir, source_id, group)
+    return images
+
+
+def _layout(log: str) -> str:
+    events = (json.loads(line) for line in log.splitlines())
+    return next((str(event["layout"]) for event in events if event["event"] == "layout"), "")
+
+
+def _damaged(source: Source, images: Sequence[ImageRecord]) -> Iterable[Rejection]:
+    """Yield the images whose header is whole and whose pixels are not; the caption step would reject them."""
+    limits = ImageLimits()
+    for image in images:
+        try:
+            decode(source.read(image.name), limits)
+        except ImageRejected as error:
+            yield Rejection(image.name, "caption", error.reason, error.detail, image.sha256)
+
+
+def _classes(images: Sequence[ImageRecord]) -> dict[str, int]:
+    """Return the folders that name what their images show, each with its number of images."""
+    labels = Counter(label for image in images if (label := from_folder(image.name)) is not None)
+    named = {label: count for label, count in sorted(labels.items()) if _names_a_class(label)}
+    is_division = len(named) > 1 and sum(named.values()) >= _FEWEST_OF_A_CLASS * len(named)
+    return named if is_division else {}
+
+
+def _names_a_class(label: str) -> bool:
+    return label.casefold() not in _NO_CLASSES and re.search(r"[^\W\d_]", label) is not None
+
+
+def _captions(
+    source: Source, images: Sequence[ImageRecord]
+) -> tuple[dict[Origin, int], dict[str, int], list[Rejection]]:
+    """Return how many images each source has a caption for, the captions, and the caption files that cannot be used."""
+    origins: tuple[Origin, ...] = ("sidecar", "folder") if _classes(images) else ("sidecar",)
+    texts = TextSources(CaptionConfig(sources=origins, model=None), source, {})
+    captioned: Counter[Origin] = Counter()
+    captions: Counter[str] = Counter()
+    problems = []
+    for image in images:
+        first: list[str] = []
+        for origin in origins:
+            try:
+                own = [caption.text for caption in texts.captions(origin, image)]
+            except ImageRejected as error:
+                if error.reason != _MISSING:
+                    problems.append(Rejection(image.name, "caption", error.reason, error.detail, image.sha256))
+                continue
+            captioned[origin] += 1
+            first = first or own
+        captions.update(first)
+    ordered = sorted(captions.items(), key=lambda item: (-item[1], item[0]))
+    return dict(captioned), dict(ordered), problems
+
+
+def _by_reason(rejections: Sequence[Rejection]) -> Iterable[RejectedFiles]:
+    counts = Counter(rejection.reason for rejection in rejections)
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        example = min((one for one in rejections if one.reason == reason), key=lambda one: one.name)
+        yield RejectedFiles(reason, count, example.name, example.detail)
