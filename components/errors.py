@@ -20,13 +20,34 @@ expected and what to do.
 
 from __future__ import annotations
 
+import re
+
 EXIT_DONE = 0
+
+# A user and password in an address, and the parts of its query that give access to what it names.
+_USER = re.compile(r"(?<=://)[^/?#\s@'\"\\]+@")
+_KEY = re.compile(
+    r"(?<=[?&])((?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-(?:Signature|Credential)|AWSAccessKeyId"
+    r"|Signature|sig|(?:access_)?token|api_?key|password|secret)=)[^&#\s'\")\\]+",
+    re.IGNORECASE,
+)
+
+
+def without_credentials(text: str) -> str:
+    """Return text in which ``***`` stands for the credentials of each address (``s3://***@bucket``, ``?sig=***``).
+
+    Every error's message, every event and every line of a log passes through here.
+    """
+    return _KEY.sub(r"\1***", _USER.sub("***@", text)) if "://" in text else text
 
 
 class DarkroomError(Exception):
     """Something inside went wrong (exit code 70, ``EX_SOFTWARE``)."""
 
     exit_code = 70
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_credentials(message))
 
 
 class ConfigError(DarkroomError):

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from components.errors import without_credentials
+
 T = TypeVar("T")
 
 
@@ -39,10 +41,10 @@ class Progress:
     def event(self, event: str, **fields: Any) -> None:
         """Report an event; ``fields`` are JSON values."""
         if self._console is not None:
-            text = "  ".join(f"{name}={value}" for name, value in fields.items())
+            text = without_credentials("  ".join(f"{name}={value}" for name, value in fields.items()))
             self._console.print(f"{event:>12}  {text}", markup=False, soft_wrap=True)
         else:
-            self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+            self._stream.write(without_credentials(json.dumps({"event": event, **fields})) + "\n")
             self._stream.flush()
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:

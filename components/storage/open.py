@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
-from components.errors import ConfigError, StorageError
+from components.errors import ConfigError, StorageError, without_credentials
 from components.storage.base import Storage, check_prefix
 
 _EXPECTED = "a local folder, file:///folder or s3://bucket/prefix"
@@ -23,6 +23,9 @@ def open_storage(url: str) -> Storage:
         ConfigError: If the URL is not the address of a storage.
     """
     scheme, separator, rest = url.partition("://")
+    if url != without_credentials(url):
+        given = "the environment gives them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise ConfigError(f"{url!r} is not a storage: it holds credentials; {given}")
     if not separator or scheme == "file":
         from components.storage.local import LocalStorage
 

@@ -32,7 +32,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from components.errors import ConfigError, NotFound, StorageError
+from components.errors import ConfigError, NotFound, StorageError, without_credentials
 from components.storage.base import (
     HIDDEN,
     Dated,
@@ -310,9 +310,14 @@ def connect() -> Any:
     config = Config(retries=retries, connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS)
     try:
         # A session of its own, since boto3's shared one must not be used by several threads.
-        return boto3.session.Session().client("s3", config=config)
+        client = boto3.session.Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(f"the AWS settings of this environment cannot be used: {error}") from error
+    endpoint = client.meta.endpoint_url
+    if endpoint != without_credentials(endpoint):
+        given = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise ConfigError(f"AWS_ENDPOINT_URL ({endpoint}) holds credentials, which S3 does not take; set {given}")
+    return client
 
 
 def _parts() -> TransferConfig:

@@ -23,7 +23,7 @@ import kfp
 import kfp_server_api
 from kfp.client import ServiceAccountTokenVolumeCredentials
 
-from components.errors import ConfigError, DarkroomError, NotFound
+from components.errors import ConfigError, DarkroomError, NotFound, without_credentials
 from components.storage.files import explained
 from pipeline.kubeflow.calls import COOKIES, TOKEN, Exists, RetryingCaller
 from pipeline.kubeflow.records import NewRecurringRun, PipelineVersion, RecurringRun, Run, recurring_run_of, run_of
@@ -257,7 +257,7 @@ class Kubeflow:
     def link(self, run_id: str) -> str:
         """Return the address of a run in the dashboard."""
         prefix: str = self._client._get_url_prefix()
-        return f"{prefix}/#/runs/details/{run_id}"
+        return without_credentials(f"{prefix}/#/runs/details/{run_id}")
 
     def _version(self, pipeline_id: str, name: str) -> PipelineVersion | None:
         return next((version for version in self.versions(pipeline_id) if version.name == name), None)

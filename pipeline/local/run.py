@@ -18,7 +18,7 @@ from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
-from components.errors import ConfigError, DarkroomError, DataError, Preempted, StorageError
+from components.errors import ConfigError, DarkroomError, DataError, Preempted, StorageError, without_credentials
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.files import explained
@@ -166,7 +166,7 @@ def _follow(
     progress = PipelineProgress()
 
     def on_line(line: str) -> None:
-        log.file.write(_COLOUR.sub("", line))
+        log.file.write(without_credentials(_COLOUR.sub("", line)))
         event = read_event(line)
         if event is None:
             progress.add_line(line)
