@@ -150,8 +150,20 @@ def step_parser(step: str, doc: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", required=True, help="local folder or s3://bucket/prefix that holds everything")
     parser.add_argument("--config", type=Path, help="YAML or JSON file with this step's settings")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting")
+    parser.add_argument(
+        "--set", action="append", nargs="+", default=[], metavar="KEY=VALUE", help="change settings, one or several"
+    )
     return parser
+
+
+def read_settings(arguments: argparse.Namespace, settings: type[S]) -> S:
+    """Return the settings that ``--config`` and ``--set`` give.
+
+    Raises:
+        ConfigError: If they are wrong.
+    """
+    values = read_values(arguments.config) if arguments.config else {}
+    return settings.parse(override(values, [text for texts in arguments.set for text in texts]))
 
 
 def run_step(parser: argparse.ArgumentParser, settings: type[S], argv: Sequence[str] | None, work: Work[S]) -> int:
@@ -166,8 +178,7 @@ def run_step(parser: argparse.ArgumentParser, settings: type[S], argv: Sequence[
     arguments = parser.parse_args(argv)
     progress = Progress()
     try:
-        values = read_values(arguments.config) if arguments.config else {}
-        config = settings.parse(override(values, arguments.set))
+        config = read_settings(arguments, settings)
         result = work(config, arguments, open_storage(arguments.workdir), progress)
     except DarkroomError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads it, not a log collector

@@ -1,7 +1,8 @@
 """How settings are declared, read and rejected: the base class of every config, and messages that help.
 
 A config is a frozen pydantic model that knows its defaults, its bounds and a description of each field. Values
-come from one YAML or JSON file and from ``section.key=value`` overrides, and from nowhere else.
+come from one YAML or JSON file and from ``section.key=value`` overrides, and from nowhere else. They are what YAML says
+they are: ``"5"`` and ``true`` are no numbers, and ``5`` is no text.
 
     class TrainConfig(Settings):
         RENAMED: ClassVar[Mapping[str, str]] = {"keep": "checkpoint.keep"}
@@ -14,20 +15,38 @@ come from one YAML or JSON file and from ``section.key=value`` overrides, and fr
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from components.errors import ConfigError
+from components import yaml_loader
+from components.errors import ConfigError, without_credentials
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
+
+
+# Characters of a value that a message shows.
+_MOST_SHOWN = 200
+# What pydantic expected, in the words of docs/settings.md.
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_type": "expected text",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a section",
+    "model_type": "expected a section",
+    "finite_number": "expected a finite number",
+}
+_WORDS = {"None": "null", "True": "true", "False": "false"}
+_UNQUOTED = frozenset({"int_type", "float_type", "bool_type"})
 
 
 class _OperationalMark:
@@ -42,14 +61,40 @@ Operational = Annotated[T, _OperationalMark()]
 class Settings(BaseModel):
     """Base of every config: immutable, and closed to names that nobody declared.
 
+    A validator of several fields writes their names with a dot before each (``.warmup_steps must be below .steps``);
+    messages show the whole names instead (``train.optimizer.warmup_steps``).
+
     Attributes:
         RENAMED: Keys that this config once had, each with its new path from here (``"keep": "checkpoint.keep"``). They
             are rejected with a message that gives the new path from the top.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
     RENAMED: ClassVar[Mapping[str, str]] = {}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_declared(cls, value: Any, info: ValidationInfo) -> Any:
+        """Make a tuple of a list, and of one value alone; let no true or 1.0 pass for the 1 of a `Literal`.
+
+        Settings are stored and shown, so addresses in them may not hold credentials.
+        """
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+        texts = _texts(list(value.values()) if origin is dict and isinstance(value, dict) else value)
+        if any(text != without_credentials(text) for text in texts):
+            raise ValueError(
+                "it holds credentials, and settings are stored and shown; give them in the environment, such as "
+                "AWS_ACCESS_KEY_ID, or in a Secret (placement.secret_env)"
+            )
+        if origin is tuple and isinstance(value, list):
+            return tuple(value)
+        if origin is tuple and parts[-1] is Ellipsis and isinstance(value, str | int | float):
+            return (value,)
+        if origin is Literal and type(value) not in [type(part) for part in parts]:
+            raise ValueError(f"expected {' or '.join(map(repr, parts))}")
+        return value
 
     @classmethod
     def parse(cls: type[S], values: Mapping[str, Any]) -> S:
@@ -98,21 +143,32 @@ def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, A
     for text in overrides:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise ConfigError(f"--set {text!r}: expected section.key=value, such as train.steps=200")
+        if not equals or not all(keys) or len(keys) > yaml_loader.MOST_DEPTH:
+            raise ConfigError(f"--set {shown(text)}: expected section.key=value, such as train.steps=200")
         try:
-            parsed = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date, but is not one
-            raise ConfigError(f"--set {text!r}: the value is not YAML ({error}); quote it if it is text") from None
+            parsed = yaml_loader.load(value, f"--set {shown(text)}")
+        except ConfigError as error:
+            raise ConfigError(f"{error}; put quotes around the value if it is text") from None
         target = result
         for depth, key in enumerate(keys[:-1], start=1):
             # A section may be absent or null (its defaults), never a plain value.
             target[key] = {} if target.get(key) is None else target[key]
             target = target[key]
             if not isinstance(target, dict):
-                raise ConfigError(f"--set {text!r}: {'.'.join(keys[:depth])} is a value, not a section")
+                raise ConfigError(f"--set {shown(text)}: {'.'.join(keys[:depth])} is a value, not a section")
         target[keys[-1]] = parsed
     return result
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: in YAML's words, or else in Python's, and cut if it is long."""
+    text = _WORDS.get(str(value), repr(value)) if value is None or isinstance(value, bool) else repr(value)
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """Return text that is short enough for a message."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -122,11 +178,12 @@ def read_values(path: Path) -> dict[str, Any]:
         ConfigError: If the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(yaml_loader.MOST_CHARACTERS + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    except ValueError as error:  # not UTF-8, or a NUL in the path
+        raise ConfigError(f"{shown(str(path))} is not YAML: {error}") from None
     return parse_values(text, str(path))
 
 
@@ -140,12 +197,10 @@ def parse_values(text: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: If it is not YAML, or not a mapping.
     """
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date, but is not one
-        raise ConfigError(f"{name} is not YAML: {error}") from None
+    values = yaml_loader.load(text, name)
     if not isinstance(values, dict):
-        raise ConfigError(f"{name} holds {type(values).__name__}, expected a mapping of sections")
+        what = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(f"{name} holds {what}, expected a mapping of sections")
     return values
 
 
@@ -155,6 +210,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the text that a value is or that a list holds; sections have their own check."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def _copy(value: Any) -> Any:
@@ -168,22 +232,38 @@ def _explain(root: type[BaseModel], error: ValidationError) -> Iterator[str]:
     """Yield one line for each wrong field."""
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
-        name = ".".join(path) or root.__name__
-        value = problem["input"]
+        name = cut(".".join(path) or root.__name__)
+        value, kind = problem["input"], problem["type"]
         new_path = _renamed(root, path)
-        if new_path and problem["type"] in ("extra_forbidden", "model_type"):
-            yield f"{name} is now {new_path} (it was given {value!r})"
-        elif problem["type"] == "extra_forbidden":
-            yield f"{name}: no such setting (it was given {value!r}){_suggest(root, path)}"
-        elif problem["type"] == "missing":
-            yield f"{name}: missing; {_describe(root, path)}"
+        if new_path and kind in ("extra_forbidden", "model_type"):
+            yield f"{name} is now {new_path} (it was given {shown(value)})"
+        elif kind == "extra_forbidden":
+            yield f"{name}: no such setting (it was given {shown(value)}){_suggest(root, path)}"
+        elif kind == "missing":
+            description = _describe(root, path)
+            yield f"{name}: missing" + (f"; {description}" if description else "")
+        elif kind == "value_error" and isinstance(value, dict | BaseModel):
+            yield _in_full(problem["msg"].removeprefix("Value error, "), path)  # values that contradict each other
         else:
-            reason = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "value_error" and isinstance(value, dict | BaseModel):
-                yield f"{'.'.join(path)}: {reason}" if path else reason  # values that contradict each other
-                continue
-            shown = "" if isinstance(value, dict | BaseModel) else f" {value!r}"
-            yield f"{name}:{shown} is not allowed: {reason[:1].lower() + reason[1:]}{_hint(root, path)}"
+            yield f"{name}: {shown(value)} is not allowed: {_reason(kind, problem['msg'], value)}{_hint(root, path)}"
+
+
+def _in_full(reason: str, path: Sequence[str]) -> str:
+    """Return why a section's values contradict each other, with the whole name of each ``.name``."""
+    section = "".join(f"{name}." for name in path)
+    whole, names = re.subn(r"(?<![\w.'\"])\.(?=[a-z_])", section, reason)
+    return whole if names or not path else f"{'.'.join(path)}: {reason}"
+
+
+def _reason(kind: str, message: str, value: Any) -> str:
+    """Return in plain words what was expected."""
+    reason = message.removeprefix("Value error, ")
+    plain = _EXPECTED.get(kind, reason[:1].lower() + reason[1:]).replace("tuple", "list")
+    if kind == "string_type" and isinstance(value, int | float):
+        return f"{plain}; put quotes around it"
+    if kind == "string_type" and isinstance(value, dict | list):
+        return f"{plain}; put quotes around text with braces or brackets"
+    return f"{plain}, without quotes" if kind in _UNQUOTED and isinstance(value, str) else plain
 
 
 def _renamed(root: type[BaseModel], path: list[str]) -> str | None:
@@ -210,7 +290,7 @@ def _suggest(root: type[BaseModel], path: list[str]) -> str:
     # A misspelt old name is as near as it ever was to what was meant.
     old_names = owner.RENAMED if owner and issubclass(owner, Settings) else {}
     paths = {**old_names, **fields}
-    near = difflib.get_close_matches(path[-1], paths, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(cut(path[-1]), paths, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {'.'.join([*path[:-1], paths[near[0]]])}?"
     return f"; allowed here: {', '.join(sorted(fields))}"

@@ -15,7 +15,16 @@ from rich.text import Text
 
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, Preempted
 from components.html.formatting import printable
-from pipeline.command_line import Parser, add_json, add_verb, add_verbs, add_version, print_json, wrapped
+from pipeline.command_line import (
+    Parser,
+    add_json,
+    add_verb,
+    add_verbs,
+    add_version,
+    print_json,
+    whole_number,
+    wrapped,
+)
 from pipeline.config import resolve, to_yaml
 from pipeline.cost.documents import COST_KEYS, PLAN_KEYS
 from pipeline.cost.plan import Assumptions
@@ -134,7 +143,9 @@ def _add_compile(verbs: Any) -> None:
     parser.add_argument("--image", default="darkroom:latest", help="container image of the light steps, best by digest")
     parser.add_argument("--gpu-image", default="", help="container image of steps that run models (default: --image)")
     parser.add_argument("--workdir", default="s3://bucket/darkroom", help=f"{_WORKDIR} (default: %(default)s)")
-    parser.add_argument("--retries", type=int, default=5, help="retries of a failed step (default: %(default)s)")
+    parser.add_argument(
+        "--retries", type=whole_number(0, 100), default=5, help="retries of a failed step (default: %(default)s)"
+    )
 
 
 def _add_plan(verbs: Any) -> None:
@@ -145,7 +156,9 @@ def _add_plan(verbs: Any) -> None:
     )
     parser = add_verb(verbs, "plan", "estimate the time, cost and storage of a run; starts nothing", _plan, examples)
     _add_recipe(parser)
-    parser.add_argument("--images", type=int, help="number of images, to estimate the size of the dataset")
+    parser.add_argument(
+        "--images", type=whole_number(0, 10**15), help="number of images, to estimate the size of the dataset"
+    )
     parser.add_argument("--workdir", default="", help="workdir with earlier runs, to use their speed")
     parser.add_argument("--prices", help="YAML file with prices of machine types (default: the recipe's)")
     names = ", ".join(Assumptions.model_fields)
@@ -202,8 +215,6 @@ def _plan(arguments: argparse.Namespace) -> int:
     overrides = _overrides(arguments)
     if arguments.prices is not None:
         overrides.append(f"placement.prices={json.dumps(arguments.prices)}")
-    if arguments.images is not None and arguments.images < 0:
-        raise ConfigError(f"--images {arguments.images}: expected a number of images, 0 or more")
     settings = resolve(arguments.recipe, overrides, arguments.source)
     console = Console(highlight=False)
     show_plan(settings, arguments.workdir, arguments.images, arguments.assume, arguments.json, console)

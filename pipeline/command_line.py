@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -12,12 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
+from components.errors import without_credentials
 from components.html.formatting import printable
+from components.settings import cut
 
 EXIT_USAGE = 2  # argparse's own
 Verb = Callable[[argparse.Namespace], int]
 
 _EXAMPLES = "examples:"
+_MOST_SECONDS = 86_400
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +45,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print an error without the whole usage, and exit."""
         separator = "" if message.endswith("?") else ";"
-        text = f"error: {printable(message)}{separator} {self.prog} --help tells more"
+        text = f"error: {printable(without_credentials(message))}{separator} {self.prog} --help tells more"
         self.exit(EXIT_USAGE, f"{wrapped(text) if sys.stderr.isatty() else text}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -84,6 +88,28 @@ def add_json(parser: Parser, **keys: str) -> None:
     """Add ``--json``; ``keys`` say what the document holds."""
     parser.json_keys = keys
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads an argument that is a whole number within bounds."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{cut(text)!r}: expected a whole number from {least} to {most:,}")
+        return int(text)
+
+    return read
+
+
+def seconds(text: str) -> float:
+    """Read an argument that is a number of seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{cut(text)!r}: expected seconds, more than 0 and at most {_MOST_SECONDS:,}")
+    return number
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from components.settings import Operational, Settings, override
 from components.train.config import TrainConfig
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PlacementConfig
-from pipeline.pods_config import PodsConfig
+from pipeline.pod import PodsConfig
 from pipeline.recipe import dump, read_recipe, without_other_example
 
 
@@ -72,7 +72,7 @@ class RunConfig(Settings):
         drill = launch.spot_drill
         if drill.step is not None and train.steps is not None and drill.step >= train.steps:
             yield f"launch.spot_drill.step ({drill.step}) must be below train.steps ({train.steps})"
-        if drill.rank >= train.ranks:
+        if drill.step is not None and drill.rank >= train.ranks:
             yield f"launch.spot_drill.rank ({drill.rank}) must be below train.ranks ({train.ranks})"
         if drill.step is not None and launch.where != "local":
             yield f"launch.spot_drill.step needs launch.where local, not {launch.where}: on a cluster, delete a pod"

@@ -67,12 +67,12 @@ class PlacementConfig(Settings):
     spot: bool = Field(True, description="start on spot nodes, if the cloud has any")
     nodes: int = Field(1, ge=1, le=1024, description="nodes")
     min_nodes: int | None = Field(
-        None, ge=1, description="fewest nodes to train on if no more are available; null: all of them"
+        None, ge=1, le=1024, description="fewest nodes to train on if no more are available; null: all of them"
     )
     gpus: int = Field(1, ge=0, le=64, description="GPUs per node, one process each; 0: train.ranks CPU processes")
     gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="resource name under which nodes offer GPUs")
     cpus: float | None = Field(None, gt=0, le=1024, description="CPU cores per node; null: the runtime's")
-    memory_gib: float | None = Field(None, gt=0, description="GiB of memory per node; null: the runtime's")
+    memory_gib: float | None = Field(None, gt=0, le=65_536, description="GiB of memory per node; null: the runtime's")
     instance: str | None = Field(
         None, pattern=r"^[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?$", description="machine type; null: any"
     )
@@ -95,16 +95,16 @@ class PlacementConfig(Settings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.min_nodes is not None and self.min_nodes > self.nodes:
-            raise ValueError(f"min_nodes ({self.min_nodes}) must not be above nodes ({self.nodes})")
+            raise ValueError(f".min_nodes ({self.min_nodes}) must not be above .nodes ({self.nodes})")
         for name, reference in self.secret_env.items():
             if not _SECRET_KEY.fullmatch(reference):
-                raise ValueError(f"secret_env.{name}: {reference!r} is not allowed; expected secret/key")
+                raise ValueError(f".secret_env.{name}: {reference!r} is not allowed; expected secret/key")
         reserved = sorted(name for name in (*self.env, *self.secret_env) if name.startswith("PET_"))
         if reserved:
-            raise ValueError(f"env: {', '.join(reserved)}: Kubeflow Trainer sets these itself")
+            raise ValueError(f".env holds {', '.join(reserved)}, which Kubeflow Trainer sets itself; remove it")
         twice = sorted(self.env.keys() & self.secret_env.keys())
         if twice:
-            raise ValueError(f"env and secret_env both set {', '.join(twice)}")
+            raise ValueError(f".env and .secret_env both set {', '.join(twice)}")
         return self
 
     @property

@@ -7,6 +7,7 @@ base's, and a section that is null starts again from its defaults.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from components.errors import ConfigError
-from components.settings import parse_values, read_values
+from components.settings import cut, parse_values, read_values, shown
+from components.yaml_loader import is_text
 
 # Where the chart mounts the recipes of a release, which win over those of the image.
 RELEASE_RECIPES = Path("/etc/darkroom-recipes")
@@ -122,10 +124,14 @@ def _read(recipe: str, folder: Path | None = None) -> _Document:
         return _Document("the recipe's text", parse_values(recipe, "the recipe's text"))
     if _is_file(recipe):
         file = Path(recipe) if folder is None else folder / recipe
-        return _Document(str(file.resolve()), read_values(file), file.parent)
+        values = read_values(file)
+        return _Document(str(file.resolve()), values, file.parent)
     file_of = {entry.name: entry for entry in _recipe_files()}
     if f"{recipe}.yaml" not in file_of:
-        raise ConfigError(f"no recipe {recipe!r}: expected one of {', '.join(recipes())}, or a .yaml file")
+        names = recipes()
+        near = difflib.get_close_matches(cut(recipe), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? Expected" if near else "expected"
+        raise ConfigError(f"no recipe {shown(recipe)}: {hint} one of {', '.join(names)}, or a .yaml file")
     return _Document(recipe, parse_values(file_of[f"{recipe}.yaml"].read_text("utf-8"), f"recipe {recipe}"))
 
 
@@ -163,11 +169,15 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text with line breaks: PyYAML's own choice takes some rare ones for ordinary ones."""
+    """Quotes text that `components.yaml_loader` would take for something else, and text with line breaks.
+
+    PyYAML's own choice takes some rare line breaks for ordinary ones, and knows other numbers.
+    """
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         breaks = data.splitlines() not in ([], [data])
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if breaks else None)
+        style = '"' if breaks or not is_text(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)

@@ -16,14 +16,18 @@ class AutoencoderTraining(Settings):
     steps: int = Field(450, ge=1, le=10_000_000, description="optimizer steps")
     batch_size: int = Field(64, ge=1, le=65_536, description="images per step")
     learning_rate: float = Field(4e-3, gt=0, le=1, description="AdamW's peak rate, reached after the warm-up")
-    warmup_steps: int = Field(10, ge=0, description="steps over which the rate rises; it falls to 0 linearly")
+    warmup_steps: int = Field(
+        10, ge=0, le=10_000_000, description="steps over which the rate rises; it falls to 0 linearly"
+    )
     weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW's decoupled weight decay")
-    gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
-    l1_weight: float = Field(1.0, ge=0, description="weight of the mean absolute error; pixels are in [-1, 1]")
-    mse_weight: float = Field(1.0, ge=0, description="weight of the mean squared error; pixels are in [-1, 1]")
-    kl_weight: float = Field(1e-6, ge=0, description="weight of the Kullback-Leibler divergence, nats per image")
+    gradient_clip: float = Field(1.0, gt=0, le=1e6, description="largest norm of the whole gradient")
+    l1_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the mean absolute error; pixels are in [-1, 1]")
+    mse_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the mean squared error; pixels are in [-1, 1]")
+    kl_weight: float = Field(
+        1e-6, ge=0, le=1e6, description="weight of the Kullback-Leibler divergence, nats per image"
+    )
     max_images: int = Field(
-        4096, ge=1, description="most images to train on, held in memory: 3 × resolution² bytes each"
+        4096, ge=1, le=10_000_000, description="most images to train on, held in memory: 3 × resolution² bytes each"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: a GPU if there is one")
     # One: on shared cores, the threads of a small model wait for each other, and training takes ten times as long.
@@ -34,9 +38,9 @@ class AutoencoderTraining(Settings):
     @model_validator(mode="after")
     def _something_to_learn(self) -> AutoencoderTraining:
         if self.l1_weight == 0 and self.mse_weight == 0:
-            raise ValueError("l1_weight and mse_weight are both 0; at least one must be positive")
+            raise ValueError(".l1_weight and .mse_weight are both 0; at least one must be positive")
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}, expected less than the {self.steps} steps")
+            raise ValueError(f".warmup_steps ({self.warmup_steps}) must be below .steps ({self.steps})")
         return self
 
 
@@ -64,5 +68,5 @@ class ModelConfig(Settings):
     @model_validator(mode="after")
     def _revision_of_a_base(self) -> ModelConfig:
         if self.revision is not None and self.base is None:
-            raise ValueError(f"revision is {self.revision!r} while base is null; set base or remove revision")
+            raise ValueError(f".revision is {self.revision!r}, but .base is null; set .base or remove .revision")
         return self

@@ -75,7 +75,7 @@ class TagsConfig(Settings):
     @model_validator(mode="after")
     def _have_tags(self) -> Self:
         if self.separator is None and (self.shuffled or self.dropout):
-            raise ValueError("shuffled and dropout are for tags; set separator, the text between two tags")
+            raise ValueError(".shuffled and .dropout are for tags; set .separator, the text between two tags")
         return self
 
 
@@ -106,7 +106,8 @@ class CaptionConfig(Settings):
     )
     labels: LabelsConfig = LabelsConfig()
     label_template: Text = Field(
-        "a photo of a {label}", description="how a folder's name or the labels become a caption; {label} is replaced"
+        "a photo of a {label}",
+        description="caption from a folder's name or the labels, which take the place of the word {label} in braces",
     )
     fixed: Text = Field("", description="the caption of the source fixed, such as 'a photo of sks dog'")
     prefix: Text = Field("", description="text put before every caption, unchanged")
@@ -150,12 +151,14 @@ class CaptionConfig(Settings):
     start_seconds: Operational[float | None] = Field(
         3600.0,
         gt=0,
+        le=604_800,
         description="of several processes: seconds until one has its first batch, downloads included, or it counts as "
         "hung; null: no limit",
     )
     hang_seconds: Operational[float | None] = Field(
         3600.0,
         gt=0,
+        le=604_800,
         description="of several processes: seconds from batch to batch, or the process counts as hung; null: no limit",
     )
     trust_remote_code: str | None = Field(
@@ -190,7 +193,9 @@ class CaptionConfig(Settings):
             raise ValueError(f"{error}; write {{{{ for a brace") from None
         fields = {(field, spec, conversion) for _, field, spec, conversion in parts if field is not None}
         if fields != {("label", "", None)}:
-            raise ValueError("expected {label} and no other field")
+            raise ValueError(
+                "write {label}, with the braces, where the name goes, and no other braces, such as 'a big {label}'"
+            )
         return template
 
     @field_validator("trust_remote_code")
@@ -203,15 +208,15 @@ class CaptionConfig(Settings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if "fixed" in self.sources and not self.fixed:
-            raise ValueError("sources names fixed, but fixed is empty; write the caption, or remove the source")
+            raise ValueError(".sources names fixed, but .fixed is empty; write the caption, or remove the source")
         if "labels" in self.sources and self.labels.layout is None:
-            raise ValueError("sources names labels, but labels.layout is null; set the layout of the label files")
+            raise ValueError(".sources names labels, but .labels.layout is null; set the layout of the label files")
         if self.min_characters > self.max_characters:
             raise ValueError(
-                f"min_characters ({self.min_characters}) must not be above max_characters ({self.max_characters})"
+                f".min_characters ({self.min_characters}) must not be above .max_characters ({self.max_characters})"
             )
         if self.trust_remote_code is not None and self.trust_remote_code not in self.captioners:
-            raise ValueError(f"trust_remote_code ({self.trust_remote_code}) must be a model, revision included")
+            raise ValueError(f".trust_remote_code ({self.trust_remote_code}) must be in .model, revision included")
         return self
 
     @property

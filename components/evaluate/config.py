@@ -57,20 +57,20 @@ class EvaluateConfig(Settings):
         description="what to draw; some metrics need captions equal to them; none: commonest and held-out captions of "
         "the dataset",
     )
-    images_per_prompt: int = Field(8, ge=1, description="images drawn of each prompt")
+    images_per_prompt: int = Field(8, ge=1, le=100_000, description="images drawn of each prompt")
     steps: int = Field(30, ge=1, le=1000, description="denoising steps of each image")
     guidance: float = Field(5.0, ge=0, le=50, description="weight of classifier-free guidance; 1 or less means none")
     seed: int = Field(0, ge=0, lt=2**64, description="seed of the noise that the images start from")
-    batch: int = Field(16, ge=1, description="images drawn at once")
+    batch: int = Field(16, ge=1, le=65_536, description="images drawn at once")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to draw; auto is the GPU if there is one, else the CPU"
     )
     threads: int = Field(
         1, ge=1, le=1024, description="CPU threads of one operation; they change the last bits of an image"
     )
-    sheet_columns: int = Field(8, ge=1, description="images in a row of a contact sheet")
+    sheet_columns: int = Field(8, ge=1, le=1000, description="images in a row of a contact sheet")
     real_images: int = Field(
-        2000, ge=2, description="real images to read, at most, of those trained on and of those held out"
+        2000, ge=2, le=10_000_000, description="real images to read, at most, of those trained on and of those held out"
     )
     metrics: MetricSettings = MetricSettings()
     promotion: PromotionConfig = PromotionConfig()
@@ -89,10 +89,10 @@ class EvaluateConfig(Settings):
 
     def _contradictions(self) -> Iterator[str]:
         if len(set(self.prompts)) < len(self.prompts):
-            yield "prompts holds a prompt twice: ask for more images_per_prompt instead"
+            yield ".prompts holds a prompt twice; raise .images_per_prompt instead"
         for name, metric in self.deciding.items():
             if Need.TWO_PROMPTS in metric.needs and len(self.prompts) == 1:
                 yield (
-                    f"promotion depends on {name}, which needs {Need.TWO_PROMPTS.value}; add prompts, or set "
-                    "promotion.metric and promotion.required to other metrics"
+                    f"{name}, which decides whether the model is published, needs {Need.TWO_PROMPTS.value}; add to "
+                    ".prompts, or set .promotion.metric and .promotion.required to other metrics"
                 )

@@ -49,14 +49,14 @@ _SIDEWAYS = (5, 6, 7, 8)
 class ImageLimits(Settings):
     """Which image sizes are accepted."""
 
-    min_side: int = Field(16, ge=1, description="minimum length of the shorter side, in pixels")
+    min_side: int = Field(16, ge=1, le=100_000, description="minimum length of the shorter side, in pixels")
     # Pillow warns above its own limit and fails above twice that; staying below keeps one rule.
     max_pixels: int = Field(67_108_864, ge=1, le=89_478_485, description="maximum number of pixels, width times height")
     max_aspect: float | None = Field(
         10.0, ge=1, le=10_000, description="maximum aspect ratio, longer side over shorter side; null accepts all"
     )
     max_bytes: int = Field(
-        268_435_456, ge=1, description="maximum size of an image file, in bytes; larger ones are not read"
+        268_435_456, ge=1, le=1 << 34, description="maximum size of an image file, in bytes; larger ones are not read"
     )
 
 

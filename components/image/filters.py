@@ -79,7 +79,7 @@ class AestheticFilter(Settings):
     def _belong_together(self) -> Self:
         if (self.model is None) != (self.head is None):
             raise ValueError(
-                "model and head belong together: set both or neither, since a head works with one CLIP model only"
+                ".model and .head belong together: set both or neither, since a head works with one CLIP model only"
             )
         return self
 

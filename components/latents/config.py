@@ -46,8 +46,10 @@ class DecodeConfig(Settings):
         2, ge=0, le=256, description="processes that decode images; 0: threads decode, and a crash ends the step"
     )
     threads: int = Field(4, ge=1, le=256, description="threads that read images ahead of the decoding")
-    seconds: float = Field(60.0, gt=0, description="time limit for one image; if it is exceeded, the process is killed")
-    memory_gib: float = Field(4.0, ge=0.25, description="memory limit of each decoding process in GiB")
+    seconds: float = Field(
+        60.0, gt=0, le=86_400, description="time limit for one image; if it is exceeded, the process is killed"
+    )
+    memory_gib: float = Field(4.0, ge=0.25, le=4096, description="memory limit of each decoding process in GiB")
 
 
 class LatentsConfig(Settings):
@@ -84,7 +86,9 @@ class LatentsConfig(Settings):
     batch_size: int = Field(32, ge=1, le=4096, description="images per batch")
     text_batch_size: int = Field(16, ge=1, le=1024, description="captions per batch")
     shard_samples: int = Field(512, ge=1, le=100_000, description="most samples per shard; two shards are in memory")
-    caption_cache: int = Field(1024, ge=1, description="text embeddings kept in memory for captions that repeat")
+    caption_cache: int = Field(
+        1024, ge=1, le=10_000_000, description="text embeddings kept in memory for captions that repeat"
+    )
     decode: DecodeConfig = DecodeConfig()
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to encode; auto: a GPU if there is one")
     threads: int = Field(
@@ -95,13 +99,13 @@ class LatentsConfig(Settings):
     def _agree(self) -> Self:
         if self.buckets == "aspect" and self.resolution % self.bucket_step:
             raise ValueError(
-                f"bucket_step ({self.bucket_step}) must divide resolution ({self.resolution}); "
+                f".bucket_step ({self.bucket_step}) must divide .resolution ({self.resolution}); "
                 "64 suits 512 pixels and more, an eighth of the resolution suits smaller models"
             )
         distinct = 2 if self.variants.flip else 1
         if self.variants.count > distinct and not self.variants.random and self.framing != "random-crop":
             raise ValueError(
-                f"variants.count is {self.variants.count}, but only {distinct} of them would differ; "
-                "set variants.flip, crop, rotation, brightness, contrast or saturation, or framing to random-crop"
+                f".variants.count is {self.variants.count}, but only {distinct} of them would differ; "
+                "set .variants.flip, crop, rotation, brightness, contrast or saturation, or .framing to random-crop"
             )
         return self

@@ -28,7 +28,9 @@ class AutoencoderArchitecture(Settings):
     layers_per_block: int = Field(
         1, ge=0, le=8, description="residual layers per stage of the encoder; the decoder has one more"
     )
-    norm_groups: int = Field(8, ge=1, description="groups of each group normalisation; divides every channel count")
+    norm_groups: int = Field(
+        8, ge=1, le=8192, description="groups of each group normalisation; divides every channel count"
+    )
     latent_channels: int = Field(4, ge=1, le=64, description="channels of the latent image")
     mid_attention: bool = Field(False, description="self-attention in the middle, as Stable Diffusion has it")
 
@@ -59,15 +61,17 @@ class UnetArchitecture(Settings):
         (True, True), description="for each stage: does it attend to the caption?"
     )
     layers_per_block: int = Field(1, ge=1, le=8, description="residual layers per stage")
-    norm_groups: int = Field(8, ge=1, description="groups of each group normalisation; divides every channel count")
+    norm_groups: int = Field(
+        8, ge=1, le=8192, description="groups of each group normalisation; divides every channel count"
+    )
     attention_heads: int = Field(8, ge=1, le=128, description="attention heads; divides every channel count")
 
     @model_validator(mode="after")
     def _one_choice_per_stage(self) -> UnetArchitecture:
         if len(self.cross_attention) != len(self.channels):
             raise ValueError(
-                f"unet.cross_attention has {len(self.cross_attention)} entries, expected {len(self.channels)}: "
-                "one for each of unet.channels"
+                f".cross_attention has {len(self.cross_attention)} entries, expected {len(self.channels)}: "
+                "one for each of .channels"
             )
         return self
 
@@ -93,13 +97,13 @@ class Architecture(Settings):
         _divides(self.autoencoder.factor * halvings, self.resolution, "resolution")
         _divides(self.text.heads, self.text.hidden, "text.hidden")
         for channels in self.autoencoder.channels:
-            _divides(self.autoencoder.norm_groups, channels, "autoencoder.channels (by norm_groups)")
+            _divides(self.autoencoder.norm_groups, channels, "autoencoder.channels")
         for channels in self.unet.channels:
-            _divides(self.unet.norm_groups, channels, "unet.channels (by norm_groups)")
-            _divides(self.unet.attention_heads, channels, "unet.channels (by attention_heads)")
+            _divides(self.unet.norm_groups, channels, "unet.channels")
+            _divides(self.unet.attention_heads, channels, "unet.channels")
         return self
 
 
 def _divides(divisor: int, value: int, name: str) -> None:
     if value % divisor:
-        raise ValueError(f"{name} is {value}, expected a multiple of {divisor}")
+        raise ValueError(f".{name} is {value}, expected a multiple of {divisor}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from components.errors import ConfigError
 
 _LOOPBACK = "127.0.0.1"
 _DEFAULT_PORT = 29500  # torchrun's
+_MOST_RANKS, _MOST_NODES = 1024, 65_536
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,18 @@ def this_node(variables: Mapping[str, str], ranks: int, count: Callable[[str], i
     """
     nodes = _nodes(variables.get("PET_NNODES") or "1")
     per_node = variables.get("PET_NPROC_PER_NODE") or str(ranks)
-    here = count(per_node) if per_node in ("auto", "gpu", "cpu") else _number("PET_NPROC_PER_NODE", per_node, 1)
+    here = (
+        count(per_node)
+        if per_node in ("auto", "gpu", "cpu")
+        else _number("PET_NPROC_PER_NODE", per_node, 1, _MOST_RANKS)
+    )
     if nodes == 1:
         return single_node(here)
     for name in ("PET_NODE_RANK", "PET_MASTER_ADDR"):
         if not variables.get(name):
             raise ConfigError(f"{name} is not set, but PET_NNODES={nodes}: each of several nodes needs it")
-    number = _number("PET_NODE_RANK", variables["PET_NODE_RANK"], 0)
-    if number >= nodes:
-        raise ConfigError(f"PET_NODE_RANK={number}: expected 0 to {nodes - 1}, since PET_NNODES={nodes}")
-    port = _number("PET_MASTER_PORT", variables.get("PET_MASTER_PORT") or str(_DEFAULT_PORT), 1)
+    number = _number("PET_NODE_RANK", variables["PET_NODE_RANK"], 0, nodes - 1)
+    port = _number("PET_MASTER_PORT", variables.get("PET_MASTER_PORT") or str(_DEFAULT_PORT), 1, 65_535)
     return Node(nodes, number, here, variables["PET_MASTER_ADDR"], port)
 
 
@@ -90,10 +94,10 @@ def _nodes(text: str) -> int:
     least, _, most = text.partition(":")
     if most and most != least:
         raise ConfigError(f"PET_NNODES={text!r}: expected one number; another world size is another start")
-    return _number("PET_NNODES", least, 1)
+    return _number("PET_NNODES", least, 1, _MOST_NODES)
 
 
-def _number(name: str, text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < least:
-        raise ConfigError(f"{name}={text!r}: expected a number, {least} or more")
+def _number(name: str, text: str, least: int, most: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ConfigError(f"{name}={text!r}: expected a number from {least} to {most}")
     return int(text)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from components.digests import digest
 from components.errors import ConfigError
-from components.settings import Operational, Settings
+from components.settings import Operational, Settings, shown
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -24,11 +24,13 @@ class OptimizerConfig(Settings):
 
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay after the warm-up")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0 to its peak")
+    warmup_steps: int = Field(
+        0, ge=0, le=1_000_000_000, description="steps over which the learning rate rises from 0 to its peak"
+    )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments")
-    epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global L2 norm")
+    epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW's epsilon")
+    weight_decay: float = Field(0.01, ge=0, le=100, description="AdamW's decoupled weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are scaled down to this global L2 norm")
 
 
 class EmaConfig(Settings):
@@ -53,8 +55,8 @@ class PerformanceConfig(Settings):
 class DataConfig(Settings):
     """How samples are shuffled, read and checked."""
 
-    window: int = Field(16, ge=1, description="shards of a bucket that are shuffled together")
-    prefetch: Operational[int] = Field(4, ge=1, description="optimizer steps of data that are read ahead")
+    window: int = Field(16, ge=1, le=65_536, description="shards of a bucket that are shuffled together")
+    prefetch: Operational[int] = Field(4, ge=1, le=1024, description="optimizer steps of data that are read ahead")
     workers: Operational[int] = Field(
         1, ge=1, le=64, description="threads per rank that read samples and draw their noise"
     )
@@ -72,17 +74,20 @@ class DataConfig(Settings):
         "", description="folder on this node for remote shards; empty: one in the temporary folder"
     )
     cache_gib: Operational[float] = Field(
-        50.0, gt=0, description="size limit of that folder in GiB: more than two windows of shards"
+        50.0, gt=0, le=1_000_000, description="size limit of that folder in GiB: more than two windows of shards"
     )
 
 
 class CheckpointConfig(Settings):
     """When checkpoints are written, and which are kept."""
 
-    every: int = Field(500, ge=1, description="optimizer steps between two checkpoints")
-    keep: int = Field(2, ge=1, description="number of newest checkpoints to keep")
+    every: int = Field(500, ge=1, le=1_000_000_000, description="optimizer steps between two checkpoints")
+    keep: int = Field(2, ge=1, le=10_000, description="number of newest checkpoints to keep")
     keep_every: int | None = Field(
-        None, ge=1, description="keep the checkpoints of steps divisible by this, too; null: only the newest"
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="keep the checkpoints of steps divisible by this, too; null: only the newest",
     )
 
 
@@ -90,7 +95,10 @@ class ValidationConfig(Settings):
     """The loss of the moving average, which is what is published, on held-out samples."""
 
     every: int | None = Field(
-        500, ge=1, description="optimizer steps between two measurements of the loss on held-out samples; null: never"
+        500,
+        ge=1,
+        le=1_000_000_000,
+        description="optimizer steps between two measurements of the loss on held-out samples; null: never",
     )
     samples: int = Field(256, ge=1, le=100_000, description="number of held-out samples to measure on, at most")
     seed: int = Field(
@@ -102,20 +110,23 @@ class SamplesConfig(Settings):
     """Sample images that the model draws while it trains."""
 
     every: int | None = Field(
-        None, ge=1, description="optimizer steps between two drawings of sample images; null: only after samples.steps"
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="optimizer steps between two drawings of sample images; null: only after samples.steps",
     )
     steps: tuple[int, ...] = Field((), description="optimizer steps after which sample images are drawn")
     prompts: tuple[str, ...] = Field(
         (), description="prompts of the sample images; none: commonest and held-out captions of the dataset"
     )
-    denoising_steps: int = Field(20, ge=1, description="denoising steps of the sample images")
-    guidance: float = Field(2.0, ge=0, description="classifier-free guidance scale of the sample images")
+    denoising_steps: int = Field(20, ge=1, le=1000, description="denoising steps of the sample images")
+    guidance: float = Field(2.0, ge=0, le=50, description="classifier-free guidance scale of the sample images")
 
 
 class MetricsConfig(Settings):
     """Where metrics go, and how often."""
 
-    log_every: int = Field(10, ge=1, description="optimizer steps between two lines of progress")
+    log_every: int = Field(10, ge=1, le=1_000_000, description="optimizer steps between two lines of progress")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), description="trackers that get the metrics besides the run's own files; credentials: from the environment"
     )
@@ -124,7 +135,7 @@ class MetricsConfig(Settings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if len(set(self.trackers)) < len(self.trackers):
-            raise ValueError(f"trackers names one twice: {', '.join(self.trackers)}")
+            raise ValueError(f".trackers names one twice: {', '.join(self.trackers)}")
         return self
 
 
@@ -132,22 +143,32 @@ class LimitsConfig(Settings):
     """How long training may stand still, how long it may take to stop, and when it is given up."""
 
     start_seconds: float | None = Field(
-        3600.0, gt=0, description="seconds until the first step is done, or the rank counts as hung; null: no limit"
+        3600.0,
+        gt=0,
+        le=604_800,
+        description="seconds until the first step is done, or the rank counts as hung; null: no limit",
     )
     hang_seconds: float | None = Field(
         900.0,
         gt=0,
+        le=604_800,
         description="seconds from step to step, with checkpoints, samples and compiling, or the rank counts as hung; "
         "null: no limit",
     )
     stop_grace_seconds: float = Field(
-        600.0, gt=0, description="seconds to save and end after a stop signal; then the ranks end without saving"
+        600.0,
+        gt=0,
+        le=86_400,
+        description="seconds to save and end after a stop signal; then the ranks end without saving",
     )
     crash_grace_seconds: float = Field(
-        5.0, ge=0, description="seconds that ranks go on after one has crashed, before they are killed"
+        5.0, ge=0, le=86_400, description="seconds that ranks go on after one has crashed, before they are killed"
     )
     max_skipped_steps: int = Field(
-        50, ge=0, description="steps in a row that are skipped for a gradient that is not finite, before training ends"
+        50,
+        ge=0,
+        le=1_000_000,
+        description="steps in a row that are skipped for a gradient that is not finite, before training ends",
     )
 
 
@@ -194,7 +215,10 @@ class TrainConfig(Settings):
     }
 
     steps: int | None = Field(
-        1000, ge=1, description="optimizer steps in all; null if train.epochs says how long to train"
+        1000,
+        ge=1,
+        le=1_000_000_000,
+        description="optimizer steps in all; null if train.epochs says how long to train",
     )
     epochs: float | None = Field(
         None,
@@ -203,7 +227,7 @@ class TrainConfig(Settings):
         description="how often each training sample is seen, instead of train.steps and on any number of ranks; it "
         "becomes a number of steps when training starts",
     )
-    global_batch: int = Field(64, ge=1, description="images per optimizer step, over all ranks")
+    global_batch: int = Field(64, ge=1, le=1_000_000, description="images per optimizer step, over all ranks")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained with the empty prompt")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="dtype of forward and backward; masters are fp32, and fp16 losses are scaled dynamically"
@@ -212,9 +236,9 @@ class TrainConfig(Settings):
         False, description="make the weights' bytes the same at any number of ranks, slowly (stage 0, fp32)"
     )
     ranks: Operational[int] = Field(
-        1, ge=1, description="processes on this node (on a cluster PET_NPROC_PER_NODE says so)"
+        1, ge=1, le=1024, description="processes on this node (on a cluster PET_NPROC_PER_NODE says so)"
     )
-    micro_batch: Operational[int] = Field(32, ge=1, description="images per forward pass and rank, at most")
+    micro_batch: Operational[int] = Field(32, ge=1, le=65_536, description="images per forward pass and rank, at most")
     zero_stage: Operational[Literal[0, 1, 2, 3]] = Field(
         1, description="DeepSpeed shards 1 moments, 2 gradients, 3 weights"
     )
@@ -243,8 +267,8 @@ class TrainConfig(Settings):
         problems = [*self._length_problems()]
         if self.exact_across_world_sizes and (self.zero_stage != 0 or self.precision != "fp32"):
             problems.append(
-                "exact_across_world_sizes needs zero_stage 0 and precision fp32, "
-                f"not zero_stage {self.zero_stage} and {self.precision}"
+                ".exact_across_world_sizes needs .zero_stage 0 and .precision fp32, "
+                f"not {self.zero_stage} and {self.precision}"
             )
         if problems:
             raise ValueError("; ".join(problems))
@@ -252,16 +276,16 @@ class TrainConfig(Settings):
 
     def _length_problems(self) -> Iterator[str]:
         if self.epochs is not None and self.steps is not None:
-            yield f"steps ({self.steps}) and epochs ({self.epochs:g}) are both set; set one of them to null"
+            yield f".steps ({self.steps}) and .epochs ({self.epochs:g}) are both set; set one of them to null"
         if self.epochs is None and self.steps is None:
-            yield "steps and epochs are both null; set one of them"
+            yield ".steps and .epochs are both null; set one of them"
         if self.steps is None:
             return
         warmup, late = self.optimizer.warmup_steps, [step for step in self.samples.steps if not 0 < step <= self.steps]
         if warmup >= self.steps:
-            yield f"optimizer.warmup_steps ({warmup}) must be below steps ({self.steps})"
+            yield f".optimizer.warmup_steps ({warmup}) must be below .steps ({self.steps})"
         if late:
-            yield f"samples.steps {late} lie outside 1..steps ({self.steps})"
+            yield f".samples.steps {shown(late)} must be from 1 to .steps ({self.steps})"
 
     @property
     def last_step(self) -> int:

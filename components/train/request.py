@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from components.command import step_parser
-from components.settings import override, read_values
+from components.command import read_settings, step_parser
 from components.storage.base import Storage
 from components.storage.lease import TRAINING, Claim, Lease
 from components.storage.open import open_storage
@@ -82,9 +81,8 @@ def parse(argv: Sequence[str] | None, doc: str | None = None) -> Request:
         ConfigError: If a setting is wrong.
     """
     arguments = parser(doc).parse_args(argv)
-    values = read_values(arguments.config) if arguments.config else {}
     workdir = open_storage(arguments.workdir)
-    config = TrainConfig.parse(override(values, arguments.set))
+    config = read_settings(arguments, TrainConfig)
     check_installed(config.metrics.trackers)
     given = {_variable(flag): getattr(arguments, flag[2:].replace("-", "_")) for flag in _TORCHRUN_FLAGS}
     return Request(

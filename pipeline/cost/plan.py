@@ -22,7 +22,10 @@ class Assumptions(Settings):
     """What a plan assumes if nothing better is known."""
 
     images_per_second: float | None = Field(
-        None, gt=0, description="images/s in training over all GPUs; null: measured, published, or computed from mfu"
+        None,
+        gt=0,
+        le=1e9,
+        description="images/s in training over all GPUs; null: measured, published, or computed from mfu",
     )
     mfu: float = Field(0.25, gt=0, le=1, description="share of the GPUs' peak FLOP/s that training reaches")
     reclaims_per_node_day: float = Field(1.0, ge=0, le=1000, description="how often a spot node is taken away, per day")
@@ -38,12 +41,12 @@ class Assumptions(Settings):
         le=1,
         description="share of reclaims with enough notice to save; null: 0.9 if a save fits into the notice, else 0",
     )
-    wait_seconds: float = Field(600.0, ge=0, description="seconds of waiting for nodes; not paid for")
+    wait_seconds: float = Field(600.0, ge=0, le=31_536_000, description="seconds of waiting for nodes; not paid for")
     start_seconds: float | None = Field(
-        None, ge=0, description="seconds from having nodes to the first step; null: measured, or 300"
+        None, ge=0, le=86_400, description="seconds from having nodes to the first step; null: measured, or 300"
     )
-    copy_gb_per_second: float = Field(5.0, gt=0, description="GB/s at which state is copied out of a GPU")
-    write_gb_per_second: float = Field(1.0, gt=0, description="GB/s at which a node writes to storage")
+    copy_gb_per_second: float = Field(5.0, gt=0, le=1e6, description="GB/s at which state is copied out of a GPU")
+    write_gb_per_second: float = Field(1.0, gt=0, le=1e6, description="GB/s at which a node writes to storage")
 
 
 @dataclass(frozen=True)

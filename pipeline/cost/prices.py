@@ -9,19 +9,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from components.accounting.ledger import Pool
 from components.errors import ConfigError
-from components.settings import Settings, read_values
+from components.settings import Settings, parse_values, read_values
 
 
 class PriceSource(Settings):
     """Where prices were read, and when."""
 
     url: str = Field(min_length=1, max_length=500, description="address of the price list")
-    date: datetime.date = Field(description="day on which it was read, YYYY-MM-DD")
+    date: datetime.date = Field(strict=False, description="day on which it was read, YYYY-MM-DD")
 
 
 class Price(Settings):
@@ -128,8 +127,7 @@ def read_prices(path: str | None = None) -> PriceList:
 
 
 def _default_list() -> Mapping[str, object]:
-    values: Mapping[str, object] = yaml.safe_load((resources.files("pipeline.cost") / "prices.yaml").read_text("utf-8"))
-    return values
+    return parse_values((resources.files("pipeline.cost") / "prices.yaml").read_text("utf-8"), "prices.yaml")
 
 
 def prices_by_pool(path: str | None, instance: str | None) -> dict[Pool, float]:

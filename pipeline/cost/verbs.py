@@ -49,7 +49,10 @@ def show_plan(
     try:
         values = Assumptions.parse(override({}, assumptions))
     except ConfigError as error:
-        raise ConfigError(str(error).replace("--set", "--assume")) from None
+        text = str(error).replace("--set", "--assume")
+        raise ConfigError(
+            text.replace("section.key=value, such as train.steps=200", "name=value, such as mfu=0.4")
+        ) from None
     prices = read_prices(settings.placement.prices)
     plan = plan_run(settings, prices, open_storage(workdir) if workdir else None, images, values)
     if as_json:

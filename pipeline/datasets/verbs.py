@@ -21,7 +21,7 @@ from components.image.authors import author
 from components.image.records import read_accepted
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, print_json
+from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, print_json, whole_number
 from pipeline.datasets.documents import VERSION_KEYS, dataset_document, garbage_document, version_document
 from pipeline.datasets.tables import Contents, DatasetVersion, garbage_rows, size, tally, version_lines, version_rows
 from pipeline.messages import line, plural
@@ -54,7 +54,9 @@ def add_dataset(all_verbs: Any) -> None:
         "darkroom dataset verify --workdir s3://bucket/darkroom --workers 16",
     )
     _add_name(checking)
-    checking.add_argument("--workers", type=int, default=4, help="shards at the same time (default: %(default)s)")
+    checking.add_argument(
+        "--workers", type=whole_number(1, 1024), default=4, help="shards at the same time (default: %(default)s)"
+    )
     add_json(checking, shards="shards checked", samples="samples decoded", bytes="bytes read", problems="sentences")
     cleaning = _verb(
         verbs,
@@ -123,8 +125,6 @@ def verify_datasets(arguments: argparse.Namespace) -> int:
     Raises:
         DataError: If anything is broken, after all is checked and everything broken is named.
     """
-    if arguments.workers < 1:
-        raise ConfigError(f"--workers {arguments.workers}: expected 1 or more")
     console, workdir = _console(), open_storage(arguments.workdir)
     problems: list[str] = []
     shards = samples = total_bytes = 0

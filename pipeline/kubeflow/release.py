@@ -95,9 +95,9 @@ class Deployment(Site):
         names = [schedule.name for schedule in self.schedules]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"schedules: {', '.join(twice)} is there twice; each needs a name of its own")
+            raise ValueError(f".schedules: {', '.join(twice)} is there twice; each needs a name of its own")
         if self.withdraw and names:
-            raise ValueError(f"withdraw removes all schedules, but {', '.join(names)} is listed")
+            raise ValueError(f".withdraw removes all schedules, but {', '.join(names)} is listed")
         return self
 
     @property

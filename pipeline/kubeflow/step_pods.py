@@ -11,8 +11,7 @@ from pipeline import placement as places
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import PRICES, Site
 from pipeline.placement import PlacementConfig
-from pipeline.pod import PodOf, StepPod
-from pipeline.pods_config import HeavyPods
+from pipeline.pod import HeavyPods, PodOf, StepPod
 from pipeline.recipe import RELEASE_RECIPES
 
 # The pipeline's own first step, which only reads settings.

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from components.errors import EXIT_DONE, ConfigError, DarkroomError, NotFound, StorageError
+from components.errors import EXIT_DONE, ConfigError, DarkroomError, NotFound, StorageError, without_credentials
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, print_json
+from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, print_json, seconds, whole_number
 from pipeline.config import resolve
 from pipeline.kubeflow.cron import seconds_first
 from pipeline.kubeflow.documents import STATUS_KEYS, recurring_document, run_document, training_document
@@ -85,7 +85,9 @@ def _add_logs(verbs: Any) -> None:
     logs.add_argument("run", help=_RUN)
     logs.add_argument("--step", default="train", help="the step (default: %(default)s)")
     logs.add_argument("--follow", action="store_true", help="go on until the run has ended")
-    logs.add_argument("--lines", type=int, default=40, help="last lines to show (default: %(default)s)")
+    logs.add_argument(
+        "--lines", type=whole_number(1, 1_000_000), default=40, help="last lines to show (default: %(default)s)"
+    )
     logs.add_argument("--workdir", default="", help="workdir of the run (default: the one that it was started with)")
 
 
@@ -126,7 +128,10 @@ def _verb(verbs: Any, name: str, summary: str, verb: Verb, *examples: str) -> Pa
     api.add_argument("--context", default="", help="context of the kubeconfig")
     api.add_argument("--ui", default="", help="address of the dashboard for links, if it is another")
     api.add_argument(
-        "--timeout", type=float, default=10.0, help="seconds to repeat a call without an answer (default: %(default)s)"
+        "--timeout",
+        type=seconds,
+        default=10.0,
+        help="seconds to repeat a call without an answer (default: %(default)s)",
     )
     return parser
 
@@ -168,7 +173,7 @@ def _console() -> Console:
 def _print_lines(*lines: str) -> None:
     console = _console()
     for text in lines:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(without_credentials(text), markup=False, soft_wrap=True)
 
 
 def _submit(arguments: argparse.Namespace) -> int:

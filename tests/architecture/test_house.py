@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from components.settings import Settings
@@ -23,7 +24,7 @@ MOST_ENTRIES = 16
 SHAPE = {"README.md", "config.py", "declaration.py"}
 MOST_LINES = {"sources": 400, "tests": 450, "__main__.py": 80}
 # The ground that everything stands on; whatever else is in components/ has a folder.
-GROUND = {"command.py", "digests.py", "errors.py", "progress.py", "rng.py", "settings.py"}
+GROUND = {"command.py", "digests.py", "errors.py", "progress.py", "rng.py", "settings.py", "yaml_loader.py"}
 
 
 def name_of(path: Path) -> str:
@@ -138,7 +139,10 @@ def test_every_number_has_bounds() -> None:
     for settings in every_settings_class():
         for name, field in settings.model_fields.items():
             if any(kind in (field.annotation, *alternatives(field)) for kind in (int, float)):
-                assert field.metadata, f"{settings.__qualname__}.{name}: a wrong number must fail before any GPU"
+                lower = any(isinstance(bound, Ge | Gt) for bound in field.metadata)
+                upper = any(isinstance(bound, Le | Lt) for bound in field.metadata)
+                which = f"{settings.__qualname__}.{name} needs a lower and an upper bound"
+                assert (lower, upper) == (True, True), f"{which}: a wrong number must fail before any GPU"
 
 
 def test_the_changelog_has_a_place_for_what_is_next() -> None:

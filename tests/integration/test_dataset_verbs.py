@@ -156,7 +156,6 @@ def test_show_counts_what_the_images_tell(tmp_path: Path, capsys: pytest.Capture
     ("arguments", "code", "part"),
     [
         (["gc", "--older-than", "soon"], 78, "--older-than 'soon'"),
-        (["verify", "--workers", "0"], 78, "--workers 0"),
         (["show", "zz"], 65, "'zz'"),
         (["verify"], 65, " no dataset"),
     ],

@@ -67,7 +67,7 @@ def test_compile_writes_a_pipeline(elsewhere: Path) -> None:
     ("arguments", "code", "parts"),
     [
         (["--set", "train.stepz=3"], 78, ("train.stepz", "3", "train.steps?")),
-        (["--set", "train.steps=many"], 78, ("train.steps", "'many'", "integer")),
+        (["--set", "train.steps=many"], 78, ("train.steps", "'many'", "whole number")),
         (["--set", "train.steps=0"], 78, ("train.steps", "0", "greater than or equal to 1")),
         (["--set", "launch.spot_drill.step=999"], 78, ("launch.spot_drill.step (999)", "train.steps (8)")),
         (["--set", "train.steps"], 78, ("'train.steps'", "section.key=value")),

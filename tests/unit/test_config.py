@@ -67,7 +67,7 @@ def test_all_that_is_wrong_is_told_at_once_and_the_nearest_name_is_suggested() -
     for parts in (
         ("train.stepz", "3", "train.steps?"),
         ("latnets", "{'resolution': 32}", "latents?"),
-        ("train.global_batch", "'lots'", "integer"),
+        ("train.global_batch", "'lots'", "whole number"),
         ("index.held_out", "1.5", "less than 1"),
     ):
         assert any(all(part in line for part in parts) for line in told), parts
@@ -80,8 +80,8 @@ def test_all_that_is_wrong_is_told_at_once_and_the_nearest_name_is_suggested() -
         (["launch.spot_drill.step=400"], ("launch.spot_drill.step (400)", "train.steps (400)")),
         (["launch.spot_drill.rank=2"], ("launch.spot_drill.rank (2)", "train.ranks (2)")),
         (["launch.where=trainjob"], ("launch.spot_drill.step", "launch.where", "local", "trainjob")),
-        (["train.samples.steps=[500]"], ("train: samples.steps [500]", "steps (400)")),
-        (["train.optimizer.warmup_steps=400"], ("train: optimizer.warmup_steps (400)", "steps (400)")),
+        (["train.samples.steps=[500]"], ("train.samples.steps [500]", "train.steps (400)")),
+        (["train.optimizer.warmup_steps=400"], ("train.optimizer.warmup_steps (400)", "train.steps (400)")),
         (["latents.resolution=64"], ("latents.resolution (64)", "model.scratch.architecture.resolution (32)")),
         (["index.held_out=0"], ("index.held_out (0)", "frechet_distance")),
         (["name=base"], ("models/base",)),
@@ -102,6 +102,7 @@ def test_all_contradictions_are_told_at_once() -> None:
 
 def test_what_only_looks_like_a_contradiction_is_taken() -> None:
     assert resolve("demo", ["latents.resolution=64", "model.base=some/model"]).latents.resolution == 64
+    assert resolve("demo", ["launch.spot_drill.step=null", "train.ranks=1"]).train.ranks == 1
     assert resolve("demo", ["index.held_out=0", "evaluate.promotion.metric=prompt_accuracy"]).index.held_out == 0
 
 
@@ -168,7 +169,7 @@ def test_a_recipe_that_is_none_is_rejected(tmp_path: Path) -> None:
     assert str(tmp_path / "none.yaml") in rejected(recipe=str(tmp_path / "none.yaml"))
     file = tmp_path / "list.yaml"
     file.write_text("- 1\n")
-    assert f"{file} holds list" in rejected(recipe=str(file))
+    assert f"{file} holds a list" in rejected(recipe=str(file))
     file.write_text("name: x\n")
     assert rejected(recipe=str(file)).startswith("ingest: missing; ")
     assert "ingest.source" in rejected(recipe=str(file))

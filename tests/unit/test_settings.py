@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from components.errors import ConfigError
 from components.settings import Operational, Settings, override, read_values
@@ -65,7 +65,7 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"steps": "many"}, ("steps", "'many'", "integer")),
+        ({"steps": "many"}, ("steps", "'many'", "whole number")),
         ({"steps": 0}, ("steps", "0", "greater than or equal to 1", "(optimizer steps in all)")),
         ({"stages": [{"learning_rate": 2}]}, ("stages.0.learning_rate", "2", "less than or equal to 1", "peak")),
         ({"stages": [{}, 7]}, ("stages.1", "7")),
@@ -195,13 +195,70 @@ def test_override_changes_one_place_of_what_an_anchor_put_in_several(tmp_path: P
     assert run.fallback == Optimizer(learning_rate=0.5)
 
 
-def test_a_date_is_a_wrong_value_like_any_other(tmp_path: Path) -> None:
+def test_a_date_is_text(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text("steps: 2026-11-20\n")
-    with pytest.raises(ConfigError, match=r"steps.*2026"):
-        Run.parse(override(read_values(file), []))
-    file.write_text("steps: 2026-13-20\n")
-    with pytest.raises(ConfigError, match=r"recipe\.yaml.* YAML"):
-        read_values(file)
-    with pytest.raises(ConfigError, match=r"steps=2026-13-20.* YAML"):
-        override({}, ["steps=2026-13-20"])
+    for date in ("2026-11-20", "2026-13-20"):
+        file.write_text(f"steps: {date}\n")
+        assert read_values(file) == override({}, [f"steps={date}"]) == {"steps": date}
+        with pytest.raises(ConfigError, match=rf"steps: '{date}' is not allowed: expected a whole number"):
+            Run.parse(read_values(file))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"steps": True}, "steps: true is not allowed: expected a whole number"),
+        ({"steps": "5"}, "steps: '5' is not allowed: expected a whole number, without quotes"),
+        ({"steps": 5.0}, "steps: 5.0 is not allowed: expected a whole number"),
+        ({"steps": None}, "steps: null is not allowed: expected a whole number"),
+        ({"optimizer": {"learning_rate": True}}, "optimizer.learning_rate: true is not allowed: expected a number"),
+        ({"optimizer": {"fused": 1}}, "optimizer.fused: 1 is not allowed: expected true or false"),
+        ({"optimizer": {"fused": "yes"}}, "optimizer.fused: 'yes' is not allowed: expected true or false, without"),
+        ({"fallback": [1]}, "fallback: [1] is not allowed: expected a section"),
+        ({"stages": {"a": 1}}, "stages: {'a': 1} is not allowed: expected a list"),
+        ({"title": 5}, "title: 5 is not allowed: expected text; put quotes around it"),
+        ({"title": {"x": None}}, "title: {'x': None} is not allowed: expected text; put quotes around text with"),
+        ({"stage": True}, "stage: true is not allowed: expected 0 or 1"),
+        ({"stage": 1.0}, "stage: 1.0 is not allowed: expected 0 or 1"),
+        ({"title": "x" * 1000}, f"title: '{'x' * 199}… is not allowed: "),
+    ],
+)
+def test_a_value_is_only_what_it_says_it_is(values: dict[str, object], expected: str) -> None:
+    class Strict(Run):
+        title: str = Field("", max_length=500)
+        stage: Literal[0, 1] = 0
+
+    assert rejected(values, Strict).startswith(expected)
+
+
+def test_one_value_is_a_list_of_one() -> None:
+    class Lists(Settings):
+        names: tuple[str, ...] = ()
+        sizes: tuple[int, ...] = ()
+        pair: tuple[int, int] = (1, 2)
+
+    lists = Lists.parse({"names": "a", "sizes": 3, "pair": [3, 4]})
+    assert (lists.names, lists.sizes, lists.pair) == (("a",), (3,), (3, 4))
+    assert rejected({"names": 3}, Lists).startswith("names.0: 3 is not allowed: expected text")
+    assert rejected({"pair": 3}, Lists).startswith("pair: 3 is not allowed: expected a list")
+
+
+def test_values_that_contradict_each_other_have_their_whole_names() -> None:
+    class Part(Settings):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def _agree(self) -> Part:
+            if self.low > self.high:
+                raise ValueError(f".low ({self.low}) must not be above .high ({self.high}), such as 0.5 or '.x'")
+            return self
+
+    class Whole(Settings):
+        part: Part = Part()
+        parts: tuple[Part, ...] = ()
+
+    expected = "{0}low (3) must not be above {0}high (1), such as 0.5 or '.x'"
+    assert rejected({"low": 3}, Part) == expected.format("")
+    assert rejected({"part": {"low": 3}}, Whole) == expected.format("part.")
+    assert rejected({"parts": [{}, {"low": 3}]}, Whole) == expected.format("parts.1.")

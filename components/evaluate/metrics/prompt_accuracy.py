@@ -28,10 +28,12 @@ class JudgeSettings(Settings):
 
     side: int = Field(16, ge=2, le=128, description="side in pixels to which images are scaled for the judge, in gray")
     gamma: float | None = Field(
-        None, gt=0, description="steepness of the judge's RBF kernel; null means 1 / (pixels · variance)"
+        None, gt=0, le=1e6, description="steepness of the judge's RBF kernel; null means 1 / (pixels · variance)"
     )
-    c: float = Field(5.0, gt=0, description="the judge's penalty for a misread training image")
-    min_images: int = Field(5, ge=1, description="real training images of each prompt below which no judge is fitted")
+    c: float = Field(5.0, gt=0, le=1e9, description="the judge's penalty for a misread training image")
+    min_images: int = Field(
+        5, ge=1, le=1_000_000, description="real training images of each prompt below which no judge is fitted"
+    )
 
 
 class Judge:

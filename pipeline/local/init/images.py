@@ -170,7 +170,7 @@ def _captions(
 ) -> tuple[dict[Origin, int], dict[str, int], list[Rejection]]:
     """Return how many images each source has a caption for, the captions, and the caption files that cannot be used."""
     origins: tuple[Origin, ...] = ("sidecar", "folder") if _classes(images) else ("sidecar",)
-    texts = TextSources(CaptionConfig(sources=origins, model=None), source, {})
+    texts = TextSources(CaptionConfig(sources=origins, model=()), source, {})
     captioned: Counter[Origin] = Counter()
     captions: Counter[str] = Counter()
     problems = []

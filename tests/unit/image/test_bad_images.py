@@ -64,7 +64,7 @@ def ingest_and_caption(url: str, work: Storage) -> Outcome:
     rejections = read_ingest_rejections(work, listed["source_id"])
     assert listed["rejected"] == len(rejections)
     for group in read_manifest(work, listed["source_id"]).groups:
-        result = caption(CaptionConfig(model=None), ImageLimits(), group, listed["source_id"], "key", work, progress)
+        result = caption(CaptionConfig(model=()), ImageLimits(), group, listed["source_id"], "key", work, progress)
         records, rejected = read_captions(dataset, group), read_caption_rejections(dataset, group)
         assert (result["captioned"] + result["reused"], result["rejected"]) == (len(records), len(rejected))
         kept |= {record.name: record for record in records}

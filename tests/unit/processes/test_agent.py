@@ -326,10 +326,10 @@ def test_a_node_learns_its_place_as_torchrun_does(variables: dict[str, str], nod
     [
         ({"PET_NNODES": "two"}, "PET_NNODES='two': expected a number"),
         ({"PET_NNODES": "1:4"}, "PET_NNODES='1:4': expected one number"),
-        ({"PET_NNODES": "0"}, "PET_NNODES='0': expected a number, 1 or more"),
+        ({"PET_NNODES": "0"}, "PET_NNODES='0': expected a number from 1"),
         ({"PET_NPROC_PER_NODE": "all"}, "PET_NPROC_PER_NODE='all'"),
         ({"PET_NPROC_PER_NODE": "²"}, "expected a number"),
-        ({**TWO, "PET_NODE_RANK": "2"}, "PET_NODE_RANK=2: expected 0 to 1"),
+        ({**TWO, "PET_NODE_RANK": "2"}, "PET_NODE_RANK='2': expected a number from 0 to 1"),
         ({**TWO, "PET_NODE_RANK": ""}, "PET_NODE_RANK is not set"),
         ({"PET_NNODES": "2", "PET_NODE_RANK": "0"}, "PET_MASTER_ADDR is not set"),
         ({**TWO, "PET_MASTER_PORT": "-1"}, "PET_MASTER_PORT='-1'"),

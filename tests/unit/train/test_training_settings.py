@@ -61,7 +61,10 @@ def test_every_decisive_setting_exists() -> None:
     [
         ({"samples": {"steps": [9], "prompts": ["a"]}, "steps": 8}, ["samples.steps [9]", "steps (8)"]),
         ({"optimizer": {"warmup_steps": 8}, "steps": 8}, ["optimizer.warmup_steps (8)", "steps (8)"]),
-        ({"exact_across_world_sizes": True, "zero_stage": 1}, ["exact_across_world_sizes", "zero_stage 1"]),
+        (
+            {"exact_across_world_sizes": True, "zero_stage": 1},
+            ["exact_across_world_sizes", "zero_stage 0", "not 1 and fp32"],
+        ),
         ({"metrics": {"trackers": ["wandb", "wandb"]}}, ["trackers", "wandb, wandb"]),
         ({"metrics": {"trackers": ["tensorbord"]}}, ["trackers", "'tensorboard' or 'wandb'"]),
         ({"steps": 8, "epochs": 2}, ["steps (8)", "epochs (2)", "null"]),
