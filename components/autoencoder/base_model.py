@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import heapq
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from components.model.locations import (
 from components.model.manifest import COMMIT, commit_model
 from components.progress import Progress
 from components.storage.base import Storage
+from components.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from components.autoencoder.training import Pixels
@@ -171,8 +170,7 @@ def _read(source: Source, records: list[ImageRecord], architecture: Architecture
 
 
 def _commit(pipeline: Any, target: Storage) -> None:
-    with tempfile.TemporaryDirectory(prefix="darkroom-base-") as folder:
-        root = Path(folder)
+    with scratch_folder("base") as root:
         pipeline.save_pretrained(root)
         files = sorted(path for path in root.rglob("*") if path.is_file())
         for path in files:

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
@@ -34,6 +33,7 @@ from components.processes.agent import Agent, Grace, Signals
 from components.processes.node import single_node
 from components.progress import Progress
 from components.storage.open import open_storage
+from components.storage.scratch import scratch_folder
 
 T = TypeVar("T")
 
@@ -79,15 +79,14 @@ def caption_in_processes(
     Raises:
         DarkroomError: If one of them fails: its error, or what its exit code means.
     """
-    with tempfile.TemporaryDirectory(prefix="darkroom-caption-") as name:
-        folder = Path(name)
+    with scratch_folder("caption") as folder:
         (folder / JOB_FILE).write_text(json.dumps({**job.to_json(), "images": list(images), "parent": os.getpid()}))
-        command = [sys.executable, "-m", "components.caption.rank", name]
+        command = [sys.executable, "-m", "components.caption.rank", str(folder)]
         with Signals().listening() as signals:
             code = Agent(command, single_node(count), _GRACE, signals, progress).run()
         if code != EXIT_DONE:
             raise _error(folder, code)
-        storage = open_storage(name)
+        storage = open_storage(str(folder))
         for rank in range(count):
             yield from read_outcomes(storage, outcomes_key(rank))
 

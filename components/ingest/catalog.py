@@ -7,7 +7,6 @@ long runs. Names are stored as UTF-8 that keeps lone surrogates, whose order is 
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -20,6 +19,7 @@ from components.image.records import Rejection, Sidecar
 from components.ingest.file_cache import FileRecord
 from components.ingest.listing import CAPTION, CAPTION_ENDINGS, IMAGE, JSON, ListedFile
 from components.ingest.metadata_files import MetadataLine
+from components.storage.scratch import scratch_folder
 
 CACHE_KIB = 65_536
 BATCH = 10_000  # rows
@@ -253,9 +253,9 @@ def open_catalog() -> Iterator[Catalog]:
     Raises:
         StorageError: If that folder cannot be written, or its disk is full.
     """
-    with tempfile.TemporaryDirectory(prefix="darkroom-ingest-") as folder:
+    with scratch_folder("ingest") as folder:
         try:
-            catalog = Catalog(Path(folder) / "catalog.sqlite")
+            catalog = Catalog(folder / "catalog.sqlite")
             try:
                 yield catalog
             finally:

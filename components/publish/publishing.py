@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from components.progress import Progress
 from components.publish.card import render_card
 from components.publish.config import PublishConfig
 from components.storage.base import Storage
+from components.storage.scratch import scratch_folder
 
 # Goes up whenever the same weights and the same base would be published as other bytes.
 FORMAT = 2
@@ -161,9 +161,9 @@ def _write_folder(
     """Write all parts, then the manifest with their digests, then the marker that makes them a model."""
     from safetensors.numpy import save_file
 
-    with tempfile.TemporaryDirectory(prefix="darkroom-publish-") as folder:
+    with scratch_folder("publish") as folder:
         # diffusers reads only files whose metadata says that they come from torch.
-        unet = Path(folder) / Path(WEIGHTS).name
+        unet = folder / Path(WEIGHTS).name
         save_file(dict(weights), unet, metadata={"format": "pt"})
         paths = {**files, WEIGHTS: unet}
         for key in progress.track(sorted(paths), "files published", len(paths)):

@@ -8,7 +8,6 @@ the order of their UTF-8 bytes.
 from __future__ import annotations
 
 import json
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from components.errors import DamagedFile, DataError, NotFound, StorageError
 from components.storage.checksums import FIELD, with_checksum, with_last_line, without_checksum, without_last_line
+from components.storage.scratch import scratch_folder
 
 # Names that begin so are files that are being written, or that a killed writer left; they are never listed and no keys.
 HIDDEN = ".darkroom-tmp-"
@@ -236,11 +236,12 @@ class Storage(ABC):
         if len(first) < LINES_IN_MEMORY:
             self.write(key, b"".join(first))
             return
-        with tempfile.NamedTemporaryFile(prefix="darkroom-lines-") as file:
-            file.writelines(first)
-            file.writelines(parts)
-            file.flush()
-            self.upload(key, Path(file.name))
+        with scratch_folder("lines") as folder:
+            path = folder / "lines.jsonl"
+            with path.open("wb") as file:
+                file.writelines(first)
+                file.writelines(parts)
+            self.upload(key, path)
 
     def append_lines(self, key: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records to the end of a JSON Lines object; ``append`` says what that costs."""

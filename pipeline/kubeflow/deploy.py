@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError
+from components.storage.scratch import scratch_folder
 from pipeline.config import resolve
 from pipeline.kubeflow.client import Kubeflow
 from pipeline.kubeflow.compile import compile_to
@@ -95,8 +94,8 @@ def upload(
         print_line: Shows a line if a version is uploaded.
         is_default: Whether it is the version of the release, for runs that have none of their own.
     """
-    with tempfile.TemporaryDirectory(prefix="darkroom-ir-") as folder:
-        file = Path(folder) / "darkroom.yaml"
+    with scratch_folder("ir") as folder:
+        file = folder / "darkroom.yaml"
         name = compile_to(file, deployment, recipe, overrides)
         existing = {version.name: version for version in kubeflow.versions(pipeline_id)}
         if name in existing:

@@ -7,14 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO, Any, Literal
@@ -23,6 +21,7 @@ from components.accounting.ledger import read_ledger, spent
 from components.errors import EXIT_DONE, Preempted
 from components.progress import Progress
 from components.storage.lease import TRAINING, acquire
+from components.storage.scratch import scratch_folder
 from pipeline.cost.forecast import HOUR
 from pipeline.launch import failures
 from pipeline.launch.books import accounting
@@ -57,13 +56,13 @@ def launch(context: LaunchContext) -> dict[str, Any]:
     folder = context.workdir.child(f"runs/{context.settings.run}")
     lease = acquire(folder, TRAINING, f"the training of {context.settings.run}")
     stop = _StopRequest()
-    with lease.kept(stop.kill), tempfile.TemporaryDirectory() as scratch, stop.listening():
+    with lease.kept(stop.kill), scratch_folder("train") as scratch, stop.listening():
         context = replace(context, lease=lease)
         books = LocalBooks(context.run, context.clock, context.wall_clock, partial(_report_unwritten, context.progress))
         if (ended := books.recover()) is not None:
             context.progress.event("attempt-ended", **ended)
         context.prepare_records()
-        config = Path(scratch) / "train.json"
+        config = scratch / "train.json"
         config.write_text(context.train.model_dump_json())
         command = [sys.executable, "-m", "components.train", *context.arguments.flags()]
         command += ["--config", str(config), "--parent-pid", str(os.getpid()), "--lease", str(lease.claim)]

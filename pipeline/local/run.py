@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from components.storage.base import Storage
 from components.storage.files import explained
 from components.storage.lease import PIPELINE, acquire
 from components.storage.open import open_storage
+from components.storage.scratch import scratch_folder
 from pipeline.config import RunConfig, resolve, to_yaml
 from pipeline.local.display import RunDisplay, read_event
 from pipeline.local.progress import PipelineProgress
@@ -126,7 +126,7 @@ def _open_log(run: OpenRun) -> Iterator[_Log]:
     """
     local = run.folder.local_path(_LOG)
     with contextlib.ExitStack() as stack:
-        path = local or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-log-"))) / _LOG
+        path = local or stack.enter_context(scratch_folder("log")) / _LOG
         with explained(f"write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace"))
@@ -178,12 +178,12 @@ def _follow(
         display.print_line("stopping as soon as the state is saved; Ctrl-C again stops at once", "yellow")
 
     log.file.write(f"\n=== {run.run}, {time.strftime('%Y-%m-%d %H:%M:%S %z')} ===\n")
-    with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
+    with scratch_folder("run") as scratch:
         # As it was resolved here, so that an edit of the recipe cannot make the steps disagree.
-        recipe = Path(scratch) / "recipe.yaml"
+        recipe = scratch / "recipe.yaml"
         recipe.write_text(to_yaml(run.settings), encoding="utf-8")
         command = [sys.executable, "-m", "pipeline.local.dag_process", "--recipe", str(recipe)]
-        command += ["--workdir", run.workdir.url, "--scratch", scratch]
+        command += ["--workdir", run.workdir.url, "--scratch", str(scratch)]
         code, stopped = supervise(command, os.environ, on_line, lambda: bool(progress.running), on_stop, inbox)
     if stopped and code != 0:
         return progress, Preempted("stopped; the same command continues")

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from components.errors import DarkroomError
 from components.settings import flatten
 from components.storage.base import Storage
 from components.storage.open import open_storage
+from components.storage.scratch import scratch_folder
 from components.train.metrics.trackers import MAX_LINE_BYTES
 
 FOLDER = "tracking"
@@ -85,7 +85,7 @@ class TrackerFiles:
         self._key = f"{FOLDER}/{name}"
         local = run.local_path(self._key)
         self._is_remote = local is None
-        self.path = (local or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
+        self.path = (local or stack.enter_context(scratch_folder("tracker"))).resolve()
         self.path.mkdir(parents=True, exist_ok=True)
         self._uploaded: dict[Path, tuple[int, int]] = {}
 
@@ -153,8 +153,8 @@ def _show(tracker: Any, files: TrackerFiles, sheet: str, step: int, height: int,
     import numpy as np
     from PIL import Image
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(sheet).name
+    with scratch_folder("sheet") as folder:
+        path = folder / Path(sheet).name
         files.run.download(sheet, path)
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
