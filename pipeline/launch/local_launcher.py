@@ -214,7 +214,8 @@ class _LocalAttempt:
             event = json.loads(line)
             name = event.pop("event")
         except (ValueError, KeyError, AttributeError, TypeError):
-            self.log_lines.append(line.rstrip())
+            if not failures.is_noise(line):
+                self.log_lines.append(line.rstrip())
             return
         if name == "rank-started":
             self._note_rank(event["rank"], event["pid"])

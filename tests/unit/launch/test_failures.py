@@ -9,6 +9,7 @@ import pytest
 from components.errors import ConfigError, DarkroomError, DataError
 from components.storage.base import Storage
 from components.storage.open import open_storage
+from pipeline.launch import failures
 from pipeline.launch.config import LaunchConfig
 from pipeline.launch.failures import restart_limit_error, step_when_stopped, trainer_error
 from pipeline.launch.policy import LaunchState
@@ -58,3 +59,29 @@ def test_the_error_names_the_limit_and_ends_with_the_log(without_progress: int, 
 @pytest.mark.parametrize(("exit_code", "error"), [(78, ConfigError), (65, DataError), (1, DarkroomError)])
 def test_the_trainers_exit_code_decides_the_class_of_the_error(exit_code: int, error: type[DarkroomError]) -> None:
     assert type(trainer_error(exit_code, "message")) is error
+
+
+DEEPSPEED = "[2026-11-21 19:16:31,247] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU."
+NOISE = [
+    DEEPSPEED,
+    "[2026-11-21 19:16:31,247] [INFO] [logging.py:107:log_dist] [Rank -1] DeepSpeed info",
+    "[transformers] `CLIPImageProcessor` requires torchvision (not installed); falling back",
+    "/lib/torch/x.py:12: FutureWarning: this will go away",
+    "  warnings.warn(",
+    "[rank0]:[W1121 19:16:31.247 ProcessGroupGloo.cpp:514] Warning: unable to resolve",
+    "",
+]
+
+
+def test_libraries_that_only_warn_are_left_out() -> None:
+    assert all(failures.is_noise(line) for line in NOISE)
+    log = "\n".join([*NOISE, "Traceback (most recent call last):", "  here", "ValueError: no", *NOISE])
+    assert failures.reason(log) == "Traceback (most recent call last):\n  here\nValueError: no"
+    assert failures.reason("\n".join(NOISE)) == "(the log is empty)"
+
+
+def test_what_all_ranks_say_is_said_once() -> None:
+    reasons = [f"{DEEPSPEED}\nrank {rank}: shard is corrupt\ndelete it\n" for rank in (1, 0)]
+    log = f"some library\n{''.join(reasons)}"
+    assert str(failures.trainer_error(65, log)) == "shard is corrupt\ndelete it"
+    assert str(failures.trainer_error(78, f"{DEEPSPEED}\nerror: steps: 0 is not allowed")) == "steps: 0 is not allowed"
