@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from components.errors import without_credentials
 
@@ -58,7 +59,14 @@ class Progress:
         return self._bar(items, what, total) if self._console is not None else self._lines(items, what, total)
 
     def _bar(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
-        columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description:>24}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+        )
         with Bars(*columns, console=self._console, transient=True) as bars:
             yield from bars.track(items, total=total, description=what)
 
@@ -69,3 +77,8 @@ class Progress:
             if self._clock() - last_report >= self._every or count == total:
                 last_report = self._clock()
                 self.event("progress", what=what, done=count, total=total)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.3g}/s")

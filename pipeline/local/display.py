@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -19,13 +19,19 @@ from rich.table import Column
 from rich.text import Text
 
 from components.errors import Preempted
+from components.html.formatting import number
 from pipeline.messages import closing_rows, count, duration, event_line, line, step_summary, title
 
 Event = Mapping[str, Any]
 
 _START = '{"event":'
-# Columns of a terminal that is 80 wide.
-_NAME, _TIME, _BAR = 11, 10, 16
+# Columns of a terminal that is 80 wide; the rest is for what is done.
+_NAME, _TIME, _BAR = 11, 10, 12
+_GAPS = 3
+# Seconds of a loop before its rate says anything.
+_FIRST_RATE = 3.0
+# Where a line may be of any length.
+_WIDE = 1000
 
 
 @dataclass
@@ -37,12 +43,27 @@ class _Step:
         started: When it was started, on the display's clock.
         last_line: When a line was last shown of it, on the same clock.
         events: The newest event of each kind, by the kind's name.
+        loop: What its present loop counts; empty before the first.
+        loop_from: How much was done when that loop was first heard of, and when, on the same clock.
     """
 
     bar: TaskID
     started: float
     last_line: float
     events: dict[str, Event] = field(default_factory=dict)
+    loop: str = ""
+    loop_from: tuple[int, float] = (0, 0.0)
+
+    def pace(self, what: str, done: int, total: int, now: float) -> list[str]:
+        """Return how fast a loop is and how long it will take; nothing if that cannot be said yet."""
+        if what != self.loop or done < self.loop_from[0]:
+            self.loop, self.loop_from = what, (done, now)
+        first, since = self.loop_from
+        if now - since < _FIRST_RATE or done <= first:
+            return []
+        rate = (done - first) / (now - since)
+        left = [f"{duration((total - done) / rate)} left"] if done < total else []
+        return [f"{number(rate)}/s" if rate >= 0.1 else f"{duration(1 / rate)} each", *left]
 
 
 class RunDisplay:
@@ -59,6 +80,7 @@ class RunDisplay:
         self._clock = clock
         self._every = every
         self._running: dict[str, _Step] = {}
+        self._has_failed = False
         self._bars = Progress(
             TextColumn("{task.description}", table_column=Column(min_width=_NAME, no_wrap=True)),
             _Elapsed(table_column=Column(min_width=_TIME, no_wrap=True, justify="right")),
@@ -95,7 +117,7 @@ class RunDisplay:
                 self._advance(event, event["done"], event["total"], event["what"])
             case "step":
                 loss = event.get("loss")  # null if it was not finite
-                more = "" if loss is None else f", loss {loss:.3f}"
+                more = [] if loss is None else [f"loss {loss:.3f}"]
                 self._advance(event, event["step"], event["steps"], "steps", more)
             case _:
                 self._show_other(event)
@@ -122,14 +144,21 @@ class RunDisplay:
         elif event["exit_code"] == Preempted.exit_code:
             self._line(name, event["seconds"], f"stopped: {line(event['error'])}", "yellow")
         else:
-            self._line(name, event["seconds"], f"failed: {line(event['error'])}", "red")
+            # What ended the run first is said in full at its end.
+            self._line(
+                name, event["seconds"], f"failed: {line(event['error'])}" if self._has_failed else "failed", "red"
+            )
+            self._has_failed = True
 
-    def _advance(self, event: Event, done: int, total: int, what: str, more: str = "") -> None:
+    def _advance(self, event: Event, done: int, total: int, what: str, more: Sequence[str] = ()) -> None:
         step = self._running.get(event["by"])
         if step is None:
             return
         step.events[event["event"]] = event
-        text = f"{count(done)}/{count(total)} {what}{more}"
+        parts = [f"{count(done)}/{count(total)} {what}", *step.pace(what, done, total, self._clock()), *more]
+        room = self._console.width - _NAME - _TIME - _BAR - _GAPS if self._console.is_terminal else _WIDE
+        while len(text := ", ".join(parts)) > room and len(parts) > 1:
+            parts.pop()
         self._bars.update(step.bar, completed=done, total=total, text=text)
         if not self._console.is_terminal and self._clock() - step.last_line >= self._every:
             self._intermediate_line(event["by"], step, text)
@@ -141,6 +170,7 @@ class RunDisplay:
         step.events[event["event"]] = event
         if event["event"] == "attempt-ended":
             self._bars.update(step.bar, text="starting again")
+            step.loop = ""
         text = event_line(event)
         if text is not None:
             self._intermediate_line(event["by"], step, text)

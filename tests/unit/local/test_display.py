@@ -183,18 +183,27 @@ def test_what_nobody_expected_is_told_all_the_same() -> None:
     assert holds(line, "index            0.0 s", "shard-lost", "shard a", "storage b")
 
 
+def test_the_first_step_that_fails_leaves_its_reason_to_the_end_of_the_run() -> None:
+    screen = Screen()
+    for step in ("caption", "latents"):
+        screen.end(step, None, status="failed", error=f"{step} has no images", exit_code=65)
+    assert screen.lines == ["caption          2.0 s  failed", "latents          2.0 s  failed: latents has no images"]
+
+
 def test_a_step_that_fails_says_why_on_one_line_that_shows_what_it_holds() -> None:
     screen = Screen()
+    screen.end("index", None, status="failed", error="first", exit_code=65)
     screen.start("caption", "000")
     error = "cannot read 'a\x1b[31m\nb\u202e'" + 100 * "x"
     screen.end("caption", None, group="000", status="failed", error=error, exit_code=65)
     text = "caption 000      2.0 s  failed: cannot read 'a\\x1b[31m\\nb\\u202e'"
-    assert screen.lines == [text + 100 * "x"]
+    assert screen.lines[1:] == [text + 100 * "x"]
 
     terminal = Screen(terminal=True)
+    terminal.end("index", None, status="failed", error="first", exit_code=65)
     terminal.end("caption", None, group="000", status="failed", error=error, exit_code=65)
-    assert terminal.lines[0].startswith(text)
-    assert len(terminal.lines[0]) == 80
+    assert terminal.lines[1].startswith(text)
+    assert len(terminal.lines[1]) == 80
 
 
 def test_a_step_that_was_stopped_did_not_fail() -> None:
@@ -214,8 +223,36 @@ def test_a_file_gets_a_line_a_minute_and_no_bars() -> None:
             screen.now = float(second)
             screen.tell("progress", by="latents 000", what="images encoded", done=second, total=1000)
     assert len(screen.lines) == 3
-    for minute, line in enumerate(screen.lines, start=1):
-        assert holds(line, f"latents 000      {minute} min", f"{60 * minute}/1,000 images encoded")
+    lefts = ("15 min 40 s left", "14 min 40 s left", "13 min 40 s left")
+    for minute, (line, left) in enumerate(zip(screen.lines, lefts, strict=True), start=1):
+        assert holds(line, f"latents 000      {minute} min", f"{60 * minute}/1,000 images encoded, 1/s, {left}")
+
+
+def bar_text(screen: Screen) -> str:
+    """Return what stands behind the bar that was drawn last."""
+    return re.split(r"[━╸╺]+ +", re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", screen.lines[-1]))[-1].strip()
+
+
+def test_a_bar_says_how_fast_it_goes_and_how_long_it_takes() -> None:
+    screen = Screen(terminal=True)
+    with screen.display:
+        screen.start("train")
+        texts = []
+        # Training goes on at step 100; after a crash at step 300, it starts again at 250.
+        for now, step in ((10, 100), (12, 120), (30, 300), (90, 250), (190, 260)):
+            if now == 90:
+                screen.tell("attempt-ended", exit_code=137, step=250, steps_lost=50)
+            screen.now = float(now)
+            screen.tell("step", step=step, steps=400, loss=0.5)
+            screen.display._bars.refresh()
+            texts.append(bar_text(screen))
+    assert texts == [
+        "100/400 steps, loss 0.500",
+        "120/400 steps, loss 0.500",
+        "300/400 steps, 10/s, 10 s left, loss 0.500",
+        "250/400 steps, loss 0.500",
+        "260/400 steps, 0.1/s, 23 min 20 s left",
+    ]
 
 
 def test_a_terminal_shows_bars_that_fit_and_vanish() -> None:
@@ -229,7 +266,7 @@ def test_a_terminal_shows_bars_that_fit_and_vanish() -> None:
         bars = screen.lines[-2:]
         screen.end("latents", {"encoded": 905, "reused": 0, "shards": 1}, group="000")
         screen.end("latents", {"encoded": 892, "reused": 0, "shards": 1}, group="001")
-    assert re.search(r"latents 000 +1 h 1 min ━+ +512/905 images encoded with a na.*…$", bars[0])
+    assert re.search(r"latents 000 +1 h 1 min [━╸]+ +512/905 images encoded with a na.*…$", bars[0])
     assert re.search(r"latents 001 +0.0 s ━+ starting", bars[1])
     assert all(len(re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", bar)) <= 80 for bar in bars)
     ended = "".join(screen.lines[screen.lines.index(bars[1]) + 1 :])
