@@ -11,13 +11,18 @@ from components.clean.config import CleanConfig
 from components.clean.histograms import aspects, histogram
 from components.clean.sheets import Sheet, read_sheets
 from components.clean.tally import LENGTHS, SIDES, Tally
-from components.html.formatting import count, in_markdown, number, percent, plural
+from components.html.badges import Badge
+from components.html.formatting import count, in_markdown, number, one_line, percent, plural
 from components.html.templates import environment
 from components.image.filters import CHECKS, FilterConfig, is_on
 from components.storage.base import Storage
 
 PAGE, SUMMARY, NUMBERS = "report.html", "report.md", "report.json"
 REPORT_KEYS = (PAGE, SUMMARY, NUMBERS)
+# The badge is green up to the first share of rejected images, and red above the second.
+FEW, MANY = 0.05, 0.5
+# Reasons of rejection in the headline, at most.
+REASONS = 3
 
 
 def write_report(
@@ -54,6 +59,7 @@ def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet]) -> str:
     columns, firsts = _print(kept)
     return template.render(
         n=numbers,
+        badge=badge(numbers),
         headline=headline(numbers),
         figures=figures(numbers),
         columns=columns,
@@ -66,7 +72,7 @@ def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet]) -> str:
 
 def summary(numbers: Mapping[str, Any]) -> str:
     """Return the numbers that matter as Markdown, for places that show no page; all text is escaped."""
-    lines = ["# Data", "", headline(numbers), "", "| | | |", "|---|---:|---|"]
+    lines = ["# Data", "", in_markdown(headline(numbers)), "", "| | | |", "|---|---:|---|"]
     lines += [f"| {label} | {value} | {note} |" for label, value, note in figures(numbers)]
     if numbers["rejected"]:
         lines += ["", "| rejected because | images | threshold |", "|---|---:|---:|"]
@@ -77,15 +83,26 @@ def summary(numbers: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Most frequent words: {words or 'none'}", ""])
 
 
+def badge(numbers: Mapping[str, Any]) -> Badge:
+    """Return how many images were kept; it is only good if hardly any was rejected."""
+    kept, images = numbers["kept"], numbers["images"]
+    rejected = 1 - kept / images if images else 1.0
+    kind = "good" if rejected <= FEW else "fair" if rejected <= MANY else "bad"
+    return Badge(kind, f"{count(kept)} kept" if kept == images else f"{count(kept)} of {count(images)} kept")
+
+
 def headline(numbers: Mapping[str, Any]) -> str:
-    """Return how many images were kept and rejected, in one sentence."""
+    """Return how many images were kept and rejected, and the commonest reasons, in one sentence."""
     if not numbers["images"]:
         return "No images were found."
     rejected = numbers["images"] - numbers["kept"]
     if not rejected:
         return f"All of {plural(numbers['images'], 'image')} can be trained on."
     kept = f"{count(numbers['kept'])} of {plural(numbers['images'], 'image')} can be trained on"
-    return f"{kept}, {count(rejected)} {'was' if rejected == 1 else 'were'} rejected."
+    reasons = [f"{one_line(row['reason'])} {count(row['images'])}" for row in numbers["rejected"]]
+    more = f", and {plural(len(reasons) - REASONS, 'more reason')}" if len(reasons) > REASONS else ""
+    why = f"{', '.join(reasons[:REASONS])}{more}"
+    return f"{kept}, {count(rejected)} {'was' if rejected == 1 else 'were'} rejected: {why}."
 
 
 def figures(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:

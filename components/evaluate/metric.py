@@ -111,6 +111,8 @@ class Metric(Generic[S]):
         settings: Its own settings with their defaults; an empty `Settings` if it has none.
         extractor: Makes what turns images into vectors.
         measure: Computes the score.
+        judge: Who or what decides about an image; empty if nobody does.
+        caveat: What the value does not show; empty if there is nothing to warn of.
     """
 
     label: str
@@ -123,6 +125,8 @@ class Metric(Generic[S]):
     settings: S
     extractor: Callable[[S], FeatureExtractor]
     measure: Callable[[S, MetricInput], Score]
+    judge: str = ""
+    caveat: str = ""
 
     def result(self, score: Score, samples: int) -> MetricResult:
         """Return a score as ``evaluation.json`` holds it.
@@ -146,6 +150,8 @@ class Metric(Generic[S]):
             reference=reference,
             reference_label=self.reference_label,
             reason=reason if value is None or reference is None else "",
+            judge=self.judge,
+            caveat=self.caveat,
         )
 
 

@@ -40,6 +40,8 @@ class MetricResult:
         reference: The same measure on real images; None if it could not be measured.
         reference_label: Which real images the reference is about.
         reason: Why there is no value, or no reference; empty if there are both.
+        judge: Who or what decides about an image, as it follows "judged by"; empty if nobody does.
+        caveat: What the value does not show, in whole sentences; empty if there is nothing to warn of.
     """
 
     label: str
@@ -53,6 +55,8 @@ class MetricResult:
     reference: Value | None
     reference_label: str
     reason: str
+    judge: str = ""
+    caveat: str = ""
 
     # For pydantic, which checks what is read from a file.
     __pydantic_config__ = ConfigDict(extra="ignore")

@@ -15,7 +15,7 @@ from components.report.attempts import Attempt, attempts
 from components.report.records import Records, StepMetrics, StepRecord
 
 # The format of report.json; it goes up whenever a key gets another name or meaning.
-FORMAT = 2
+FORMAT = 3
 FAILED = "failed"
 _ON_A_CLUSTER = ("pending", "pulling")
 _DOLLARS = ("usd", "usd_per_useful_hour", "usd_per_1000_images")
@@ -57,6 +57,7 @@ def account(records: Records, status: str, versions: Mapping[str, str]) -> dict[
         "ledger": ledger,
         **_paid(records),
         "published": published(records),
+        "champion": str(records.champion.path) if records.champion else None,
         "versions": dict(versions),
         "config": records.config,
         "missing": dict(records.missing),
@@ -80,7 +81,7 @@ def step_name(record: StepRecord) -> str:
 
 
 def wall_seconds(steps: Iterable[StepRecord]) -> float | None:
-    """Return the time from the first step's start to the last one's end."""
+    """Return the time from the first step's start to the last one's end, since the run was last started."""
     spans = [(record.started, record.started + record.seconds) for record in steps]
     return max(end for _, end in spans) - min(start for start, _ in spans) if spans else None
 
@@ -104,25 +105,32 @@ def ledger_seconds(lines: Iterable[LedgerLine]) -> dict[str, float]:
 
 
 def published(records: Records) -> str | None:
-    """Return the folder that this run published: as its publish step recorded it, or else as the champion has it."""
+    """Return the folder of the published model that has the evaluated weights; None if they were not published.
+
+    A run's name says nothing about that: a run that trains again keeps its name, and its new weights may be no better.
+    """
     for record in records.steps:
         path = (record.result or {}).get("published")
         if record.step == "publish" and record.status != FAILED and isinstance(path, str):
             return path
-    champion = records.champion
-    return str(champion.path) if champion is not None and champion.run == records.run else None
+    champion, evaluation = records.champion, records.evaluation
+    if champion is None or evaluation is None or champion.weights_sha256 != evaluation.weights_sha256:
+        return None
+    return str(champion.path)
 
 
 def _evaluated(records: Records) -> dict[str, Any]:
     evaluation = records.evaluation
     if evaluation is None:
-        return {"metrics": {}, "decided_by": [], "generated": None, "better": None, "reason": None}
+        nothing = dict.fromkeys(("generated", "better", "reason", "base_share"))
+        return {"metrics": {}, "decided_by": [], **nothing}
     return {
         "metrics": plain_metrics(evaluation.metrics),
         "decided_by": evaluation.decided_by,
         "generated": sum(prompt.images for prompt in evaluation.prompts) or None,
         "better": evaluation.better,
         "reason": evaluation.reason,
+        "base_share": evaluation.base_share,
     }
 
 
@@ -167,6 +175,7 @@ def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]
         "attempts": len(tries),
         "preemptions": sum(attempt.preempted for attempt in tries),
         "steps_lost": sum(attempt.steps_lost for attempt in tries),
+        "training_seconds": whole if ledger else None,
         "goodput": ledger["useful"] / whole if whole > 0 else None,
         "samples_per_second": samples / useful if samples and useful > 0 else None,
         **_speed(records.metrics),

@@ -47,18 +47,20 @@ def loss_chart(
     """
     height = 340 if width > 500 else 260
     area = _plot_area(raw, [*smoothed, *held_out], width, height)
-    last = smoothed[-1]
+    # One loss is written at its curve's end: that of the published weights, if it was measured.
+    last = (held_out or smoothed)[-1]
+    kind, end = (" on held-out images", "end held-out") if held_out else (", smoothed", "end")
     return drawing(
         width,
         height,
-        f"Loss by optimizer step, {number(smoothed[0].value)} at first and {number(last.value)} at the end, smoothed"
-        + (f"; {number(held_out[-1].value)} on held-out images" if held_out else ""),
+        f"Loss by optimizer step, {number((held_out or smoothed)[0].value)} at first and {number(last.value)} at the "
+        f"end{kind}",
         _grid(area, about=max(3, width // 110)),
         *(_mark(area, step, what if 160 * len(marks) <= width else "") for step, what in marks.items()),
         element("path", d=_path(area, thin(raw, POINTS)), class_="raw"),
         element("path", d=_path(area, thin(smoothed, POINTS)), class_="smooth"),
         *_dotted(area, thin(held_out, POINTS // 5)),
-        element("circle", cx=area.x.at(last.step), cy=area.y.at(last.value), r=4, class_="end"),
+        element("circle", cx=area.x.at(last.step), cy=area.y.at(last.value), r=4, class_=end),
         element(
             "text",
             number(last.value),

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from components.html.formatting import count, duration, number, one_line, percent, plural, quantity, usd
+from components.html.badges import Badge
+from components.html.formatting import SPACE, count, duration, number, one_line, percent, plural, quantity, usd
 from components.model.metric_results import MetricResult, parse_metrics
 
 # Metrics in the headline and among the figures, at most; the page has a table of all.
 IN_HEADLINE = 2
 IN_FIGURES = 4
-
-
-class Badge(NamedTuple):
-    """The outcome in two words; ``kind`` is ``good``, ``fair`` or ``bad``."""
-
-    kind: str
-    text: str
 
 
 class Figure(NamedTuple):
@@ -61,8 +55,12 @@ def _metrics(numbers: Mapping[str, Any]) -> list[MetricResult]:
 
 
 def _measured(metric: MetricResult) -> str:
-    value = f"{one_line(metric.label)} {quantity(metric.value, metric.unit)}"
+    value = f"{one_line(metric.label)} {quantity(metric.value, metric.unit)}{_judge(metric)}"
     return value if metric.reference is None else f"{value} ({_reference(metric)})"
+
+
+def _judge(metric: MetricResult) -> str:
+    return f", judged by {one_line(metric.judge)}" if metric.judge else ""
 
 
 def _reference(metric: MetricResult) -> str:
@@ -85,16 +83,39 @@ def origin(numbers: Mapping[str, Any]) -> str:
 
 
 def publication(numbers: Mapping[str, Any]) -> str:
-    """Return why nothing was published; empty if something was."""
+    """Return why the model was not published, and which one stays; empty if it was."""
     if numbers["published"]:
         return ""
+    champion = f" The published model is still {one_line(numbers['champion'])}." if numbers["champion"] else ""
+    return f"{_not_published(numbers)}{champion}"
+
+
+def _not_published(numbers: Mapping[str, Any]) -> str:
     if numbers["error"]:
         return f"Nothing was published, since {numbers['error']['step']} failed."
     if numbers["better"] is None:
         return "Nothing was published, since the model was not evaluated."
     if not numbers["better"]:
-        return f"Nothing was published: {numbers['reason'] or 'the model is not better than the champion'}"
+        return f"This model was not published: {numbers['reason'] or 'it is not better than the champion.'}"
     return "The model is good enough, but there is no record of the publish step."
+
+
+def judges(numbers: Mapping[str, Any]) -> list[str]:
+    """Return for each metric that somebody judges who it is and what that does not show, in sentences."""
+    return [
+        f"{one_line(metric.label)} is judged by {one_line(metric.judge)}. {one_line(metric.caveat)}".strip()
+        for metric in _metrics(numbers)
+        if metric.judge and metric.value is not None
+    ]
+
+
+def base_share(numbers: Mapping[str, Any]) -> str:
+    """Return how much of the base the measured weights still hold, in a sentence; empty if it was not recorded."""
+    share = numbers["base_share"]
+    if share is None:
+        return ""
+    part = f"less than 0.1{SPACE}%" if share < 0.001 else percent(share)
+    return f"Measured was the moving average of the weights; {part} of it is the base that training began with."
 
 
 def figures(numbers: Mapping[str, Any]) -> list[Figure]:
@@ -112,20 +133,24 @@ def figures(numbers: Mapping[str, Any]) -> list[Figure]:
             plural(numbers["steps"], "step"),
             _if(
                 given,
+                validation_loss=lambda loss: f"held-out loss {number(loss)}",
+                base_share=lambda share: f"{percent(share)} of the weights is still the base" if share >= 0.01 else "",
                 samples_per_second=lambda speed: f"{number(speed)} images per second",
                 mfu=lambda share: f"{percent(share)} of the peak FLOP/s",
             ),
         ),
         Figure(
-            "Wall time",
-            duration(numbers["wall_seconds"]),
+            "Training time",
+            duration(numbers["training_seconds"]),
             _if(
                 given,
-                goodput=lambda share: f"{percent(share)} goodput in training",
+                attempts=lambda times: f"{plural(times, 'attempt')} in all",
+                goodput=lambda share: f"{percent(share)} goodput",
                 data_wait_share=lambda share: f"{percent(share)} waiting for data",
                 checkpoint_stall_share=lambda share: f"{percent(share)} for checkpoints",
             ),
         ),
+        Figure("Wall time", duration(numbers["wall_seconds"]), ("all steps, since the last start",)),
         _interrupted(given),
     ]
 
@@ -150,4 +175,4 @@ def _interrupted(given: Mapping[str, Any]) -> Figure:
 
 
 def _if(given: Mapping[str, Any], **notes: Any) -> tuple[str, ...]:
-    return tuple(note(given[name]) for name, note in notes.items() if name in given)
+    return tuple(text for name, note in notes.items() if name in given and (text := note(given[name])))

@@ -18,7 +18,7 @@ from components.report.charts import ledger_bar, loss_chart, small_chart, timeli
 from components.report.config import ReportConfig
 from components.report.curves import Point, smooth
 from components.report.gallery import Gallery
-from components.report.overview import badge, figures, headline, origin, publication, title
+from components.report.overview import badge, base_share, figures, headline, judges, origin, publication, title
 from components.report.records import Records, StepMetrics
 from components.report.tables import STATE_MEANING, metric_rows, step_rows
 
@@ -46,6 +46,9 @@ def page(numbers: Mapping[str, Any], records: Records, gallery: Gallery, config:
         publication=publication(numbers),
         figures=figures(numbers),
         gallery=gallery,
+        judges=judges(numbers),
+        base_share=base_share(numbers),
+        measures_average=all(metric.weights == "ema" for metric in records.validation),
         loss=_loss(records, tries, config.smoothing),
         held_out=_points(records.validation, "loss"),
         curves=_curves(records.metrics, config.smoothing),

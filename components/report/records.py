@@ -52,7 +52,10 @@ class StepRecord(Record):
 
 
 class StepMetrics(Record):
-    """One optimizer step, or one measurement of the loss on held-out samples after it."""
+    """One optimizer step, or one measurement of the loss on held-out samples after it.
+
+    ``weights`` is ``ema`` if the loss is that of the moving average, as earlier versions did not measure it.
+    """
 
     step: Whole
     loss: Quantity | None = None
@@ -63,6 +66,7 @@ class StepMetrics(Record):
     data_wait: Seconds | None = None
     checkpoint_stall: Seconds | None = None
     mfu: Quantity | None = None
+    weights: str | None = None
 
 
 class RunEvent(Record):
@@ -105,6 +109,8 @@ class Evaluation(Record):
         decided_by: Names of the metrics that promotion depends on.
         better: Whether the model is better than the champion.
         reason: Why it is, or is not.
+        weights_sha256: Digest of the weights that were measured.
+        base_share: Share of the base's weights in them.
     """
 
     format: int = Field(1, validate_default=True)
@@ -114,6 +120,8 @@ class Evaluation(Record):
     decided_by: list[str] = []
     better: bool | None = None
     reason: str | None = None
+    weights_sha256: str | None = None
+    base_share: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @field_validator("format")
     @classmethod

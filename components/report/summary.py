@@ -14,8 +14,8 @@ from components.report.overview import badge, figures, headline, origin, publica
 # The numbers of ``report.json`` that dashboards plot over runs, besides the metrics of the evaluation.
 NUMBERS = (
     "images", "held_out", "rejected", "encoded", "reused", "steps", "attempts", "preemptions", "steps_lost",
-    "goodput", "samples_per_second", "mfu", "data_wait_share", "checkpoint_stall_share", "validation_loss",
-    "wall_seconds", "usd", "usd_per_useful_hour", "usd_per_1000_images",
+    "training_seconds", "goodput", "samples_per_second", "mfu", "data_wait_share", "checkpoint_stall_share",
+    "validation_loss", "base_share", "wall_seconds", "usd", "usd_per_useful_hour", "usd_per_1000_images",
 )  # fmt: skip
 
 

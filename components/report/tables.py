@@ -55,6 +55,8 @@ def _metric_row(metric: MetricResult) -> MetricRow:
     parts = [f"{metric.description}; {metric.direction} is better"]
     if metric.value is not None:
         parts.append(f"{metric.estimator}; {plural(metric.samples, 'image')}")
+    if metric.caveat and metric.value is not None:
+        parts.append(metric.caveat.rstrip("."))
     if metric.reason:
         parts.append(f"{'no reference' if metric.value is not None else 'not measured'}: {metric.reason}")
     reference = ""

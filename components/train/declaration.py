@@ -15,10 +15,18 @@ def _summary(result: Result, events: Mapping[str, Result]) -> str:
     training = events["training"]
     if result["step"] == training["steps"]:
         steps += f" ({number(training['epochs'])} epochs)"
-    last = events.get("step", {}).get("loss")  # null if it was not finite
-    loss = f", loss {last:.3f}" if last is not None else ""
+    loss = _last_loss(events)
     attempts = f", {result['attempts']} attempts" if result["attempts"] > 1 else ""
     return f"{steps}{loss}{attempts}"
+
+
+def _last_loss(events: Mapping[str, Result]) -> str:
+    """Return the loss that a training ends with: that of the published weights, or else of the last steps."""
+    for event, name in (("validation", "held-out loss"), ("step", "training loss")):
+        loss = events.get(event, {}).get("loss")  # null if it was not finite
+        if loss is not None:
+            return f", {name} {loss:.3f}"
+    return ""
 
 
 STEP = Step("train", summary=_summary, loads_models=True, uses_gpu=lambda _settings: True, is_launched=True)

@@ -82,4 +82,5 @@ METRIC = Metric(
     settings=FrechetSettings(),
     extractor=_extractor,
     measure=_measure,
+    caveat="It compares all images with all real ones, whatever their prompts; another dataset has another scale.",
 )

@@ -106,4 +106,9 @@ METRIC = Metric(
     settings=JudgeSettings(),
     extractor=_extractor,
     measure=_measure,
+    judge="a classifier of small gray pixels",
+    caveat=(
+        "The judge sees neither colour nor fine detail, and it always names one of the prompts, so that an image of "
+        "nothing is right by chance."
+    ),
 )

@@ -127,9 +127,9 @@ class Monitor:
         line |= {"samples_per_second": speed.samples_per_second, "mfu": speed.mfu}
         self._journal.add(METRICS, {name: _finite(value) for name, value in line.items()})
         if step % self._config.metrics.log_every == 0 or step == self._config.last_step:
-            self._report(step, loss, metrics)
+            self._report(step, metrics)
 
-    def _report(self, step: int, loss: float, metrics: dict[str, float]) -> None:
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
         """Report the mean over the steps since the last report."""
         speed = self._throughput.speed()
         shares: dict[str, float | None] = {
@@ -139,8 +139,9 @@ class Monitor:
             "checkpoint_stall_share": round(speed.checkpoint_stall_share, 4),
         }
         self._journal.flush()
-        self._progress.event("step", step=step, steps=self._config.last_step, loss=_finite(loss), **shares)
-        values = {"train/loss": sum(self._losses) / len(self._losses)}
+        mean = sum(self._losses) / len(self._losses)
+        self._progress.event("step", step=step, steps=self._config.last_step, loss=_finite(mean), **shares)
+        values = {"train/loss": mean}
         values |= {f"train/{name}": value for name, value in metrics.items()}
         values |= {f"throughput/{name}": value for name, value in shares.items() if value is not None}
         self._track(step, values)

@@ -8,10 +8,11 @@ import pytest
 
 from components.accounting.ledger import LedgerLine
 from components.html.formatting import distinct, duration, facts, number, one_line, percent
+from components.model.champion import Champion
 from components.model.metric_results import FORMAT, MetricResult, Unit
 from components.report.account import account, ledger_seconds, wall_seconds
 from components.report.attempts import attempts
-from components.report.overview import badge, figures, headline, publication
+from components.report.overview import badge, base_share, figures, headline, judges, publication
 from components.report.records import Evaluation, Records, RunEvent, StepMetrics, StepRecord
 from components.report.summary import markdown
 from components.report.tables import metric_rows, step_rows
@@ -80,7 +81,7 @@ def test_a_pipeline_that_failed_without_a_word_failed() -> None:
 @pytest.mark.parametrize(
     ("evaluation", "said"),
     [
-        ({"better": False, "reason": "worse by 3"}, "Nothing was published: worse by 3"),
+        ({"better": False, "reason": "worse by 3"}, "This model was not published: worse by 3"),
         ({"better": True}, "The model is good enough, but there is no record of the publish step."),
         (None, "Nothing was published, since the model was not evaluated."),
     ],
@@ -88,6 +89,59 @@ def test_a_pipeline_that_failed_without_a_word_failed() -> None:
 def test_why_nothing_was_published(evaluation: dict[str, Any] | None, said: str) -> None:
     record = evaluation and Evaluation.model_validate({"format": FORMAT, **evaluation})
     assert publication(count(evaluation=record)) == said
+
+
+def champion(weights: str, run: str = "r") -> Champion:
+    return Champion("new", "models/m/new", run, 9, {}, "m", "d", weights, 1.0)
+
+
+def test_what_is_published_has_the_weights_that_were_evaluated() -> None:
+    evaluation = Evaluation.model_validate({"format": FORMAT, "weights_sha256": "aa", "better": False, "reason": "no."})
+    published = count(evaluation=evaluation, champion=champion("aa", run="another"))
+    assert (published["published"], badge(published).text) == ("models/m/new", "Published")
+    retrained = count(evaluation=evaluation, champion=champion("bb"))
+    assert (retrained["published"], badge(retrained)) == (None, ("fair", "Not published"))
+    assert publication(retrained) == ("This model was not published: no. The published model is still models/m/new."), (
+        "its run's name is that of the champion, since an earlier training of the run was published"
+    )
+    without = count(champion=champion("bb"))
+    assert without["published"] is None
+
+
+def test_how_much_of_the_base_is_in_the_weights_is_said() -> None:
+    def said(share: float | None) -> tuple[str, tuple[str, ...]]:
+        evaluation = Evaluation.model_validate({"format": FORMAT, "base_share": share})
+        numbers = count(evaluation=evaluation)
+        (notes,) = (figure.notes for figure in figures(numbers) if figure.label == "Training")
+        return base_share(numbers), notes
+
+    assert said(None) == ("", ())
+    assert "less than 0.1\xa0% of it is the base" in said(1e-20)[0]
+    assert said(1e-20)[1] == ()
+    assert "90.5\xa0% of it is the base" in said(0.9048)[0]
+    assert said(0.9048)[1] == ("90.5\xa0% of the weights is still the base",)
+
+
+def test_who_judges_is_named_with_what_it_cannot_see() -> None:
+    texts = {"judge": "a cat", "caveat": "It only sees mice."}
+    accuracy = {**vars(metric("Accuracy", "share", 1.0, None)), **texts}
+    evaluation = Evaluation.model_validate({"format": FORMAT, "metrics": {"x": accuracy}})
+    numbers = count(evaluation=evaluation)
+    assert "Accuracy 100\xa0%, judged by a cat" in headline(numbers)
+    assert judges(numbers) == ["Accuracy is judged by a cat. It only sees mice."]
+    (row,) = metric_rows(evaluation)
+    assert "It only sees mice" in row.meaning
+
+
+def test_times_and_counts_that_stand_together_are_of_the_same_thing() -> None:
+    lines = tuple(LedgerLine(attempt=n, state=state, seconds=4) for n in (1, 2) for state in ("useful", "lost"))
+    events = tuple(event(n, "attempt-started") for n in (1, 2))
+    told = {
+        figure.label: figure for figure in figures(count(steps=(step("report", 90, 2),), ledger=lines, events=events))
+    }
+    assert told["Training time"].value == "16\xa0s"
+    assert told["Training time"].notes[:2] == ("2\xa0attempts in all", "50\xa0% goodput")
+    assert (told["Wall time"].value, told["Wall time"].notes) == ("2.0\xa0s", ("all steps, since the last start",))
 
 
 def test_goodput_is_the_useful_share_of_all_states() -> None:

@@ -122,7 +122,9 @@ def test_the_loss_on_held_out_images_is_a_curve_of_its_own_on_the_same_axes() ->
     assert places[1:] == [beside[4], beside[9]], "equal losses after equal steps lie in the same place"
     assert float(places[0][1]) < float(beside[0][1]), "a higher loss is drawn higher, inside the drawing"
     assert len([dot for dot in svg.iter("circle") if dot.attrib["class"] == "held-out"]) == 3
-    assert "0.5 on held-out" in svg.attrib["aria-label"]
+    assert "1.6 at first and 0.5 at the end on held-out images" in svg.attrib["aria-label"]
+    (value,) = [text.text for text in svg.iter("text") if text.attrib.get("class") == "value"]
+    assert value == "0.5", "one loss is the last, and it is that of what is published"
 
 
 def test_the_curve_runs_from_its_first_to_its_last_value() -> None:

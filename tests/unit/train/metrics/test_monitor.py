@@ -70,7 +70,7 @@ def test_the_log_line_is_over_the_steps_since_the_last_one(run: Storage) -> None
     take_steps(watcher, 2, 4, stall=0.125)
     lines = [json.loads(line) for line in output.getvalue().splitlines()]
     shares = {"mfu": None, "data_wait_share": 0.5, "checkpoint_stall_share": round(0.125 / 1.125, 4)}
-    assert lines[0] == {"event": "step", "step": 2, "steps": 100, "loss": 0.5, "samples_per_second": 16.0, **shares}
+    assert lines[0] == {"event": "step", "step": 2, "steps": 100, "loss": 0.75, "samples_per_second": 16.0, **shares}
     assert (lines[1]["step"], lines[1]["data_wait_share"]) == (4, 0.0)
 
 
