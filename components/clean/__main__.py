@@ -9,12 +9,14 @@ The caption step must have run for each group. If nothing changed since the last
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.clean.config import CleanConfig
 from components.command import run_step, step_parser
+from components.image.buckets import Bucket, Buckets
 from components.image.filters import FilterConfig
 from components.progress import Progress
 from components.settings import override
@@ -30,7 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--filter", action="append", default=[], metavar="KEY=VALUE", help="override one threshold of the filters"
     )
+    parser.add_argument(
+        "--bucket", action="append", default=[], metavar="WxH", type=_bucket, help="a shape that images are cut to"
+    )
     return run_step(parser, CleanConfig, argv, _work)
+
+
+def _bucket(text: str) -> Bucket:
+    """Return height and width from a text such as 512x768, which begins with the width."""
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected width x height in pixels, such as 512x768")
+    width, height = text.split("x")
+    return int(height), int(width)
 
 
 def _work(
@@ -40,7 +53,7 @@ def _work(
 
     filters = FilterConfig.parse(override({}, arguments.filter))
     where = (arguments.source_id, arguments.groups, arguments.encoding_key, workdir)
-    return clean(config, filters, *where, progress)
+    return clean(config, filters, *where, progress, Buckets(arguments.bucket) if arguments.bucket else None)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from components.clean.reporting import REPORT_KEYS, write_report
 from components.clean.tally import Tally
 from components.digests import digest, sha256
 from components.errors import DataError, NotFound
+from components.image.buckets import Buckets
 from components.image.filters import FilterConfig, FilterFailure, check_scores
 from components.image.fingerprints import as_numbers
 from components.image.records import (
@@ -32,7 +33,7 @@ from components.image.records import (
 from components.progress import Progress
 from components.storage.base import Storage
 
-FORMAT = 2
+FORMAT = 3  # 3: the report says where each image goes
 STATE = "clean.json"
 NEAR_DUPLICATE = "near-duplicate"
 
@@ -52,6 +53,7 @@ def clean(
     encoding_key: str,
     workdir: Storage,
     progress: Progress,
+    buckets: Buckets | None = None,
 ) -> dict[str, Any]:
     """Write which captioned images are rejected, and the data report.
 
@@ -65,6 +67,7 @@ def clean(
         encoding_key: The dataset's folder.
         workdir: The storage of the run.
         progress: Shows the groups cleaned.
+        buckets: The shapes that images are cut to, for the report.
 
     Returns:
         ``kept``, ``rejected_here`` (by this step), ``rejected`` (by any step), ``reused`` (nothing had changed), and
@@ -74,12 +77,12 @@ def clean(
         DataError: If the caption step has not run for a group.
     """
     dataset = workdir.child(f"datasets/{encoding_key}")
-    made_from = _made_from(config, filters, source_id, groups, workdir, dataset)
+    made_from = _made_from(config, filters, source_id, groups, workdir, dataset, buckets)
     last_result = _last_result(dataset, made_from, groups)
     if last_result is not None:
         return {**last_result, "reused": True}
     dataset.delete(STATE)  # if this step is killed from here on, the old state must not stand for the new files
-    tally = Tally(config.kept_images, config.rejected_images)
+    tally = Tally(config.kept_images, config.rejected_images, buckets)
     originals = _originals(config, filters, groups, dataset)
     names = _names({original.sha256 for original in originals.values()}, groups, dataset)
     rejected_here = 0
@@ -109,12 +112,14 @@ def _made_from(
     groups: Sequence[str],
     workdir: Storage,
     dataset: Storage,
+    buckets: Buckets | None,
 ) -> str:
     """Return one digest of everything that the result depends on; nothing is parsed."""
     keys = [key for group in groups for key in (captions_key(group), caption_rejections_key(group))]
     records = {key: _digest(dataset, key) for key in keys}
     ingested = _digest(workdir, ingest_rejections_key(source_id))
-    settings = [config.model_dump(mode="json"), filters.model_dump(mode="json")]
+    shapes = buckets.shapes if buckets is not None else None
+    settings = [config.model_dump(mode="json"), filters.model_dump(mode="json"), shapes]
     return digest([FORMAT, settings, read_manifest(workdir, source_id).source, ingested, records])
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from components.clean.config import CleanConfig
 from components.command import Result, Step, StepRun, setting
 from components.html.formatting import count
+from components.image.buckets import Buckets, aspect_buckets, square_bucket
 from components.image.filters import FilterConfig
 from components.image.records import read_manifest
+from components.settings import Settings
 
 
 def _run(step: StepRun) -> Result:
@@ -18,7 +20,17 @@ def _run(step: StepRun) -> Result:
     filters = setting(step.settings, "caption.filters", FilterConfig)
     groups = read_manifest(step.workdir, step.source_id).groups
     key = step.inputs["encoding_key"]
-    return clean(config, filters, step.source_id, groups, key, step.workdir, step.progress)
+    return clean(config, filters, step.source_id, groups, key, step.workdir, step.progress, _buckets(step.settings))
+
+
+def _buckets(settings: Settings) -> Buckets:
+    """Return the shapes that the latents step will cut images to."""
+    side = setting(settings, "latents.resolution", int)
+    if setting(settings, "latents.buckets", str) == "square":
+        return square_bucket(side)
+    return aspect_buckets(
+        side, setting(settings, "latents.bucket_step", int), setting(settings, "latents.max_aspect", float)
+    )
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

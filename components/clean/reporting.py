@@ -9,7 +9,7 @@ from typing import Any
 
 from components.clean.config import CleanConfig
 from components.clean.histograms import aspects, histogram
-from components.clean.sheets import Sheet, read_sheets
+from components.clean.sheets import Sheet, read_sheets, read_worst_fits
 from components.clean.tally import LENGTHS, SIDES, Tally
 from components.html.badges import Badge
 from components.html.formatting import count, in_markdown, number, one_line, percent, plural
@@ -42,18 +42,20 @@ def write_report(
     numbers["filters"] = _thresholds(config, filters)
     reasons = [tally.reasons[row["step"], row["reason"]].shown for row in numbers["rejected"][: config.reasons]]
     kept, *rejected = read_sheets(source, [tally.shown, *reasons], config.tile_side)
+    worst = read_worst_fits(source, tally.fits.worst if tally.fits is not None else [], config.tile_side)
     dataset.write(NUMBERS, json.dumps(numbers, indent=1, allow_nan=False).encode())
     dataset.write(SUMMARY, summary(numbers).encode())
-    dataset.write(PAGE, page(numbers, kept, rejected).encode())
+    dataset.write(PAGE, page(numbers, kept, rejected, worst).encode())
 
 
-def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet]) -> str:
+def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet], worst: Sheet) -> str:
     """Return the whole page as HTML; all text is escaped.
 
     Args:
         numbers: The numbers of ``report.json``.
         kept: Images that are kept.
         rejected: Images that were rejected, one sheet per reason, in the order of the reasons.
+        worst: Kept images that fit their bucket worst.
     """
     template = environment(Path(__file__).parent).get_template("report.html")
     columns, firsts = _print(kept)
@@ -65,6 +67,7 @@ def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet]) -> str:
         columns=columns,
         firsts=firsts,
         kept=kept,
+        worst=worst,
         sheets=list(zip(numbers["rejected"], rejected, strict=False)),
         charts=_charts(numbers) if numbers["kept"] else [],
     )
@@ -115,8 +118,25 @@ def figures(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Kept", count(kept), percent(kept / images) if images else ""),
         ("Rejected", count(images - kept), f"for {plural(reasons, 'reason')}" if reasons else ""),
         ("Captions", count(numbers["captions"]), f"{number(numbers['captions'] / kept)} per image" if kept else ""),
+        *_fit_figures(numbers["buckets"]),
         ("Median caption", _median(numbers["caption_words"]), "words"),
         ("Licence known", percent(licensed / kept) if kept else count(None), "of the images kept"),
+    ]
+
+
+def _fit_figures(buckets: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return what is cropped away and how many images are enlarged, over all buckets."""
+    if not buckets:
+        return []
+    images = sum(row["images"] for row in buckets)
+    cropped, enlarged = (sum(row[name] * row["images"] for row in buckets) for name in ("cropped_away", "enlarged"))
+    return [
+        ("Cropped away", percent(cropped / images), "of an image, on average"),
+        (
+            "Enlarged",
+            count(round(enlarged)),
+            f"images, {number(max(row['largest_enlargement'] for row in buckets))} times at most",
+        ),
     ]
 
 

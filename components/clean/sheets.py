@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
+
+from PIL import Image, ImageEnhance
 
 from components.clean.tally import Shown
 from components.digests import sha256
 from components.errors import DarkroomError, DataError, ImageRejected
+from components.html.formatting import number, percent
 from components.html.tiles import Tile, tile
 from components.image.decoding import ImageLimits, decode
+from components.image.fit import BadFit, Fit
+from components.image.framing import Box
 from components.image.sources import Source, open_source
 
 # Few at a time: an image may take some hundred megabytes while it is decoded.
 READERS = 2
 QUALITY = 80
+# How bright is what is cropped away.
+_OUTSIDE = 0.3
 
 
 class Thumbnail(NamedTuple):
@@ -35,6 +42,47 @@ class Thumbnail(NamedTuple):
 
 
 Sheet = list[Thumbnail]
+
+
+def read_worst_fits(source: str, worst: Sequence[BadFit], longest: int) -> Sheet:
+    """Read the images that fit their bucket worst; what is cropped away is shown dark.
+
+    Args:
+        source: URL of the source.
+        worst: The images.
+        longest: Longest side of an image on the page, in pixels.
+    """
+    try:
+        images = open_source(source)
+    except DataError as error:
+        return [Thumbnail(bad.name, _loss(bad.fit), None, str(error)) for bad in worst]
+
+    def read(bad: BadFit) -> Thumbnail:
+        def framed(image: Image.Image) -> Image.Image:
+            return _framed(image, bad.fit.crop, longest)
+
+        return _read(images, bad.name, bad.sha256, _loss(bad.fit), longest, framed)
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="sheets") as pool:
+        return list(pool.map(read, worst))
+
+
+def _loss(fit: Fit) -> str:
+    parts = [f"{percent(fit.cropped_away)} cropped away"] if fit.cropped_away >= 0.005 else []
+    parts += [f"enlarged {number(fit.enlargement)} times"] if fit.enlargement > 1 else []
+    return ", ".join(parts)
+
+
+def _framed(image: Image.Image, crop: Box, longest: int) -> Image.Image:
+    """Return an image at its size on the page, dark outside its crop."""
+    small = image.copy()
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    across, down = small.width / image.width, small.height / image.height
+    left, top, width, height = crop
+    edges = round(left * across), round(top * down), round((left + width) * across), round((top + height) * down)
+    shaded = ImageEnhance.Brightness(small).enhance(_OUTSIDE)
+    shaded.paste(small.crop(edges), edges[:2])
+    return shaded
 
 
 def read_sheets(source: str, chosen: Sequence[Shown], longest: int) -> list[Sheet]:
@@ -58,7 +106,14 @@ def read_sheets(source: str, chosen: Sequence[Shown], longest: int) -> list[Shee
         return [list(pool.map(read, sheet.chosen)) for sheet in chosen]
 
 
-def _read(source: Source, name: str, digest: str, text: str, longest: int) -> Thumbnail:
+def _read(
+    source: Source,
+    name: str,
+    digest: str,
+    text: str,
+    longest: int,
+    change: Callable[[Image.Image], Image.Image] = lambda image: image,
+) -> Thumbnail:
     limits = ImageLimits(min_side=1, max_aspect=None)
     try:
         # A file too large for ingest is not read for the report, either.
@@ -67,7 +122,7 @@ def _read(source: Source, name: str, digest: str, text: str, longest: int) -> Th
             raise ImageRejected("too-large", f"more than {limits.max_bytes} bytes")
         if digest and sha256(data) != digest:
             raise ImageRejected("changed", "it is not the file that was captioned")
-        return Thumbnail(name, text, tile(decode(data, limits), longest, QUALITY))
+        return Thumbnail(name, text, tile(change(decode(data, limits)), longest, QUALITY))
     except ImageRejected as rejection:
         return Thumbnail(name, text, None, rejection.reason)
     except DarkroomError as error:

@@ -11,6 +11,8 @@ from math import log2
 from typing import Any
 
 from components.image.authors import author
+from components.image.buckets import Buckets
+from components.image.fit import FitTally
 from components.image.records import CaptionRecord, Rejection
 
 # Shorter sides of images, in pixels, where a new column begins.
@@ -65,10 +67,12 @@ class Tally:
     Args:
         kept_images: Kept images to choose for the report, at most.
         rejected_images: Images to choose for each reason, at most.
+        buckets: The shapes that images are cut to; None if they are not known.
     """
 
-    def __init__(self, kept_images: int, rejected_images: int) -> None:
+    def __init__(self, kept_images: int, rejected_images: int, buckets: Buckets | None = None) -> None:
         self.kept = 0
+        self.fits = None if buckets is None else FitTally(buckets)
         self.shown = Shown(kept_images)
         self.reasons: dict[tuple[str, str], Reason] = {}
         self._rejected_images = rejected_images
@@ -99,6 +103,8 @@ class Tally:
             self._authors[author(caption.by)] += 1
         for counter in (self._words, self._authors, self._licenses):
             forget_rare(counter)
+        if self.fits is not None:
+            self.fits.add(record.width, record.height, record.name, record.sha256)
         self.shown.offer(record.sha256, record.name, record.sha256, record.captions[0].text)
 
     def reject(self, rejection: Rejection) -> None:
@@ -131,6 +137,7 @@ class Tally:
             "words": _most(self._words, words),
             "authors": _most(self._authors, words),
             "licenses": _most(self._licenses, words),
+            **(self.fits.numbers() if self.fits is not None else {"buckets": [], "worst_fits": []}),
         }
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from components.errors import ConfigError
-from components.latents.buckets import Bucket
+from components.image.buckets import Bucket
 from components.latents.config import LatentsConfig
 from components.latents.text_encoder import TextEncoder
 from components.model.locations import load_autoencoder, select_device, torch_dtype

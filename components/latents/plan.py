@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from components.dataset.format import SampleId, sample_ids, sample_key, shard_name
+from components.image.buckets import Bucket, Buckets
 from components.image.records import Caption, CaptionRecord
-from components.latents.buckets import Bucket, Buckets
 
 
 class PlannedSample(NamedTuple):

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.dataset.format import Added, Sample
+from components.image.buckets import Bucket
 from components.image.framing import Box, View, time_ids
 from components.image.records import CaptionRecord
-from components.latents.buckets import Bucket
 from components.latents.plan import PlannedImage, PlannedSample
 from components.latents.text_encoder import TextEmbedding
 

@@ -16,10 +16,10 @@ import numpy as np
 from components.dataset.format import Sample, index_key, pack, tar_key
 from components.digests import sha256
 from components.errors import DataError, ImageRejected
+from components.image.buckets import Bucket
 from components.image.framing import PLAIN, Frame, View
 from components.image.records import CaptionRecord
 from components.image.sources import Source
-from components.latents.buckets import Bucket
 from components.latents.config import LatentsConfig
 from components.latents.encoders import Encoders, Moments
 from components.latents.image_decoder import Decoder, open_decoder

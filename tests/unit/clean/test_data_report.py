@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -19,7 +20,7 @@ from PIL import Image
 
 from components.clean.config import CleanConfig
 from components.clean.histograms import aspects, histogram
-from components.clean.reporting import write_report
+from components.clean.reporting import badge, headline, write_report
 from components.clean.sheets import read_sheets
 from components.clean.tally import (  # fmt: skip
     LENGTHS,
@@ -33,6 +34,7 @@ from components.clean.tally import (  # fmt: skip
     words_of,
 )
 from components.digests import sha256
+from components.image.buckets import square_bucket
 from components.image.filters import FilterConfig
 from components.image.records import Caption, CaptionRecord, Rejection
 from components.progress import Progress
@@ -112,6 +114,46 @@ def test_images_captions_and_reasons_are_counted() -> None:
     assert dict(numbers["shorter_sides"]) == {**dict.fromkeys(spans(SIDES), 0), "384–511": 1, "256–383": 1}
     assert dict(numbers["caption_words"]) == {**dict.fromkeys(spans(LENGTHS), 0), "1–2": 2, "6–10": 1}
     assert (numbers["aspects"][0], sum(numbers["aspects"])) == (1, 2)
+
+
+def test_the_badge_is_green_only_if_hardly_any_image_was_rejected() -> None:
+    def shown(kept: int, rejected: int) -> tuple[str, str]:
+        numbers = {"images": kept + rejected, "kept": kept}
+        return badge(numbers)
+
+    assert shown(156, 0) == ("good", "156 kept")
+    assert shown(150, 6) == ("good", "150 of 156 kept")
+    assert shown(100, 56) == ("fair", "100 of 156 kept")
+    assert shown(16, 140) == ("bad", "16 of 156 kept")
+    assert shown(0, 0) == ("bad", "0 kept")
+
+
+def test_the_headline_names_the_commonest_reasons() -> None:
+    reasons = [{"reason": name, "images": number} for number, name in enumerate(("a", "<b>\n", "c", "d", "e"), 1)]
+    numbers = {"images": 20, "kept": 5, "rejected": reasons[::-1]}
+    said = "5 of 20 images can be trained on, 15 were rejected: e 5, d 4, c 3, and 2 more reasons."
+    assert headline(numbers).replace("\N{NO-BREAK SPACE}", " ") == said
+    assert "\n" not in headline({**numbers, "rejected": reasons})
+
+
+def test_what_is_cropped_away_is_counted_and_shown_dark(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (400, 100), "white").save(file, "PNG")
+    (tmp_path / "wide.png").write_bytes(file.getvalue())
+    tally = Tally(0, 0, square_bucket(200))
+    tally.keep(record("wide.png", file.getvalue(), width=400, height=100))
+    tally.keep(record("gone.png", width=200, height=50))
+    numbers, page = written(tally, str(tmp_path))
+    assert [(row["images"], row["cropped_away"], row["enlarged"]) for row in numbers["buckets"]] == [(2, 0.75, 1.0)]
+    worst = [(one["name"], one["enlargement"], one["crop"]) for one in numbers["worst_fits"]]
+    assert worst == [("gone.png", 4, [75, 0, 50, 50]), ("wide.png", 2, [150, 0, 100, 100])]
+    (shown,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert shown["alt"] == "75\xa0% cropped away, enlarged 2 times"
+    tile = Image.open(io.BytesIO(base64.b64decode(str(shown["src"]).partition("base64,")[2]))).convert("L")
+    left, middle = tile.getpixel((5, 20)), tile.getpixel((tile.width // 2, 20))
+    assert isinstance(left, int)
+    assert isinstance(middle, int)
+    assert left < 90 < 240 < middle
 
 
 def test_columns_are_where_they_say() -> None:

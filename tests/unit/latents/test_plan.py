@@ -10,8 +10,9 @@ import pytest
 from components.dataset.format import sample_id
 from components.digests import sha256
 from components.errors import ConfigError
+from components.image.buckets import Buckets
 from components.image.records import Caption, CaptionRecord
-from components.latents.buckets import Buckets, make_buckets
+from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
 from components.latents.plan import plan
 
