@@ -57,6 +57,7 @@ class Holder:
         process: Tells it from other processes that had or will have the same id; empty if the system cannot.
         since: When it took the lease, in seconds since 1970 by its own clock.
         token: Tells this lease from all others.
+        kind: A holder gives way to a taker of its own kind, unless this is empty.
     """
 
     purpose: str
@@ -66,13 +67,14 @@ class Holder:
     process: str
     since: float
     token: str
+    kind: str = ""
 
     @classmethod
-    def this_process(cls, purpose: str) -> Self:
+    def this_process(cls, purpose: str, kind: str = "") -> Self:
         """Return this process as the holder of a new lease."""
         pid = os.getpid()
         token = secrets.token_hex(8)
-        return cls(purpose, socket.gethostname(), _machine(), pid, _process(pid) or "", time.time(), token)
+        return cls(purpose, socket.gethostname(), _machine(), pid, _process(pid) or "", time.time(), token, kind)
 
     @property
     def is_here(self) -> bool:
@@ -185,7 +187,9 @@ class Lease:
                 continue  # the store is away; before the next write the lease is checked again
 
 
-def acquire(run: Storage, name: str, purpose: str, settle: Callable[[float], object] = time.sleep) -> Lease:
+def acquire(
+    run: Storage, name: str, purpose: str, settle: Callable[[float], object] = time.sleep, kind: str = ""
+) -> Lease:
     """Take a lease.
 
     Args:
@@ -193,6 +197,7 @@ def acquire(run: Storage, name: str, purpose: str, settle: Callable[[float], obj
         name: Tells several leases of one folder apart.
         purpose: What it is needed for, in words, for those who are rejected.
         settle: Waits so many seconds.
+        kind: A holder of the same kind gives way at once, unless this is empty.
 
     Raises:
         LeaseHeld: If another process holds it.
@@ -200,20 +205,19 @@ def acquire(run: Storage, name: str, purpose: str, settle: Callable[[float], obj
     """
     for remaining in range(_TRIES, 0, -1):
         try:
-            return _acquire(run, name, purpose, settle)
+            return _acquire(run, name, Holder.this_process(purpose, kind), settle)
         except NotFound:  # others take and give back meanwhile
             if remaining == 1:
                 raise
     raise AssertionError("the last try returns or raises")
 
 
-def _acquire(run: Storage, name: str, purpose: str, settle: Callable[[float], object]) -> Lease:
+def _acquire(run: Storage, name: str, holder: Holder, settle: Callable[[float], object]) -> Lease:
     folder = f"{_FOLDER}/{name}"
     last = _newest(run, folder)
     if last is not None:
-        _check_free(run, folder, last.generation)
+        _check_free(run, folder, last.generation, holder.kind)
     generation = last.generation + 1 if last is not None else 1
-    holder = Holder.this_process(purpose)
     is_created = run.create(_claim_key(folder, generation), json.dumps(asdict(holder), indent=1).encode() + b"\n")
     if is_created and run.local_path() is None:
         settle(SETTLE_SECONDS)
@@ -225,8 +229,8 @@ def _acquire(run: Storage, name: str, purpose: str, settle: Callable[[float], ob
     return Lease(run, name, newest)
 
 
-def _check_free(run: Storage, folder: str, generation: int) -> None:
-    """Check that a generation was given back, or that its holder is dead.
+def _check_free(run: Storage, folder: str, generation: int, kind: str = "") -> None:
+    """Check that a generation was given back, that its holder is dead, or that it gives way to this kind.
 
     Raises:
         LeaseHeld: If its holder lives, or may live.
@@ -235,6 +239,8 @@ def _check_free(run: Storage, folder: str, generation: int) -> None:
         if run.read(_beat_key(folder, generation)) == b"released\n":
             return
     holder = _holder(run, folder, generation)
+    if kind and holder.kind == kind:
+        return
     if holder.is_here:
         if holder.is_alive_here:
             raise _held(holder, _age(run, folder, generation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,15 +12,15 @@ from pipeline.cost.forecast import HOUR
 from pipeline.launch import render
 from pipeline.launch.api import Cluster
 from pipeline.launch.books import accounting
-from pipeline.launch.books.accounting import EndedAttempt, PricedNodes
+from pipeline.launch.books.accounting import LAUNCH_EVENTS, EndedAttempt, PricedNodes
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.observer import ClusterObserver
 from pipeline.launch.pods import KILLED, Gang, GangPod, startup_seconds
 from pipeline.launch.policy import GangExit
 from pipeline.launch.state import OpenAttempt, StateFile, TrainJobRecord
 
-# Only the launcher writes this file; once nothing runs, it is merged into the run's events.
-LAUNCH_EVENTS = "launch-events.jsonl"
+# How often the state file notes that the pods were watched.
+WATCH_SECONDS = 60.0
 _CODES_WITHOUT_ERROR = (EXIT_DONE, Preempted.exit_code)
 
 
@@ -89,11 +90,11 @@ class Attempts:
         attempt = self._state_file.record.attempt
         if attempt is None:
             return None
-        gang = self._mark_missing(self._process_updates(attempt))
+        gang = self._mark_missing(attempt, self._process_updates(attempt))
         successor = self._observer.next_pod()
         if successor is not None:
             gang = gang.ended_by(successor.created_at)
-        self._state_file.update(attempt=replace(attempt, gang=gang))
+        self._state_file.update(attempt=replace(attempt, gang=gang, watched_at=self._watched_at(attempt)))
         is_complete = is_job_over or successor is not None or len(gang.pods) >= attempt.job.nodes
         goes_on = successor is not None or not (is_job_over or gang.restart_kind == "finished")
         return self._close(goes_on) if gang.is_over and is_complete else None
@@ -105,6 +106,17 @@ class Attempts:
             return
         seconds = {"pending": max(0.0, self._now() - attempt.requested_at)}
         append_ledger(self._run, self._priced_nodes(attempt.job).ledger_lines(attempt.number, seconds))
+        self._state_file.update(attempt=None)
+
+    def close_for_good(self) -> None:
+        """Close the open attempt of a training that does not go on, with what is known of its pods."""
+        attempt = self._state_file.record.attempt
+        if attempt is None or not attempt.gang.pods:
+            self.abandon()
+            return
+        gang = self._mark_ended(attempt, attempt.gang, attempt.gang.pods)
+        self._state_file.update(attempt=replace(attempt, gang=gang))
+        self._close(goes_on=False)
         self._state_file.update(attempt=None)
 
     def cost(self) -> RunCost:
@@ -138,11 +150,27 @@ class Attempts:
                 gang = gang.mark_deleted(pod.uid, self._now()) if is_deleted else gang
         return gang
 
-    def _mark_missing(self, gang: Gang) -> Gang:
-        """Mark the pods that were deleted while no launcher was watching; no update of them will come."""
-        for uid in gang.pods:
-            if not self._observer.has_pod(uid):
-                gang = gang.mark_deleted(uid, self._now())
+    def _watched_at(self, attempt: OpenAttempt) -> float:
+        """Return when the pods were last watched, rounded so that the state file is not written all the time."""
+        now = self._now()
+        return attempt.watched_at if now - attempt.watched_at < WATCH_SECONDS else now
+
+    def _mark_missing(self, attempt: OpenAttempt, gang: Gang) -> Gang:
+        """Mark the pods that were deleted while no launcher was watching; no update of them will come.
+
+        When they ended nobody saw. They are paid for until the last sign of them: a launcher that watched them, or
+        something that their trainer wrote.
+        """
+        return self._mark_ended(attempt, gang, [uid for uid in gang.pods if not self._observer.has_pod(uid)])
+
+    def _mark_ended(self, attempt: OpenAttempt, gang: Gang, uids: Iterable[str]) -> Gang:
+        """Mark pods as ended at the last sign of them, if they have not ended before."""
+        pods = [pod for uid in uids if (pod := gang.pods[uid]).ended_at is None]
+        if pods:
+            last_sign = accounting.last_sign(self._run, attempt.requested_at, self._now())
+        for pod in pods:
+            signs = [pod.created_at, pod.scheduled_at or 0.0, pod.started_at or 0.0, attempt.watched_at, last_sign]
+            gang = gang.mark_deleted(pod.uid, max(signs))
         return gang
 
     def _close(self, goes_on: bool) -> AttemptResult:

@@ -1,8 +1,9 @@
 """Training on the cluster: submit a TrainJob, follow it to its end, and never have two of them.
 
 The cluster knows what runs, and ``runs/<run>/launch.json`` keeps what must not be forgotten. So a launcher may be
-killed at any moment, and the next one goes on. The newest launcher of a run is in charge: it writes its name on the
-job, and an older one that finds another name there ends.
+killed at any moment, and the next one goes on. The newest launcher of a run is in charge: it takes over the run's lease
+and writes its name on the job, and an older one that finds another name there ends. A launcher that trains in processes
+of its own machine does not give way: while it lives, a launcher on the cluster is rejected.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 from components.errors import ConfigError, DarkroomError, Preempted
+from components.storage.lease import TRAINING, acquire
 from pipeline.cost.forecast import HOUR
 from pipeline.launch import failures
 from pipeline.launch.api import Cluster, Json, connect
-from pipeline.launch.attempts import LAUNCH_EVENTS, AttemptResult, Attempts
+from pipeline.launch.attempts import AttemptResult, Attempts
 from pipeline.launch.books import accounting
+from pipeline.launch.books.accounting import LAUNCH_EVENTS
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.jobs import TrainJobs, failure, is_complete, label_selector
 from pipeline.launch.observer import ClusterObserver
@@ -24,6 +27,8 @@ from pipeline.launch.run_tail import RunTail
 from pipeline.launch.state import LaunchEnd, StateFile, TrainJobRecord
 
 _SECONDS_BETWEEN_WARNINGS = 30.0
+# Among launchers of this kind the newest has the lease.
+_LEASE_KIND = "trainjob"
 
 
 def launch(context: LaunchContext, cluster: Cluster | None = None) -> dict[str, Any]:
@@ -42,13 +47,18 @@ def launch(context: LaunchContext, cluster: Cluster | None = None) -> dict[str, 
         DataError: If the trainer rejects its data.
         Preempted: If this process was asked to stop; the training saves its state and ends, too.
         ApiUnreachable: If the cluster does not answer for too long; the training goes on.
+        LeaseHeld: If the run is trained elsewhere, not on a cluster.
+        LeaseLost: If a newer launcher follows the run.
         DarkroomError: If training fails more often than the settings allow, or if the budget ends before a checkpoint
             is saved.
     """
     if cluster is None:
         settings = context.settings
         cluster = connect(settings.placement.namespace, settings.launch.api_away_minutes * 60)
-    with ClusterObserver(cluster, label_selector(context)) as observer:
+    folder = context.workdir.child(f"runs/{context.settings.run}")
+    lease = acquire(folder, TRAINING, f"the training of {context.settings.run}", kind=_LEASE_KIND)
+    context = replace(context, lease=lease)
+    with lease.kept(lambda: None), ClusterObserver(cluster, label_selector(context)) as observer:
         return Launcher(context, cluster, observer).run()
 
 
@@ -83,6 +93,8 @@ class Launcher:
         tail = RunTail(self._run, self._last_step, self._progress)
         result = None
         while result is None:
+            if self._context.lease is not None:
+                self._context.lease.check()
             is_up_to_date = self._observer.wait(self._launch.poll_seconds)
             tail.report()
             if is_up_to_date:

@@ -160,6 +160,7 @@ class TrainJobs:
         now = self._context.wall_clock()
         fresh = initial_state(self._context.limits, now, accounting.committed_step(run))
         if record.state is None or not has_records_of(run, self._context.dataset):
+            self._attempts.close_for_good()  # its records are kept as those of an earlier training
             self._state_file.update(state=fresh, attempt=None, end=None, is_over=False)
         elif record.is_over:
             kept = LaunchRecord(

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO, Any, Literal
 
 from components.accounting.ledger import read_ledger, spent
-from components.errors import EXIT_DONE, Preempted
+from components.errors import EXIT_DONE, ConfigError, Preempted
 from components.progress import Progress
 from components.storage.lease import TRAINING, acquire
 from components.storage.scratch import scratch_folder
@@ -29,6 +29,8 @@ from pipeline.launch.books.accounting import EVENTS, PricedNodes
 from pipeline.launch.books.local_books import LocalBooks
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.policy import GangExit, LaunchState, Observation, decide, initial_state, record_exit
+from pipeline.launch.state import KEY as STATE_KEY
+from pipeline.launch.state import StateFile
 
 # Events that the agent and the ranks print, but do not write to the run's events themselves.
 _PRINTED_EVENTS = frozenset({"stop-asked", "stop-unsaved", "hung", "ranks-killed", "restarting", "no-notices"})
@@ -45,7 +47,7 @@ def launch(context: LaunchContext) -> dict[str, Any]:
         ``budget``, ``deadline`` or None.
 
     Raises:
-        ConfigError: If the trainer rejects its settings.
+        ConfigError: If the trainer rejects its settings, or a TrainJob of this run may still run.
         DataError: If the trainer rejects its data.
         LeaseHeld: If another launcher trains the same run.
         LeaseLost: If another launcher has taken the run over from this one.
@@ -58,6 +60,7 @@ def launch(context: LaunchContext) -> dict[str, Any]:
     stop = _StopRequest()
     with lease.kept(stop.kill), scratch_folder("train") as scratch, stop.listening():
         context = replace(context, lease=lease)
+        _check_no_job(context)
         books = LocalBooks(context.run, context.clock, context.wall_clock, partial(_report_unwritten, context.progress))
         if (ended := books.recover()) is not None:
             context.progress.event("attempt-ended", **ended)
@@ -67,6 +70,20 @@ def launch(context: LaunchContext) -> dict[str, Any]:
         command = [sys.executable, "-m", "components.train", *context.arguments.flags()]
         command += ["--config", str(config), "--parent-pid", str(os.getpid()), "--lease", str(lease.claim)]
         return _run_attempts(command, context, books, stop)
+
+
+def _check_no_job(context: LaunchContext) -> None:
+    """Check that no TrainJob of the run may still run: it does not end with its launcher, so no lease shows it.
+
+    Raises:
+        ConfigError: If one may.
+    """
+    job = StateFile(context.run).record.job
+    if job is not None:
+        raise ConfigError(
+            f"TrainJob {job.name} trains {context.settings.run} on a cluster, or did when its launcher was killed; "
+            f"start the run there again (launch.where=trainjob), or delete the job and {STATE_KEY} in {context.run.url}"
+        )
 
 
 def _report_unwritten(progress: Progress, problem: str) -> None:

@@ -39,6 +39,7 @@ class OpenAttempt:
         start_step: Step of the checkpoint that it resumes from.
         gang: Its pods.
         earlier_pods: Uids of pods of earlier attempts that may still exist.
+        watched_at: When a launcher last saw which of its pods exist, to the minute; in seconds since 1970.
     """
 
     number: int
@@ -47,6 +48,7 @@ class OpenAttempt:
     start_step: int
     gang: Gang = field(default_factory=lambda: Gang({}))
     earlier_pods: tuple[str, ...] = ()
+    watched_at: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ from components.model import checkpoints
 from components.storage.base import Storage
 
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
+# Only a launcher on a cluster writes this file; once nothing runs, it is merged into the run's events.
+LAUNCH_EVENTS = "launch-events.jsonl"
 # What the books of a training consist of, the ledger last: while it is there, they have not been moved away.
-RECORDS = (EVENTS, METRICS, "validation.jsonl", "report.html", "report.json", LEDGER)
+RECORDS = (EVENTS, LAUNCH_EVENTS, METRICS, "validation.jsonl", "report.html", "report.json", LEDGER)
 _TAIL_BYTES = 1 << 16
 
 
@@ -128,6 +130,13 @@ def first_started_at(run: Storage, default: float) -> float:
     """Return when the first attempt was started, in seconds since 1970."""
     events = read_lines(run, EVENTS)
     return min((float(event["time"]) for event in events if event["event"] == "attempt-started"), default=default)
+
+
+def last_sign(run: Storage, since: float, until: float) -> float:
+    """Return when the trainer last wrote events or metrics, in seconds since 1970; ``since`` if it did not."""
+    times = [float(event["time"]) for event in read_lines(run, EVENTS)]
+    times += [dated.written for dated in run.list_dated() if dated.key == METRICS]
+    return max((time for time in times if since <= time <= until), default=since)
 
 
 def next_attempt_number(run: Storage) -> int:

@@ -207,6 +207,8 @@ def test_another_dataset_starts_anew_once_the_earlier_training_has_ended(harness
         harness.launch(config, dataset="another")
         assert json.loads(harness.run(config).read("launch.json"))["state"]["preemptions"] == 0
     assert harness.exit_codes(config) == [0], "the records are those of the new training"
+    kept = harness.workdir.child(f"runs/{config.run}.1")
+    assert {line.attempt for line in read_ledger(kept)} == {0}, "those of the one before are kept"
     assert operators.max_running == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Harness:
         """Follow the attempt once these pods are all that exist."""
         self.observer._queue.put(WatchEvent("listed", "job"))
         self.observer._queue.put(WatchEvent("listed", "pod", pods))
-        assert self.observer.wait(0.001)
+        assert self.observer.wait(10.0)  # until the queue is empty
         result = self.attempts.follow(is_job_over)
         if result is not None:
             self.state_file.update(attempt=result.next_attempt)
@@ -125,15 +126,33 @@ def test_events_are_left_out_of_the_log(harness: Harness) -> None:
     assert result.log_tail == "shard 7 is missing\nindeed"
 
 
-def test_a_pod_that_was_deleted_while_no_launcher_watched_has_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sign", "paid"), [("none", 10.0), ("event", 47.5), ("metrics", 55.0), ("launcher", 75.0)])
+def test_a_pod_that_was_deleted_while_no_launcher_watched_is_paid_for_until_its_last_sign(
+    tmp_path: Path, sign: str, paid: float
+) -> None:
     running = {"startedAt": at(10)}
-    Harness(tmp_path).follow(pod(0, scheduled=4, running=running), pod(1, scheduled=4, running=running))
+    pods = [pod(0, scheduled=4, running=running), pod(1, scheduled=4, running=running)]
+    first = Harness(tmp_path)
+    first.follow(*pods)
+    if sign == "event":
+        events = [{"time": START - 5, "event": "loading"}, {"time": START + 47.5, "event": "checkpoint", "step": 1}]
+        first.run.write_lines("events.jsonl", [*events, {"time": START + 1e6, "event": "loading"}])
+    elif sign == "metrics":
+        first.run.write_lines("metrics.jsonl", [{"step": 1}])
+        metrics = first.run.local_path("metrics.jsonl")
+        assert metrics is not None
+        os.utime(metrics, (START + 55, START + 55))
+    elif sign == "launcher":
+        first.now = START + 75
+        first.follow(*pods)
+        first.now = START + 80  # less than a minute later nothing is written
+        first.follow(*pods)
     later = Harness(tmp_path)  # its state file has pods that its observer does not have
-    later.now = START + 90
+    later.now = START + 5000
     result = later.follow(is_job_over=True)
     assert result is not None
     assert result.gang.exit_code == 137
-    assert sum(later.seconds(0).values()) == 90.0
+    assert sum(later.seconds(0).values()) == paid
 
 
 def test_a_gang_that_is_replaced_ended_before_the_next_one_was_created(harness: Harness) -> None:

@@ -282,6 +282,20 @@ def test_who_created_at_the_same_moment_and_was_not_last_is_rejected(
         take(folder)
 
 
+def test_a_holder_gives_way_to_its_own_kind_alone(folder: Storage) -> None:
+    first = acquire(folder, "training", "the training of r", no_wait, kind="trainjob")
+    for kind in ("", "other"):
+        with pytest.raises(LeaseHeld):
+            acquire(folder, "training", "the training of r", no_wait, kind=kind)
+    second = acquire(folder, "training", "the training of r", no_wait, kind="trainjob")
+    with pytest.raises(LeaseLost):
+        first.confirm()
+    second.release()
+    take(folder)
+    with pytest.raises(LeaseHeld):
+        acquire(folder, "training", "the training of r", no_wait, kind="trainjob")
+
+
 def test_a_damaged_claim_is_named(folder: Storage) -> None:
     folder.write("leases/training/000000007.json", b'{"pid": 1}')
     with pytest.raises(DataError, match=r"leases/training/000000007\.json in .* is damaged"):

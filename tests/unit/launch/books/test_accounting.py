@@ -12,9 +12,8 @@ import pytest
 from components.accounting.ledger import STATES, append_ledger, ledger_lines, read_ledger
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.launch.attempts import LAUNCH_EVENTS
 from pipeline.launch.books import accounting
-from pipeline.launch.books.accounting import EndedAttempt, PricedNodes
+from pipeline.launch.books.accounting import LAUNCH_EVENTS, EndedAttempt, PricedNodes
 from tests.cluster.operators import commit_checkpoint
 from tests.stores.mortal import contents, killed_everywhere
 
