@@ -29,6 +29,7 @@ from pipeline.config import resolve, to_yaml
 from pipeline.cost.documents import COST_KEYS, PLAN_KEYS
 from pipeline.cost.plan import Assumptions
 from pipeline.datasets import verbs as dataset_verbs
+from pipeline.datasets.verify import add_verify
 from pipeline.kubeflow import verbs as cluster_verbs
 from pipeline.recipe import recipes
 
@@ -87,6 +88,7 @@ def build_parser() -> Parser:
     _add_plan(verbs)
     _add_cost(verbs)
     dataset_verbs.add_dataset(verbs)
+    add_verify(verbs)
     cluster_verbs.add_cluster_verbs(verbs)
     return parser
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from components.caption.config import CaptionConfig
 from components.caption.image_captions import Draft, ImageCaptions
 from components.caption.job import CaptionJob
 from components.caption.resume import clear_unfinished, read_unfinished, save_unfinished
-from components.errors import DataError
+from components.errors import DamagedFile, DataError
 from components.image.decoding import ImageLimits
 from components.image.records import (
     CaptionRecord,
@@ -177,10 +177,21 @@ def _earlier(dataset: Storage, group: str) -> dict[str, ImageOutcome]:
     for name in reversed((group, *ancestors(group))):  # of several outcomes the last one counts
         outcomes += read_unfinished(dataset, name)
         if dataset.exists(captions_key(name)):
-            with suppress(DataError):  # records in another format are written again
+            with _another_format_skipped():
                 outcomes += read_captions(dataset, name)
                 outcomes += read_caption_rejections(dataset, name)
     return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
+
+
+@contextmanager
+def _another_format_skipped() -> Iterator[None]:
+    """Skip records of another format, which are written again; damaged ones are not captioned again without a word."""
+    try:
+        yield
+    except DamagedFile:
+        raise
+    except DataError:
+        pass
 
 
 def _renewed(outcome: ImageOutcome, image: ImageRecord) -> ImageOutcome:

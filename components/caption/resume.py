@@ -29,13 +29,13 @@ def read_outcomes(storage: Storage, key: str) -> list[ImageOutcome]:
     """
     return [
         Rejection(**values) if "reason" in values else parse_caption_record(values, key)
-        for values in storage.read_lines(key)
+        for values in storage.read_records(key)
     ]
 
 
 def write_outcomes(storage: Storage, key: str, outcomes: Iterable[ImageOutcome]) -> None:
     """Write outcomes, one per line."""
-    storage.write_lines(key, (asdict(outcome) for outcome in outcomes))
+    storage.write_records(key, (asdict(outcome) for outcome in outcomes))
 
 
 def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[ImageOutcome]) -> None:

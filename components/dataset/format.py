@@ -19,7 +19,6 @@ The same samples give the same bytes. The index is written after the tar, so a s
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from components.digests import canonical_json, sha256, short
 from components.errors import DataError, NotFound
 from components.storage.base import Storage
+from components.storage.checksums import with_checksum
 
 FORMAT = 1
 MOMENTS = "moments.npy"
@@ -184,7 +184,7 @@ def pack(samples: Sequence[Sample]) -> tuple[bytes, bytes]:
             entries.append({"key": sample.key, "caption_digest": digest, "variant": sample.variant, "offsets": offsets})
     data = buffer.getvalue()
     index = {"format": FORMAT, "bytes": len(data), "sha256": sha256(data), "samples": entries}
-    return data, canonical_json(index)
+    return data, canonical_json(with_checksum(index))
 
 
 def npy(array: NDArray[np.float16] | NDArray[np.int32]) -> bytes:
@@ -224,7 +224,7 @@ def index_json(storage: Storage, name: str) -> dict[str, Any]:
         NotFound: If there is none.
         DataError: If it is of another format; other damage shows when the index is used, in `damage_explained`.
     """
-    value = json.loads(storage.read(index_key(name)))
+    value = storage.read_json(index_key(name))
     if value["format"] != FORMAT:
         raise DataError(f"shard {name}: its index has format {value['format']!r}, expected {FORMAT}")
     return dict(value)

@@ -20,6 +20,7 @@ from components.dataset.prompts import NotedCaptions
 from components.digests import digest
 from components.errors import DataError, NotFound
 from components.storage.base import Storage
+from components.storage.checksums import with_checksum
 
 FORMAT = 1
 GROUP_FORMAT = 2  # of groups/<group>.json; 1 had "refused" for "rejected"
@@ -191,9 +192,19 @@ def write_dataset(storage: Storage, dataset: Dataset) -> None:
     It is also written under its digest, so that a run can go on with the version that it began with.
     """
     value = {"format": FORMAT, **asdict(dataset), "digest": dataset.digest}
-    data = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    data = (json.dumps(with_checksum(value), indent=1, sort_keys=True) + "\n").encode()
     storage.write(version_key(dataset.digest), data)
     storage.write(KEY, data)
+
+
+def read_committed(storage: Storage, key: str) -> Dataset:
+    """Read a version at its key in a folder ``datasets/<encoding-key>``.
+
+    Raises:
+        NotFound: If there is none.
+        DataError: If it is damaged or of another format.
+    """
+    return _read(storage, key, "run index again")
 
 
 def version_key(digest: str) -> str:
@@ -203,7 +214,7 @@ def version_key(digest: str) -> str:
 
 def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
     try:
-        value = json.loads(storage.read(key))
+        value = storage.read_json(key)
         if value["format"] != FORMAT:
             raise DataError(f"{key} has format {value['format']!r}, expected {FORMAT}; use a new workdir")
         dataset = Dataset(

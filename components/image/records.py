@@ -1,22 +1,22 @@
 """Records of images, captions and rejections: written by ingest, caption, clean and latents, read by the later steps.
 
 Each line is a JSON object; images and captions are sorted by content (``sha256``), rejections by name, so that the same
-input makes the same bytes. Names are those of the source: they may contain anything, even bytes that are not UTF-8
-(Python's lone surrogates, escaped by JSON), and must never be put into a path, a shell or a page unescaped.
+input makes the same bytes; a last line has the checksum of all others. Names are those of the source: they may contain
+anything, even bytes that are not UTF-8 (Python's lone surrogates, escaped by JSON), and must never be put into a path,
+a shell or a page unescaped.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from components.digests import sha256
-from components.errors import DataError, NotFound
+from components.digests import digest
+from components.errors import DamagedFile, DataError, NotFound
 from components.storage.base import Storage
 
-FORMAT = 2
+FORMAT = 3
 R = TypeVar("R")
 
 
@@ -240,6 +240,8 @@ def read_manifest(workdir: Storage, source_id: str) -> Manifest:
             f"{workdir.url}: {key} is not of format {FORMAT}, the only one that can be read; run the ingest step again"
         )
     manifest = _record(Manifest, values, key)
+    if not isinstance(manifest.groups, list):
+        raise DamagedFile(f"{key} in {workdir.url} is damaged (no list of groups); delete it and run ingest again")
     return replace(manifest, groups=tuple(manifest.groups))
 
 
@@ -267,12 +269,11 @@ def read_images(workdir: Storage, source_id: str, group: str) -> list[ImageRecor
 def write_images(workdir: Storage, source_id: str, group: str, records: Iterable[ImageRecord]) -> str:
     """Write one group's images and return the digest of the file."""
     ordered = sorted(records, key=lambda record: (record.sha256, record.name))
-    lines = (
+    lines = [
         {**vars(record), "caption": None if record.caption is None else vars(record.caption)} for record in ordered
-    )
-    data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-    workdir.write(images_key(source_id, group), data)
-    return sha256(data)
+    ]
+    workdir.write_records(images_key(source_id, group), lines)
+    return digest(lines)
 
 
 def read_captions(dataset: Storage, group: str) -> list[CaptionRecord]:
@@ -304,7 +305,7 @@ def write_captions(
     """Write one group's captions and rejections; the captions last, since they mark the group as complete."""
     write_rejections(dataset, caption_rejections_key(group), rejections)
     ordered = sorted(records, key=lambda record: (record.sha256, record.name))
-    dataset.write_lines(captions_key(group), (caption_values(record) for record in ordered))
+    dataset.write_records(captions_key(group), (caption_values(record) for record in ordered))
 
 
 def caption_values(record: CaptionRecord) -> dict[str, Any]:
@@ -332,8 +333,13 @@ def read_accepted(dataset: Storage, group: str) -> list[CaptionRecord]:
 
 
 def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
-    """Read ingest's rejections of a source."""
-    return read_rejections(workdir, ingest_rejections_key(source_id))
+    """Read ingest's rejections of a source.
+
+    Raises:
+        DataError: If ingest has not run, or its records are broken.
+    """
+    key = ingest_rejections_key(source_id)
+    return [_record(Rejection, values, key) for values in _lines(workdir, key, "ingest")]
 
 
 def read_caption_rejections(dataset: Storage, group: str) -> list[Rejection]:
@@ -352,21 +358,25 @@ def read_clean_rejections(dataset: Storage, group: str) -> list[Rejection]:
 
 
 def read_rejections(storage: Storage, key: str) -> list[Rejection]:
-    """Read rejections, sorted by name; none if the file does not exist."""
+    """Read rejections, sorted by name; none if the file does not exist.
+
+    Raises:
+        DamagedFile: If they are not what was written.
+    """
     if not storage.exists(key):
         return []
-    return [_record(Rejection, values, key) for values in storage.read_lines(key)]
+    return [_record(Rejection, values, key) for values in storage.read_records(key)]
 
 
 def write_rejections(storage: Storage, key: str, rejections: Iterable[Rejection]) -> None:
     """Write rejections."""
     ordered = sorted(rejections, key=lambda rejection: (rejection.name, rejection.step, rejection.reason))
-    storage.write_lines(key, (asdict(rejection) for rejection in ordered))
+    storage.write_records(key, (asdict(rejection) for rejection in ordered))
 
 
 def _lines(storage: Storage, key: str, step: str) -> Iterable[dict[str, Any]]:
     try:
-        yield from storage.read_lines(key)
+        yield from storage.read_records(key)
     except NotFound:
         raise DataError(f"{storage.url} has no {key}; run the {step} step first") from None
 

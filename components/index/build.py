@@ -83,7 +83,7 @@ def index(
     dataset = replace(dataset, noted_captions=captions)
     _check(dataset, live, rejections, config)
     delete_result(storage, inputs)
-    storage.write_lines(REJECTED, (asdict(rejection) for rejection in rejections))
+    storage.write_records(REJECTED, (asdict(rejection) for rejection in rejections))
     write_authors(storage, authors)
     write_dataset(storage, dataset)
     result = {

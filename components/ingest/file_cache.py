@@ -20,7 +20,7 @@ from components.errors import DataError, NotFound
 from components.image.records import ingest_prefix
 from components.storage.base import Storage
 
-FORMAT = 3
+FORMAT = 4
 ROWS_PER_PART = 50_000
 
 
@@ -123,14 +123,14 @@ def _read(workdir: Storage, source_id: str, *, journal: bool) -> Iterator[FileRe
 
 
 def _part(workdir: Storage, key: str) -> list[FileRecord]:
-    lines = workdir.read_lines(key)
+    lines = workdir.read_records(key)
     if next(lines, None) != {"format": FORMAT}:
         return []
     return [FileRecord(**{"owner": values["name"], **values}) for values in lines]
 
 
 def _write(workdir: Storage, key: str, records: Iterable[FileRecord]) -> None:
-    workdir.write_lines(key, [{"format": FORMAT}, *map(_values, records)])
+    workdir.write_records(key, [{"format": FORMAT}, *map(_values, records)])
 
 
 def _values(record: FileRecord) -> dict[str, object]:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from components.digests import digest
-from components.errors import DataError, ImageRejected
+from components.errors import DamagedFile, DataError, ImageRejected
 from components.image.records import (
     Manifest,
     Rejection,
@@ -93,19 +93,26 @@ def _result(source: Source, manifest: Manifest, progress: Progress, **counts: in
 
 
 def _previous_manifest(workdir: Storage, source_id: str) -> Manifest | None:
-    """Return the manifest of the last complete run; None if there was none, or none that can be read."""
+    """Return the manifest of the last complete run; None if there was none, or one of another format.
+
+    Raises:
+        DamagedFile: If it is damaged: without it, there might be fewer groups, and all would be captioned again.
+    """
     try:
         return read_manifest(workdir, source_id)
+    except DamagedFile:
+        raise
     except DataError:
         return None
 
 
 def _is_complete(workdir: Storage, source_id: str, manifest: Manifest) -> bool:
-    """Return whether all groups of a manifest exist, and its listing was stable."""
+    """Return whether all that a manifest stands for exists, and its listing was stable."""
     if not manifest.listing:
         return False
     existing = {entry.key for entry in workdir.list(ingest_prefix(source_id))}
-    return {images_key(source_id, group) for group in manifest.groups} <= existing
+    groups = {images_key(source_id, group) for group in manifest.groups}
+    return {*groups, ingest_rejections_key(source_id)} <= existing
 
 
 def _remove_leftovers(workdir: Storage, source_id: str, manifest: Manifest) -> None:
@@ -165,7 +172,7 @@ def _write(
     if first is not None:
         images, digests = write_groups(workdir, source.id, groups, chain([first], selected))
     rejected = catalog.count_rejected()
-    workdir.write_lines(ingest_rejections_key(source.id), map(vars, catalog.rejections()))
+    workdir.write_records(ingest_rejections_key(source.id), map(vars, catalog.rejections()))
     write_cache(workdir, source.id, catalog.records())
     if first is None:
         raise DataError(f"source {source.url!a}: no image can be used; {_rejection_summary(catalog)}")

@@ -241,6 +241,16 @@ class _Reader:
             self.missing[printable(key)] = f"has lines that do not fit: {len(misfits)}; {misfits[0]}"
         return tuple(records)
 
+    def records(self, key: str, model: type[R]) -> tuple[R, ...]:
+        """Read lines that were written at once, with a checksum: all or none."""
+        try:
+            return tuple(model.model_validate(_clean(record)) for record in self._storage.read_records(key))
+        except ValidationError as error:
+            self.missing[printable(key)] = _misfit(error)
+        except DarkroomError as error:
+            self._note(key, error)
+        return ()
+
     def ledger(self, run: str) -> tuple[LedgerLine, ...]:
         """Read the whole ledger, or nothing: sums over a part of it would be wrong."""
         key = f"{run}/{LEDGER}"
@@ -263,14 +273,14 @@ class _Reader:
     def dataset(self, encoding_key: str | None, source_id: str | None) -> tuple[Dataset | None, tuple[Rejected, ...]]:
         """Read the dataset and its rejections, or those of ingest if there is no dataset."""
         if encoding_key is None:
-            return None, self.lines(f"ingest/{source_id}/rejected.jsonl", Rejected) if source_id is not None else ()
+            return None, self.records(f"ingest/{source_id}/rejected.jsonl", Rejected) if source_id is not None else ()
         dataset = None
         folder = f"datasets/{encoding_key}"
         try:
             dataset = read_dataset(self._storage.child(folder))
         except DarkroomError as error:
             self._note(f"{folder}/dataset.json", error)
-        return dataset, self.lines(f"{folder}/rejected.jsonl", Rejected)
+        return dataset, self.records(f"{folder}/rejected.jsonl", Rejected)
 
     def _note(self, key: str, error: Exception) -> None:
         self.missing[printable(key)] = ABSENT if isinstance(error, NotFound) else printable(str(error))

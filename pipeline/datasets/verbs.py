@@ -252,7 +252,7 @@ def _contents(storage: Storage) -> Contents:
                 contents.licences[record.license or "unknown"] += 1
                 contents.captions_by.update(author(caption.by) for caption in record.captions)
     if storage.exists(_REJECTED):
-        contents.rejected.update(str(record.get("reason")) for record in storage.read_lines(_REJECTED))
+        contents.rejected.update(str(record.get("reason")) for record in storage.read_records(_REJECTED))
     return contents
 
 
