@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import permutations
 
 import pytest
@@ -18,6 +19,7 @@ from components.image.records import (
     group_names,
     group_of,
     groups_of_lane,
+    parse_caption_record,
     read_accepted,
     read_captions,
     read_images,
@@ -53,6 +55,16 @@ def test_rejections_are_the_same_bytes_in_whatever_order_they_come() -> None:
         written.add(work.read("rejected.jsonl"))
     assert len(written) == 1
     assert read_rejections(work, "rejected.jsonl") == REJECTIONS
+
+
+def test_where_nothing_was_rejected_there_are_no_rejections() -> None:
+    assert read_rejections(MemoryStorage("manifest-none"), "rejected.jsonl") == []
+
+
+def test_an_image_without_captions_is_no_record() -> None:
+    values = {**asdict(captioned("a")), "captions": []}
+    with pytest.raises(DataError, match=r"g\.jsonl: image a has no captions"):
+        parse_caption_record(values, "g.jsonl")
 
 
 def test_records_are_sorted_by_content_and_then_by_name() -> None:
