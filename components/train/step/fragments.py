@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+# Elements that ranks exchange at once: a buffer of 200 MB at most, or one parameter.
+_BUCKET = 50_000_000
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -57,14 +59,28 @@ def assembled(
         shapes: Every parameter's shape.
         device: Where ranks exchange tensors.
     """
-    for name, shape in shapes.items():
-        flat = torch.zeros(prod(shape), dtype=torch.float32, device=device)
-        if name in shares:
-            start, values = shares[name]
-            flat[start : start + len(values)] = values
+    for bucket in _buckets({name: prod(shape) for name, shape in shapes.items()}):
+        flat = torch.zeros(sum(bucket.values()), dtype=torch.float32, device=device)
+        parts = dict(zip(bucket, torch.split(flat, list(bucket.values())), strict=True))
+        for name, part in parts.items():
+            if name in shares:
+                start, values = shares[name]
+                part[start : start + len(values)] = values
         # Added up as integers: -0.0 + 0.0 would be 0.0, which is another bit pattern.
         torch.distributed.all_reduce(flat.view(torch.int32))
-        yield name, flat
+        yield from parts.items()
+
+
+def _buckets(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Yield the sizes in buckets: one exchange per parameter would cost more than the numbers."""
+    bucket: dict[str, int] = {}
+    for name, size in sizes.items():
+        if bucket and sum(bucket.values()) + size > _BUCKET:
+            yield bucket
+            bucket = {}
+        bucket[name] = size
+    if bucket:
+        yield bucket
 
 
 @contextmanager

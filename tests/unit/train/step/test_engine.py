@@ -24,7 +24,7 @@ from components.storage.open import open_storage
 from components.train.config import TrainConfig
 from components.train.data.batches import micro_batches
 from components.train.data.reader import MicroBatch
-from components.train.step import replicated
+from components.train.step import fragments, replicated
 from components.train.step.engine import Engine, init_distributed, load_weights
 from components.train.step.loss_scale import LossScale
 
@@ -191,7 +191,8 @@ def run_rank(rank: int, world: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     init_distributed("cpu")
-    replicated._BUCKET = 20  # so that gradients are added up over ranks in several buckets
+    # So that gradients are added up, and the moving average is exchanged, in several buckets.
+    replicated._BUCKET = fragments._BUCKET = 20
     run = open_storage(folder)
     for kind, variant in CASES:
         config, here = config_of(kind, variant), run.child(f"{kind}, {variant}")
