@@ -11,12 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.html.formatting import quantity
+from components.html.formatting import SPACE, percent, quantity
 from components.model.metric_results import MetricResult, Metrics
 from components.publish.config import PublishConfig
 
 # CommonMark 0.31, section 2.4: a backslash takes the meaning from ASCII punctuation; these have one.
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-.!|~&$:@^=]")
+
+_PLAIN = re.compile(r"[\w ,.;:!?'()-]{1,200}")
 
 # What shaped the weights. Where the images came from and where the run ran are private.
 _SECTIONS = ("seed", "model", "caption", "latents", "index", "train", "evaluate")
@@ -46,7 +48,7 @@ def render_card(
         escape(config.description),
         f"A Stable Diffusion model trained with Darkroom. Version `{version}`.",
         "## Use",
-        _USE,
+        _use(evaluation["prompts"]),
         "## Measured",
         _table(("metric", "value", "on real images", "what it is", "how it was computed"), _metric_rows(metrics)),
         _prompts(evaluation["prompts"], metrics),
@@ -74,12 +76,15 @@ def _head(config: PublishConfig) -> str:
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"])
 
 
-_USE = """\
+def _use(prompts: Sequence[Mapping[str, Any]]) -> str:
+    """Return how to draw with it: the first prompt that is plain words, since code cannot be escaped for Markdown."""
+    prompt = next((row["prompt"] for row in prompts if _PLAIN.fullmatch(row["prompt"])), "what to draw")
+    return f"""\
 ```python
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained("path/to/this/folder")
-pipeline("what to draw").images[0].save("drawn.png")
+pipeline("{prompt}").images[0].save("drawn.png")
 ```"""
 
 
@@ -95,7 +100,7 @@ def _metric_rows(metrics: Metrics) -> list[list[str]]:
             _quantity(metric.value, metric) if metric.value is not None else f"not measured: {escape(metric.reason)}",
             _reference(metric),
             escape(f"{metric.description}; {metric.direction} is better"),
-            escape(f"{metric.estimator}; {metric.samples:,} generated images"),
+            escape(" ".join(f"{metric.estimator}; {metric.samples:,} generated images. {metric.caveat}".split())),
         ]
         for metric in metrics.values()
     ]
@@ -130,10 +135,17 @@ def _origin_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     return [
         ["base model", escape(evaluation["base_model"])],
         ["optimizer step", str(evaluation["step"])],
+        ["share of the base model in the weights", _base_share(evaluation.get("base_share"))],
         ["dataset digest", evaluation["dataset_digest"]],
         ["weights digest", evaluation["weights_sha256"]],
         ["image size", f"{width} × {height} pixels"],
     ]
+
+
+def _base_share(share: float | None) -> str:
+    if share is None:
+        return "not recorded"
+    return escape(f"less than 0.1{SPACE}%" if share < 0.001 else percent(share))
 
 
 def _captions(authors: Mapping[str, int], settings: Mapping[str, Any] | None) -> list[str]:

@@ -24,7 +24,7 @@ from components.storage.base import Storage
 from components.storage.scratch import scratch_folder
 
 # Goes up whenever the same weights and the same base would be published as other bytes.
-FORMAT = 2
+FORMAT = 3
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 # What the champion keeps of its evaluation, besides the metrics.
 _EVALUATED = ("step", "measurement", "dataset_digest", "weights_sha256")

@@ -308,6 +308,18 @@ def test_only_what_was_measured_is_published(workdir: LocalStorage, base: Path, 
     assert contents(workdir) == {}
 
 
+def test_the_card_draws_a_prompt_of_the_run_and_says_how_much_is_the_base(workdir: LocalStorage, base: Path) -> None:
+    evaluation = workdir.read_json("runs/first/evaluation/evaluation.json")
+    metrics: dict[str, float] = {}
+    prompts = [
+        {"prompt": text, "images": 1, "metrics": metrics} for text in ('say "cheese"', "un café, à Liège", "a cat")
+    ]
+    workdir.write_json("runs/first/evaluation/evaluation.json", {**evaluation, "prompts": prompts, "base_share": 0.25})
+    card = workdir.read(f"{published(workdir, base)}/README.md").decode()
+    assert 'pipeline("un café, à Liège").images[0]' in card
+    assert "| share of the base model in the weights | 25 % |" in card.replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) -> None:
     path = published(workdir, base, description=HOSTILE, license="mit: \n# no")
     card = workdir.read(f"{path}/README.md").decode()
@@ -318,6 +330,7 @@ def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) 
     assert "<script>" not in before
     assert r"\<script\>alert\(1\)\</script\> \| \`x\` \[a\]\(javascript\:b\) \# " + "\ufffd" in before
     assert json.loads(settings.split("\n```")[0]) == {"seed": 1, "train": {"steps": 10, "note": HOSTILE}}
+    assert 'pipeline("what to draw")' in before, "the only prompt is no plain text"
     assert "/secret" not in card
     assert "first" not in card
     assert "| X | 75 % | 100 % (real images) |" in before
