@@ -62,6 +62,14 @@ class StepRun(Protocol):
             DataError: If the source is not there.
         """
 
+    @property
+    def caption_set(self) -> str:
+        """The name under which the workdir keeps the source's captions as the run's settings make them.
+
+        Raises:
+            DataError: If the source is not there.
+        """
+
     def encoding_key(self, base: Path) -> str:
         """Return the name of the encoding that a base model's folder gives with the run's settings."""
 

@@ -52,6 +52,12 @@ class RunConfig(Settings):
     placement: Operational[PlacementConfig] = PlacementConfig()
     pods: Operational[PodsConfig] = PodsConfig()
 
+    @property
+    def caption_key(self) -> str:
+        """Digest of all settings that decide which images of a source are trained on, and with which captions."""
+        limits = self.ingest.limits.model_dump(mode="json")
+        return short([self.caption.outcome, self.clean.outcome, limits])
+
     @field_validator("name")
     @classmethod
     def _is_free(cls, name: str) -> str:

@@ -19,13 +19,17 @@ def build(pod_of: PodOf) -> Any:
     def run(task: Any) -> Any:
         return steps.set_pod(task, pod_of(task.component_spec.name))
 
-    @dsl.pipeline(name="encode", description="Turn lanes of images into one dataset of captioned latents.")
-    def encode(config: str, lanes: list, encoding_key: str, base_model: str) -> str:
-        # A pipeline of its own: kfp.local fills what a loop takes from other steps with the loop's item.
+    # Pipelines of their own: kfp.local fills what a loop takes from other steps with the loop's item.
+    @dsl.pipeline(name="label", description="Give lanes of images captions, and reject what must not be trained on.")
+    def label(config: str, lanes: list) -> list:
         with dsl.ParallelFor(lanes) as lane:
-            captioned = run(steps.caption(config=config, encoding_key=encoding_key, lane=lane)).output
-        cleaned = run(steps.clean(config=config, encoding_key=encoding_key, lanes=dsl.Collected(captioned)))
-        with dsl.ParallelFor(cleaned.outputs["Output"]) as lane:
+            captioned = run(steps.caption(config=config, lane=lane)).output
+        cleaned: list = run(steps.clean(config=config, lanes=dsl.Collected(captioned))).outputs["Output"]
+        return cleaned
+
+    @dsl.pipeline(name="encode", description="Turn lanes of captioned images into one dataset of latents.")
+    def encode(config: str, lanes: list, encoding_key: str, base_model: str) -> str:
+        with dsl.ParallelFor(lanes) as lane:
             latents = run(
                 steps.latents(config=config, encoding_key=encoding_key, base_model=base_model, lane=lane)
             ).output
@@ -52,12 +56,13 @@ def build(pod_of: PodOf) -> Any:
         request = {"recipe": recipe, "workdir": workdir, "source": source, "overrides": overrides, "cluster": cluster}
         with dsl.ExitHandler(run(steps.report(**request))):
             config = run(steps.configure(**request)).output
-            lanes = run(steps.ingest(config=config)).output
+            images = run(steps.ingest(config=config)).output
+            lanes = steps.uncached(label(config=config, lanes=images)).output
             base = run(steps.autoencoder(config=config, lanes=lanes)).outputs
             model = {"config": config, "encoding_key": base["encoding_key"], "base_model": base["base_model"]}
             dataset = steps.uncached(encode(**model, lanes=lanes)).output
-            trained = run(steps.train(**model, dataset=dataset)).output
-            measured = run(steps.evaluate(**model, trained=trained))
+            trained = run(steps.train(**model, dataset=dataset)).outputs
+            measured = run(steps.evaluate(**model, dataset=trained["dataset"], trained=trained["step"]))
             with dsl.If(measured.outputs["Output"] == True):  # noqa: E712 - the compiler needs a comparison
                 run(steps.publish(config=config, base_model=base["base_model"]))
 

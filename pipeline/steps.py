@@ -95,31 +95,31 @@ def ingest(config: str) -> list:
 
 
 @step
+def caption(config: str, lane: str) -> str:
+    """Give the images of a lane's groups captions; returns the lane's name."""
+    from pipeline import work
+
+    work.run_step("caption", config, lane=lane)
+    return lane
+
+
+@step
+def clean(config: str, lanes: list, page: Output[HTML], summary: Output[Markdown]) -> list:
+    """Reject what the filters and near duplicates say, and write the data report; returns the lanes."""
+    from pipeline import work
+
+    pages = {"report": page.path, "summary": summary.path}
+    work.run_step("clean", config, pages=pages)
+    return lanes
+
+
+@step
 def autoencoder(config: str, lanes: list) -> NamedTuple("Base", [("base_model", str), ("encoding_key", str)]):
     """Provide the model to start from; train an autoencoder if none is given."""
     from pipeline import work
 
     base = work.run_step("autoencoder", config)
     return base["base_model"], base["encoding_key"]
-
-
-@step
-def caption(config: str, encoding_key: str, lane: str) -> str:
-    """Give the images of a lane's groups captions; returns the lane's name."""
-    from pipeline import work
-
-    work.run_step("caption", config, {"encoding_key": encoding_key}, lane)
-    return lane
-
-
-@step
-def clean(config: str, encoding_key: str, lanes: list, page: Output[HTML], summary: Output[Markdown]) -> list:
-    """Reject what the filters and near duplicates say, and write the data report; returns the lanes."""
-    from pipeline import work
-
-    pages = {"report": page.path, "summary": summary.path}
-    work.run_step("clean", config, {"encoding_key": encoding_key}, pages=pages)
-    return lanes
 
 
 @step
@@ -140,20 +140,25 @@ def index(config: str, encoding_key: str, lanes: list) -> str:
 
 
 @step
-def train(config: str, encoding_key: str, base_model: str, dataset: str) -> int:
-    """Train the UNet, and start it again after preemptions; returns the last optimizer step."""
+def train(config: str, encoding_key: str, base_model: str, dataset: str) -> NamedTuple(
+    "Trained", [("step", int), ("dataset", str)]
+):
+    """Train the UNet, and start it again after preemptions; returns the last step and the version trained on."""
     from pipeline import work
 
     inputs = {"encoding_key": encoding_key, "base_model": base_model, "dataset": dataset}
-    return int(work.run_step("train", config, inputs)["step"])
+    trained = work.run_step("train", config, inputs)
+    return int(trained["step"]), str(trained["dataset_digest"])
 
 
 @step
-def evaluate(config: str, encoding_key: str, base_model: str, trained: int, metrics: Output[Metrics]) -> bool:
+def evaluate(
+    config: str, encoding_key: str, base_model: str, dataset: str, trained: int, metrics: Output[Metrics]
+) -> bool:
     """Draw and measure; returns whether the model beats the published one."""
     from pipeline import work
 
-    inputs = {"encoding_key": encoding_key, "base_model": base_model}
+    inputs = {"encoding_key": encoding_key, "base_model": base_model, "dataset": dataset}
     return bool(work.run_step("evaluate", config, inputs, log_metric=metrics.log_metric)["better"])
 
 

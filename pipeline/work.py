@@ -54,6 +54,11 @@ class OpenRun:
         """The name under which the workdir keeps what ingest listed."""
         return open_source(self.settings.ingest.source).id
 
+    @property
+    def caption_set(self) -> str:
+        """The name under which the workdir keeps the source's captions as these settings make them."""
+        return f"{self.source_id}/{self.settings.caption_key}"
+
     def encoding_key(self, base: Path) -> str:
         """Return the name of the encoding that a base model's folder gives with the run's settings."""
         from components.latents.encoding_key import encoding_key
@@ -165,13 +170,16 @@ def _launch(work: WorkingStep) -> Result:
 
     base_model, encoding_key, dataset = (work.inputs[name] for name in ("base_model", "encoding_key", "dataset"))
     context = LaunchContext(work.settings, work.workdir, base_model, encoding_key, dataset, work.progress)
+    # Later steps work with the version that was trained on, even if a newer one is committed meanwhile.
+    trained_on = {"dataset_digest": dataset}
     if work.settings.launch.where == "local":
-        return local_launcher.launch(context)
+        return {**local_launcher.launch(context), **trained_on}
     from pipeline.cost.prices import prices_by_pool
     from pipeline.launch import cluster_launcher
 
     placement = work.settings.placement
-    return cluster_launcher.launch(replace(context, prices=prices_by_pool(placement.prices, placement.instance)))
+    context = replace(context, prices=prices_by_pool(placement.prices, placement.instance))
+    return {**cluster_launcher.launch(context), **trained_on}
 
 
 def recorded(run: OpenRun, step: str, work: Callable[[Progress], Result], lane: str | None = None) -> Result:

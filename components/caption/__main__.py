@@ -1,9 +1,10 @@
-"""Give every image of one partition group captions: from files beside it, folder names, label files or models.
+r"""Give every image of one partition group captions: from files beside it, folder names, label files or models.
 
-    python -m components.caption --workdir work --source-id 0123456789abcdef --group g01 --encoding-key 89abcdef01234567
+    python -m components.caption --workdir work --source-id 0123456789abcdef --group g01 \
+        --caption-set 0123456789abcdef/mine
 
-``--source-id`` is what ingest printed, ``--encoding-key`` names the dataset. Started again, it captions only images
-that are new, or whose captions depend on something that has changed.
+``--source-id`` is what ingest printed; ``--caption-set`` is the folder below ``captions/`` that is written: the source
+and a name. Started again, it captions only images that are new, or whose captions depend on something that has changed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = step_parser("caption", __doc__)
     parser.add_argument("--source-id", required=True, help="name of the source, as ingest printed it")
     parser.add_argument("--group", required=True, help="name of the partition group, such as g01")
-    parser.add_argument("--encoding-key", required=True, help="name of the dataset below datasets/")
+    parser.add_argument("--caption-set", required=True, help="folder below captions/: SOURCE-ID/NAME")
     parser.add_argument("--limit", action="append", default=[], metavar="KEY=VALUE", help="override one image limit")
     return run_step(parser, CaptionConfig, argv, _work)
 
@@ -35,7 +36,7 @@ def _work(config: CaptionConfig, arguments: Namespace, workdir: Storage, progres
     from components.caption.group import caption
 
     limits = ImageLimits.parse(override({}, arguments.limit))
-    return caption(config, limits, arguments.group, arguments.source_id, arguments.encoding_key, workdir, progress)
+    return caption(config, limits, arguments.group, arguments.source_id, arguments.caption_set, workdir, progress)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -25,6 +25,9 @@ SHORT_NAMES = {
 }
 
 _PINNED = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+")
+
+# Settings that say how the work is done, not what comes out.
+_HOW = frozenset({"batch_size", "processes", "start_seconds", "hang_seconds", "device", "readers"})
 
 Origin = Literal["sidecar", "folder", "labels", "fixed", "model"]
 Text = Annotated[str, Field(max_length=500)]
@@ -218,6 +221,16 @@ class CaptionConfig(Settings):
         if self.trust_remote_code is not None and self.trust_remote_code not in self.captioners:
             raise ValueError(f".trust_remote_code ({self.trust_remote_code}) must be in .model, revision included")
         return self
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """The settings on which the words of captions may depend, as JSON."""
+        return self.model_dump(mode="json", exclude={*_HOW, "filters"})
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """The settings on which captions and rejections may depend, as JSON."""
+        return {**self.texts, "filters": self.filters.model_dump(mode="json")}
 
     @property
     def captioners(self) -> tuple[str, ...]:

@@ -16,8 +16,7 @@ def _run(step: StepRun) -> Result:
 
     config = setting(step.settings, "caption", CaptionConfig)
     limits = setting(step.settings, "ingest.limits", ImageLimits)
-    key = step.inputs["encoding_key"]
-    return caption(config, limits, step.group, step.source_id, key, step.workdir, step.progress)
+    return caption(config, limits, step.group, step.source_id, step.caption_set, step.workdir, step.progress)
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

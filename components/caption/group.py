@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from components.caption import processes
@@ -39,7 +40,7 @@ def caption(
     limits: ImageLimits,
     group: str,
     source_id: str,
-    encoding_key: str,
+    caption_set: str,
     workdir: Storage,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -50,8 +51,8 @@ def caption(
         limits: The sizes of image that are accepted.
         group: The partition group's name.
         source_id: The source's name, as ingest returned it.
-        encoding_key: The dataset's name.
-        workdir: Where ``ingest/<source-id>`` is read and ``datasets/<encoding-key>/captions`` is written.
+        caption_set: Name of the caption set, ``<source-id>/<caption-key>``.
+        workdir: Where ``ingest/<source-id>`` is read and ``captions/<caption-set>`` is written.
         progress: Shows the images captioned.
 
     Returns:
@@ -62,17 +63,17 @@ def caption(
         ConfigError: If a captioner cannot be used.
         OutOfMemory: If not even one small image fits into memory beside the captioner.
     """
-    job = CaptionJob(config, limits, group, source_id, encoding_key, workdir)
+    job = CaptionJob(config, limits, group, source_id, caption_set, workdir)
     images = read_images(workdir, source_id, group)
     image_captions = job.image_captions(images)
-    kept = _kept(images, image_captions, job.dataset, group)
+    kept = _kept(images, image_captions, job)
     new = [image for image in images if image.sha256 not in kept]
     outcomes = list(progress.track(_outcomes(job, image_captions, new, progress), "images captioned", len(new)))
     everything = [*_measured(job, image_captions, images, kept, progress), *outcomes]
     records = [outcome for outcome in everything if isinstance(outcome, CaptionRecord)]
     rejections = [outcome for outcome in everything if isinstance(outcome, Rejection)]
-    write_captions(job.dataset, group, records, rejections)
-    clear_unfinished(job.dataset, group)
+    write_captions(job.captions, group, records, rejections)
+    clear_unfinished(job.captions, group)
     reused = sum(isinstance(outcome, CaptionRecord) for outcome in kept.values())
     return {"group": group, "captioned": len(records) - reused, "reused": reused, "rejected": len(rejections)}
 
@@ -150,36 +151,43 @@ def saved(parts: Iterable[list[ImageOutcome]], job: CaptionJob, every: int) -> I
     for part in parts:
         unsaved += part
         if len(unsaved) >= every:
-            save_unfinished(job.dataset, job.group, unsaved)
+            save_unfinished(job.captions, job.group, unsaved)
             yield from unsaved
             unsaved = []
     if unsaved:
-        save_unfinished(job.dataset, job.group, unsaved)
+        save_unfinished(job.captions, job.group, unsaved)
         yield from unsaved
 
 
-def _kept(
-    images: Iterable[ImageRecord], image_captions: ImageCaptions, dataset: Storage, group: str
-) -> dict[str, ImageOutcome]:
-    """Return the outcomes of earlier runs that still hold, for the images of now."""
-    earlier = _earlier(dataset, group)
-    kept = {
-        image.sha256: image_captions.screening.renewed(_renewed(earlier[image.sha256], image))
-        for image in images
-        if image.sha256 in earlier and image_captions.holds(image, _version(earlier[image.sha256]))
-    }
-    return {sha256: outcome for sha256, outcome in kept.items() if outcome is not None}
+def _kept(images: Sequence[ImageRecord], image_captions: ImageCaptions, job: CaptionJob) -> dict[str, ImageOutcome]:
+    """Return the outcomes of earlier runs that still hold, for the images of now.
+
+    They are in this caption set, or, if an image is not, in those that other settings gave the same source: an outcome
+    says what it depends on, so another threshold, say, does not send all images to a captioner again.
+    """
+    kept: dict[str, ImageOutcome] = {}
+    for captions in chain([job.captions], job.other_captions()):
+        missing = [image for image in images if image.sha256 not in kept]
+        if not missing:
+            break
+        earlier = _earlier(captions, job.group)
+        for image in missing:
+            outcome = earlier.get(image.sha256)
+            if outcome is not None and image_captions.holds(image, _version(outcome)):
+                renewed = image_captions.screening.renewed(_renewed(outcome, image))
+                kept |= {image.sha256: renewed} if renewed is not None else {}
+    return kept
 
 
-def _earlier(dataset: Storage, group: str) -> dict[str, ImageOutcome]:
+def _earlier(captions: Storage, group: str) -> dict[str, ImageOutcome]:
     """Return the outcomes of the group's images in earlier runs, finished or not."""
     outcomes: list[ImageOutcome] = []
     for name in reversed((group, *ancestors(group))):  # of several outcomes the last one counts
-        outcomes += read_unfinished(dataset, name)
-        if dataset.exists(captions_key(name)):
+        outcomes += read_unfinished(captions, name)
+        if captions.exists(captions_key(name)):
             with _another_format_skipped():
-                outcomes += read_captions(dataset, name)
-                outcomes += read_caption_rejections(dataset, name)
+                outcomes += read_captions(captions, name)
+                outcomes += read_caption_rejections(captions, name)
     return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
 
 

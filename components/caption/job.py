@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from components.caption.screening import Screening
 from components.caption.text_sources import TextSources
 from components.caption.versions import Versions
 from components.image.decoding import ImageLimits
-from components.image.records import ImageRecord, read_manifest
+from components.image.records import ImageRecord, captions_prefix, read_manifest
 from components.image.sources import open_source
 from components.model.locations import fetch, is_hub_name
 from components.storage.base import Storage
@@ -29,7 +29,7 @@ class CaptionJob:
         limits: The sizes of image that are accepted.
         group: The partition group's name.
         source_id: The source's name, as ingest returned it.
-        encoding_key: The dataset's name.
+        caption_set: The caption set's name, ``<source-id>/<caption-key>``.
         workdir: The storage of the run.
     """
 
@@ -37,13 +37,24 @@ class CaptionJob:
     limits: ImageLimits
     group: str
     source_id: str
-    encoding_key: str
+    caption_set: str
     workdir: Storage
 
     @property
-    def dataset(self) -> Storage:
-        """The dataset's folder."""
-        return self.workdir.child(f"datasets/{self.encoding_key}")
+    def captions(self) -> Storage:
+        """The caption set's folder."""
+        return self.workdir.child(captions_prefix(self.caption_set))
+
+    def other_captions(self) -> Iterator[Storage]:
+        """Yield the folders of the source's other caption sets, the newest first; listed when the first is needed."""
+        own, top = self.caption_set, captions_prefix(self.source_id)
+        written: dict[str, float] = {}
+        for entry in self.workdir.list_dated(top):
+            name = entry.key.removeprefix(f"{top}/").partition("/")[0]
+            written[name] = max(written.get(name, 0.0), entry.written)
+        for name in sorted(written, key=lambda name: (-written[name], name)):
+            if f"{self.source_id}/{name}" != own:
+                yield self.workdir.child(f"{top}/{name}")
 
     def image_captions(self, images: Sequence[ImageRecord]) -> ImageCaptions:
         """Open everything that the captions of some images come from, label files included.
@@ -65,7 +76,7 @@ class CaptionJob:
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON."""
-        values = {name: getattr(self, name) for name in ("group", "source_id", "encoding_key")}
+        values = {name: getattr(self, name) for name in ("group", "source_id", "caption_set")}
         parts = {"config": self.config.model_dump(mode="json"), "limits": self.limits.model_dump(mode="json")}
         return {**values, **parts, "workdir": self.workdir.url}
 
@@ -74,4 +85,4 @@ class CaptionJob:
         """Return the job that ``to_json`` returned."""
         config, limits = CaptionConfig.parse(values["config"]), ImageLimits.parse(values["limits"])
         workdir = open_storage(values["workdir"])
-        return cls(config, limits, values["group"], values["source_id"], values["encoding_key"], workdir)
+        return cls(config, limits, values["group"], values["source_id"], values["caption_set"], workdir)

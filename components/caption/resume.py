@@ -12,12 +12,12 @@ from components.image.records import ImageOutcome, Rejection, parse_caption_reco
 from components.storage.base import Storage
 
 
-def read_unfinished(dataset: Storage, group: str) -> list[ImageOutcome]:
+def read_unfinished(captions: Storage, group: str) -> list[ImageOutcome]:
     """Return the outcomes that a killed step has saved of a group, in no order; what cannot be read is done again."""
     outcomes: list[ImageOutcome] = []
-    for entry in dataset.list(_folder(group)):
+    for entry in captions.list(_folder(group)):
         with suppress(DataError, TypeError):
-            outcomes += read_outcomes(dataset, entry.key)
+            outcomes += read_outcomes(captions, entry.key)
     return outcomes
 
 
@@ -38,15 +38,15 @@ def write_outcomes(storage: Storage, key: str, outcomes: Iterable[ImageOutcome])
     storage.write_records(key, (asdict(outcome) for outcome in outcomes))
 
 
-def save_unfinished(dataset: Storage, group: str, outcomes: Sequence[ImageOutcome]) -> None:
+def save_unfinished(captions: Storage, group: str, outcomes: Sequence[ImageOutcome]) -> None:
     """Save some of a group's outcomes beside those already saved."""
-    write_outcomes(dataset, f"{_folder(group)}/{short([asdict(outcome) for outcome in outcomes])}.jsonl", outcomes)
+    write_outcomes(captions, f"{_folder(group)}/{short([asdict(outcome) for outcome in outcomes])}.jsonl", outcomes)
 
 
-def clear_unfinished(dataset: Storage, group: str) -> None:
+def clear_unfinished(captions: Storage, group: str) -> None:
     """Remove what was saved of a group, once it is finished."""
-    dataset.delete_tree(_folder(group))
+    captions.delete_tree(_folder(group))
 
 
 def _folder(group: str) -> str:
-    return f"captions/{group}.unfinished"
+    return f"{group}.unfinished"

@@ -1,6 +1,6 @@
 r"""Reject near duplicates and images that do not pass the filters, and write the data report.
 
-    python -m components.clean --workdir work --source-id 0123456789abcdef --encoding-key fedcba9876543210 \
+    python -m components.clean --workdir work --source-id 0123456789abcdef --caption-set 0123456789abcdef/mine \
         --groups g0 g1 --set max_distance=4 --filter min_sharpness=30
 
 The caption step must have run for each group. If nothing changed since the last time, nothing is done.
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the step and return its exit code."""
     parser = step_parser("clean", __doc__)
     parser.add_argument("--source-id", required=True, help="the source, as ingest named it")
-    parser.add_argument("--encoding-key", required=True, help="the dataset's folder below datasets/")
+    parser.add_argument("--caption-set", required=True, help="the folder below captions/, as for the caption step")
     parser.add_argument("--groups", required=True, nargs="+", help="all partition groups of the source")
     parser.add_argument(
         "--filter", action="append", default=[], metavar="KEY=VALUE", help="override one threshold of the filters"
@@ -52,7 +52,7 @@ def _work(
     from components.clean.cleaning import clean
 
     filters = FilterConfig.parse(override({}, arguments.filter))
-    where = (arguments.source_id, arguments.groups, arguments.encoding_key, workdir)
+    where = (arguments.source_id, arguments.groups, arguments.caption_set, workdir)
     return clean(config, filters, *where, progress, Buckets(arguments.bucket) if arguments.bucket else None)
 
 

@@ -22,6 +22,7 @@ from components.image.records import (
     Rejection,
     caption_rejections_key,
     captions_key,
+    captions_prefix,
     clean_rejections_key,
     ingest_rejections_key,
     read_caption_rejections,
@@ -50,7 +51,7 @@ def clean(
     filters: FilterConfig,
     source_id: str,
     groups: Sequence[str],
-    encoding_key: str,
+    caption_set: str,
     workdir: Storage,
     progress: Progress,
     buckets: Buckets | None = None,
@@ -64,7 +65,7 @@ def clean(
         filters: The thresholds that the caption step's measurements are compared with.
         source_id: The source, as ingest named it.
         groups: All partition groups of the source.
-        encoding_key: The dataset's folder.
+        caption_set: Name of the caption set, ``<source-id>/<caption-key>``.
         workdir: The storage of the run.
         progress: Shows the groups cleaned.
         buckets: The shapes that images are cut to, for the report.
@@ -76,32 +77,32 @@ def clean(
     Raises:
         DataError: If the caption step has not run for a group.
     """
-    dataset = workdir.child(f"datasets/{encoding_key}")
-    made_from = _made_from(config, filters, source_id, groups, workdir, dataset, buckets)
-    last_result = _last_result(dataset, made_from, groups)
+    captions = workdir.child(captions_prefix(caption_set))
+    made_from = _made_from(config, filters, source_id, groups, workdir, captions, buckets)
+    last_result = _last_result(captions, made_from, groups)
     if last_result is not None:
         return {**last_result, "reused": True}
-    dataset.delete(STATE)  # if this step is killed from here on, the old state must not stand for the new files
+    captions.delete(STATE)  # if this step is killed from here on, the old state must not stand for the new files
     tally = Tally(config.kept_images, config.rejected_images, buckets)
-    originals = _originals(config, filters, groups, dataset)
-    names = _names({original.sha256 for original in originals.values()}, groups, dataset)
+    originals = _originals(config, filters, groups, captions)
+    names = _names({original.sha256 for original in originals.values()}, groups, captions)
     rejected_here = 0
     for group in progress.track(groups, "groups cleaned", len(groups)):
-        kept, rejections = _divide(read_captions(dataset, group), config, filters, originals, names)
-        write_rejections(dataset, clean_rejections_key(group), rejections)
+        kept, rejections = _divide(read_captions(captions, group), config, filters, originals, names)
+        write_rejections(captions, clean_rejections_key(group), rejections)
         rejected_here += len(rejections)
         for record in kept:
             tally.keep(record)
-        for rejection in [*rejections, *read_caption_rejections(dataset, group)]:
+        for rejection in [*rejections, *read_caption_rejections(captions, group)]:
             tally.reject(rejection)
     for rejection in read_ingest_rejections(workdir, source_id):
         tally.reject(rejection)
     source = read_manifest(workdir, source_id).source
-    write_report(config, filters, tally, source, encoding_key, dataset)
+    write_report(config, filters, tally, source, caption_set, captions)
     keys = dict(zip(("report", "summary", "numbers"), REPORT_KEYS, strict=True))
-    paths = {name: f"datasets/{encoding_key}/{key}" for name, key in keys.items()}
+    paths = {name: f"{captions_prefix(caption_set)}/{key}" for name, key in keys.items()}
     result = {"kept": tally.kept, "rejected_here": rejected_here, "rejected": tally.rejected, **paths}
-    dataset.write_json(STATE, {"format": FORMAT, "made_from": made_from, "result": result})
+    captions.write_json(STATE, {"format": FORMAT, "made_from": made_from, "result": result})
     return {**result, "reused": False}
 
 
@@ -111,12 +112,12 @@ def _made_from(
     source_id: str,
     groups: Sequence[str],
     workdir: Storage,
-    dataset: Storage,
+    captions: Storage,
     buckets: Buckets | None,
 ) -> str:
     """Return one digest of everything that the result depends on; nothing is parsed."""
     keys = [key for group in groups for key in (captions_key(group), caption_rejections_key(group))]
-    records = {key: _digest(dataset, key) for key in keys}
+    records = {key: _digest(captions, key) for key in keys}
     ingested = _digest(workdir, ingest_rejections_key(source_id))
     shapes = buckets.shapes if buckets is not None else None
     settings = [config.model_dump(mode="json"), filters.model_dump(mode="json"), shapes]
@@ -130,16 +131,16 @@ def _digest(storage: Storage, key: str) -> str | None:
         return None
 
 
-def _last_result(dataset: Storage, made_from: str, groups: Sequence[str]) -> dict[str, Any] | None:
+def _last_result(captions: Storage, made_from: str, groups: Sequence[str]) -> dict[str, Any] | None:
     """Return the result of the last time if it was made from the same and its files still exist."""
     try:
-        state = dataset.read_json(STATE)
+        state = captions.read_json(STATE)
     except (NotFound, DataError):
         return None
     if not isinstance(state, dict) or (state.get("format"), state.get("made_from")) != (FORMAT, made_from):
         return None
-    existing = {entry.key for entry in dataset.list("captions")}
-    is_whole = existing.issuperset(map(clean_rejections_key, groups)) and all(map(dataset.exists, REPORT_KEYS))
+    existing = {entry.key for entry in captions.list()}
+    is_whole = existing.issuperset([*map(clean_rejections_key, groups), *REPORT_KEYS])
     return dict(state["result"]) if is_whole else None
 
 
@@ -173,12 +174,12 @@ def _near_duplicate(original: Original, names: Mapping[str, str], threshold: int
 
 
 def _originals(
-    config: CleanConfig, filters: FilterConfig, groups: Sequence[str], dataset: Storage
+    config: CleanConfig, filters: FilterConfig, groups: Sequence[str], captions: Storage
 ) -> dict[str, Original]:
     """Return for each near duplicate, by its digest, the image that is kept: the largest, then the first by digest."""
     if config.max_distance is None:
         return {}
-    parts = [_columns(read_captions(dataset, group), filters) for group in groups]
+    parts = [_columns(read_captions(captions, group), filters) for group in groups]
     hashes, pixels, digests = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((*digests.T[::-1], -pixels))
     alike = near_duplicates(hashes[order], config.max_distance)
@@ -202,10 +203,10 @@ def _columns(
     )
 
 
-def _names(digests: Set[str], groups: Sequence[str], dataset: Storage) -> dict[str, str]:
+def _names(digests: Set[str], groups: Sequence[str], captions: Storage) -> dict[str, str]:
     if not digests:
         return {}
-    records = (record for group in groups for record in read_captions(dataset, group))
+    records = (record for group in groups for record in read_captions(captions, group))
     return {record.sha256: record.name for record in records if record.sha256 in digests}
 
 

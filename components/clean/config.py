@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -32,3 +32,8 @@ class CleanConfig(Settings):
     reasons: int = Field(20, ge=0, le=1000, description="reasons of rejection shown with images, at most")
     words: int = Field(40, ge=0, le=1000, description="most frequent words shown, at most")
     tile_side: int = Field(160, ge=16, le=2048, description="longest side of an image in the report, in pixels")
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """The settings on which it depends which images are rejected, as JSON; the others only shape the report."""
+        return {"max_distance": self.max_distance}

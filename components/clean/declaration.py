@@ -19,8 +19,9 @@ def _run(step: StepRun) -> Result:
     config = setting(step.settings, "clean", CleanConfig)
     filters = setting(step.settings, "caption.filters", FilterConfig)
     groups = read_manifest(step.workdir, step.source_id).groups
-    key = step.inputs["encoding_key"]
-    return clean(config, filters, step.source_id, groups, key, step.workdir, step.progress, _buckets(step.settings))
+    return clean(
+        config, filters, step.source_id, groups, step.caption_set, step.workdir, step.progress, _buckets(step.settings)
+    )
 
 
 def _buckets(settings: Settings) -> Buckets:

@@ -26,26 +26,26 @@ REASONS = 3
 
 
 def write_report(
-    config: CleanConfig, filters: FilterConfig, tally: Tally, source: str, encoding_key: str, dataset: Storage
+    config: CleanConfig, filters: FilterConfig, tally: Tally, source: str, caption_set: str, captions: Storage
 ) -> None:
-    """Write ``report.html``, ``report.md`` and ``report.json`` into the dataset's folder.
+    """Write ``report.html``, ``report.md`` and ``report.json`` into the caption set's folder.
 
     Args:
         config: How much to show.
         filters: The thresholds that were applied.
         tally: The counts, and the images to show.
         source: URL of the source, from which the images on the contact sheets are read.
-        encoding_key: The dataset's folder.
-        dataset: The storage at that folder.
+        caption_set: Name of the caption set.
+        captions: The storage at its folder.
     """
-    numbers = {"source": source, "encoding_key": encoding_key, **tally.numbers(config.words)}
+    numbers = {"source": source, "caption_set": caption_set, **tally.numbers(config.words)}
     numbers["filters"] = _thresholds(config, filters)
     reasons = [tally.reasons[row["step"], row["reason"]].shown for row in numbers["rejected"][: config.reasons]]
     kept, *rejected = read_sheets(source, [tally.shown, *reasons], config.tile_side)
     worst = read_worst_fits(source, tally.fits.worst if tally.fits is not None else [], config.tile_side)
-    dataset.write(NUMBERS, json.dumps(numbers, indent=1, allow_nan=False).encode())
-    dataset.write(SUMMARY, summary(numbers).encode())
-    dataset.write(PAGE, page(numbers, kept, rejected, worst).encode())
+    captions.write(NUMBERS, json.dumps(numbers, indent=1, allow_nan=False).encode())
+    captions.write(SUMMARY, summary(numbers).encode())
+    captions.write(PAGE, page(numbers, kept, rejected, worst).encode())
 
 
 def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet], worst: Sheet) -> str:

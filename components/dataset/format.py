@@ -145,15 +145,19 @@ def sample_key(image_sha256: str, number: int) -> str:
     return f"{image_sha256}-{number}" if number else image_sha256
 
 
-def shard_name(bucket: tuple[int, int], samples: Iterable[tuple[str, SampleId]]) -> str:
+def shard_name(bucket: tuple[int, int], samples: Iterable[tuple[str, SampleId, *tuple[str | None, ...]]]) -> str:
     """Return the name of the shard that holds some samples: ``shards/<H>x<W>/<16 hex digits>``.
+
+    It covers all that decides the shard's bytes, so that two runs which write one name write the same.
 
     Args:
         bucket: Height and width in pixels.
-        samples: Their keys and ids, in the shard's order.
+        samples: Their keys and ids, in the shard's order; each followed by what else of its JSON the image alone does
+            not decide.
     """
     height, width = bucket
-    return f"shards/{height}x{width}/{short([[key, sample.caption, sample.variant] for key, sample in samples])}"
+    parts = [[key, sample.caption, sample.variant, *more] for key, sample, *more in samples]
+    return f"shards/{height}x{width}/{short(parts)}"
 
 
 def tar_key(name: str) -> str:

@@ -1,12 +1,13 @@
 """Garbage collection: lists, folder by folder, what no run and no published model refers to, and deletes it.
 
 Nothing that was written within the grace period is deleted, nor anything of a dataset whose run has written within it.
-While an active run has not recorded yet which dataset it uses, all datasets stay. Garbage is yielded while keys are
+While an active run has not recorded yet which dataset it uses, all datasets and captions stay. Shards are shared by the
+caption sets of a dataset: one stays as long as any of them lists it. Garbage is yielded while keys are
 listed, so memory does not grow with the size of the workdir.
 
-Deleting can be killed at any moment: a dataset loses ``dataset.json`` first, a shard its index, a model its ``COMMIT``,
-so that no reader uses a half-deleted one; the rest is garbage in the next run too. A shard that is needed again is
-encoded again.
+Deleting can be killed at any moment: a dataset loses each ``dataset.json`` first, a shard its index, a model its
+``COMMIT``, so that no reader uses a half-deleted one; the rest is garbage in the next run too. A shard that is needed
+again is encoded again.
 """
 
 from __future__ import annotations
@@ -17,13 +18,24 @@ from itertools import chain
 from typing import Any
 
 from components.dataset.references import BASES, InUse
-from components.dataset.versions import KEY, VERSIONS, read_dataset, read_encoding, read_version
+from components.dataset.versions import (
+    GROUPS,
+    KEY,
+    SETS,
+    VERSIONS,
+    read_dataset,
+    read_encoding,
+    read_version,
+    records_of,
+)
 from components.digests import digest
 from components.errors import DataError, NotFound
 from components.model.manifest import COMMIT, read_digests
 from components.storage.base import Storage, Unfinished
 
 DATASETS = "datasets"
+CAPTIONS = "captions"
+STATE = "clean.json"  # in a caption set's folder: what its other files were made from
 
 
 @dataclass(frozen=True)
@@ -31,8 +43,8 @@ class Garbage:
     """One object, folder or upload that nothing refers to.
 
     Attributes:
-        kind: What it is, for messages: ``dataset``, ``version``, ``shard``, ``base model``, ``unfinished model``,
-            ``unfinished write``.
+        kind: What it is, for messages: ``dataset``, ``version``, ``shard``, ``captions``, ``base model``,
+            ``unfinished model``, ``unfinished write``.
         path: The folder to show in messages, below the workdir.
         bytes: Its size.
         key: The object; or, for a whole folder, the one that is deleted before all others.
@@ -46,6 +58,19 @@ class Garbage:
     key: str = ""
     folder: bool = False
     unfinished: Unfinished | None = None
+
+
+@dataclass
+class SetFolder:
+    """What a dataset's folder holds of one caption set alone.
+
+    Attributes:
+        stays: Whether a run or a version in use needs it, or it is too recent to tell.
+        bytes: Total size of its objects.
+    """
+
+    stays: bool
+    bytes: int = 0
 
 
 @dataclass
@@ -71,18 +96,26 @@ def find_garbage(workdir: Storage, read_in_use: Callable[[], InUse], since: floa
         read_in_use: Reads what must stay; it is called again for each folder, for a run may have begun meanwhile.
         since: What was written since then stays, in seconds since 1970 by the store's clock.
     """
-    remaining = []
-    for key, folder in folders(workdir, DATASETS, lambda name: name == KEY or name.startswith(f"{VERSIONS}/")).items():
+    remaining: list[str] = []
+    caption_sets: set[str] = set()
+    for key, folder in folders(workdir, DATASETS, lambda name: name.startswith(f"{VERSIONS}/")).items():
         path = f"{DATASETS}/{key}"
         dataset = workdir.child(path)
         used = read_in_use()
-        versions = versions_to_keep(key, _committed(dataset, folder.names), folder.written, used, since)
+        digests = {name.removeprefix(f"{VERSIONS}/").removesuffix(".json") for name in folder.names}
+        sets = _sets(dataset, digests, used, since)
+        versions = versions_to_keep(key, _committed(dataset, digests, sets), folder.written, used, since)
         if versions is not None and not versions:
             yield Garbage("dataset", path, folder.bytes, key=f"{path}/{KEY}", folder=True)
             continue
         remaining.append(key)
+        caption_sets |= {name for name, folder in sets.items() if folder.stays or versions is None}
         if versions is not None:
-            yield from _unused_objects(dataset, path, versions, since)
+            for name in sorted(name for name, folder in sets.items() if not folder.stays):
+                records = f"{path}/{SETS}/{name}"
+                yield Garbage("dataset", records, sets[name].bytes, key=f"{records}/{KEY}", folder=True)
+            yield from _unused_objects(dataset, path, versions, sets, since)
+    yield from _captions(workdir, read_in_use(), caption_sets, since)
     yield from _models(workdir, read_in_use(), remaining, since)
     for unfinished in workdir.list_unfinished():
         if unfinished.written < since:
@@ -148,22 +181,39 @@ def remove(workdir: Storage, garbage: Garbage) -> None:
         return
     workdir.delete(garbage.key)
     if garbage.folder:
+        for entry in workdir.list(f"{garbage.path}/{SETS}"):  # a dataset's folder has one newest version per set
+            if entry.key.endswith(f"/{KEY}"):
+                workdir.delete(entry.key)
         workdir.delete_tree(garbage.path)
 
 
-def _committed(dataset: Storage, names: Iterable[str]) -> dict[str, bool]:
-    """Return the digests of a dataset's versions, and whether each is the newest."""
-    versions = (name.removeprefix(f"{VERSIONS}/").removesuffix(".json") for name in names if name != KEY)
-    newest = read_dataset(dataset)
-    return dict.fromkeys(versions, False) | ({newest.digest: True} if newest else {})
+def _sets(dataset: Storage, digests: Set[str], used: InUse, since: float) -> dict[str, SetFolder]:
+    """Return the caption sets of a dataset; one with the empty name is for what older workdirs have beside them."""
+    in_versions = {read_version(dataset, version).caption_set for version in used.versions & digests}
+    sets = {"": SetFolder(stays=True)}
+    for entry in dataset.list_dated(SETS):
+        name = "/".join(entry.key.split("/")[1:3])
+        folder = sets.setdefault(name, SetFolder(name in used.caption_sets or name in in_versions))
+        folder.bytes += entry.size
+        folder.stays = folder.stays or entry.written >= since
+    return sets
 
 
-def _unused_objects(dataset: Storage, path: str, keep: Set[str], since: float) -> Iterator[Garbage]:
+def _committed(dataset: Storage, digests: Set[str], sets: Mapping[str, SetFolder]) -> dict[str, bool]:
+    """Return the digests of a dataset's versions, and whether each is the newest of a caption set that stays."""
+    newest = [read_dataset(dataset, name) for name, folder in sets.items() if folder.stays]
+    return dict.fromkeys(digests, False) | {one.digest: True for one in newest if one is not None}
+
+
+def _unused_objects(
+    dataset: Storage, path: str, keep: Set[str], sets: Mapping[str, SetFolder], since: float
+) -> Iterator[Garbage]:
     """Yield the versions of a dataset that are not kept, and the shards that no kept version and no group lists."""
     shards = {shard.name for version in keep for shard in read_version(dataset, version).shards}
-    for entry in dataset.list("groups"):
-        if entry.key.endswith(".json"):
-            shards.update(_shards_of_group(dataset, entry.key))
+    for name in (name for name, folder in sets.items() if folder.stays):
+        for entry in records_of(dataset, name).list(GROUPS):
+            if entry.key.endswith(".json"):
+                shards.update(_shards_of_group(records_of(dataset, name), entry.key))
     versions = {f"{VERSIONS}/{version}.json" for version in keep}
     # A version is deleted before the shards that only it lists.
     for dated in chain(dataset.list_dated(VERSIONS), dataset.list_dated("shards")):
@@ -171,12 +221,23 @@ def _unused_objects(dataset: Storage, path: str, keep: Set[str], since: float) -
             yield Garbage(kind, path, dated.size, key=f"{path}/{dated.key}")
 
 
-def _shards_of_group(dataset: Storage, key: str) -> list[str]:
-    value: Any = dataset.read_json(key)
+def _shards_of_group(records: Storage, key: str) -> list[str]:
+    value: Any = records.read_json(key)
     try:
         return [str(name) for name in value["shards"]]
     except (KeyError, TypeError):
-        raise DataError(f"{key} in {dataset.url} is damaged; delete it and run the latents step again") from None
+        raise DataError(f"{key} in {records.url} is damaged; delete it and run the latents step again") from None
+
+
+def _captions(workdir: Storage, used: InUse, kept: Set[str], since: float) -> Iterator[Garbage]:
+    """Yield the captions that no run uses and no dataset was made from."""
+    if used.everything:
+        return
+    for source in {entry.key.split("/")[1] for entry in workdir.list(CAPTIONS)}:
+        for key, folder in folders(workdir, f"{CAPTIONS}/{source}", lambda _name: False).items():
+            name, path = f"{source}/{key}", f"{CAPTIONS}/{source}/{key}"
+            if name not in used.caption_sets and name not in kept and folder.written < since:
+                yield Garbage("captions", path, folder.bytes, key=f"{path}/{STATE}", folder=True)
 
 
 def _models(workdir: Storage, used: InUse, datasets: Iterable[str], since: float) -> Iterator[Garbage]:

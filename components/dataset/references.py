@@ -1,4 +1,4 @@
-"""Who refers to what: the versions of datasets and the base models that runs and published models use."""
+"""Who refers to what: the caption sets, versions of datasets and base models that runs and published models use."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ BASES = "models/base"
 # The files in which a run records what it uses, and under which keys. A step's record is of the run's last start only;
 # the records of training and evaluation stay until these begin anew.
 _RECORDS = {
+    "steps/ingest.json": {"caption_set": "caption_sets"},
     "steps/autoencoder.json": {"encoding_key": "encodings", "base_model": "bases"},
     "steps/index.json": {"encoding_key": "encodings", "dataset_digest": "versions"},
     "training.json": {"dataset": "versions"},
@@ -31,6 +32,7 @@ class Reference:
         bases: Names of base models below ``models/base``.
         written: When it last wrote anything, in seconds since 1970 by the store's clock.
         complete: Whether it has recorded yet which encoding it uses.
+        caption_sets: Names of caption sets.
     """
 
     by: str
@@ -39,6 +41,7 @@ class Reference:
     bases: frozenset[str] = frozenset()
     written: float = 0.0
     complete: bool = True
+    caption_sets: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class InUse:
         versions: Digests of datasets that are used.
         bases: Base models that are used.
         everything: Whether a run that is active has not recorded yet what it uses.
+        caption_sets: Caption sets that are used.
     """
 
     encodings: frozenset[str]
@@ -58,6 +62,7 @@ class InUse:
     versions: frozenset[str]
     bases: frozenset[str]
     everything: bool
+    caption_sets: frozenset[str] = frozenset()
 
 
 def in_use(references: Iterable[Reference], since: float) -> InUse:
@@ -70,6 +75,7 @@ def in_use(references: Iterable[Reference], since: float) -> InUse:
         versions=frozenset().union(*(reference.versions for reference in references)),
         bases=frozenset().union(*(reference.bases for reference in references)),
         everything=any(not reference.complete for reference in active),
+        caption_sets=frozenset().union(*(reference.caption_sets for reference in references)),
     )
 
 
@@ -91,13 +97,15 @@ def _of_runs(workdir: Storage) -> Iterator[Reference]:
         if "/".join(rest) in _RECORDS:
             records.setdefault(run, []).append("/".join(rest))
     for run, written in newest.items():
-        used: dict[str, set[str]] = {"encodings": set(), "versions": set(), "bases": set()}
+        used: dict[str, set[str]] = {"encodings": set(), "versions": set(), "bases": set(), "caption_sets": set()}
         for name in records.get(run, ()):
             for kind, value in _used(workdir, f"runs/{run}/{name}", _RECORDS[name]):
                 used[kind].add(value)
         bases = frozenset(_base_key(uri) for uri in used["bases"])
-        encodings = frozenset(used["encodings"])
-        yield Reference(f"run {run}", encodings, frozenset(used["versions"]), bases, written, bool(encodings))
+        encodings, versions, caption_sets = (
+            frozenset(used[kind]) for kind in ("encodings", "versions", "caption_sets")
+        )
+        yield Reference(f"run {run}", encodings, versions, bases, written, bool(encodings), caption_sets)
 
 
 def _of_models(workdir: Storage) -> Iterator[Reference]:

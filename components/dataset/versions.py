@@ -1,18 +1,20 @@
 """The versions of a dataset: its shards, and which of their samples are trained on, held out or removed.
 
-``dataset.json`` is written last: while it is missing, there is no dataset. Its digest covers all that training reads:
-the encoding, the shards with their digests, the held-out samples and the tombstones. Each version that was committed
-stays in ``versions/<digest>.json``, until ``darkroom dataset gc`` finds that nothing refers to it.
+A version's digest covers all that training reads: the encoding, the shards with their digests, the held-out samples and
+the tombstones. Each version that was committed stays in ``versions/<digest>.json``, until ``darkroom dataset gc`` finds
+that nothing refers to it.
 
-The folder ``datasets/<encoding-key>`` also holds what the latents step writes for the index step: ``encoding.json``
-and, for each partition group, ``groups/<group>.json``.
+The folder ``datasets/<encoding-key>`` is shared by all caption sets that are encoded alike: ``shards/``, ``versions/``
+and ``encoding.json`` are named by their contents, or the same for all. What belongs to one caption set is in
+``sets/<caption-set>/``: ``dataset.json``, the newest version, which is written last, so that while it is missing there
+is no dataset; and for each partition group what the latents step writes for the index step, ``groups/<group>.json``.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +28,8 @@ FORMAT = 1
 GROUP_FORMAT = 2  # of groups/<group>.json; 1 had "refused" for "rejected"
 KEY = "dataset.json"
 VERSIONS = "versions"
+SETS = "sets"
+GROUPS = "groups"
 _ENCODING = "encoding.json"
 
 
@@ -69,6 +73,8 @@ class Dataset:
         images: Live images, held-out ones included; each gives one sample or several.
         held_out: Live images that are never trained on.
         rejected: Rejected images; ``rejected.jsonl`` lists them.
+        caption_set: The caption set that was encoded; empty if the version was not made from one.
+        captions_by: How many captions each author wrote, by ``components.image.authors.author``, most captions first.
         noted_captions: Captions to take prompts from; none if an earlier version of Darkroom committed it.
     """
 
@@ -78,6 +84,8 @@ class Dataset:
     images: int
     held_out: int
     rejected: int
+    caption_set: str = ""
+    captions_by: Mapping[str, int] = field(default_factory=dict)
     noted_captions: NotedCaptions = field(default_factory=NotedCaptions)
 
     @property
@@ -132,6 +140,8 @@ def make_dataset(
     rejected: int,
     images: int | None = None,
     held_out: int | None = None,
+    caption_set: str = "",
+    captions_by: Mapping[str, int] | None = None,
 ) -> Dataset:
     """Return the dataset that consists of some shards.
 
@@ -142,6 +152,8 @@ def make_dataset(
         rejected: How many images were rejected.
         images: How many live images there are; None if each gives one sample.
         held_out: How many of them are held out; None if each gives one sample.
+        caption_set: The caption set that was encoded.
+        captions_by: How many captions each author wrote, most captions first.
     """
     return Dataset(
         encoding_key=encoding_key,
@@ -150,19 +162,65 @@ def make_dataset(
         images=sum(shard.samples - len(shard.tombstones) for shard in shards) if images is None else images,
         held_out=sum(len(shard.held_out) for shard in shards) if held_out is None else held_out,
         rejected=rejected,
+        caption_set=caption_set,
+        captions_by=dict(captions_by or {}),
     )
 
 
-def read_dataset(storage: Storage) -> Dataset | None:
-    """Read the newest version in a folder ``datasets/<encoding-key>``; None if nothing is committed yet.
+def records_of(storage: Storage, caption_set: str) -> Storage:
+    """Return the folder of a caption set's own records in a folder ``datasets/<encoding-key>``."""
+    return storage.child(f"{SETS}/{caption_set}") if caption_set else storage
+
+
+def newest_key(caption_set: str) -> str:
+    """Return the key of a caption set's newest version, below the folder ``datasets/<encoding-key>``."""
+    return f"{SETS}/{caption_set}/{KEY}" if caption_set else KEY
+
+
+def read_dataset(storage: Storage, caption_set: str = "") -> Dataset | None:
+    """Read a caption set's newest version in a folder ``datasets/<encoding-key>``; None if none is committed yet.
 
     Raises:
-        DataError: If ``dataset.json`` is damaged or of another format.
+        DataError: If it is damaged or of another format.
     """
     try:
-        return _read(storage, KEY, "run index again")
+        return _read(storage, newest_key(caption_set), "run index again")
     except NotFound:
         return None
+
+
+def newest_keys(storage: Storage) -> dict[str, str]:
+    """Return the keys of the newest versions in a folder ``datasets/<encoding-key>``, by their caption sets."""
+    keys = {"": KEY} if storage.exists(KEY) else {}
+    for entry in storage.list(SETS):
+        if entry.key.endswith(f"/{KEY}"):
+            keys[entry.key.removeprefix(f"{SETS}/").removesuffix(f"/{KEY}")] = entry.key
+    return keys
+
+
+def read_newest(storage: Storage) -> list[Dataset]:
+    """Read the newest version of each caption set in a folder ``datasets/<encoding-key>``.
+
+    Raises:
+        DataError: If one is damaged or of another format.
+    """
+    newest = (read_dataset(storage, caption_set) for caption_set in newest_keys(storage))
+    return [dataset for dataset in newest if dataset is not None]
+
+
+def read_only_dataset(storage: Storage) -> Dataset:
+    """Read the newest version in a folder ``datasets/<encoding-key>`` that holds one caption set.
+
+    Raises:
+        DataError: If there is none or more than one, or it is damaged or of another format.
+    """
+    newest = read_newest(storage)
+    if not newest:
+        raise DataError(f"no dataset at {storage.url}; run the latents and index steps first")
+    if len(newest) > 1:
+        digests = ", ".join(f"{dataset.digest[:12]}… of {dataset.caption_set}" for dataset in newest)
+        raise DataError(f"{storage.url} has datasets of {len(newest)} caption sets ({digests}); name one by its digest")
+    return newest[0]
 
 
 def read_version(storage: Storage, digest: str) -> Dataset:
@@ -174,8 +232,8 @@ def read_version(storage: Storage, digest: str) -> Dataset:
     try:
         dataset = _read(storage, version_key(digest), "the other versions can still be used")
     except NotFound:
-        newest = read_dataset(storage)
-        if newest is None or newest.digest != digest:
+        newest = next((newest for newest in read_newest(storage) if newest.digest == digest), None)
+        if newest is None:
             raise DataError(
                 f"{storage.url} has no version {digest[:12]}…: it was never committed, or gc has removed it; "
                 "run index again, and train with the version that it commits"
@@ -187,14 +245,16 @@ def read_version(storage: Storage, digest: str) -> Dataset:
 
 
 def write_dataset(storage: Storage, dataset: Dataset) -> None:
-    """Commit a dataset; the same dataset gives the same bytes.
+    """Commit a dataset as the newest of its caption set; the same dataset gives the same bytes.
 
     It is also written under its digest, so that a run can go on with the version that it began with.
     """
     value = {"format": FORMAT, **asdict(dataset), "digest": dataset.digest}
+    # As a list, since these objects are sorted by name.
+    value["captions_by"] = list(dataset.captions_by.items())
     data = (json.dumps(with_checksum(value), indent=1, sort_keys=True) + "\n").encode()
     storage.write(version_key(dataset.digest), data)
-    storage.write(KEY, data)
+    storage.write(newest_key(dataset.caption_set), data)
 
 
 def read_committed(storage: Storage, key: str) -> Dataset:
@@ -224,6 +284,9 @@ def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
             images=int(value["images"]),
             held_out=int(value["held_out"]),
             rejected=int(value["rejected"]),
+            # Versions of before caption sets have neither.
+            caption_set=str(value.get("caption_set", "")),
+            captions_by={str(who): int(count) for who, count in value.get("captions_by", ())},
             noted_captions=_noted_captions(value.get("noted_captions") or {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -251,32 +314,32 @@ def read_encoding(storage: Storage) -> dict[str, Any]:
 
 
 def write_group(
-    storage: Storage, group: str, shards: Sequence[str], variants: int = 1, rejected: Sequence[str] = ()
+    records: Storage, group: str, shards: Sequence[str], variants: int = 1, rejected: Sequence[str] = ()
 ) -> None:
     """Write which shards hold a group's samples. It is written last: once it exists, the group is encoded.
 
     Args:
-        storage: The dataset's folder.
+        records: The caption set's records, as `records_of` returns them.
         group: The group's name.
         shards: The shards' names.
         variants: How many variants each image has.
         rejected: Digests of the images that are in no shard because they cannot be encoded.
     """
     values = {"format": GROUP_FORMAT, "shards": list(shards), "variants": variants, "rejected": list(rejected)}
-    storage.write_json(_group_key(group), values)
+    records.write_json(_group_key(group), values)
 
 
-def read_group(storage: Storage, group: str) -> EncodedGroup | None:
+def read_group(records: Storage, group: str) -> EncodedGroup | None:
     """Return what the latents step encoded of a group, or None if the group is not encoded yet.
 
     Raises:
         DataError: If its record is damaged or of another format.
     """
     try:
-        value = storage.read_json(_group_key(group))
+        value = records.read_json(_group_key(group))
         if value["format"] != GROUP_FORMAT:
             raise DataError(
-                f"{_group_key(group)} in {storage.url} has format {value['format']!r}, expected {GROUP_FORMAT}; "
+                f"{_group_key(group)} in {records.url} has format {value['format']!r}, expected {GROUP_FORMAT}; "
                 "delete it and run the latents step again: what is encoded already is used again"
             )
         return EncodedGroup(
@@ -288,13 +351,13 @@ def read_group(storage: Storage, group: str) -> EncodedGroup | None:
         return None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{_group_key(group)} in {storage.url} is damaged ({error!r}); delete it and run the latents step again"
+            f"{_group_key(group)} in {records.url} is damaged ({error!r}); delete it and run the latents step again"
         ) from None
 
 
-def read_variants(storage: Storage, group: str) -> int:
+def read_variants(records: Storage, group: str) -> int:
     """Return how many variants of each image a group was encoded with; 1 if it is not encoded yet."""
-    encoded = read_group(storage, group)
+    encoded = read_group(records, group)
     return encoded.variants if encoded else 1
 
 
@@ -311,7 +374,7 @@ def is_held_out(sha256: str, fraction: float) -> bool:
 
 
 def _group_key(group: str) -> str:
-    return f"groups/{group}.json"
+    return f"{GROUPS}/{group}.json"
 
 
 def _noted_captions(value: dict[str, Any]) -> NotedCaptions:

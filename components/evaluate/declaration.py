@@ -14,8 +14,9 @@ def _run(step: StepRun) -> Result:
 
     config = setting(step.settings, "evaluate", EvaluateConfig)
     model = setting(step.settings, "name", str)
-    key, base_model = step.inputs["encoding_key"], step.inputs["base_model"]
-    return evaluate(config, model, step.source_id, key, base_model, step.run, step.workdir, step.progress)
+    dataset = (step.inputs["encoding_key"], step.inputs["dataset"])
+    base_model = step.inputs["base_model"]
+    return evaluate(config, model, step.source_id, *dataset, base_model, step.run, step.workdir, step.progress)
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

@@ -15,7 +15,6 @@ from components.evaluate.config import EvaluateConfig
 from components.evaluate.drawing import load_candidate
 from components.evaluate.evaluator import ModelEvaluator
 from components.evaluate.promotion import PromotionDecision, decide
-from components.image.authors import read_authors
 from components.model import checkpoints
 from components.model.champion import Champion, parse_champion, plain_champion, read_champion, weights_sha256
 from components.model.checkpoints import Checkpoint
@@ -33,6 +32,7 @@ def evaluate(
     name: str,
     source_id: str,
     encoding_key: str,
+    dataset_digest: str,
     base_model: str,
     run: str,
     workdir: Storage,
@@ -44,7 +44,8 @@ def evaluate(
         config: What is drawn, how it is measured, and what it takes to be better.
         name: The model whose champion is to be beaten.
         source_id: The source that the real images are read from.
-        encoding_key: The dataset that the run was trained on.
+        encoding_key: The folder of the dataset that the run was trained on.
+        dataset_digest: The version that it was trained on; a newer one may have other images, and hold out others.
         base_model: The model whose UNet was trained, as `components.model.locations.fetch` takes it.
         run: The run, below ``runs/``; ``evaluation/`` is written there.
         workdir: Where everything lies.
@@ -55,10 +56,10 @@ def evaluate(
         ``reused``: whether the metrics had been measured before.
 
     Raises:
-        DataError: If there is no dataset or no whole checkpoint, or the model draws numbers that are not finite.
+        DataError: If there is no such dataset or no whole checkpoint, or the model draws numbers that are not finite.
     """
     folder = workdir.child(f"runs/{run}")
-    evaluator = ModelEvaluator(config, source_id, encoding_key, workdir, progress)
+    evaluator = ModelEvaluator(config, source_id, encoding_key, dataset_digest, workdir, progress)
     checkpoint = _newest_whole(folder, progress)
     weights = checkpoint.read_all("ema")
     base = fetch(base_model, workdir)
@@ -91,7 +92,7 @@ def evaluate(
     # The base's share is null if an earlier version of Darkroom wrote the checkpoint.
     origin = {
         "base_share": checkpoint.counters.get(checkpoints.BASE_SHARE),
-        "captions_by": read_authors(workdir.child(f"datasets/{encoding_key}")),
+        "captions_by": dict(evaluator.dataset.captions_by),
     }
     versus = {"decided_by": list(config.deciding), "champion": plain_champion(champion) if champion else None}
     folder.write_json(EVALUATION, {**result, **origin, **outcome, **versus})

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from components.dataset.prompts import prompts_of
-from components.dataset.versions import Dataset, read_dataset
+from components.dataset.versions import Dataset, read_version
 from components.digests import digest
 from components.errors import DataError
 from components.evaluate.config import EvaluateConfig
@@ -56,18 +56,25 @@ class ModelEvaluator:
     Args:
         config: What is drawn and how it is measured.
         source_id: The source that the real images are read from.
-        encoding_key: The dataset that says which images are held out.
-        workdir: Where both lie.
+        encoding_key: The folder of the dataset.
+        dataset_digest: Its version, which says which images are held out.
+        workdir: Where all of it lies.
         progress: Receives an event for each image read and each prompt drawn.
 
     Raises:
-        DataError: If there is no dataset, or no image in it.
+        DataError: If there is no such version, or no image in it.
     """
 
     def __init__(
-        self, config: EvaluateConfig, source_id: str, encoding_key: str, workdir: Storage, progress: Progress
+        self,
+        config: EvaluateConfig,
+        source_id: str,
+        encoding_key: str,
+        dataset_digest: str,
+        workdir: Storage,
+        progress: Progress,
     ) -> None:
-        self.dataset = _dataset(workdir, encoding_key)
+        self.dataset = _dataset(workdir, encoding_key, dataset_digest)
         self._config = config = _with_prompts(config, self.dataset)
         self._source_id = source_id
         self._workdir = workdir
@@ -141,9 +148,8 @@ def _with_prompts(config: EvaluateConfig, dataset: Dataset) -> EvaluateConfig:
     return config.model_copy(update={"prompts": prompts_of(dataset, config.seed, "evaluate.prompts")})
 
 
-def _dataset(workdir: Storage, encoding_key: str) -> Dataset:
-    dataset = read_dataset(workdir.child(f"datasets/{encoding_key}"))
-    if dataset is None or not dataset.images:
-        problem = "no dataset" if dataset is None else "no image in the dataset"
-        raise DataError(f"{workdir.url}: {problem} datasets/{encoding_key}; run the latents and index steps first")
+def _dataset(workdir: Storage, encoding_key: str, digest: str) -> Dataset:
+    dataset = read_version(workdir.child(f"datasets/{encoding_key}"), digest)
+    if not dataset.images:
+        raise DataError(f"{workdir.url}: no image in version {digest[:12]}… of datasets/{encoding_key}; add images")
     return dataset

@@ -17,7 +17,7 @@ from components.digests import sha256
 from components.errors import ImageRejected
 from components.evaluate.metric import FeatureExtractor, Features
 from components.image.framing import frame
-from components.image.records import CaptionRecord, Manifest, read_captions
+from components.image.records import CaptionRecord, Manifest, captions_prefix, read_captions
 from components.image.sources import Source, open_source
 from components.progress import Progress
 from components.storage.base import Storage
@@ -65,10 +65,11 @@ def read_real_images(
     """
     storage = workdir.child(f"datasets/{dataset.encoding_key}")
     train, held_out = (_choose(storage, dataset, limit, held_out=held_out) for held_out in (False, True))
+    caption_set = workdir.child(captions_prefix(dataset.caption_set))
     records = {
         record.sha256: record
         for group in manifest.groups
-        for record in read_captions(storage, group)
+        for record in read_captions(caption_set, group)
         if record.sha256 in train or record.sha256 in held_out
     }
     chosen = progress.track(sorted(records), "real images read", len(records))

@@ -10,11 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from components.errors import NotFound
 from components.image.records import CaptionRecord
-from components.storage.base import Storage
-
-KEY = "authors.json"
 
 # How the caption step marks its changes to the text.
 _CHANGES = re.compile(r"(?:\+(?:shuffled|dropout|prefix|trigger|suffix))*\Z")
@@ -37,17 +33,3 @@ def count_authors(records: Iterable[CaptionRecord]) -> dict[str, int]:
     """Return how many captions each author wrote, most captions first."""
     counts = Counter(author(caption.by) for record in records for caption in record.captions)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def write_authors(dataset: Storage, counts: dict[str, int]) -> None:
-    """Record who wrote a dataset's captions; ``dataset`` is the storage at ``datasets/<encoding-key>``."""
-    # As a list, since JSON objects have no order.
-    dataset.write_json(KEY, [[who, count] for who, count in counts.items()])
-
-
-def read_authors(dataset: Storage) -> dict[str, int]:
-    """Read who wrote a dataset's captions, most captions first; empty if that was not recorded."""
-    try:
-        return {str(who): int(count) for who, count in dataset.read_json(KEY)}
-    except NotFound:
-        return {}

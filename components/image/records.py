@@ -209,19 +209,29 @@ def ingest_rejections_key(source_id: str) -> str:
     return f"{ingest_prefix(source_id)}/rejected.jsonl"
 
 
+def captions_prefix(caption_set: str) -> str:
+    """Return the folder of a caption set, below the workdir.
+
+    A caption set is the images of one source with the captions that some settings give them, and which of them these
+    settings reject. Its name is ``<source-id>/<caption-key>``: neither two sources nor two runs with different settings
+    ever write into one folder.
+    """
+    return f"captions/{caption_set}"
+
+
 def captions_key(group: str) -> str:
-    """Return the key of one group's captions, below ``datasets/<encoding-key>``."""
-    return f"captions/{group}.jsonl"
+    """Return the key of one group's captions, below the caption set's folder."""
+    return f"{group}.jsonl"
 
 
 def caption_rejections_key(group: str) -> str:
-    """Return the key of the caption step's rejections in a group, below ``datasets/<encoding-key>``."""
-    return f"captions/{group}.rejected.jsonl"
+    """Return the key of the caption step's rejections in a group, below the caption set's folder."""
+    return f"{group}.rejected.jsonl"
 
 
 def clean_rejections_key(group: str) -> str:
-    """Return the key of the clean step's rejections in a group, below ``datasets/<encoding-key>``."""
-    return f"captions/{group}.clean.jsonl"
+    """Return the key of the clean step's rejections in a group, below the caption set's folder."""
+    return f"{group}.clean.jsonl"
 
 
 def read_manifest(workdir: Storage, source_id: str) -> Manifest:
@@ -276,14 +286,14 @@ def write_images(workdir: Storage, source_id: str, group: str, records: Iterable
     return digest(lines)
 
 
-def read_captions(dataset: Storage, group: str) -> list[CaptionRecord]:
-    """Read one group's captions, sorted by content; ``dataset`` is the storage at ``datasets/<encoding-key>``.
+def read_captions(captions: Storage, group: str) -> list[CaptionRecord]:
+    """Read one group's captions, sorted by content; ``captions`` is the storage at the caption set's folder.
 
     Raises:
         DataError: If the caption step has not run for the group, or its records are broken.
     """
     key = captions_key(group)
-    return [parse_caption_record(values, key) for values in _lines(dataset, key, "caption")]
+    return [parse_caption_record(values, key) for values in _lines(captions, key, "caption")]
 
 
 def parse_caption_record(values: Any, key: str) -> CaptionRecord:
@@ -300,12 +310,12 @@ def parse_caption_record(values: Any, key: str) -> CaptionRecord:
 
 
 def write_captions(
-    dataset: Storage, group: str, records: Iterable[CaptionRecord], rejections: Iterable[Rejection]
+    captions: Storage, group: str, records: Iterable[CaptionRecord], rejections: Iterable[Rejection]
 ) -> None:
     """Write one group's captions and rejections; the captions last, since they mark the group as complete."""
-    write_rejections(dataset, caption_rejections_key(group), rejections)
+    write_rejections(captions, caption_rejections_key(group), rejections)
     ordered = sorted(records, key=lambda record: (record.sha256, record.name))
-    dataset.write_records(captions_key(group), (caption_values(record) for record in ordered))
+    captions.write_records(captions_key(group), (caption_values(record) for record in ordered))
 
 
 def caption_values(record: CaptionRecord) -> dict[str, Any]:
@@ -318,18 +328,18 @@ def caption_values(record: CaptionRecord) -> dict[str, Any]:
 
 
 def latents_rejections_key(group: str) -> str:
-    """Return the key of the latents step's rejections in a group, below ``datasets/<encoding-key>``."""
+    """Return the key of the latents step's rejections in a group, below the dataset's records."""
     return f"groups/{group}.rejected.jsonl"
 
 
-def read_accepted(dataset: Storage, group: str) -> list[CaptionRecord]:
+def read_accepted(captions: Storage, group: str) -> list[CaptionRecord]:
     """Read the captions of a group's images that the clean step accepted: the images to train on.
 
     Raises:
         DataError: As ``read_captions`` does.
     """
-    rejected = {rejection.sha256 for rejection in read_clean_rejections(dataset, group)}
-    return [record for record in read_captions(dataset, group) if record.sha256 not in rejected]
+    rejected = {rejection.sha256 for rejection in read_clean_rejections(captions, group)}
+    return [record for record in read_captions(captions, group) if record.sha256 not in rejected]
 
 
 def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
@@ -342,19 +352,19 @@ def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
     return [_record(Rejection, values, key) for values in _lines(workdir, key, "ingest")]
 
 
-def read_caption_rejections(dataset: Storage, group: str) -> list[Rejection]:
+def read_caption_rejections(captions: Storage, group: str) -> list[Rejection]:
     """Read the caption step's rejections in a group."""
-    return read_rejections(dataset, caption_rejections_key(group))
+    return read_rejections(captions, caption_rejections_key(group))
 
 
-def read_latents_rejections(dataset: Storage, group: str) -> list[Rejection]:
-    """Read the latents step's rejections in a group."""
-    return read_rejections(dataset, latents_rejections_key(group))
+def read_latents_rejections(records: Storage, group: str) -> list[Rejection]:
+    """Read the latents step's rejections in a group; ``records`` is `components.dataset.versions.records_of`."""
+    return read_rejections(records, latents_rejections_key(group))
 
 
-def read_clean_rejections(dataset: Storage, group: str) -> list[Rejection]:
+def read_clean_rejections(captions: Storage, group: str) -> list[Rejection]:
     """Read the clean step's rejections in a group."""
-    return read_rejections(dataset, clean_rejections_key(group))
+    return read_rejections(captions, clean_rejections_key(group))
 
 
 def read_rejections(storage: Storage, key: str) -> list[Rejection]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from components.dataset.format import SampleId, ShardIndex, find_whole, sample_ids
@@ -24,7 +23,7 @@ from components.dataset.versions import (
     write_dataset,
 )
 from components.errors import DataError
-from components.image.authors import count_authors, write_authors
+from components.image.authors import count_authors
 from components.image.records import (
     Rejection,
     read_accepted,
@@ -34,11 +33,11 @@ from components.image.records import (
     read_latents_rejections,
 )
 from components.index.config import IndexConfig
+from components.index.files import REJECTED, IndexFiles
 from components.index.last_result import delete_result, fingerprint, read_result, write_result
 from components.progress import Progress
 from components.storage.base import Storage
 
-REJECTED = "rejected.jsonl"
 READERS = 16  # indexes of shards that are read at the same time
 
 
@@ -46,6 +45,7 @@ def index(
     config: IndexConfig,
     source_id: str,
     groups: Sequence[str],
+    caption_set: str,
     encoding_key: str,
     workdir: Storage,
     progress: Progress,
@@ -59,32 +59,34 @@ def index(
         config: Settings.
         source_id: The source, as ingest named it.
         groups: All partition groups of the source.
+        caption_set: The caption set that the groups were encoded from.
         encoding_key: The dataset's folder.
         workdir: The storage of all files.
         progress: Reports what happens.
 
     Returns:
-        ``dataset_digest``, ``images``, ``samples``, ``held_out`` (images), ``rejected``, ``shards``, ``encoding_key``
-        and ``captions_by`` (how many captions each author wrote).
+        ``dataset_digest``, ``images``, ``samples``, ``held_out`` (images), ``rejected``, ``shards``, ``encoding_key``,
+        ``caption_set`` and ``captions_by`` (how many captions each author wrote).
 
     Raises:
         DataError: If a group is not encoded, a live sample is in no shard, or no image is left to train on.
     """
     storage = workdir.child(f"datasets/{encoding_key}")
-    inputs = fingerprint(workdir, storage, source_id, groups, config.held_out)
-    if last_result := read_result(storage, inputs):
+    files = IndexFiles(workdir, storage, source_id, caption_set)
+    inputs = fingerprint(files, groups, config.held_out)
+    if last_result := read_result(files, inputs):
         return last_result
-    live, authors, captions = _accepted(storage, groups, config.held_out)
-    shards = join(_whole_shards(storage, groups, progress), live, config.held_out)
-    rejections = _rejections(workdir, storage, source_id, groups)
+    live, authors, noted = _accepted(files, groups, config.held_out)
+    shards = join(_whole_shards(files, groups, progress), live, config.held_out)
+    rejections = _rejections(files, groups)
     images = {sample.image for sample in live}
     held_out = sum(is_held_out(image, config.held_out) for image in images)
-    dataset = make_dataset(encoding_key, read_encoding(storage), shards, len(rejections), len(images), held_out)
-    dataset = replace(dataset, noted_captions=captions)
+    counts = (len(rejections), len(images), held_out)
+    dataset = make_dataset(encoding_key, read_encoding(storage), shards, *counts, caption_set, authors)
+    dataset = replace(dataset, noted_captions=noted)
     _check(dataset, live, rejections, config)
-    delete_result(storage, inputs)
-    storage.write_records(REJECTED, (asdict(rejection) for rejection in rejections))
-    write_authors(storage, authors)
+    delete_result(files, inputs)
+    files.records.write_records(REJECTED, (asdict(rejection) for rejection in rejections))
     write_dataset(storage, dataset)
     result = {
         "dataset_digest": dataset.digest,
@@ -94,9 +96,10 @@ def index(
         "rejected": dataset.rejected,
         "shards": len(dataset.shards),
         "encoding_key": encoding_key,
+        "caption_set": caption_set,
         "captions_by": authors,
     }
-    write_result(storage, inputs, result)
+    write_result(files, inputs, result)
     return result
 
 
@@ -134,17 +137,17 @@ def _bucket(name: str) -> tuple[int, int]:
 
 
 def _accepted(
-    storage: Storage, groups: Sequence[str], held_out: float
+    files: IndexFiles, groups: Sequence[str], held_out: float
 ) -> tuple[set[SampleId], dict[str, int], NotedCaptions]:
     """Return the samples that the dataset should have, how many captions each author wrote, and some captions."""
     live: set[SampleId] = set()
     authors: Counter[str] = Counter()
     notes = CaptionNotes()
     for group in groups:
-        records = read_accepted(storage, group)
+        records = read_accepted(files.captions, group)
         authors.update(count_authors(records))
-        rejected = {rejection.sha256 for rejection in read_latents_rejections(storage, group)}
-        variants = read_variants(storage, group)
+        rejected = {rejection.sha256 for rejection in read_latents_rejections(files.records, group)}
+        variants = read_variants(files.records, group)
         for record in records:
             if record.sha256 not in rejected:
                 texts = [caption.text for caption in record.captions]
@@ -153,14 +156,14 @@ def _accepted(
     return live, dict(sorted(authors.items(), key=lambda item: (-item[1], item[0]))), notes.result()
 
 
-def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:
+def _whole_shards(files: IndexFiles, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:
     """Return every whole shard of the groups and of the version before; each other one is skipped and reported."""
-    committed = read_dataset(storage)
+    storage, committed = files.dataset, read_dataset(files.dataset, files.caption_set)
     names = {shard.name for shard in committed.shards} if committed else set()
     for group in groups:
-        encoded = read_group(storage, group)
+        encoded = read_group(files.records, group)
         if encoded is None:
-            raise DataError(f"group {group} is not encoded in {storage.url}; run the latents step for it first")
+            raise DataError(f"group {group} is not encoded in {files.records.url}; run the latents step for it first")
         names.update(encoded.shards)
     whole = []
     # In a store each index is one request, and many requests at a time take hardly longer than one.
@@ -174,10 +177,12 @@ def _whole_shards(storage: Storage, groups: Sequence[str], progress: Progress) -
     return whole
 
 
-def _rejections(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str]) -> list[Rejection]:
-    steps = (read_caption_rejections, read_clean_rejections, read_latents_rejections)
-    later = chain.from_iterable(read(storage, group) for read in steps for group in groups)
-    rejections = [*read_ingest_rejections(workdir, source_id), *later]
+def _rejections(files: IndexFiles, groups: Sequence[str]) -> list[Rejection]:
+    rejections = read_ingest_rejections(files.workdir, files.source_id)
+    for group in groups:
+        rejections += read_caption_rejections(files.captions, group)
+        rejections += read_clean_rejections(files.captions, group)
+        rejections += read_latents_rejections(files.records, group)
     return sorted(rejections, key=lambda rejection: (rejection.name, rejection.step, rejection.reason))
 
 

@@ -15,7 +15,8 @@ def _run(step: StepRun) -> Result:
 
     config = setting(step.settings, "index", IndexConfig)
     groups = read_manifest(step.workdir, step.source_id).groups
-    return index(config, step.source_id, groups, step.inputs["encoding_key"], step.workdir, step.progress)
+    names = (step.source_id, groups, step.caption_set, step.inputs["encoding_key"])
+    return index(config, *names, step.workdir, step.progress)
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

@@ -16,41 +16,41 @@ from typing import Any
 from components.dataset import versions
 from components.digests import canonical_json
 from components.errors import DataError, NotFound
-from components.image import authors
 from components.image.records import ingest_rejections_key
-from components.storage.base import Entry, Storage
+from components.index.files import REJECTED, IndexFiles
+from components.storage.base import Entry
 
 KEY = "index.json"
-FORMAT = 2  # 2: the dataset has captions to take prompts from
-# What the step itself writes; it may read anything else in the dataset's folder.
-_OUTPUTS = ("rejected.jsonl", authors.KEY, versions.KEY, KEY, f"{versions.VERSIONS}/")
+FORMAT = 3  # 2: the dataset has captions to take prompts from; 3: one result for each caption set
+# What the step itself writes; it may read anything else of the caption set.
+_OUTPUTS = (REJECTED, versions.KEY, KEY)
+SHARDS = "shards"
 
 
-def fingerprint(workdir: Storage, storage: Storage, source_id: str, groups: Sequence[str], held_out: float) -> str:
+def fingerprint(files: IndexFiles, groups: Sequence[str], held_out: float) -> str:
     """Return a digest of all inputs of the index step, as far as listings show them; empty in a local folder.
 
     Args:
-        workdir: The storage of ingest's rejections.
-        storage: The dataset's folder.
-        source_id: The source, as ingest named it.
+        files: Where they are.
         groups: The partition groups of the dataset.
         held_out: Share of the images that are held out from training.
     """
-    if storage.local_path() is not None:
+    if files.dataset.local_path() is not None:
         return ""
-    sha256 = hashlib.sha256(canonical_json([FORMAT, source_id, list(groups), held_out]))
-    for entry in _entries(workdir, storage, source_id):
+    names = [files.source_id, files.caption_set, list(groups)]
+    sha256 = hashlib.sha256(canonical_json([FORMAT, names, held_out]))
+    for entry in _entries(files):
         sha256.update(canonical_json(entry) + b"\n")
     return sha256.hexdigest()
 
 
-def read_result(storage: Storage, inputs: str) -> dict[str, Any] | None:
+def read_result(files: IndexFiles, inputs: str) -> dict[str, Any] | None:
     """Return the step's result if the newest version was made from the same inputs; None if it must run."""
     if not inputs:
         return None
     try:
-        record = storage.read_json(KEY)
-        committed = versions.read_dataset(storage)
+        record = files.records.read_json(KEY)
+        committed = versions.read_dataset(files.dataset, files.caption_set)
         same = record["inputs"] == inputs
         if committed is not None and same and record["result"]["dataset_digest"] == committed.digest:
             return dict(record["result"])
@@ -59,19 +59,21 @@ def read_result(storage: Storage, inputs: str) -> dict[str, Any] | None:
     return None
 
 
-def delete_result(storage: Storage, inputs: str) -> None:
+def delete_result(files: IndexFiles, inputs: str) -> None:
     """Delete the result before anything is written: what a killed step leaves was not made from these inputs."""
     if inputs:
-        storage.delete(KEY)
+        files.records.delete(KEY)
 
 
-def write_result(storage: Storage, inputs: str, result: Mapping[str, Any]) -> None:
+def write_result(files: IndexFiles, inputs: str, result: Mapping[str, Any]) -> None:
     """Write the step's result and its inputs, once the dataset is committed."""
     if inputs:
-        storage.write_json(KEY, {"inputs": inputs, "result": dict(result)})
+        files.records.write_json(KEY, {"inputs": inputs, "result": dict(result)})
 
 
-def _entries(workdir: Storage, storage: Storage, source_id: str) -> Iterator[Entry]:
+def _entries(files: IndexFiles) -> Iterator[Entry]:
     with suppress(NotFound):
-        yield workdir.entry(ingest_rejections_key(source_id))
-    yield from (entry for entry in storage.list() if not entry.key.startswith(_OUTPUTS))
+        yield files.workdir.entry(ingest_rejections_key(files.source_id))
+    yield from files.captions.list()
+    yield from (entry for entry in files.records.list() if entry.key not in _OUTPUTS)
+    yield from files.dataset.list(SHARDS)

@@ -12,7 +12,9 @@ from components.ingest.config import IngestConfig
 def _run(step: StepRun) -> Result:
     from components.ingest.ingest import ingest
 
-    return ingest(setting(step.settings, "ingest", IngestConfig), step.workdir, step.progress)
+    result = ingest(setting(step.settings, "ingest", IngestConfig), step.workdir, step.progress)
+    # What the run will caption; so `darkroom dataset gc` knows that its captions are used, however far it gets.
+    return {**result, "caption_set": step.caption_set}
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

@@ -1,7 +1,7 @@
 r"""Encode one group's images and captions into shards of latents and text embeddings.
 
     python -m components.latents --workdir work --source-id 0123456789abcdef --group g01 \
-        --base-model workdir:models/base/fedcba9876543210 --set resolution=512
+        --caption-set 0123456789abcdef/mine --base-model workdir:models/base/fedcba9876543210 --set resolution=512
 
 The caption step must have run for the group. Samples that the dataset already has are not encoded again.
 """
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = step_parser("latents", __doc__)
     parser.add_argument("--source-id", required=True, help="the source of the images, as ingest named it")
     parser.add_argument("--group", required=True, help="name of the partition group, such as g01")
+    parser.add_argument("--caption-set", required=True, help="the folder below captions/, as for the caption step")
     parser.add_argument("--base-model", required=True, help="the model whose encoders are used")
     return run_step(parser, LatentsConfig, argv, _work)
 
@@ -36,7 +37,8 @@ def _work(
     from components.model.locations import fetch
 
     key = encoding_key(fetch(arguments.base_model, workdir), config)
-    result = encode(config, arguments.group, arguments.source_id, key, arguments.base_model, workdir, progress)
+    names = (arguments.group, arguments.source_id, arguments.caption_set, key, arguments.base_model)
+    result = encode(config, *names, workdir, progress)
     return {**result, "encoding_key": key}
 
 

@@ -14,7 +14,8 @@ def _run(step: StepRun) -> Result:
 
     config = setting(step.settings, "latents", LatentsConfig)
     key, base_model = step.inputs["encoding_key"], step.inputs["base_model"]
-    return encode(config, step.group, step.source_id, key, base_model, step.workdir, step.progress)
+    names = (step.group, step.source_id, step.caption_set)
+    return encode(config, *names, key, base_model, step.workdir, step.progress)
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

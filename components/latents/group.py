@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,20 +12,21 @@ from components.dataset.empty_prompt import EmptyPrompt, has_empty_prompt, write
 from components.dataset.format import SampleId, find_whole
 from components.dataset.versions import (
     EncodedGroup,
-    read_dataset,
     read_group,
+    records_of,
     write_encoding,
     write_group,
 )
 from components.digests import short
 from components.errors import ConfigError
-from components.image.records import CaptionRecord, ancestors, read_accepted, read_manifest
+from components.image.records import CaptionRecord, captions_prefix, group_of, read_accepted, read_manifest
 from components.image.sources import Source, open_source
 from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
 from components.latents.encoding_key import encoding
-from components.latents.plan import EncodingPlan, NewShard, plan
+from components.latents.plan import EncodingPlan, NewShard, plan, planned_samples
 from components.latents.rejected import RejectedImages
+from components.latents.shard_lists import shard_lists
 from components.model.locations import fetch, reproducible
 from components.progress import Progress
 from components.storage.base import Storage
@@ -38,6 +39,7 @@ def encode(
     config: LatentsConfig,
     group: str,
     source_id: str,
+    caption_set: str,
     encoding_key: str,
     base_model: str,
     workdir: Storage,
@@ -52,6 +54,7 @@ def encode(
         config: Settings.
         group: Name of the partition group.
         source_id: The source of the images, as ingest named it.
+        caption_set: The captions, and which images are accepted.
         encoding_key: What ``encoding_key`` of this model and these settings gives; the dataset's folder.
         base_model: The model whose encoders are used, as ``components.model.locations.fetch`` takes it.
         workdir: The storage of all files.
@@ -66,10 +69,11 @@ def encode(
         DataError: If the encoders give numbers that do not fit fp16 in the precision that is set.
     """
     dataset = workdir.child(f"datasets/{encoding_key}")
-    accepted = read_accepted(dataset, group)
-    rejected = RejectedImages(config, dataset, group, accepted)
-    before = read_group(dataset, group)
-    encoding_plan = _plan(config, dataset, group, accepted, before, rejected)
+    records = records_of(dataset, caption_set)
+    accepted = read_accepted(workdir.child(captions_prefix(caption_set)), group)
+    rejected = RejectedImages(config, records, group, accepted)
+    before = read_group(records, group)
+    encoding_plan = _plan(config, dataset, caption_set, group, accepted, before, rejected)
     pending = [shard for shard in encoding_plan.new if not _is_made(dataset, shard.without(rejected))]
     if pending or not has_empty_prompt(dataset):
         base = fetch(base_model, workdir)
@@ -86,7 +90,7 @@ def encode(
     new = [shard.without(rejected) for shard in encoding_plan.new]
     names = sorted({*encoding_plan.reused, *(shard.name for shard in new if shard.images)})
     rejected.write()
-    write_group(dataset, group, names, config.variants.count, rejected.permanent)
+    write_group(records, group, names, config.variants.count, rejected.permanent)
     encoded = sum(len(shard.without(rejected).images) for shard in pending)
     reused = len(accepted) - len(rejected) - encoded
     return {"group": group, "encoded": encoded, "reused": reused, "rejected": len(rejected), "shards": len(names)}
@@ -95,12 +99,13 @@ def encode(
 def _plan(
     config: LatentsConfig,
     dataset: Storage,
+    caption_set: str,
     group: str,
     accepted: Sequence[CaptionRecord],
     before: EncodedGroup | None,
     rejected: RejectedImages,
 ) -> EncodingPlan:
-    """Return the plan for what is in no shard of this group, nor of the larger groups that it was once a part of.
+    """Return the plan for what is in no shard of this group, nor of others that may hold the same images.
 
     A rejected image keeps its position in the plan until the group is complete, so that the positions of the others
     are the same however often the step is killed and started again.
@@ -110,27 +115,21 @@ def _plan(
     plan_for = partial(plan, records, buckets=make_buckets(config), variants=config.variants.count)
     encoded: dict[SampleId, str] = {}
     encoding_plan = EncodingPlan((), ())
-    for names in _shard_lists(dataset, group, before):
-        for name in names:
+    for shards in shard_lists(dataset, caption_set, group, before):
+        wanted = {sample.id for record in records for sample in planned_samples(record, config.variants.count)}
+        for name in shards.names:
             index = find_whole(dataset, name)
-            for entry in index.samples if index else ():
-                encoded.setdefault(entry.id, name)
+            samples = [entry.id for entry in index.samples] if index else []
+            # Training reads shards in stretches: one of which it would use little is not worth the samples in it.
+            of_group = sum(group_of(sample.image, len(group) - 1) == group for sample in samples)
+            if shards.own_source or 2 * len(wanted.intersection(samples)) >= of_group:
+                encoded.update({sample: name for sample in samples if sample not in encoded})
         encoding_plan = plan_for(encoded=encoded, shard_samples=config.shard_samples)
         if not encoding_plan.new:
             break
     # The group's own shards stay on its list when their images are gone, since those may come back.
     own = set(before.shards if before else ()) & set(encoded.values())
     return replace(encoding_plan, reused=tuple(sorted({*encoding_plan.reused, *own})))
-
-
-def _shard_lists(dataset: Storage, group: str, before: EncodedGroup | None) -> Iterator[Iterable[str]]:
-    """Yield lists of shards to search, the most likely first, so that little is read if little is new."""
-    yield before.shards if before else ()
-    parents = [parent for name in ancestors(group) if (parent := read_group(dataset, name))]
-    for parent in parents:
-        yield parent.shards
-    if before is None and not parents and (committed := read_dataset(dataset)):
-        yield [shard.name for shard in committed.shards]  # the group's own list was lost
 
 
 @lru_cache(maxsize=1)

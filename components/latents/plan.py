@@ -48,8 +48,13 @@ class NewShard:
 
     @property
     def name(self) -> str:
-        """Its name, which is a digest of its samples."""
-        return shard_name(self.bucket, ((sample.key, sample.id) for image in self.images for sample in image.samples))
+        """Its name: a digest of all that decides what `components.latents.samples.describe` says of its samples."""
+        samples = (
+            (sample.key, sample.id, sample.caption.by, image.record.license, image.record.source)
+            for image in self.images
+            for sample in image.samples
+        )
+        return shard_name(self.bucket, samples)
 
     def without(self, rejected: Container[str]) -> NewShard:
         """Return the shard without the images that have these digests."""

@@ -31,17 +31,17 @@ class RejectedImages:
 
     Args:
         config: Settings; an image that was rejected because of them is tried again when they change.
-        dataset: The dataset's folder.
+        records: The records of the caption set that is encoded.
         group: The group's name.
-        records: The group's accepted images.
+        images: The group's accepted images.
     """
 
-    def __init__(self, config: LatentsConfig, dataset: Storage, group: str, records: Iterable[CaptionRecord]) -> None:
-        self._dataset = dataset
+    def __init__(self, config: LatentsConfig, records: Storage, group: str, images: Iterable[CaptionRecord]) -> None:
+        self._records = records
         self._group = group
         self._version = short([PIL.__version__, config.decode.seconds, config.decode.memory_gib])
-        accepted = {record.sha256 for record in records}
-        self._recorded = read_latents_rejections(dataset, group)
+        accepted = {image.sha256 for image in images}
+        self._recorded = read_latents_rejections(records, group)
         self._rejections = {
             rejection.sha256: rejection
             for rejection in self._recorded
@@ -70,5 +70,5 @@ class RejectedImages:
         """Write the rejections, if they differ from the recorded ones."""
         rejections = list(self._rejections.values())
         if sorted(rejections, key=str) != sorted(self._recorded, key=str):
-            write_rejections(self._dataset, latents_rejections_key(self._group), rejections)
+            write_rejections(self._records, latents_rejections_key(self._group), rejections)
             self._recorded = rejections

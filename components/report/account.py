@@ -162,7 +162,7 @@ def _captions_by(records: Records) -> dict[str, int]:
 def _data_report(records: Records) -> str | None:
     """Return where the clean step's report is, below the workdir; the page links to no other path."""
     keys = [str((record.result or {}).get("report")) for record in records.steps if record.step == "clean"]
-    return next((key for key in keys if re.fullmatch(r"datasets/[\w-]+/report\.html", key)), None)
+    return next((key for key in keys if re.fullmatch(r"captions/[\w-]+/[\w-]+/report\.html", key)), None)
 
 
 def _trained(records: Records, tries: list[Attempt], ledger: Mapping[str, float]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from components.accounting.bill import Planned
 from components.accounting.ledger import LEDGER, LedgerLine, read_ledger
-from components.dataset.versions import Dataset, read_dataset
+from components.dataset.versions import SETS, Dataset, read_version, version_key
 from components.errors import DarkroomError, NotFound
 from components.html.formatting import printable
 from components.model.champion import Champion, read_champion
@@ -166,9 +166,10 @@ def read_records(workdir: Storage, run: str) -> Records:
     folder = f"runs/{run}"
     config = read.json(f"{folder}/config.json")
     steps = _of_last_start(read.each(f"{folder}/steps/", StepRecord))
-    dataset, rejected = read.dataset(
-        _result_of(steps, "index", "encoding_key"), _result_of(steps, "ingest", "source_id")
+    key, caption_set, digest = (
+        _result_of(steps, "index", name) for name in ("encoding_key", "caption_set", "dataset_digest")
     )
+    dataset, rejected = read.dataset(key, caption_set, digest, _result_of(steps, "ingest", "source_id"))
     name = config.get("name") if isinstance(config, dict) else None
     return Records(
         run=printable(run),
@@ -270,17 +271,19 @@ class _Reader:
             self._note(f"models/{name}/champion.json", error)
             return None
 
-    def dataset(self, encoding_key: str | None, source_id: str | None) -> tuple[Dataset | None, tuple[Rejected, ...]]:
-        """Read the dataset and its rejections, or those of ingest if there is no dataset."""
-        if encoding_key is None:
+    def dataset(
+        self, encoding_key: str | None, caption_set: str | None, digest: str | None, source_id: str | None
+    ) -> tuple[Dataset | None, tuple[Rejected, ...]]:
+        """Read the version that the run committed and its rejections, or those of ingest if there is no dataset."""
+        if encoding_key is None or caption_set is None or digest is None:
             return None, self.records(f"ingest/{source_id}/rejected.jsonl", Rejected) if source_id is not None else ()
         dataset = None
         folder = f"datasets/{encoding_key}"
         try:
-            dataset = read_dataset(self._storage.child(folder))
+            dataset = read_version(self._storage.child(folder), digest)
         except DarkroomError as error:
-            self._note(f"{folder}/dataset.json", error)
-        return dataset, self.records(f"{folder}/rejected.jsonl", Rejected)
+            self._note(f"{folder}/{version_key(digest)}", error)
+        return dataset, self.records(f"{folder}/{SETS}/{caption_set}/rejected.jsonl", Rejected)
 
     def _note(self, key: str, error: Exception) -> None:
         self.missing[printable(key)] = ABSENT if isinstance(error, NotFound) else printable(str(error))

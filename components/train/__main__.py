@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _finished(request: Request) -> int | None:
     """Return this training's last step if a whole checkpoint of it exists, else None."""
-    from components.dataset.versions import read_dataset, read_version
+    from components.dataset.versions import read_only_dataset, read_version
     from components.model import checkpoints, locations
     from components.train.identity import training_identity
 
     newest = checkpoints.newest(request.run)
-    dataset = read_version(request.dataset, request.version) if request.version else read_dataset(request.dataset)
-    if newest is None or dataset is None:
+    if newest is None:
         return None
+    dataset = read_version(request.dataset, request.version) if request.version else read_only_dataset(request.dataset)
     config = request.config.in_steps(dataset.train_samples)
     if newest.step != config.last_step:
         return None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from components.dataset.empty_prompt import read_empty_prompt
 from components.dataset.prompts import prompts_of
-from components.dataset.versions import Dataset, read_dataset, read_version
+from components.dataset.versions import Dataset, read_only_dataset, read_version
 from components.errors import DataError
 from components.model import checkpoints, locations, sampling
 from components.model.base_record import check_base
@@ -129,10 +129,7 @@ def _tuned(unet: Any, config: TrainConfig) -> nn.Module:
 
 def _dataset(storage: Storage, version: str | None) -> Dataset:
     # Another run may commit a newer version at any time; a training keeps the one that it began with.
-    dataset = read_version(storage, version) if version else read_dataset(storage)
-    if dataset is None:
-        raise DataError(f"no dataset at {storage.url}; run the latents and index steps first")
-    return dataset
+    return read_version(storage, version) if version else read_only_dataset(storage)
 
 
 def _with_prompts(config: TrainConfig, dataset: Dataset, seed: int) -> TrainConfig:

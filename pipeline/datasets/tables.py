@@ -30,7 +30,7 @@ class DatasetVersion:
     Attributes:
         dataset: The version itself.
         written: When it was committed, in seconds since 1970 by the store's clock.
-        newest: Whether a run that starts now would train on it.
+        newest: Whether it is the newest of its caption set: a run that starts now would train on it.
         used_by: The runs and models that use it.
     """
 
@@ -91,6 +91,8 @@ def version_lines(key: str, version: DatasetVersion, of: int, contents: Contents
     newest = "the newest" if version.newest else "not the newest"
     yield _row("dataset", f"{key} ({_image_sizes(dataset)})")
     yield _row("version", f"{dataset.digest[:_DIGEST]}, {newest} of {plural(of, 'version')}")
+    if dataset.caption_set:
+        yield _row("caption set", line(dataset.caption_set))
     yield _row("committed", f"{_time(version.written)} UTC")
     yield _row("used by", _clipped(_users(version.used_by), _WIDTH - _NAME) or "no run and no model")
     yield _row("images", f"{count(dataset.images)}, of which {count(dataset.held_out)} held out")

@@ -7,6 +7,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
@@ -15,10 +18,20 @@ from rich.status import Status
 from components.dataset.garbage import DATASETS, find_garbage, remove
 from components.dataset.integrity import verify
 from components.dataset.references import Reference, in_use, read_references
-from components.dataset.versions import KEY, VERSIONS, Dataset, read_dataset, read_version
+from components.dataset.versions import (
+    KEY,
+    SETS,
+    VERSIONS,
+    Dataset,
+    newest_keys,
+    read_dataset,
+    read_newest,
+    read_version,
+    records_of,
+)
 from components.errors import EXIT_DONE, ConfigError, DarkroomError, DataError
 from components.image.authors import author
-from components.image.records import read_accepted
+from components.image.records import captions_prefix, read_accepted
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, print_json, whole_number
@@ -105,15 +118,16 @@ def show(arguments: argparse.Namespace) -> int:
     """Show what datasets hold."""
     console, workdir = _console(), open_storage(arguments.workdir)
     references = read_references(workdir)
-    documents = []
-    for number, key in enumerate(_matching_keys(workdir, arguments.dataset)):
+    documents, number = [], 0
+    for key in _matching_keys(workdir, arguments.dataset):
         versions = _versions(workdir, key, references)
-        version = _version(versions, arguments.version, key)
-        contents = _contents(workdir.child(f"{DATASETS}/{key}")) if version.newest else None
-        if arguments.json:
-            documents.append(dataset_document(key, version, len(versions), contents))
-        else:
-            _print(console, *[""] * (number > 0), *version_lines(key, version, len(versions), contents))
+        for version in _chosen(versions, arguments.version, key):
+            contents = _contents(workdir, key, version.dataset.caption_set) if version.newest else None
+            if arguments.json:
+                documents.append(dataset_document(key, version, len(versions), contents))
+            else:
+                _print(console, *[""] * (number > 0), *version_lines(key, version, len(versions), contents))
+            number += 1
     if arguments.json:
         print_json({"workdir": workdir.url, "datasets": documents})
     return EXIT_DONE
@@ -138,9 +152,9 @@ def verify_datasets(arguments: argparse.Namespace) -> int:
         storage = workdir.child(f"{DATASETS}/{key}")
         for problem in _broken_records(storage):
             add_problem(f"{key}: {problem}")
-        dataset = _readable(storage)
+        newest = list(_readable(storage))
         with _status(console, "", arguments.json) as status:
-            for shard, flaw in verify(storage, dataset, arguments.workers) if dataset else ():
+            for shard, flaw in chain.from_iterable(verify(storage, one, arguments.workers) for one in newest):
                 shards, samples, total_bytes = shards + 1, samples + shard.samples, total_bytes + shard.bytes
                 status.update(f"{key}: {plural(shards, 'shard')}, {size(total_bytes)}")
                 if flaw:
@@ -208,7 +222,7 @@ def _keys(workdir: Storage, beginning: str) -> list[str]:
     keys: dict[str, None] = {}
     for entry in workdir.list(DATASETS):
         _, key, *rest = entry.key.split("/")
-        if key.startswith(beginning) and rest and (rest == [KEY] or rest[0] == VERSIONS):
+        if key.startswith(beginning) and rest and (rest == [KEY] or rest[0] in (VERSIONS, SETS)):
             keys[key] = None
     return list(keys)
 
@@ -224,57 +238,59 @@ def _matching_keys(workdir: Storage, beginning: str) -> list[str]:
 def _versions(workdir: Storage, key: str, references: list[Reference]) -> list[DatasetVersion]:
     """Return the versions of a dataset, the newest first."""
     storage = workdir.child(f"{DATASETS}/{key}")
-    newest = read_dataset(storage)
-    written = {newest.digest: 0.0} if newest else {}
+    newest = {dataset.digest for dataset in read_newest(storage)}
+    written = dict.fromkeys(newest, 0.0)
     written |= {_digest(entry.key): entry.written for entry in storage.list_dated(VERSIONS)}
     versions = []
     for digest, time_written in written.items():
         used_by = tuple(reference.by for reference in references if digest in reference.versions)
-        is_newest = newest is not None and digest == newest.digest
-        versions.append(DatasetVersion(read_version(storage, digest), time_written, is_newest, used_by))
+        versions.append(DatasetVersion(read_version(storage, digest), time_written, digest in newest, used_by))
     return sorted(versions, key=lambda version: (version.newest, version.written), reverse=True)
 
 
-def _version(versions: list[DatasetVersion], beginning: str, key: str) -> DatasetVersion:
+def _chosen(versions: list[DatasetVersion], beginning: str, key: str) -> list[DatasetVersion]:
+    """Return the version with a digest, or, if none is asked for, the newest of each caption set."""
     matches = [version for version in versions if version.dataset.digest.startswith(beginning)]
     if not matches:
         raise DataError(f"dataset {key} has no version that begins with {beginning!r}; darkroom dataset ls lists all")
-    return matches[0]
+    newest = [version for version in versions if version.newest]
+    return matches[:1] if beginning or not newest else newest
 
 
-def _contents(storage: Storage) -> Contents:
-    """Count captions by author, licences and rejections over the records of the newest version."""
+def _contents(workdir: Storage, key: str, caption_set: str) -> Contents:
+    """Count captions by author, licences and rejections over the records of a caption set's newest version."""
     contents = Contents(Counter(), Counter(), Counter())
-    for entry in storage.list("captions"):
-        group = entry.key.removeprefix("captions/").removesuffix(".jsonl")
-        if entry.key.endswith(".jsonl") and "." not in group:
-            for record in read_accepted(storage, group):
+    captions = workdir.child(captions_prefix(caption_set))
+    for entry in captions.list():
+        group = entry.key.removesuffix(".jsonl")
+        if entry.key.endswith(".jsonl") and not {".", "/"} & set(group):
+            for record in read_accepted(captions, group):
                 contents.licences[record.license or "unknown"] += 1
                 contents.captions_by.update(author(caption.by) for caption in record.captions)
-    if storage.exists(_REJECTED):
-        contents.rejected.update(str(record.get("reason")) for record in storage.read_records(_REJECTED))
+    records = records_of(workdir.child(f"{DATASETS}/{key}"), caption_set)
+    if records.exists(_REJECTED):
+        contents.rejected.update(str(record.get("reason")) for record in records.read_records(_REJECTED))
     return contents
 
 
 def _broken_records(storage: Storage) -> Iterator[str]:
-    """Yield what is wrong with ``dataset.json`` and with each kept version."""
-    for read in (lambda: read_dataset(storage), *(_reader(storage, entry.key) for entry in storage.list(VERSIONS))):
+    """Yield what is wrong with each ``dataset.json`` and with each kept version."""
+    newest = [partial(read_dataset, storage, caption_set) for caption_set in newest_keys(storage)]
+    versions = [partial(read_version, storage, _digest(entry.key)) for entry in storage.list(VERSIONS)]
+    for read in chain[Callable[[], object]](newest, versions):
         try:
             read()
         except DataError as error:
             yield str(error)
 
 
-def _reader(storage: Storage, key: str) -> Callable[[], Dataset]:
-    return lambda: read_version(storage, _digest(key))
-
-
 def _digest(key: str) -> str:
     return key.removeprefix(f"{VERSIONS}/").removesuffix(".json")
 
 
-def _readable(storage: Storage) -> Dataset | None:
-    try:
-        return read_dataset(storage)
-    except DataError:
-        return None
+def _readable(storage: Storage) -> Iterator[Dataset]:
+    """Yield the newest versions that can be read."""
+    for caption_set in newest_keys(storage):
+        with suppress(DataError):
+            if dataset := read_dataset(storage, caption_set):
+                yield dataset

@@ -20,7 +20,7 @@ from components.dataset.format import Sample, index_key, pack, sample_id, shard_
 from components.dataset.garbage import find_garbage
 from components.dataset.integrity import verify
 from components.dataset.references import in_use, read_references
-from components.dataset.versions import read_dataset, write_encoding, write_group
+from components.dataset.versions import read_dataset, records_of, write_encoding, write_group
 from components.digests import sha256
 from components.image.records import Caption, CaptionRecord, write_captions, write_rejections
 from components.index.build import index
@@ -30,6 +30,7 @@ from components.storage.base import Storage
 from components.storage.open import open_storage
 
 KEY, SOURCE, GROUPS = "fedcba9876543210", "0123456789abcdef", [f"g{number}" for number in range(8)]
+SET = f"{SOURCE}/mine"
 
 
 def main() -> None:
@@ -43,10 +44,10 @@ def main() -> None:
         _fill(workdir, arguments.images, arguments.shard_samples)
 
         def again() -> None:
-            index(IndexConfig(held_out=0.05), SOURCE, GROUPS, KEY, workdir, Progress(io.StringIO()))
+            index(IndexConfig(held_out=0.05), SOURCE, GROUPS, SET, KEY, workdir, Progress(io.StringIO()))
 
         def verified() -> None:
-            committed = read_dataset(dataset)
+            committed = read_dataset(dataset, SET)
             assert committed is not None
             assert not any(verdict.problem for verdict in verify(dataset, committed, workers=2))
 
@@ -55,7 +56,8 @@ def main() -> None:
             assert list(find_garbage(workdir, lambda: in_use(read_references(workdir), since), since)) == []
 
         again()
-        used = {"encoding_key": KEY, "dataset_digest": dataset.read_json("dataset.json")["digest"]}
+        newest = read_dataset(dataset, SET)
+        used = {"encoding_key": KEY, "dataset_digest": newest.digest if newest else ""}
         workdir.write_json("runs/one/steps/index.json", {"result": used})
         print(f"{arguments.images:,} known images in shards of {arguments.shard_samples}, best of three")
         _tell("index, where nothing changed", again)
@@ -72,7 +74,7 @@ def _fill(workdir: Storage, count: int, shard_samples: int) -> None:
         images = sorted(sha256(b"%d" % image) for image in range(number, count, len(GROUPS)))
         captions = {image: f"picture {image[:6]}" for image in images}
         records = [CaptionRecord(i, f"{i}.png", 1, (Caption(captions[i], "sidecar:a.txt"),), "v", 8, 8) for i in images]
-        write_captions(dataset, group, records, [])
+        write_captions(workdir.child(f"captions/{SET}"), group, records, [])
         names = []
         for first in range(0, len(images), shard_samples):
             ids = [(image, sample_id(image, captions[image])) for image in images[first : first + shard_samples]]
@@ -81,7 +83,7 @@ def _fill(workdir: Storage, count: int, shard_samples: int) -> None:
             names.append(shard_name((32, 32), ids))
             dataset.write(tar_key(names[-1]), tar)
             dataset.write(index_key(names[-1]), idx)
-        write_group(dataset, group, names)
+        write_group(records_of(dataset, SET), group, names)
 
 
 def _tell(what: str, work: Callable[[], None]) -> None:

@@ -45,6 +45,7 @@ SIZES = {
     "autoencoder": {"channels": [16, 32, 64, 64], "layers_per_block": 1, "norm_groups": 8},
     "text": {"hidden": 256, "layers": 6, "heads": 4, "max_tokens": 77},
 }
+SET = "bench/mine"
 QUIET = Progress(io.StringIO())
 
 
@@ -78,12 +79,12 @@ class Bench:
 
     def caption(self, workdir: Storage, source: str) -> None:
         for group in groups(workdir, source):
-            caption(CaptionConfig(), ImageLimits(min_side=1), group, source, self.key, workdir, QUIET)
+            caption(CaptionConfig(), ImageLimits(min_side=1), group, source, SET, workdir, QUIET)
 
     def encode(self, workdir: Storage, source: str) -> int:
         """Run the step and return how many images it encoded."""
         where = str(self.base), workdir, QUIET
-        done = (encode(self.config, group, source, self.key, *where) for group in groups(workdir, source))
+        done = (encode(self.config, group, source, SET, self.key, *where) for group in groups(workdir, source))
         return sum(int(result["encoded"]) for result in done)
 
     def bare(self, count: int) -> float:
@@ -154,7 +155,7 @@ def second_run(known: int) -> None:
             bench.encode(workdir, source)
 
         def index_step() -> None:
-            index(IndexConfig(), source, groups(workdir, source), bench.key, workdir, QUIET)
+            index(IndexConfig(), source, groups(workdir, source), SET, bench.key, workdir, QUIET)
 
         steps = {"caption": caption_step, "latents": latents_step, "index": index_step}
         for step in steps.values():

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from components.dataset.format import Sample, index_key, pack, sample_id, tar_key
-from components.dataset.versions import Shard, make_dataset, version_key, write_dataset, write_encoding, write_group
+from components.dataset.versions import (
+    Shard,
+    make_dataset,
+    newest_key,
+    records_of,
+    version_key,
+    write_dataset,
+    write_encoding,
+    write_group,
+)
 from components.digests import sha256
 from components.image.records import Caption, CaptionRecord, Rejection, write_captions, write_rejections
 from components.storage.base import Storage
@@ -19,6 +28,7 @@ from components.storage.open import open_storage
 from pipeline.cli import main
 
 KEY = "fedcba9876543210"
+SET = "0123456789abcdef/89abcdef01234567"
 HOSTILE = "<b>\u202e\n\x1b[31m" + "reason" * 30
 
 
@@ -42,11 +52,13 @@ def write_shard(dataset: Storage, numbers: Sequence[int], bucket: tuple[int, int
     return Shard(name, bucket, len(numbers), len(tar), sha256(tar), held_out=(0,))
 
 
-def commit(workdir: Storage, shards: Sequence[Shard]) -> str:
+def commit(workdir: Storage, shards: Sequence[Shard], caption_set: str = SET) -> str:
     dataset = workdir.child(f"datasets/{KEY}")
-    committed = make_dataset(KEY, {"version": 1, "models": {"vae": "a" * 64}}, shards, rejected=2)
+    committed = make_dataset(
+        KEY, {"version": 1, "models": {"vae": "a" * 64}}, shards, rejected=2, caption_set=caption_set
+    )
     write_encoding(dataset, committed.encoding)
-    write_group(dataset, "000", [shard.name for shard in shards])
+    write_group(records_of(dataset, caption_set), "000", [shard.name for shard in shards])
     write_dataset(dataset, committed)
     return committed.digest
 
@@ -117,7 +129,7 @@ def test_what_is_broken_is_named(workdir: Storage, capsys: pytest.CaptureFixture
     assert [name for name in (shard.name for shard in shards) if name in out] == [shards[1].name, shards[2].name]
     assert f"versions/{old}.json" in out
     assert "3 " in err
-    dataset.write("dataset.json", b"")
+    dataset.write(newest_key(SET), b"")
     code, out, _ = run(capsys, workdir, "verify", KEY[:4])
     assert (code, "dataset.json" in out) == (65, True)
 
@@ -131,8 +143,8 @@ def test_show_counts_what_the_images_tell(tmp_path: Path, capsys: pytest.Capture
         CaptionRecord("a" * 64, "a.png", 1, (Caption("x", "sidecar:a.txt"), Caption("y", "model:blip")), "v", 8, 8),
         CaptionRecord("b" * 64, "b.png", 1, (Caption("x", "sidecar:b.txt"),), "v", 8, 8, license="CC-BY-4.0"),
     ]
-    write_captions(dataset, "000", written, [])
-    write_rejections(dataset, "rejected.jsonl", [Rejection("c", "ingest", HOSTILE, "")] * 2)
+    write_captions(workdir.child(f"captions/{SET}"), "000", written, [])
+    write_rejections(records_of(dataset, SET), "rejected.jsonl", [Rejection("c", "ingest", HOSTILE, "")] * 2)
     code, out, _ = run(capsys, workdir, "show", KEY[:3])
     rows = [line.split(maxsplit=1) for line in out.splitlines()]
     texts = {name: text for name, text in rows if name != "encoding"}
@@ -150,6 +162,30 @@ def test_show_counts_what_the_images_tell(tmp_path: Path, capsys: pytest.Capture
     assert old[:12] in version
     assert "not the newest" in version
     assert "captions" not in out
+
+
+def test_two_caption_sets_of_one_encoding_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = open_storage(str(tmp_path))
+    dataset = workdir.child(f"datasets/{KEY}")
+    both, alone = (write_shard(dataset, range(first, first + 3)) for first in (0, 10))
+    kept, gone = commit(workdir, [both]), commit(workdir, [both, alone], other := "fedcba9876543210/one")
+    for name in (SET, other):
+        write_captions(workdir.child(f"captions/{name}"), "000", [], [])
+    use(workdir, "one", kept)
+
+    _, out, _ = run(capsys, workdir, "ls")
+    assert {line[:14] for line in out.splitlines() if line.startswith("*")} == {f"* {kept[:12]}", f"* {gone[:12]}"}
+    _, out, _ = run(capsys, workdir, "show")
+    assert {line.split()[-1] for line in out.splitlines() if line.startswith("caption set")} == {SET, other}
+    assert run(capsys, workdir, "verify")[1].startswith("3 shards")
+
+    run(capsys, workdir, "gc", "--older-than", "0s", "--yes")
+    assert [entry.key for entry in dataset.list("shards")] == [index_key(both.name), tar_key(both.name)]
+    assert {entry.key for entry in workdir.list("captions")} == {
+        f"captions/{SET}/000{end}jsonl" for end in (".", ".rejected.")
+    }
+    assert [entry.key for entry in dataset.list("sets")] == [newest_key(SET), f"sets/{SET}/groups/000.json"]
+    assert [entry.key for entry in dataset.list("versions")] == [version_key(kept)]
 
 
 @pytest.mark.parametrize(

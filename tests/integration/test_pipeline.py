@@ -201,7 +201,7 @@ def test_the_report_counts_what_was_there(place: Place, first: Any) -> None:
     assert (numbers["images"], numbers["encoded"], numbers["reused"]) == (IMAGES, IMAGES, 0)
     reasons = {"empty-file": 1, "not-an-image": 1, "truncated": 1, "duplicate": 1, "caption-missing": 1}
     assert (numbers["rejected"], numbers["rejected_by_reason"]) == (5, reasons)
-    (dataset,) = (place.folder / WORKDIR).glob("datasets/*/dataset.json")
+    (dataset,) = (place.folder / WORKDIR).glob("datasets/*/sets/*/*/dataset.json")
     assert numbers["dataset_digest"] == json.loads(dataset.read_text())["digest"]
     assert 0 < numbers["held_out"] < IMAGES / 2
 

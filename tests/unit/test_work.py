@@ -69,7 +69,7 @@ def test_a_step_tells_and_records_what_it_did(config: str, run: OpenRun, capsys:
 
 def test_the_events_of_groups_say_whose_they_are(config: str, run: OpenRun, capsys: pytest.CaptureFixture[str]) -> None:
     work.run_step("ingest", config)
-    work.run_step("caption", config, {"encoding_key": "key"}, "01")
+    work.run_step("caption", config, lane="01")
     by = {event["by"] for event in events(capsys)}
     assert by == {"ingest", "caption 01"}
     images = [len(read_images(run.workdir, run.source_id, group)) for group in ("g0", "g1")]
@@ -81,7 +81,7 @@ def test_a_lane_works_on_its_share_of_the_groups_one_after_the_other(tmp_path: P
     config = work.configure(RECIPE, str(tmp_path / "work"), str(tmp_path / "images"), more)
     work.run_step("ingest", config)
     assert work.lanes(config) == ["00", "01", "02"]
-    results = [work.run_step("caption", config, {"encoding_key": "key"}, lane) for lane in work.lanes(config)]
+    results = [work.run_step("caption", config, lane=lane) for lane in work.lanes(config)]
     assert results == [record(open_run(config), f"caption-{lane}")["result"] for lane in work.lanes(config)]
     assert [result["groups"] for result in results] == [2, 1, 1]
     assert sum(result["captioned"] for result in results) == 3

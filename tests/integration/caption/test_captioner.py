@@ -98,7 +98,7 @@ def run(root: Path, work: Storage, **settings: Any) -> dict[str, Any]:
     source_id = ingest(IngestConfig(source=str(root)), work, progress)["source_id"]
     # Squares of one colour are what the captioner knows, and what the filters leave out.
     config = CaptionConfig.parse({"device": "cpu", "filters": {"min_spread": None}, **settings})
-    return caption(config, ImageLimits(), "g", source_id, "key", work, progress)
+    return caption(config, ImageLimits(), "g", source_id, "src/key", work, progress)
 
 
 def load_captioner(model: str, work: Storage) -> Captioner:
@@ -106,7 +106,7 @@ def load_captioner(model: str, work: Storage) -> Captioner:
 
 
 def records(work: Storage) -> dict[str, CaptionRecord]:
-    return {record.name: record for record in read_captions(work.child("datasets/key"), "g")}
+    return {record.name: record for record in read_captions(work.child("captions/src/key"), "g")}
 
 
 def test_the_model_captions_what_has_no_usable_caption_file(blip: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_model_captions_what_has_no_usable_caption_file(blip: Path, tmp_path
     assert {captioned[name].captions[0].by for name in ("alone-red.png", "latin.png")} == {author}
     assert "caption" not in captioned["alone-red.png"].verdicts
     assert "caption-not-utf8" in captioned["latin.png"].verdicts["caption"]
-    (rejection,) = read_caption_rejections(work.child("datasets/key"), "g")
+    (rejection,) = read_caption_rejections(work.child("captions/src/key"), "g")
     assert (rejection.name, rejection.reason) == ("cut.png", "truncated")
 
 
@@ -135,7 +135,7 @@ def test_the_size_of_a_batch_does_not_change_the_words(blip: Path, tmp_path: Pat
     for size in (1, 8):
         work = MemoryStorage(f"captioner-batch-{size}")
         run(root, work, model=str(blip), batch_size=size)
-        written.append(work.read("datasets/key/captions/g.jsonl"))
+        written.append(work.read("captions/src/key/g.jsonl"))
     assert written[0] == written[1]
 
 

@@ -182,11 +182,11 @@ def run(root: Path, work: Storage, stream: io.StringIO | None = None, **settings
     # Squares of one colour are what these captioners know, and what the filters leave out.
     plain = {"device": "cpu", "max_new_tokens": 8, "filters": {"min_spread": None}}
     config = CaptionConfig.parse({**plain, **settings})
-    return caption(config, LONG, "g", source_id, "key", work, progress)
+    return caption(config, LONG, "g", source_id, "src/key", work, progress)
 
 
 def texts(work: Storage) -> dict[str, str]:
-    return {record.name: record.captions[0].text for record in read_captions(work.child("datasets/key"), "g")}
+    return {record.name: record.captions[0].text for record in read_captions(work.child("captions/src/key"), "g")}
 
 
 def wrong(work: Storage) -> dict[str, str]:
@@ -202,7 +202,7 @@ def test_every_kind_is_asked_as_it_was_taught(captioners: dict[str, Path], kind:
         work = MemoryStorage(f"models-{kind}-{size}")
         assert run(root, work, model=str(captioners[kind]), batch_size=size)["captioned"] == 5
         assert wrong(work) == {}
-        written.append(work.read("datasets/key/captions/g.jsonl"))
+        written.append(work.read("captions/src/key/g.jsonl"))
     assert written[0] == written[1] == written[2]
 
 
@@ -210,12 +210,12 @@ def test_several_captioners_write_a_caption_each(captioners: dict[str, Path], tm
     work = MemoryStorage("models-several")
     names = [str(captioners[kind]) for kind in ("qwen", "florence")]
     run(photos(tmp_path / "photos"), work, model=names, prefix="photo of ")
-    for record in read_captions(work.child("datasets/key"), "g"):
+    for record in read_captions(work.child("captions/src/key"), "g"):
         # They agree, and the same caption twice is one.
         assert record.captions == (Caption(f"photo of a {record.name[2:-4]} square", record.captions[0].by),)
         assert record.captions[0].by.startswith(f"model:{names[0]}@")
     run(tmp_path / "photos", work, model=names, prompt="<CAPTION>")
-    assert {len(record.captions) for record in read_captions(work.child("datasets/key"), "g")} <= {1, 2}
+    assert {len(record.captions) for record in read_captions(work.child("captions/src/key"), "g")} <= {1, 2}
 
 
 class Full:
@@ -275,7 +275,7 @@ def test_a_killed_step_asks_the_captioner_no_image_twice(
     assert memory.batches == [2, 2, 2]
     run(root, killed, **settings)
     assert memory.batches == [2, 2, 2, 2, 2, 1]  # the third batch was done and not saved
-    key = "datasets/key/captions/g.jsonl"
+    key = "captions/src/key/g.jsonl"
     assert killed.read(key) == whole.read(key)
 
 
@@ -296,7 +296,7 @@ def test_a_image_that_crashes_the_preprocessor_is_rejected_alone(captioners: dic
     Image.new("RGB", (16, 4000), "red").save(root / "5-red.png")  # Qwen takes no image that is 200 times as long
     result = run(root, work, model=str(captioners["qwen"]), batch_size=6, max_side=4000)
     assert (result["captioned"], result["rejected"], wrong(work)) == (5, 1, {})
-    (poison,) = read_caption_rejections(work.child("datasets/key"), "g")
+    (poison,) = read_caption_rejections(work.child("captions/src/key"), "g")
     assert (poison.name, poison.reason) == ("5-red.png", "caption-failed")
     assert "16×4000 px" in poison.detail
     assert "aspect ratio" in poison.detail
@@ -312,7 +312,7 @@ def test_a_poison_image_is_not_tried_again(captioners: dict[str, Path], tmp_path
     root.mkdir()  # were anything read, it would now be unreadable
     config = CaptionConfig.parse({"device": "cpu", "max_new_tokens": 8, **settings})
     quiet = Progress(io.StringIO())
-    again = caption(config, LONG, "g", source_id, "key", work, quiet)
+    again = caption(config, LONG, "g", source_id, "src/key", work, quiet)
     assert (again["captioned"], again["reused"], again["rejected"]) == (0, 1, 1)
 
 
@@ -347,9 +347,9 @@ def test_two_processes_make_what_one_makes(captioners: dict[str, Path], tmp_path
         work = open_storage(str(tmp_path / f"work-{processes}"))
         run(root, work, model=str(captioners["smolvlm"]), batch_size=2, processes=processes)
         assert wrong(work) == {}
-        written.append({entry.key: work.read(entry.key) for entry in work.list("datasets")})
+        written.append({entry.key: work.read(entry.key) for entry in work.list("captions")})
     assert written[0] == written[1]
-    assert sorted(written[1]) == ["datasets/key/captions/g.jsonl", "datasets/key/captions/g.rejected.jsonl"]
+    assert sorted(written[1]) == ["captions/src/key/g.jsonl", "captions/src/key/g.rejected.jsonl"]
 
 
 @pytest.mark.proof
@@ -389,7 +389,7 @@ def hub(captioners: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_captioner_of_the_hub_signs_with_the_revision_that_was_used(hub: Path, model: str, tmp_path: Path) -> None:
     work = MemoryStorage(f"models-hub-{len(model)}")
     run(photos(tmp_path / "photos"), work, model=model)
-    (author,) = {record.captions[0].by for record in read_captions(work.child("datasets/key"), "g")}
+    (author,) = {record.captions[0].by for record in read_captions(work.child("captions/src/key"), "g")}
     assert author == f"model:owner/name@{COMMIT}"
     assert wrong(work) == {}
     assert not (tmp_path / "ran").exists()

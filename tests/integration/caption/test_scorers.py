@@ -201,15 +201,15 @@ def test_models_measure_in_the_caption_step_and_the_clean_step_judges(classifier
         image.save(tmp_path / "photos" / f"{colour}.png")
         (tmp_path / "photos" / f"{colour}.txt").write_text(colour)
     source_id = str(ingest(IngestConfig.parse({"source": str(tmp_path / "photos")}), work, quiet)["source_id"])
-    dataset = work.child("datasets/key")
+    dataset = work.child("captions/src/key")
 
     def steps(**watermark: object) -> tuple[set[str], list[str]]:
         classifier_filter = {"model": str(classifier), **watermark}
         filters = {"device": "cpu", "min_spread": None, "batch_size": 3, "watermark": classifier_filter}
         config = CaptionConfig.parse({"model": None, "filters": filters})
-        counts = caption(config, ImageLimits(), "g", source_id, "key", work, quiet)
+        counts = caption(config, ImageLimits(), "g", source_id, "src/key", work, quiet)
         assert (counts["captioned"] + counts["reused"], counts["rejected"]) == (4, 0)
-        clean(CleanConfig(), config.filters, source_id, ["g"], "key", work, quiet)
+        clean(CleanConfig(), config.filters, source_id, ["g"], "src/key", work, quiet)
         scores = [record.verdicts["watermark"] for record in read_captions(dataset, "g")]
         return {record.name for record in read_accepted(dataset, "g")}, scores
 

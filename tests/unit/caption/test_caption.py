@@ -42,8 +42,8 @@ from components.storage.open import open_storage
 from tests.stores.memory import MemoryStorage
 from tests.stores.mortal import contents, killed_everywhere
 
-KEY = "abcd"
-DATASET = f"datasets/{KEY}"
+SET = "abcd/mine"
+FOLDER = f"captions/{SET}"
 
 
 def image(seed: int, side: int = 16) -> bytes:
@@ -73,7 +73,7 @@ def take(root: Path, work: Storage, **settings: Any) -> str:
 
 def write(source_id: str, work: Storage, group: str = "g", limits: ImageLimits | None = None, **settings: Any) -> Any:
     config = CaptionConfig.parse({"model": None, **settings})
-    return caption(config, limits or ImageLimits(), group, source_id, KEY, work, Progress(io.StringIO()))
+    return caption(config, limits or ImageLimits(), group, source_id, SET, work, Progress(io.StringIO()))
 
 
 def run(root: Path, work: Storage, **settings: Any) -> dict[str, int]:
@@ -82,11 +82,11 @@ def run(root: Path, work: Storage, **settings: Any) -> dict[str, int]:
 
 
 def records(work: Storage) -> dict[str, CaptionRecord]:
-    return {record.name: record for record in read_captions(work.child(DATASET), "g")}
+    return {record.name: record for record in read_captions(work.child(FOLDER), "g")}
 
 
 def reasons(work: Storage) -> dict[str, str]:
-    return {rejection.name: rejection.reason for rejection in read_caption_rejections(work.child(DATASET), "g")}
+    return {rejection.name: rejection.reason for rejection in read_caption_rejections(work.child(FOLDER), "g")}
 
 
 def counts(captioned: int = 0, reused: int = 0, rejected: int = 0) -> dict[str, int]:
@@ -174,7 +174,7 @@ def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
     assert set(record.verdicts) == {"sharpness", "spread"}
     assert len(record.phash or "") == 16
     assert (record.sha256, record.bytes, record.width, record.height) == (sha256(data), len(data), 16, 16)
-    order = [record.sha256 for record in read_captions(work.child(DATASET), "g")]
+    order = [record.sha256 for record in read_captions(work.child(FOLDER), "g")]
     assert order == sorted(order)
 
 
@@ -226,9 +226,9 @@ def test_how_it_is_read_does_not_change_what_is_written(tmp_path: Path) -> None:
     works = [open_storage(str(tmp_path / "one")), MemoryStorage("caption-same")]
     for readers, work in enumerate(works, start=1):
         run(root, work, readers=readers, batch_size=readers)
-    written = [{entry.key: work.read(entry.key) for entry in work.list("datasets")} for work in works]
+    written = [{entry.key: work.read(entry.key) for entry in work.list("captions")} for work in works]
     assert written[0] == written[1]
-    assert sorted(written[0]) == [f"{DATASET}/captions/g.jsonl", f"{DATASET}/captions/g.rejected.jsonl"]
+    assert sorted(written[0]) == [f"{FOLDER}/g.jsonl", f"{FOLDER}/g.rejected.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_limits_hold_here_too(tmp_path: Path) -> None:
 def test_a_killed_step_goes_on_where_it_was(tmp_path: Path) -> None:
     class Full(MemoryStorage):
         def write(self, key: str, data: bytes) -> None:
-            if key.endswith("captions/g.jsonl"):
+            if key == "g.jsonl":
                 raise StorageError("no space left")
             super().write(key, data)
 
@@ -309,7 +309,7 @@ def test_a_killed_step_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no space"):
         write(source_id, Full("caption-killed"))
     assert write(source_id, work) == {"group": "g", **counts(reused=4)}
-    assert [entry.key for entry in work.list(f"{DATASET}/captions") if "unfinished" in entry.key] == []
+    assert [entry.key for entry in work.list(FOLDER) if "unfinished" in entry.key] == []
 
 
 def test_killed_anywhere_it_says_done_last_asks_nobody_twice_and_ends_the_same(
@@ -331,13 +331,13 @@ def test_killed_anywhere_it_says_done_last_asks_nobody_twice_and_ends_the_same(
     whole = MemoryStorage(f"{tmp_path.name}-whole")
     source_id = take(root, whole)
     after(whole)
-    expected, reused = contents(whole.child(f"{DATASET}/captions")), []
+    expected, reused = contents(whole.child(FOLDER)), []
     for work in killed_everywhere(before, after, f"memory://{tmp_path.name}"):
-        files = contents(work.child(f"{DATASET}/captions"))
+        files = contents(work.child(FOLDER))
         if files["g.jsonl"] == expected["g.jsonl"]:
             assert files["g.rejected.jsonl"] == expected["g.rejected.jsonl"]
         reused.append(after(work))
-        assert contents(work.child(f"{DATASET}/captions")) == expected
+        assert contents(work.child(FOLDER)) == expected
     assert reused[0] == 0
     assert reused == sorted(reused), "what was written down once is not asked for again"
     assert reused[-1] == 6
@@ -346,7 +346,7 @@ def test_killed_anywhere_it_says_done_last_asks_nobody_twice_and_ends_the_same(
 def test_what_a_killed_step_left_torn_is_done_again(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-torn")
     for name, data in {"0": b'{"sha256": "ab', "1": b'{"reason": "empty", "sort": 1}\n'}.items():
-        work.write(f"{DATASET}/captions/g.unfinished/{name}.jsonl", data)
+        work.write(f"{FOLDER}/g.unfinished/{name}.jsonl", data)
     assert run(root, work) == counts(captioned=4)
 
 
@@ -356,22 +356,22 @@ def test_each_group_has_its_own_file(tmp_path: Path) -> None:
     groups = ("g00", "g01", "g10", "g11")
     done = [write(source_id, work, group)["captioned"] for group in groups]
     assert sum(done) == 20
-    digests = [record.sha256 for group in groups for record in read_captions(work.child(DATASET), group)]
+    digests = [record.sha256 for group in groups for record in read_captions(work.child(FOLDER), group)]
     assert len(set(digests)) == 20
 
 
 def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-older")
     run(root, work)
-    key = f"{DATASET}/captions/g.jsonl"
+    key = f"{FOLDER}/g.jsonl"
     lines = [dict(line) for line in work.read_lines(key)]
     work.write_lines(key, ({**line, "captions": []} for line in lines))
     with pytest.raises(DataError, match="no captions"):
-        read_captions(work.child(DATASET), "g")
+        read_captions(work.child(FOLDER), "g")
     assert run(root, work) == counts(captioned=4)
     work.write_lines(key, ({**line, "captions": None, "caption": "a"} for line in lines))
     with pytest.raises(DataError, match="expected an object of sha256"):
-        read_captions(work.child(DATASET), "g")
+        read_captions(work.child(FOLDER), "g")
     assert run(root, work) == counts(captioned=4)
 
 
@@ -412,7 +412,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any
 def test_the_command_prints_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = open_storage(os.fspath(tmp_path / "work"))
     source_id = take(photos(tmp_path / "photos"), work)
-    arguments = ["--workdir", work.url, "--source-id", source_id, "--group", "g", "--encoding-key", KEY]
+    arguments = ["--workdir", work.url, "--source-id", source_id, "--group", "g", "--caption-set", SET]
     assert main([*arguments, "--limit", "min_side=16"]) == 0
     event = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert event == {"event": "done", "group": "g", **counts(captioned=4)}
@@ -427,6 +427,6 @@ def test_words_that_ingest_brought_along_need_no_file(tmp_path: Path) -> None:
     inline = Sidecar("metadata.jsonl:00.png", 11, "tag", text="  a blue\ncat ")
     write_images(work, source_id, "g", [replace(image, caption=inline)])
     assert read_images(work, source_id, "g")[0].caption == inline
-    caption(CaptionConfig(), ImageLimits(), "g", source_id, KEY, work, Progress(io.StringIO()))
-    (record,) = read_captions(work.child(DATASET), "g")
+    caption(CaptionConfig(), ImageLimits(), "g", source_id, SET, work, Progress(io.StringIO()))
+    (record,) = read_captions(work.child(FOLDER), "g")
     assert record.captions == (Caption("a blue cat", "metadata:metadata.jsonl:00.png"),)

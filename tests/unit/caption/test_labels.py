@@ -203,11 +203,11 @@ def run(root: Path, work: Storage, **settings: Any) -> dict[str, Any]:
     progress = Progress(io.StringIO())
     source_id = ingest(IngestConfig(source=str(root)), work, progress)["source_id"]
     config = CaptionConfig.parse({"model": None, **settings})
-    return caption(config, ImageLimits(), "g", source_id, "key", work, progress)
+    return caption(config, ImageLimits(), "g", source_id, "src/key", work, progress)
 
 
 def records(work: Storage) -> dict[str, CaptionRecord]:
-    return {record.name: record for record in read_captions(work.child("datasets/key"), "g")}
+    return {record.name: record for record in read_captions(work.child("captions/src/key"), "g")}
 
 
 def test_label_files_and_folders_caption_a_dataset(tmp_path: Path) -> None:
@@ -245,5 +245,5 @@ def test_label_files_that_are_missing_or_wrong_stop_the_step_before_any_work(tmp
         run(root, work, sources=["labels"], labels={"layout": "csv"})
     with pytest.raises(DataError, match=r"symlink-outside|unreadable"):
         run(root, work, sources=["labels"], labels={"layout": "csv", "at": "../labels.csv"})
-    assert list(work.list("datasets")) == []
-    assert read_caption_rejections(work.child("datasets/key"), "g") == []
+    assert list(work.list("captions")) == []
+    assert read_caption_rejections(work.child("captions/src/key"), "g") == []

@@ -45,7 +45,7 @@ def command(tmp_path: Path) -> list[str]:
     return [
         *("env", f"PYTHONPATH={library.parent}", sys.executable, "-m", "components.caption"),
         *("--workdir", str(work), "--source-id", ingested["source_id"]),
-        *("--group", "g", "--encoding-key", "key", *(f"--set={setting}" for setting in settings)),
+        *("--group", "g", "--caption-set", "src/key", *(f"--set={setting}" for setting in settings)),
     ]
 
 

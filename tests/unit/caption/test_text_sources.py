@@ -52,12 +52,12 @@ def take(root: Path, work: Storage) -> str:
 
 def write(source_id: str, work: Storage, **settings: Any) -> tuple[int, int, int]:
     config = CaptionConfig.parse({"model": None, **settings})
-    result = caption(config, ImageLimits(), "g", source_id, "key", work, QUIET)
+    result = caption(config, ImageLimits(), "g", source_id, "src/key", work, QUIET)
     return result["captioned"], result["reused"], result["rejected"]
 
 
 def records(work: Storage) -> dict[str, CaptionRecord]:
-    return {record.name.rpartition("/")[2]: record for record in read_captions(work.child("datasets/key"), "g")}
+    return {record.name.rpartition("/")[2]: record for record in read_captions(work.child("captions/src/key"), "g")}
 
 
 def captions(work: Storage) -> dict[str, list[tuple[str, str]]]:
@@ -65,7 +65,7 @@ def captions(work: Storage) -> dict[str, list[tuple[str, str]]]:
 
 
 def reasons(work: Storage) -> dict[str, tuple[str, str]]:
-    rejections = read_caption_rejections(work.child("datasets/key"), "g")
+    rejections = read_caption_rejections(work.child("captions/src/key"), "g")
     return {rejection.name.rpartition("/")[2]: (rejection.reason, rejection.detail) for rejection in rejections}
 
 
@@ -185,7 +185,7 @@ def test_shuffled_tags_are_the_same_in_every_workdir(tmp_path: Path) -> None:
         work = MemoryStorage(name)
         tags = {"separator": ", ", "shuffled": 3, "keep": 1, "dropout": 0.3}
         write(take(root, work), work, tags=tags, trigger="sks")
-        made.append(work.read("datasets/key/captions/g.jsonl"))
+        made.append(work.read("captions/src/key/g.jsonl"))
         texts = captions(work)["dane.png"]
         assert len(texts) == 3
         assert all(text.startswith("sks, dog") and by.endswith(".txt+shuffled+dropout+trigger") for text, by in texts)

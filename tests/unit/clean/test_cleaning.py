@@ -44,7 +44,7 @@ from components.storage.base import Storage
 from tests.stores.memory import MemoryStorage
 from tests.stores.mortal import contents, killed_everywhere
 
-KEY = "abcd"
+SET = "source/abcd"
 FLAT = 0x0123456789ABCDEF
 
 
@@ -53,7 +53,7 @@ class Dataset:
 
     def __init__(self, name: str, groups: int = 2) -> None:
         self.work: Storage = MemoryStorage(name)
-        self.storage: Storage = self.work.child(f"datasets/{KEY}")
+        self.storage: Storage = self.work.child(f"captions/{SET}")
         self.groups = tuple(f"g{number}" for number in range(groups))
         self.records: dict[str, CaptionRecord] = {}
         write_manifest(self.work, "source", Manifest("memory://nowhere", 0, 0, self.groups, "digest"))
@@ -74,7 +74,7 @@ class Dataset:
     def clean(self, filters: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
         self.write()
         config, thresholds = CleanConfig.parse(values), FilterConfig.parse(filters or {})
-        return clean(config, thresholds, "source", self.groups, KEY, self.work, Progress(io.StringIO()))
+        return clean(config, thresholds, "source", self.groups, SET, self.work, Progress(io.StringIO()))
 
     def kept(self) -> list[str]:
         return [one.name.removesuffix(".jpg") for group in self.groups for one in read_accepted(self.storage, group)]
@@ -185,7 +185,7 @@ def test_whatever_changes_is_seen(change: str) -> None:
     elif change == "image":
         data.add("b", FLAT)
     elif change == "caption rejection":
-        write_rejections(data.storage, "captions/g0.rejected.jsonl", [rejection])
+        write_rejections(data.storage, "g0.rejected.jsonl", [rejection])
     elif change == "ingest rejection":
         write_rejections(data.work, "ingest/source/rejected.jsonl", [rejection])
     elif change == "setting":
@@ -194,7 +194,7 @@ def test_whatever_changes_is_seen(change: str) -> None:
         values = {"filters": {"min_spread": 2}}
     if change == "caption rejection":  # which `write` would undo
         config = CleanConfig()
-        result = clean(config, FilterConfig(), "source", data.groups, KEY, data.work, Progress(io.StringIO()))
+        result = clean(config, FilterConfig(), "source", data.groups, SET, data.work, Progress(io.StringIO()))
     else:
         result = data.clean(**values)
     assert result["reused"] is False
@@ -204,13 +204,13 @@ def test_whatever_changes_is_seen(change: str) -> None:
 def test_killed_anywhere_it_ends_as_it_would_have_and_does_not_pass_for_what_was_before(tmp_path: Path) -> None:
     def cleaned(work: Storage, distance: int) -> dict[str, bytes]:
         data = Dataset(work.url.removeprefix("memory://"))
-        data.work, data.storage = work, work.child(f"datasets/{KEY}")
+        data.work, data.storage = work, work.child(f"captions/{SET}")
         for number in range(8):
             data.add(f"{number}", FLAT ^ (1 << number))
-        if not work.exists(f"datasets/{KEY}/captions/g0.jsonl"):
+        if not work.exists(f"captions/{SET}/g0.jsonl"):
             data.write()
         config = CleanConfig(max_distance=distance)
-        clean(config, FilterConfig(), "source", data.groups, KEY, work, Progress(io.StringIO()))
+        clean(config, FilterConfig(), "source", data.groups, SET, work, Progress(io.StringIO()))
         return contents(work)
 
     def life(work: Storage) -> dict[str, bytes]:
@@ -237,7 +237,7 @@ def test_ten_thousand_known_images_take_no_time() -> None:
     seconds = []
     for _ in range(3):
         began = time.process_time()
-        result = clean(config, FilterConfig(), "source", data.groups, KEY, data.work, Progress(io.StringIO()))
+        result = clean(config, FilterConfig(), "source", data.groups, SET, data.work, Progress(io.StringIO()))
         seconds.append(time.process_time() - began)
         assert result["reused"]
     assert min(seconds) < 0.5
@@ -246,7 +246,7 @@ def test_ten_thousand_known_images_take_no_time() -> None:
 def test_a_group_without_captions_is_said() -> None:
     data = Dataset("clean-missing")
     with pytest.raises(DataError, match="run the caption step first"):
-        clean(CleanConfig(), FilterConfig(), "source", data.groups, KEY, data.work, Progress(io.StringIO()))
+        clean(CleanConfig(), FilterConfig(), "source", data.groups, SET, data.work, Progress(io.StringIO()))
 
 
 def photos(root: Path) -> None:
@@ -267,7 +267,7 @@ def captioned(root: Path, work: Storage, **values: Any) -> tuple[str, tuple[str,
     groups = read_manifest(work, source_id).groups
     for group in groups:
         config = CaptionConfig.parse({"model": None, **values})
-        caption(config, ImageLimits(), group, source_id, KEY, work, progress)
+        caption(config, ImageLimits(), group, source_id, SET, work, progress)
     return source_id, groups
 
 
@@ -275,11 +275,11 @@ def test_real_images_through_ingest_caption_and_clean(tmp_path: Path, capsys: py
     photos(tmp_path / "photos")
     work = MemoryStorage("clean-real")
     source_id, groups = captioned(tmp_path / "photos", work)
-    arguments = ["--workdir", work.url, "--source-id", source_id, "--encoding-key", KEY, "--groups", *groups]
+    arguments = ["--workdir", work.url, "--source-id", source_id, "--caption-set", SET, "--groups", *groups]
     assert main([*arguments, "--set", "max_distance=6"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["kept"], result["rejected_here"], result["rejected"]) == (4, 2, 2)
-    storage = work.child(f"datasets/{KEY}")
+    storage = work.child(f"captions/{SET}")
     rejections = {one.name: one.reason for group in groups for one in read_clean_rejections(storage, group)}
     assert rejections == {"again.jpg": "near-duplicate", "plain.png": "flat"}
     assert main([*arguments, "--filter", "min_spread=null"]) == 0
@@ -290,21 +290,21 @@ def test_nothing_is_read_for_another_threshold_and_all_is_for_another_measure(tm
     photos(tmp_path / "photos")
     work = MemoryStorage("clean-measured")
     source_id, (group,) = captioned(tmp_path / "photos", work)
-    storage = work.child(f"datasets/{KEY}")
-    before = work.read(f"datasets/{KEY}/captions/{group}.jsonl")
+    storage = work.child(f"captions/{SET}")
+    before = work.read(f"captions/{SET}/{group}.jsonl")
     for one in (tmp_path / "photos").iterdir():  # from here on nothing can be read
         one.rename(one.with_suffix(one.suffix + ".gone"))
     config = CaptionConfig.parse({"model": None, "filters": {"min_sharpness": 1e5, "min_spread": 100}})
     for _ in range(2):
-        result = caption(config, ImageLimits(), group, source_id, KEY, work, Progress(io.StringIO()))
+        result = caption(config, ImageLimits(), group, source_id, SET, work, Progress(io.StringIO()))
         assert (result["captioned"], result["reused"], result["rejected"]) == (0, 6, 0)
-    assert work.read(f"datasets/{KEY}/captions/{group}.jsonl") == before
+    assert work.read(f"captions/{SET}/{group}.jsonl") == before
     for one in (tmp_path / "photos").iterdir():
         one.rename(str(one).removesuffix(".gone"))
     # Records from before there were scores are measured, and keep their captions.
     records = [replace(one, verdicts={"caption": "kept"}, phash=None) for one in read_captions(storage, group)]
     write_captions(storage, group, records, [])
-    result = caption(config, ImageLimits(), group, source_id, KEY, work, Progress(io.StringIO()))
+    result = caption(config, ImageLimits(), group, source_id, SET, work, Progress(io.StringIO()))
     assert (result["captioned"], result["reused"]) == (0, 6)
     again = read_captions(storage, group)
     assert [one.captions for one in again] == [one.captions for one in records]

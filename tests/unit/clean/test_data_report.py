@@ -280,12 +280,12 @@ def test_a_histogram_shows_every_column_that_holds_something() -> None:
 def test_the_runs_report_leads_to_it_and_nowhere_else(tmp_path: Path) -> None:
     workdir = MemoryStorage("data-report-run")
     step = {"step": "clean", "group": None, "status": "done", "started": 1.0, "seconds": 1.0, "error": None}
-    for path, link in [("datasets/ab-12/report.html", True), ("javascript:alert(1)", False), ("../../x", False)]:
+    for path, link in [("captions/ab-12/cd-34/report.html", True), ("javascript:alert(1)", False), ("../../x", False)]:
         workdir.write_json("runs/first/steps/clean.json", {**step, "result": {"report": path, "kept": 3}})
         report(ReportConfig(), "first", "SUCCEEDED", workdir, Progress(io.StringIO()))
         page = Page(workdir.read("runs/first/report.html").decode())
         links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-        assert links == (["../../datasets/ab-12/report.html"] if link else [])
+        assert links == (["../../captions/ab-12/cd-34/report.html"] if link else [])
 
 
 def test_what_is_frequent_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from components.autoencoder.scratch import build_scratch
 from components.dataset.format import Sample, pack
 from components.dataset.prompts import NotedCaptions
-from components.dataset.versions import Shard, make_dataset, read_dataset, write_dataset
+from components.dataset.versions import Shard, make_dataset, read_only_dataset, write_dataset
 from components.digests import sha256
 from components.errors import DataError
 from components.evaluate.__main__ import main
@@ -62,10 +62,13 @@ class World:
     workdir: Storage
     source: Path
     weights: Weights
+    dataset: str = ""
 
     def evaluate(self, run: str = "first", **settings: Any) -> dict[str, Any]:
         config = EvaluateConfig.parse({**SETTINGS, **settings})
-        return evaluate(config, "squares", "source", "key", BASE, run, self.workdir, Progress(io.StringIO()))
+        return evaluate(
+            config, "squares", "source", "key", self.dataset, BASE, run, self.workdir, Progress(io.StringIO())
+        )
 
     def value(self, name: str, run: str = "first") -> float | None:
         value: float | None = self.result(run)["metrics"][name]["value"]
@@ -133,12 +136,14 @@ def write_source(world: World, caption: Callable[[int, bool], str], held_out: in
             Sample(sha256(data), zeros, zeros[0], {"caption": text, "caption_digest": sha256(text.encode())})
         )
     storage = world.workdir.child("datasets/key")
-    write_captions(storage, "000", records, [])
+    write_captions(world.workdir.child("captions/source/mine"), "000", records, [])
     tar, idx = pack(samples)
     storage.write("shards/16x16/aa.tar", tar)
     storage.write("shards/16x16/aa.idx", idx)
     shard = Shard("shards/16x16/aa", (16, 16), count, len(tar), sha256(tar), held_out=tuple(range(held_out)))
-    write_dataset(storage, make_dataset("key", {}, [shard], rejected=0))
+    dataset = make_dataset("key", {}, [shard], rejected=0, caption_set="source/mine")
+    write_dataset(storage, dataset)
+    world.dataset = dataset.digest
     write_manifest(world.workdir, "source", Manifest(str(world.source), count, 0, ("000",), "digest"))
 
 
@@ -181,8 +186,7 @@ def test_without_prompts_it_draws_captions_of_the_dataset(world: World) -> None:
     storage = world.workdir.child("datasets/key")
     with pytest.raises(DataError, match=r"evaluate\.prompts names no prompts.*run the index step again"):
         world.evaluate(prompts=[])
-    dataset = read_dataset(storage)
-    assert dataset is not None
+    dataset = read_only_dataset(storage)
     write_dataset(storage, replace(dataset, noted_captions=NotedCaptions((LIGHT,), (LIGHT, DARK))))
     world.evaluate(prompts=[])
     assert [row["prompt"] for row in world.result()["prompts"]] == [LIGHT, DARK]
@@ -314,9 +318,39 @@ def test_what_cannot_be_evaluated_says_why(world: World) -> None:
     world.save(30, dict(list(world.weights.items())[1:]))
     with pytest.raises(DataError, match="runs/first/checkpoints/step-000000030"):
         world.evaluate()
-    world.workdir.delete("datasets/key/dataset.json")
+    world.workdir.delete_tree("datasets/key")
     with pytest.raises(DataError, match="datasets/key"):
         world.evaluate()
+
+
+def test_what_was_trained_on_is_measured_and_published_though_a_newer_version_holds_out_others(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained = world.dataset
+    write_source(world, lambda number, held_out: DARK if number % 2 else LIGHT, held_out=3)
+    newer, world.dataset = world.dataset, trained
+    storage = world.workdir.child("datasets/key")
+    assert newer != trained
+    assert read_only_dataset(storage).digest == newer
+
+    world.evaluate()
+    result = world.result()
+    assert result["dataset_digest"] == trained
+    assert result["real"] == {"train": 24, "held_out": 8, "skipped": 0}, "those held out in training, not the newest"
+    version = world.publish()
+    champion = read_champion(world.workdir, "squares")
+    assert champion is not None
+    assert champion.dataset_digest == trained
+    card = world.workdir.read(f"models/squares/{version}/README.md").decode()
+    assert trained in card
+    assert newer not in card
+
+    world.workdir.write_json("runs/first/training.json", {"dataset": trained})
+    command = ["--workdir", str(world.workdir.local_path()), "--name", "squares", "--source-id", "source"]
+    command += ["--encoding-key", "key", "--base-model", BASE, "--run", "first"]
+    assert main([*command, *(f"--set={key}={json.dumps(value)}" for key, value in SETTINGS.items())]) == 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["reused"] is True
+    assert world.result()["dataset_digest"] == trained
 
 
 def test_the_champion_is_not_better_than_itself(world: World) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from components.image.authors import author, count_authors, read_authors, write_authors
+from components.image.authors import author, count_authors
 from components.image.records import Caption, CaptionRecord
-from tests.stores.memory import MemoryStorage
 
 
 @pytest.mark.parametrize(
@@ -33,7 +32,3 @@ def test_captions_are_counted_most_captions_first() -> None:
     captions = [(Caption("a", "folder"),), (Caption("b", "sidecar:x.txt"), Caption("c", "sidecar:x.txt"))]
     counts = count_authors(CaptionRecord("00", "x.png", 1, made, "v", 8, 8) for made in captions)
     assert list(counts.items()) == [("sidecar", 2), ("folder", 1)]
-    dataset = MemoryStorage("authors")
-    assert read_authors(dataset) == {}
-    write_authors(dataset, counts)
-    assert list(read_authors(dataset).items()) == [("sidecar", 2), ("folder", 1)]

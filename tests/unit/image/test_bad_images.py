@@ -59,12 +59,12 @@ class Outcome:
 def ingest_and_caption(url: str, work: Storage) -> Outcome:
     progress = Progress(io.StringIO())
     listed = ingest(IngestConfig(source=url, lanes=2), work, progress)
-    dataset = work.child("datasets/key")
+    dataset = work.child("captions/src/key")
     kept: dict[str, CaptionRecord] = {}
     rejections = read_ingest_rejections(work, listed["source_id"])
     assert listed["rejected"] == len(rejections)
     for group in read_manifest(work, listed["source_id"]).groups:
-        result = caption(CaptionConfig(model=()), ImageLimits(), group, listed["source_id"], "key", work, progress)
+        result = caption(CaptionConfig(model=()), ImageLimits(), group, listed["source_id"], "src/key", work, progress)
         records, rejected = read_captions(dataset, group), read_caption_rejections(dataset, group)
         assert (result["captioned"] + result["reused"], result["rejected"]) == (len(records), len(rejected))
         kept |= {record.name: record for record in records}

@@ -102,7 +102,7 @@ def test_what_the_clean_step_left_out_is_not_accepted() -> None:
     write_captions(
         work, "g", [CaptionRecord(digest, "n", 1, (Caption("x", "none"),), "v", 8, 8) for digest in "abc"], []
     )
-    write_rejections(work, "captions/g.clean.jsonl", [Rejection("n.png", "clean", "blurred", "", sha256="b")])
+    write_rejections(work, "g.clean.jsonl", [Rejection("n.png", "clean", "blurred", "", sha256="b")])
     assert [record.sha256 for record in read_accepted(work, "g")] == ["a", "c"]
 
 

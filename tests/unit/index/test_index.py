@@ -23,7 +23,6 @@ from components.dataset.format import (
 from components.dataset.versions import Dataset, is_held_out, read_dataset, write_encoding, write_group
 from components.digests import sha256
 from components.errors import DataError
-from components.image.authors import read_authors
 from components.image.records import (
     Caption,
     CaptionRecord,
@@ -40,6 +39,7 @@ from components.storage.open import open_storage
 
 KEY = "fedcba9876543210"
 SOURCE = "0123456789abcdef"
+SET = f"{SOURCE}/mine"
 HELD_OUT = 0.3
 Item = tuple[str, str]  # an image's digest and its caption
 
@@ -55,6 +55,8 @@ class Workbench:
         self.root = root
         self.workdir = open_storage(str(root))
         self.dataset = self.workdir.child(f"datasets/{KEY}")
+        self.records = self.dataset.child(f"sets/{SET}")
+        self.captions = self.workdir.child(f"captions/{SET}")
         write_encoding(self.dataset, {"version": 1})
         write_rejections(self.workdir, f"ingest/{SOURCE}/rejected.jsonl", [])
 
@@ -63,7 +65,7 @@ class Workbench:
             CaptionRecord(image, f"{image[:4]}.png", 1, (Caption(caption, "sidecar:a.txt"),), "v", 8, 8)
             for image, caption in accepted
         ]
-        write_captions(self.dataset, group, records, rejections)
+        write_captions(self.captions, group, records, rejections)
 
     def shard(self, held: Sequence[Item], variants: int = 1) -> str:
         array = np.zeros((2, 1, 1), np.float16)
@@ -75,11 +77,11 @@ class Workbench:
         return name
 
     def group(self, group: str, *shards: str, variants: int = 1) -> None:
-        write_group(self.dataset, group, shards, variants)
+        write_group(self.records, group, shards, variants)
 
     def index(self, groups: Sequence[str] = ("000",), held_out: float = HELD_OUT) -> Dataset:
-        self.result = index(IndexConfig(held_out=held_out), SOURCE, groups, KEY, self.workdir, Progress())
-        dataset = read_dataset(self.dataset)
+        self.result = index(IndexConfig(held_out=held_out), SOURCE, groups, SET, KEY, self.workdir, Progress())
+        dataset = read_dataset(self.dataset, SET)
         assert dataset is not None
         return dataset
 
@@ -119,9 +121,10 @@ def test_groups_join_into_one_dataset(bench: Workbench) -> None:
         "rejected": 0,
         "shards": 3,
         "encoding_key": KEY,
+        "caption_set": SET,
         "captions_by": {"sidecar": 35},
     }
-    assert read_authors(bench.dataset) == {"sidecar": 35}
+    assert dataset.captions_by == {"sidecar": 35}
 
 
 def test_captions_to_take_prompts_from_are_noted(bench: Workbench) -> None:
@@ -138,9 +141,9 @@ def test_nothing_changed_gives_the_same_bytes(bench: Workbench) -> None:
     bench.caption("000", items(9))
     bench.group("000", bench.shard(items(9)))
     bench.index()
-    before = bench.dataset.read("dataset.json"), bench.dataset.read("rejected.jsonl")
+    before = bench.records.read("dataset.json"), bench.records.read("rejected.jsonl")
     bench.index()
-    assert (bench.dataset.read("dataset.json"), bench.dataset.read("rejected.jsonl")) == before
+    assert (bench.records.read("dataset.json"), bench.records.read("rejected.jsonl")) == before
 
 
 def test_new_images_join_and_old_shards_stay(bench: Workbench) -> None:
@@ -221,7 +224,7 @@ def test_rejections_of_all_steps_are_merged(bench: Workbench) -> None:
     bench.caption("000", items(5), [empty])
     bench.group("000", bench.shard(items(5)))
     assert bench.index().rejected == 2
-    lines = list(bench.dataset.read_lines("rejected.jsonl"))
+    lines = list(bench.records.read_lines("rejected.jsonl"))
     assert [(line["name"], line["step"], line["reason"]) for line in lines] == [
         ("a.png", "caption", "caption-empty"),
         ("z\n<b>.png", "ingest", "not-an-image"),
@@ -231,11 +234,11 @@ def test_rejections_of_all_steps_are_merged(bench: Workbench) -> None:
 def test_image_that_the_latents_step_rejected_is_not_missed(bench: Workbench) -> None:
     bench.caption("000", items(5))
     rejection = Rejection("b.png", "latents", "decoder-died", "signal 11", items(5)[2][0], "v")
-    write_rejections(bench.dataset, latents_rejections_key("000"), [rejection])
+    write_rejections(bench.records, latents_rejections_key("000"), [rejection])
     bench.group("000", bench.shard([*items(2), *items(2, start=3)]))
     dataset = bench.index()
     assert (dataset.images, dataset.rejected) == (4, 1)
-    assert [line["reason"] for line in bench.dataset.read_lines("rejected.jsonl")] == ["decoder-died"]
+    assert [line["reason"] for line in bench.records.read_lines("rejected.jsonl")] == ["decoder-died"]
 
 
 def test_every_variant_of_a_live_image_is_live_and_shares_its_fate(bench: Workbench) -> None:
@@ -255,7 +258,7 @@ def test_every_variant_of_a_live_image_is_live_and_shares_its_fate(bench: Workbe
 def test_every_caption_of_an_image_is_a_sample(bench: Workbench) -> None:
     image = next(image for image, _ in items(9) if not is_held_out(image, HELD_OUT))
     captions = (Caption("one", "x"), Caption("two", "y"))
-    write_captions(bench.dataset, "000", [CaptionRecord(image, "a.png", 1, captions, "v", 8, 8)], [])
+    write_captions(bench.captions, "000", [CaptionRecord(image, "a.png", 1, captions, "v", 8, 8)], [])
     bench.group("000", bench.shard([(image, "one")]))
     with pytest.raises(DataError, match="1 of 2"):
         bench.index()
@@ -276,7 +279,7 @@ def test_group_that_is_not_encoded_stops_the_step(bench: Workbench) -> None:
     bench.caption("000", items(5))
     with pytest.raises(DataError, match=r"\b000\b"):
         bench.index()
-    assert read_dataset(bench.dataset) is None
+    assert read_dataset(bench.dataset, SET) is None
 
 
 def test_live_image_in_no_shard_stops_the_step(bench: Workbench) -> None:
@@ -315,11 +318,12 @@ def test_dataset_with_nothing_to_train_on_is_rejected(bench: Workbench) -> None:
     bench.group("000", bench.shard([only]))
     with pytest.raises(DataError, match=r"index\.held_out"):
         bench.index()
-    assert read_dataset(bench.dataset) is None
+    assert read_dataset(bench.dataset, SET) is None
 
 
 def test_command_prints_the_result_and_maps_errors(bench: Workbench, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--workdir", str(bench.root), "--source-id", SOURCE, "--encoding-key", KEY, "--groups", "000"]
+    arguments += ["--caption-set", SET]
     assert main(arguments) == 65
     assert "caption step" in capsys.readouterr().err
     assert main([*arguments, "--set", "held_out=1.5"]) == 78

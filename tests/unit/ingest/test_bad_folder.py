@@ -54,13 +54,13 @@ class Outcome:
 def take(root: Path, work: Storage, **settings: Any) -> Outcome:
     progress = Progress(io.StringIO())
     listed = ingest(IngestConfig(source=str(root), lanes=2), work, progress)
-    dataset = work.child("datasets/key")
+    dataset = work.child("captions/src/key")
     kept: dict[str, CaptionRecord] = {}
     rejections = read_ingest_rejections(work, listed["source_id"])
     assert listed["rejected"] == len(rejections)
     for group in read_manifest(work, listed["source_id"]).groups:
         config = CaptionConfig.parse({"model": None, **settings})
-        result = caption(config, ImageLimits(), group, listed["source_id"], "key", work, progress)
+        result = caption(config, ImageLimits(), group, listed["source_id"], "src/key", work, progress)
         records, rejected = read_captions(dataset, group), read_caption_rejections(dataset, group)
         assert (result["captioned"] + result["reused"], result["rejected"]) == (len(records), len(rejected))
         kept |= {record.name: record for record in records}

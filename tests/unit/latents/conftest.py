@@ -29,6 +29,7 @@ from components.storage.base import Storage
 from components.storage.open import open_storage
 
 SOURCE = "0123456789abcdef"
+SET = f"{SOURCE}/mine"
 TINY = Architecture.parse(
     {
         "resolution": 16,
@@ -71,12 +72,21 @@ class Pile:
         self.base = base
         self.configure(**settings)
         self.key = encoding_key(base, self.config)
-        self.records: dict[str, CaptionRecord] = {}
+        self.images: dict[str, CaptionRecord] = {}
         self.group = "000"
+        self.caption_set = SET
 
     @property
     def dataset(self) -> Storage:
         return self.workdir.child(f"datasets/{self.key}")
+
+    @property
+    def captions(self) -> Storage:
+        return self.workdir.child(f"captions/{SET}")
+
+    @property
+    def records(self) -> Storage:
+        return self.dataset.child(f"sets/{SET}")
 
     def add(self, *numbers: int, size: tuple[int, int] = (24, 16)) -> None:
         for number in numbers:
@@ -86,11 +96,11 @@ class Pile:
         """Add any file as an accepted image."""
         (self.source / name).write_bytes(data)
         captions = (Caption(caption, "sidecar:a.txt"),)
-        self.records[name] = CaptionRecord(sha256(data), name, len(data), captions, "v", *size, license="CC0-1.0")
+        self.images[name] = CaptionRecord(sha256(data), name, len(data), captions, "v", *size, license="CC0-1.0")
 
     def recaption(self, number: int, *captions: str) -> None:
         written = tuple(Caption(caption, "sidecar:a.txt") for caption in captions)
-        self.records[f"{number}.png"] = replace(self.records[f"{number}.png"], captions=written)
+        self.images[f"{number}.png"] = replace(self.images[f"{number}.png"], captions=written)
 
     def configure(self, **settings: Any) -> None:
         """Change settings; the encoding stays the one that it was."""
@@ -98,23 +108,23 @@ class Pile:
 
     def remove(self, number: int) -> None:
         (self.source / f"{number}.png").unlink()
-        del self.records[f"{number}.png"]
+        del self.images[f"{number}.png"]
 
     def caption(self) -> None:
-        write_manifest(self.workdir, SOURCE, Manifest(str(self.source), len(self.records), 0, (self.group,), "d"))
-        write_captions(self.dataset, self.group, self.records.values(), [])
+        write_manifest(self.workdir, SOURCE, Manifest(str(self.source), len(self.images), 0, (self.group,), "d"))
+        write_captions(self.captions, self.group, self.images.values(), [])
 
     def encode(self) -> dict[str, Any]:
         self.caption()
         return self.encode_in(self.workdir)
 
     def encode_in(self, workdir: Storage) -> dict[str, Any]:
-        return encode(self.config, self.group, SOURCE, self.key, str(self.base), workdir, Progress(io.StringIO()))
+        return encode(self.config, self.group, SOURCE, SET, self.key, str(self.base), workdir, Progress(io.StringIO()))
 
     def index(self, held_out: float = 0.0) -> Dataset:
         quiet = Progress(io.StringIO())
-        index(IndexConfig(held_out=held_out), SOURCE, [self.group], self.key, self.workdir, quiet)
-        dataset = read_dataset(self.dataset)
+        index(IndexConfig(held_out=held_out), SOURCE, [self.group], SET, self.key, self.workdir, quiet)
+        dataset = read_dataset(self.dataset, SET)
         assert dataset is not None
         return dataset
 

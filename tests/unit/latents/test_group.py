@@ -41,7 +41,7 @@ def test_samples_hold_the_moments_and_embeddings_of_the_base_model(pile: Pile, b
     vae = AutoencoderKL.from_pretrained(base / "vae")
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(base / "text_encoder")
-    by_digest = {record.sha256: record for record in pile.records.values()}
+    by_digest = {record.sha256: record for record in pile.images.values()}
     samples = list(pile.samples())
     assert {sample.key for sample in samples} == set(by_digest)
     for sample in samples:
@@ -127,10 +127,10 @@ def test_ten_new_images_encode_exactly_ten(pile: Pile) -> None:
 def test_what_a_group_has_encoded_its_parts_have(pile: Pile, make_pile: Callable[..., Pile]) -> None:
     pile.group = "g"
     pile.encode()
-    everything = dict(pile.records)
+    everything = dict(pile.images)
     halves = [dict(list(everything.items())[half::2]) for half in range(2)]
     for number, half in enumerate(halves):
-        pile.group, pile.records = f"g{number}", half
+        pile.group, pile.images = f"g{number}", half
         assert (pile.encode()["encoded"], pile.encode()["reused"]) == (0, 10)
     pile.add(50)
     assert pile.encode()["encoded"] == 1, "and what is new is all that is new"
@@ -143,18 +143,18 @@ def test_changed_caption_encodes_one_and_leaves_a_tombstone(pile: Pile) -> None:
     assert (result["encoded"], result["reused"]) == (1, 19)
     assert sum(len(shard.tombstones) for shard in dataset.shards) == 1
     captions = {sample.key: sample.meta["caption"] for sample in pile.samples()}
-    assert captions[pile.records["7.png"].sha256] == "something else"
+    assert captions[pile.images["7.png"].sha256] == "something else"
     assert len(captions) == 20
 
 
 def test_changed_pixel_encodes_one_and_the_old_sample_is_gone(pile: Pile) -> None:
     pile.run()
-    old = pile.records["7.png"].sha256
+    old = pile.images["7.png"].sha256
     changed = np.array(Image.open(pile.source / "7.png"))
     changed[0, 0, 0] ^= 1
     Image.fromarray(changed).save(pile.source / "7.png")
     data = (pile.source / "7.png").read_bytes()
-    pile.records["7.png"] = replace(pile.records["7.png"], sha256=sha256(data), bytes=len(data))
+    pile.images["7.png"] = replace(pile.images["7.png"], sha256=sha256(data), bytes=len(data))
     assert pile.encode()["encoded"] == 1
     trained = {sample.key for sample in pile.samples()}
     assert old not in trained
@@ -175,8 +175,8 @@ def test_vanished_image_becomes_a_tombstone_and_comes_back_unencoded(pile: Pile)
 def test_killed_between_tar_and_index_encodes_that_shard_only(pile: Pile) -> None:
     _, whole = pile.run()
     before = pile.files()
-    pile.dataset.delete("dataset.json")
-    pile.dataset.delete("groups/000.json")
+    pile.records.delete("dataset.json")
+    pile.records.delete("groups/000.json")
     victim = whole.shards[1]
     pile.dataset.delete(index_key(victim.name))
     pile.dataset.write(tar_key(victim.name), b"half a t")
@@ -197,7 +197,7 @@ def test_killed_before_any_change_ends_with_the_same_bytes(pile: Pile, tmp_path:
     for work in killed_everywhere(captioned, pile.encode_in, f"memory://{tmp_path.name}"):
         indexes = [entry.key for entry in pile.dataset.list("shards") if entry.key.endswith(".idx")]
         assert all(find_whole(pile.dataset, key.removesuffix(".idx")) for key in indexes)  # the tar comes first
-        assert not pile.dataset.exists("groups/000.json"), "the group comes last"
+        assert not pile.records.exists("groups/000.json"), "the group comes last"
         pile.encode_in(work)
         assert pile.files() == expected
         killed += 1
@@ -210,10 +210,10 @@ def test_shard_whose_images_are_gone_is_there_when_some_come_back(pile: Pile) ->
     index = find_whole(pile.dataset, name.removesuffix(".idx"))
     assert index is not None
     away = [entry.image for entry in index.samples]
-    records = dict(pile.records)
-    pile.records = {name: record for name, record in records.items() if record.sha256 not in away}
+    records = dict(pile.images)
+    pile.images = {name: record for name, record in records.items() if record.sha256 not in away}
     assert pile.encode()["encoded"] == 0
-    pile.records = {name: record for name, record in records.items() if record.sha256 != away[0]}
+    pile.images = {name: record for name, record in records.items() if record.sha256 != away[0]}
     assert pile.encode() == {"group": "000", "encoded": 0, "reused": 19, "rejected": 0, "shards": 3}
 
 
@@ -279,7 +279,7 @@ def test_key_of_another_model_is_rejected(pile: Pile) -> None:
 def test_group_without_images_is_encoded(make_pile: Callable[..., Pile]) -> None:
     pile = make_pile()
     assert pile.encode() == {"group": "000", "encoded": 0, "reused": 0, "rejected": 0, "shards": 0}
-    assert pile.dataset.exists("groups/000.json")
+    assert pile.records.exists("groups/000.json")
 
 
 def test_captions_must_be_there(pile: Pile) -> None:
@@ -315,7 +315,17 @@ def test_command_encodes_and_says_the_key(pile: Pile, capsys: pytest.CaptureFixt
     pile.caption()
     values = pile.config.model_dump(exclude_defaults=True).items()
     settings = [part for name, value in values for part in ("--set", f"{name}={value}")]
-    arguments = ["--workdir", str(pile.root), "--source-id", SOURCE, "--group", "000", "--base-model", str(pile.base)]
+    arguments = [
+        "--workdir",
+        str(pile.root),
+        "--source-id",
+        SOURCE,
+        "--group",
+        "000",
+        "--caption-set",
+        pile.caption_set,
+    ]
+    arguments += ["--base-model", str(pile.base)]
     assert main([*arguments, *settings]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["encoded"], result["encoding_key"]) == (20, pile.key)

@@ -33,12 +33,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
-    config, source, key, base, workdir = json.loads(line)
+    config, source, captions, key, base, workdir = json.loads(line)
     child = os.fork()
     if child == 0:
         try:
             quiet = Progress(io.StringIO())
-            group.encode(LatentsConfig.parse(config), "000", source, key, base, open_storage(workdir), quiet)
+            names = ("000", source, captions, key, base)
+            group.encode(LatentsConfig.parse(config), *names, open_storage(workdir), quiet)
             os._exit(0)
         except BaseException as error:
             print(error, file=sys.stderr, flush=True)
@@ -58,7 +59,8 @@ class Nursery:
 
     def start(self, pile: Pile) -> int:
         """Return the process id of a new life of the step."""
-        request = [pile.config.model_dump(mode="json"), "0123456789abcdef", pile.key, str(pile.base), str(pile.root)]
+        names = ["0123456789abcdef", pile.caption_set, pile.key, str(pile.base), str(pile.root)]
+        request = [pile.config.model_dump(mode="json"), *names]
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()

@@ -30,7 +30,7 @@ Pile = Any
 
 
 def reasons(pile: Pile) -> dict[str, str]:
-    return {line["name"]: line["reason"] for line in pile.dataset.read_lines("groups/000.rejected.jsonl")}
+    return {line["name"]: line["reason"] for line in pile.records.read_lines("groups/000.rejected.jsonl")}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_image_that_changed_since_it_was_accepted_is_left_out_until_it_is_back(
     result, dataset = pile.run()
     assert (result["encoded"], result["rejected"], dataset.images) == (19, 1, 19)
     assert reasons(pile) == {"7.png": reason}
-    group = read_group(pile.dataset, pile.group)
+    group = read_group(pile.records, pile.group)
     assert group is not None
     assert group.rejected == frozenset(), "for the time being"
     path.write_bytes(good)
@@ -75,7 +75,7 @@ def test_image_that_does_not_decode_is_left_out_for_good(pile: Pile, monkeypatch
 def test_rejection_of_an_image_that_is_no_longer_there_is_forgotten(pile: Pile) -> None:
     pile.put("poison.png", b"no image")
     assert pile.encode()["rejected"] == 1
-    del pile.records["poison.png"]
+    del pile.images["poison.png"]
     assert pile.encode() == {"group": "000", "encoded": 0, "reused": 20, "rejected": 0, "shards": 3}
     assert reasons(pile) == {}
 
@@ -165,8 +165,12 @@ def test_group_record_is_written_after_its_rejections(pile: Pile, tmp_path: Path
     expected, killed = dataset(pile.workdir), 0
     for work in killed_everywhere(without_the_image, pile.encode_in, f"memory://{tmp_path.name}-killed"):
         files = dataset(work)
-        if files["groups/000.json"] == expected["groups/000.json"]:
-            assert files["groups/000.rejected.jsonl"] == expected["groups/000.rejected.jsonl"]
+        if (
+            files.get(f"sets/{pile.caption_set}/groups/000.json")
+            == expected[f"sets/{pile.caption_set}/groups/000.json"]
+        ):
+            rejections = f"sets/{pile.caption_set}/groups/000.rejected.jsonl"
+            assert files[rejections] == expected[rejections]
         pile.encode_in(work)
         assert dataset(work) == expected
         killed += 1

@@ -182,7 +182,7 @@ def test_shards_open_in_webdataset_with_one_key_per_sample(pile: Pile, monkeypat
     for shard in dataset.shards:
         path = str(pile.dataset.local_path(tar_key(shard.name)))
         members += list(webdataset.WebDataset(path, shardshuffle=False).decode())
-    images = {record.sha256 for record in pile.records.values()}
+    images = {record.sha256 for record in pile.images.values()}
     assert {one["__key__"] for one in members} == images | {f"{image}-1" for image in images}
     assert len(members) == 18
     for one in members:

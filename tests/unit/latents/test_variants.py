@@ -141,10 +141,10 @@ def test_every_variant_is_a_sample_of_its_own_and_no_image_is_decoded_twice(
     pile = make_pile(variants=variants.model_dump(), shard_samples=10)
     pile.add(*range(7))
     assert pile.encode()["encoded"] == 7
-    assert sorted(decoded) == sorted(record.sha256 for record in pile.records.values())
+    assert sorted(decoded) == sorted(record.sha256 for record in pile.images.values())
     samples = {sample.key: sample for sample in pile.samples()}
     assert len(samples) == 28
-    for record in pile.records.values():
+    for record in pile.images.values():
         mine = [samples[key] for key in (record.sha256, *(f"{record.sha256}-{i}" for i in range(1, 4)))]
         assert [sample.meta["variant"] for sample in mine] == [0, 1, 2, 3]
         assert [sample.meta["flipped"] for sample in mine] == [False, True, False, True]
@@ -174,7 +174,7 @@ def test_captions_take_turns_with_the_variants(make_pile: Callable[..., Pile]) -
     pile.add(0, 1)
     pile.recaption(0, "a", "b", "c")
     pile.run()
-    image = pile.records["0.png"].sha256
+    image = pile.images["0.png"].sha256
     samples = {s.key: (s.meta["caption"], s.meta["variant"]) for s in pile.samples() if s.meta["sha256"] == image}
     assert samples == {image: ("a", 0), f"{image}-1": ("b", 1), f"{image}-2": ("c", 0)}
     moments = {s.key: s.moments.tobytes() for s in pile.samples()}

@@ -31,6 +31,9 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 PROMPTS = [f"a handwritten digit {word}" for word in WORDS]
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x.png onerror=alert(1)>&amp;"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
+SHARD = Shard("shards/32x32/00", (32, 32), 1797, 10, "ab" * 32, tuple(range(297)))
+DATASET = make_dataset("key0", {}, [SHARD], 5, caption_set="source/set0")
+INDEXED = {"images": 1797, "encoding_key": "key0", "caption_set": "source/set0", "dataset_digest": DATASET.digest}
 SVG_LEAVES = {"path", "line", "rect", "circle"}
 
 
@@ -72,12 +75,11 @@ def fabricate(url: str, draw: Callable[[int, int, float], Image.Image] = draw_di
         clarity = min(1.0, (step / 240) ** 0.8)
         run.write(f"samples/step-{step:09d}.png", sheet([draw(digit, 3, clarity) for digit in range(10)], 10))
     _evaluation(run, draw)
-    shard = Shard("shards/32x32/00", (32, 32), 1797, 10, "ab" * 32, tuple(range(297)))
-    write_dataset(workdir.child("datasets/key0"), make_dataset("key0", {}, [shard], 5))
+    write_dataset(workdir.child("datasets/key0"), DATASET)
     reasons = {"a.jpg": "truncated", "b\n.png": "too-small", "\udcff.gif": "not-an-image", "c.png": "duplicate"}
     rejected = [{"name": name, "step": "ingest", "reason": why, "detail": "…"} for name, why in reasons.items()]
     rejected.append({"name": "e.png", "step": "caption", "reason": "too-small", "detail": "found 1×1, expected 8×8"})
-    workdir.write_lines("datasets/key0/rejected.jsonl", rejected)
+    workdir.write_lines("datasets/key0/sets/source/set0/rejected.jsonl", rejected)
     return workdir
 
 
@@ -94,9 +96,9 @@ def _steps(run: Storage) -> None:
             None,
             65,
             0.4,
-            {"images": 1797, "encoding_key": "key0", "captions_by": {"<b>\u202ex": 3, "sidecar": 1794}},
+            {**INDEXED, "captions_by": {"<b>\u202ex": 3, "sidecar": 1794}},
         ),
-        ("train", None, 66, 75, {"step": 300}),
+        ("train", None, 66, 75, {"step": 300, "dataset_digest": DATASET.digest}),
         ("evaluate", None, 141, 30, {"better": True}),
         ("publish", None, 171, 0.7, {"published": "models/digits/3f9a1c", "version": "3f9a1c"}),
     ]
@@ -213,7 +215,9 @@ class Page(HTMLParser):
         for tag, attributes in self.tags:
             assert not [name for name in attributes if name.startswith("on")], tag
             for name in ("src", "href", "srcset", "data", "action", "xlink:href", "poster"):
-                shown = re.sub(r"^\.\./\.\./datasets/[\w-]+/report\.html$", "data:", attributes.get(name) or "data:")
+                shown = re.sub(
+                    r"^\.\./\.\./captions/[\w-]+/[\w-]+/report\.html$", "data:", attributes.get(name) or "data:"
+                )
                 assert shown.startswith("data:"), (tag, attributes)
         assert all(image["alt"] is not None for image in self.images())
         (policy,) = [a["content"] for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"]
@@ -313,7 +317,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     workdir = fabricate(str(tmp_path))
     run = workdir.child("runs/first")
     rejected = [{"name": f"{HOSTILE}\u202e\x1b\x00", "step": HOSTILE, "reason": HOSTILE, "detail": HOSTILE}]
-    workdir.write_lines("datasets/key0/rejected.jsonl", rejected)
+    workdir.write_lines("datasets/key0/sets/source/set0/rejected.jsonl", rejected)
     for key in ("evaluation/evaluation.json", "samples/index.json", "config.json", "steps/train.json"):
         text = json.dumps(run.read_json(key)).replace("digit", json.dumps(HOSTILE)[1:-1]).replace('"done"', '"failed"')
         run.write_json(key, json.loads(text.replace('"error": null', f'"error": {json.dumps(HOSTILE)}')))
@@ -398,7 +402,7 @@ def test_damaged_files_do_not_stop_it(tmp_path: Path) -> None:
     run.write("config.json", b"\xff\xfe")
     run.write("ledger.jsonl", b"[]\nnull\n")
     run.write("steps/ingest.json", b"[" * 100_000)
-    workdir.write("datasets/key0/dataset.json", b"{}")
+    workdir.write(f"datasets/key0/versions/{DATASET.digest}.json", b"{}")
 
     numbers, page = write_report(workdir)
 
