@@ -10,17 +10,20 @@ the lost steps from that file, perhaps before the launcher reads it.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.errors import DamagedFile, NotFound
+from components.errors import DamagedFile
 from components.storage.base import Storage
 from components.storage.checksums import growing_lines, with_checksum
 
 LEDGER = "ledger.jsonl"
+_EVENTS = "events.jsonl"
 # In the order in which they are shown.
 STATES = ("pending", "pulling", "loading", "useful", "saving", "validating", "sampling", "lost", "idle")
 # States before there are nodes: nothing is paid for.
@@ -107,7 +110,7 @@ def append_ledger(run: Storage, lines: Iterable[LedgerLine]) -> None:
     Raises:
         DataError: If a line of the existing ledger is not valid.
     """
-    existing = {(line.attempt, line.state) for line in read_ledger(run)}
+    existing = {(line.attempt, line.state) for line in _written_lines(run)}
     new = [line.model_dump() for line in lines if (line.attempt, line.state) not in existing]
     if not new:
         return
@@ -128,12 +131,22 @@ def read_ledger(run: Storage) -> tuple[LedgerLine, ...]:
     A last line that was cut off when its writer was killed is skipped.
 
     Raises:
-        DamagedFile: If any other line is not what was written; skipping it would make the bill too low.
+        DamagedFile: If any other line is not what was written, or lines of an attempt that has ended are missing; the
+            bill would be too low.
     """
-    try:
-        data = run.read(LEDGER)
-    except NotFound:
-        return ()
+    lines = _written_lines(run)
+    # An attempt's lines are written in the order of the states, and before the event of its end.
+    if missing := _ended_attempts(run) - {line.attempt for line in lines if line.state == STATES[-1]}:
+        raise DamagedFile(
+            f"{LEDGER} in {run.url} is damaged: attempt {min(missing)} has ended, and not all its lines are there; "
+            f"restore it from a copy, or delete that attempt's attempt-ended from {_EVENTS}, and its seconds are "
+            "missing from the bill"
+        )
+    return lines
+
+
+def _written_lines(run: Storage) -> tuple[LedgerLine, ...]:
+    data = run.read(LEDGER) if run.exists(LEDGER) else b""
     try:
         return tuple(_line(number, values) for number, values in growing_lines(data))
     except ValueError as error:
@@ -141,6 +154,19 @@ def read_ledger(run: Storage) -> tuple[LedgerLine, ...]:
             f"{LEDGER} in {run.url} is damaged, {error}; restore it from a copy, or delete that line, and its seconds "
             "are missing from the bill"
         ) from None
+
+
+def _ended_attempts(run: Storage) -> set[int]:
+    """Return the attempts whose end is in the events: their lines were written before."""
+    data = run.read(_EVENTS) if run.exists(_EVENTS) else b""
+    attempts = set()
+    for line in data.split(b"\n"):
+        if b"attempt-ended" in line:
+            with contextlib.suppress(ValueError):  # torn
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("event") == "attempt-ended":
+                    attempts.add(event.get("attempt"))
+    return {attempt for attempt in attempts if isinstance(attempt, int)}
 
 
 def _line(number: int, values: Mapping[str, Any]) -> LedgerLine:

@@ -353,8 +353,13 @@ def read_ingest_rejections(workdir: Storage, source_id: str) -> list[Rejection]:
 
 
 def read_caption_rejections(captions: Storage, group: str) -> list[Rejection]:
-    """Read the caption step's rejections in a group."""
-    return read_rejections(captions, caption_rejections_key(group))
+    """Read the caption step's rejections in a group.
+
+    Raises:
+        DataError: As ``read_captions`` does.
+    """
+    key = caption_rejections_key(group)
+    return [_record(Rejection, values, key) for values in _lines(captions, key, "caption")]
 
 
 def read_latents_rejections(records: Storage, group: str) -> list[Rejection]:

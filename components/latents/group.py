@@ -12,6 +12,7 @@ from components.dataset.empty_prompt import EmptyPrompt, has_empty_prompt, write
 from components.dataset.format import SampleId, find_whole
 from components.dataset.versions import (
     EncodedGroup,
+    has_encoding,
     read_group,
     records_of,
     write_encoding,
@@ -75,7 +76,7 @@ def encode(
     before = read_group(records, group)
     encoding_plan = _plan(config, dataset, caption_set, group, accepted, before, rejected)
     pending = [shard for shard in encoding_plan.new if not _is_made(dataset, shard.without(rejected))]
-    if pending or not has_empty_prompt(dataset):
+    if pending or not has_empty_prompt(dataset) or not has_encoding(dataset):
         base = fetch(base_model, workdir)
         key_values = _encoding(base, config)
         if short(key_values) != encoding_key:
@@ -83,7 +84,7 @@ def encode(
                 f"encoding key {encoding_key} is not that of {base_model} with these settings, which is "
                 f"{short(key_values)}; pass the key, the model and the settings of one run"
             )
-        if not has_empty_prompt(dataset):
+        if not has_encoding(dataset):
             write_encoding(dataset, key_values)
         source = open_source(read_manifest(workdir, source_id).source)
         _encode(config, base, pending, source, dataset, rejected, progress)

@@ -145,7 +145,7 @@ def _model_index(base: Path) -> bytes:
 
 def _settings(run: Storage) -> Mapping[str, Any] | None:
     try:
-        settings: dict[str, Any] = run.read_json("config.json")
+        settings: dict[str, Any] = run.read_json("config.json", must_have_checksum=True)
     except NotFound:
         return None
     return settings

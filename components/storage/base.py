@@ -178,20 +178,24 @@ class Storage(ABC):
         """
         self.write(key, (self.read(key) if self.exists(key) else b"") + data)
 
-    def read_json(self, key: str) -> Any:
+    def read_json(self, key: str, *, must_have_checksum: bool = False) -> Any:
         """Return the value of a JSON file; the checksum of an object is checked, if it has one, and left out.
 
         An object without a checksum was written by an earlier version of Darkroom, or by hand.
+
+        Args:
+            key: Its key.
+            must_have_checksum: Whether what has none is damaged, because nothing else shows that it is another file.
 
         Raises:
             NotFound: If the key does not exist.
             DamagedFile: If the bytes are not JSON, or an object's fields do not give its checksum.
         """
         value = self._parse(self.read(key), key)
-        if not isinstance(value, dict) or FIELD not in value:
+        if not must_have_checksum and not (isinstance(value, dict) and FIELD in value):
             return value
         try:
-            return without_checksum(value)
+            return without_checksum(value if isinstance(value, dict) else {})
         except ValueError as error:
             raise self._damage(key, f"{error}; delete it so that it is written again, or only its {FIELD} if you "
                                "changed it yourself") from None  # fmt: skip

@@ -102,7 +102,7 @@ def _run_name(beginning: str, storage: Storage) -> str:
 
 def _budget(folder: Storage) -> float | None:
     try:
-        config: dict[str, Any] = folder.read_json("config.json") or {}
+        config: dict[str, Any] = folder.read_json("config.json", must_have_checksum=True)
     except NotFound:
         return None
     return (config.get("launch") or {}).get("budget_usd")

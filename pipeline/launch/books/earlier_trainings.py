@@ -6,7 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 from components.accounting.ledger import LEDGER
-from components.errors import NotFound
+from components.errors import DamagedFile, NotFound
 from components.storage.base import Storage
 from pipeline.launch.books.accounting import EVENTS, RECORDS
 
@@ -68,9 +68,22 @@ def prepare_records(run: Storage, dataset: str, runs: Storage, name: str) -> Kep
 
 def _training(run: Storage) -> dict[str, Any]:
     try:
-        return dict(run.read_json(TRAINING))
+        training = run.read_json(TRAINING)
     except NotFound:
+        if run.exists(LEDGER):
+            raise _damage(run, "it is missing, and the ledger is not") from None
         return {}
+    if not isinstance(training, dict) or not isinstance(training.get("dataset"), str):
+        raise _damage(run, "it names no dataset")
+    return training
+
+
+def _damage(run: Storage, problem: str) -> DamagedFile:
+    return DamagedFile(
+        f"{TRAINING} in {run.url} does not say what the run's ledger and checkpoints were trained on: {problem}; "
+        'restore it, write {"dataset": "<digest>"} into it (darkroom dataset ls lists digests), or delete that run\'s '
+        "folder"
+    )
 
 
 def _free_name(runs: Storage, name: str) -> str:

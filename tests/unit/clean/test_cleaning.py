@@ -57,6 +57,7 @@ class Dataset:
         self.groups = tuple(f"g{number}" for number in range(groups))
         self.records: dict[str, CaptionRecord] = {}
         write_manifest(self.work, "source", Manifest("memory://nowhere", 0, 0, self.groups, "digest"))
+        write_rejections(self.work, "ingest/source/rejected.jsonl", [])
 
     def add(self, digest: str, phash: int | None = None, side: int = 100, **scores: str) -> None:
         sha256 = f"{digest:0<64}"

@@ -224,7 +224,7 @@ def test_rejections_of_all_steps_are_merged(bench: Workbench) -> None:
     bench.caption("000", items(5), [empty])
     bench.group("000", bench.shard(items(5)))
     assert bench.index().rejected == 2
-    lines = list(bench.records.read_lines("rejected.jsonl"))
+    lines = list(bench.records.read_records("rejected.jsonl"))
     assert [(line["name"], line["step"], line["reason"]) for line in lines] == [
         ("a.png", "caption", "caption-empty"),
         ("z\n<b>.png", "ingest", "not-an-image"),
@@ -238,7 +238,7 @@ def test_image_that_the_latents_step_rejected_is_not_missed(bench: Workbench) ->
     bench.group("000", bench.shard([*items(2), *items(2, start=3)]))
     dataset = bench.index()
     assert (dataset.images, dataset.rejected) == (4, 1)
-    assert [line["reason"] for line in bench.records.read_lines("rejected.jsonl")] == ["decoder-died"]
+    assert [line["reason"] for line in bench.records.read_records("rejected.jsonl")] == ["decoder-died"]
 
 
 def test_every_variant_of_a_live_image_is_live_and_shares_its_fate(bench: Workbench) -> None:
