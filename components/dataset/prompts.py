@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from components.digests import digest, sha256
+from components.digests import digest
 from components.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class CaptionNotes:
         """Return what is worth keeping of them."""
         least = 2 if self._held_out else 1
         times = {caption: times for caption, times in self._times.items() if times >= least}
-        common = sorted(times, key=lambda caption: (-times[caption], sha256(caption.encode())))
+        common = sorted(times, key=lambda caption: (-times[caption], digest(caption)))
         return NotedCaptions(tuple(common[:NOTED]), tuple(_first(self._held_out, NOTED)))
 
 
@@ -91,4 +91,4 @@ def prompts_of(dataset: Dataset, seed: int, setting: str) -> tuple[str, ...]:
 
 def _first(captions: Iterable[str], limit: int) -> Sequence[str]:
     """Return the captions with the smallest digests."""
-    return sorted(set(captions), key=lambda caption: sha256(caption.encode()))[:limit]
+    return sorted(set(captions), key=digest)[:limit]

@@ -28,7 +28,7 @@ class JudgeSettings(Settings):
 
     side: int = Field(16, ge=2, le=128, description="side in pixels to which images are scaled for the judge, in gray")
     gamma: float | None = Field(
-        None, gt=0, le=1e6, description="steepness of the judge's RBF kernel; null means 1 / (pixels · variance)"
+        None, gt=0, le=1e12, description="steepness of the judge's RBF kernel; null means 1 / (pixels · variance)"
     )
     c: float = Field(5.0, gt=0, le=1e9, description="the judge's penalty for a misread training image")
     min_images: int = Field(

@@ -364,12 +364,12 @@ def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-older")
     run(root, work)
     key = f"{FOLDER}/g.jsonl"
-    lines = [dict(line) for line in work.read_lines(key)]
-    work.write_lines(key, ({**line, "captions": []} for line in lines))
+    lines = [dict(line) for line in work.read_records(key)]
+    work.write_records(key, ({**line, "captions": []} for line in lines))
     with pytest.raises(DataError, match="no captions"):
         read_captions(work.child(FOLDER), "g")
     assert run(root, work) == counts(captioned=4)
-    work.write_lines(key, ({**line, "captions": None, "caption": "a"} for line in lines))
+    work.write_records(key, ({**line, "captions": None, "caption": "a"} for line in lines))
     with pytest.raises(DataError, match="expected an object of sha256"):
         read_captions(work.child(FOLDER), "g")
     assert run(root, work) == counts(captioned=4)

@@ -74,7 +74,7 @@ def test_an_entry_without_a_variant_is_of_the_plain_view(storage: Storage, sampl
     value = json.loads(storage.read(index_key(NAME)))
     for entry in value["samples"]:
         entry.pop("variant", None)
-    storage.write(index_key(NAME), json.dumps(value).encode())
+    storage.write_json(index_key(NAME), value)
     assert [entry.variant for entry in read_index(storage, NAME).samples] == [0] * len(samples)
 
 
@@ -302,7 +302,7 @@ def test_index_that_points_elsewhere_is_rejected_with_the_sample(
     index = json.loads(storage.read(index_key(NAME)))
     offset = index["samples"][1]["offsets"]["text.npy"]
     offset[:] = [offset[0] + shift[0], offset[1] + shift[1]]
-    storage.write(index_key(NAME), json.dumps(index).encode())
+    storage.write_json(index_key(NAME), index)
     for open_tar in (open_whole, open_ranged):
         with pytest.raises(DataError, match=rf"{NAME}: sample 1 \({samples[1].key}\)"):
             ShardReader(storage, NAME, open_tar=open_tar)

@@ -17,7 +17,15 @@ from components.dataset.format import Sample
 from components.dataset.reader import ShardReader
 from components.dataset.versions import Dataset, read_dataset
 from components.digests import sha256
-from components.image.records import Caption, CaptionRecord, Manifest, write_captions, write_manifest
+from components.image.records import (
+    Caption,
+    CaptionRecord,
+    Manifest,
+    ingest_rejections_key,
+    write_captions,
+    write_manifest,
+    write_rejections,
+)
 from components.index.build import index
 from components.index.config import IndexConfig
 from components.latents.config import LatentsConfig
@@ -112,6 +120,7 @@ class Pile:
 
     def caption(self) -> None:
         write_manifest(self.workdir, SOURCE, Manifest(str(self.source), len(self.images), 0, (self.group,), "d"))
+        write_rejections(self.workdir, ingest_rejections_key(SOURCE), [])
         write_captions(self.captions, self.group, self.images.values(), [])
 
     def encode(self) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def test_killed_before_any_change_ends_with_the_same_bytes(pile: Pile, tmp_path:
         pile.encode_in(work)
         assert pile.files() == expected
         killed += 1
-    assert killed == 9, "the encoding, the empty caption, three tars and their indexes, and the group"
+    assert killed == 10, "the encoding, the empty prompt and its digest, three tars and their indexes, and the group"
 
 
 def test_shard_whose_images_are_gone_is_there_when_some_come_back(pile: Pile) -> None:

@@ -30,7 +30,7 @@ Pile = Any
 
 
 def reasons(pile: Pile) -> dict[str, str]:
-    return {line["name"]: line["reason"] for line in pile.records.read_lines("groups/000.rejected.jsonl")}
+    return {line["name"]: line["reason"] for line in pile.records.read_records("groups/000.rejected.jsonl")}
 
 
 @pytest.mark.parametrize(

@@ -251,5 +251,7 @@ def test_held_out_samples_are_conditioned_too(pile: Pile) -> None:
 def test_model_of_sdxl_rejects_samples_of_others(sdxl: Path, make_pile: Callable[..., Pile]) -> None:
     unet = UNet2DConditionModel.from_pretrained(sdxl / "unet")
     pile = make_pile("plain")
+    pile.add(0)
+    pile.encode()
     with pytest.raises(DataError, match="pooled text embeddings"):
         _check_conditioning(unet, pile.dataset)
