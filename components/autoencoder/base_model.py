@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from components.dataset.versions import is_held_out
 from components.digests import digest_file, short
 from components.errors import ConfigError, DataError, ImageRejected
 from components.image.framing import frame
-from components.image.records import ImageRecord, read_images, read_manifest
+from components.image.records import CaptionRecord, captions_prefix, read_accepted, read_manifest
 from components.image.sources import Source, open_source
 from components.model.architecture import Architecture
 from components.model.locations import (
@@ -34,16 +36,40 @@ from components.storage.scratch import scratch_folder
 if TYPE_CHECKING:
     from components.autoencoder.training import Pixels
 
-FORMAT = 1
-# A longer caption is not used here; ingest or caption rejects it.
-_LONGEST_CAPTION = 65_536
+FORMAT = 2  # 1 had a tokenizer that knew captions beside the images only
+# Of more, the tokenizer learns from those of the images with the smallest digests.
+_MOST_CAPTIONS = 1_000_000
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model made from scratch learns from: the images that are trained on, with their captions.
+
+    Attributes:
+        source_id: The source of the images, as ingest named it.
+        caption_set: The captions, and which images are accepted.
+        texts: What decides the captions besides the images, as JSON.
+        held_out: Share of the images that are never trained on; the autoencoder is not trained on them either.
+    """
+
+    source_id: str
+    caption_set: str
+    texts: Any
+    held_out: float
+
+    def images(self, workdir: Storage) -> Iterator[CaptionRecord]:
+        """Yield the images in the order of their digests, group by group, so that few are in memory."""
+        captions = workdir.child(captions_prefix(self.caption_set))
+        for group in read_manifest(workdir, self.source_id).groups:
+            for image in read_accepted(captions, group):
+                if not is_held_out(image.sha256, self.held_out):
+                    yield image
 
 
 def ensure_base(
     config: ModelConfig,
     seed: int,
-    source_id: str,
-    held_out: float,
+    data: TrainingData,
     workdir: Storage,
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
@@ -53,8 +79,7 @@ def ensure_base(
     Args:
         config: Settings of the model.
         seed: Of its weights, of the batches and of the noise.
-        source_id: The source whose images and captions it learns from.
-        held_out: Share of the images that are never trained on; the autoencoder is not trained on them either.
+        data: The images and captions that it learns from.
         workdir: The storage of all files.
         progress: Reports what happens.
         clock: Seconds that never go backwards.
@@ -69,26 +94,26 @@ def ensure_base(
     start = clock()
     if config.base is not None:
         return {"base_model": _existing(config, workdir), "trained": False, "seconds": round(clock() - start, 3)}
-    name = f"models/base/{base_key(config, seed, source_id, held_out)}"
+    name = f"models/base/{base_key(config, seed, data)}"
     absent = not workdir.exists(f"{name}/{COMMIT}")
     if absent:
-        _make(config.scratch, seed, source_id, held_out, workdir, workdir.child(name), progress)
+        _make(config.scratch, seed, data, workdir, workdir.child(name), progress)
     return {"base_model": f"workdir:{name}", "trained": absent, "seconds": round(clock() - start, 3)}
 
 
-def base_key(config: ModelConfig, seed: int, source_id: str, held_out: float) -> str:
+def base_key(config: ModelConfig, seed: int, data: TrainingData) -> str:
     """Return the name of a model made from scratch.
 
     The list of images is not part of it, on purpose: new images must not change the autoencoder, or every latent would
-    have to be computed again. The share held out is: the model must not have been trained on a held-out image.
+    have to be computed again. The share held out is: the model must not have been trained on a held-out image. So are
+    the settings that change captions: with others the tokenizer would know other words.
     """
-    return short([FORMAT, config.scratch.model_dump(mode="json"), seed, source_id, held_out])
+    return short([FORMAT, config.scratch.model_dump(mode="json"), seed, data.source_id, data.texts, data.held_out])
 
 
-def select_images(images: Iterable[ImageRecord], held_out: float, most: int) -> list[ImageRecord]:
-    """Return the images to train on: those not held out, and of these the first by digest, which is a random choice."""
-    usable = (image for image in images if not is_held_out(image.sha256, held_out))
-    return heapq.nsmallest(most, usable, key=lambda image: image.sha256)
+def select_images(images: Iterable[CaptionRecord], most: int) -> list[CaptionRecord]:
+    """Return the images to train on: the first by digest, which is a random choice that is the same each time."""
+    return heapq.nsmallest(most, images, key=lambda image: image.sha256)
 
 
 def _existing(config: ModelConfig, workdir: Storage) -> str:
@@ -107,8 +132,7 @@ def _existing(config: ModelConfig, workdir: Storage) -> str:
 def _make(
     config: ScratchConfig,
     seed: int,
-    source_id: str,
-    held_out: float,
+    data: TrainingData,
     workdir: Storage,
     target: Storage,
     progress: Progress,
@@ -118,16 +142,14 @@ def _make(
     from components.autoencoder.training import normalise_latents, train_autoencoder
 
     quiet_libraries()
-    manifest = read_manifest(workdir, source_id)
-    all_images = (image for group in manifest.groups for image in read_images(workdir, source_id, group))
-    records = select_images(all_images, held_out, config.training.max_images)
-    source = open_source(manifest.source)
-    captions = list(_captions(source, records))
+    records = select_images(data.images(workdir), config.training.max_images)
+    captions = (caption.text for image in data.images(workdir) for caption in image.captions)
+    source = open_source(read_manifest(workdir, data.source_id).source)
     images = _read(source, records, config.architecture, progress)
     training = config.training
     device = select_device(training.device)
     with reproducible(training.threads):
-        pipeline = build_scratch(config.architecture, captions, seed)
+        pipeline = build_scratch(config.architecture, islice(captions, _MOST_CAPTIONS), seed)
         vae = pipeline.vae.to(device)
         loss = train_autoencoder(vae, images, training, seed, device, progress)
         normalise_latents(vae, images, training.batch_size, device)
@@ -136,22 +158,8 @@ def _make(
     progress.event("autoencoder", images=len(images), steps=training.steps, loss=round(loss, 6))
 
 
-def _captions(source: Source, records: Iterable[ImageRecord]) -> Iterator[str]:
-    """Yield the images' captions that can be read; the tokenizer learns its words from them."""
-    for sidecar in (record.caption for record in records):
-        if sidecar is None or sidecar.bytes > _LONGEST_CAPTION:
-            continue
-        if sidecar.text is not None:
-            yield sidecar.text.strip()
-        else:
-            try:
-                yield source.read(sidecar.name).decode("utf-8", "replace").strip()
-            except ImageRejected:
-                continue  # the caption step rejects it
-
-
-def _read(source: Source, records: list[ImageRecord], architecture: Architecture, progress: Progress) -> Pixels:
-    """Read the images, ``[N, H, W, 3]``; those that cannot be decoded are skipped, since caption will reject them."""
+def _read(source: Source, records: list[CaptionRecord], architecture: Architecture, progress: Progress) -> Pixels:
+    """Read the images, ``[N, H, W, 3]``; those that were removed since they were captioned are skipped."""
     side = architecture.resolution
     images = np.empty((len(records), side, side, 3), dtype=np.uint8)
     count = 0
@@ -163,8 +171,8 @@ def _read(source: Source, records: list[ImageRecord], architecture: Architecture
         count += 1
     if not count:
         raise DataError(
-            f"no image to train the autoencoder on: of {len(records)} images that are not held out, none can be "
-            "decoded; add images, lower index.held_out, or set model.base"
+            f"no image to train the autoencoder on: of {len(records)} accepted images that are not held out, none can "
+            "be read; add images, lower index.held_out, or set model.base"
         )
     return images[:count]
 

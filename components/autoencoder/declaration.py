@@ -11,13 +11,14 @@ from components.settings import Settings
 
 
 def _run(step: StepRun) -> Result:
-    from components.autoencoder.base_model import ensure_base
+    from components.autoencoder.base_model import TrainingData, ensure_base
     from components.model.base_record import record_base
     from components.model.locations import fetch
 
     config = setting(step.settings, "model", ModelConfig)
     seed, held_out = setting(step.settings, "seed", int), setting(step.settings, "index.held_out", float)
-    base = ensure_base(config, seed, step.source_id, held_out, step.workdir, step.progress)
+    data = TrainingData(step.source_id, step.caption_set, setting(step.settings, "caption.texts", dict), held_out)
+    base = ensure_base(config, seed, data, step.workdir, step.progress)
     folder = fetch(base["base_model"], step.workdir)
     record_base(step.workdir.child(f"runs/{step.run}"), base["base_model"], folder)
     return {**base, "encoding_key": step.encoding_key(folder)}

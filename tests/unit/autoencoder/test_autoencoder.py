@@ -16,14 +16,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from components.autoencoder.__main__ import main
-from components.autoencoder.base_model import base_key, ensure_base, select_images
+from components.autoencoder.base_model import TrainingData, base_key, ensure_base, select_images
 from components.autoencoder.config import AutoencoderTraining, ModelConfig
 from components.autoencoder.scratch import build_scratch
 from components.autoencoder.training import as_input, batch_numbers, normalise_latents, rate, train_autoencoder
 from components.dataset.versions import is_held_out
 from components.digests import sha256
 from components.errors import ConfigError, DataError
-from components.image.records import ImageRecord, Manifest, Sidecar, write_images, write_manifest
+from components.image.records import (
+    Caption,
+    CaptionRecord,
+    Manifest,
+    Rejection,
+    clean_rejections_key,
+    write_captions,
+    write_manifest,
+    write_rejections,
+)
 from components.model.architecture import Architecture
 from components.model.locations import check_parts, fetch
 from components.progress import Progress
@@ -31,6 +40,7 @@ from components.storage.base import Storage
 from components.storage.open import open_storage
 
 SOURCE = "0123456789abcdef"
+SET = f"{SOURCE}/mine"
 TINY: dict[str, Any] = {
     "resolution": 16,
     "autoencoder": {"channels": [4, 4], "norm_groups": 2, "layers_per_block": 0},
@@ -53,35 +63,35 @@ def smooth(number: int) -> NDArray[np.uint8]:
 
 
 class Workbench:
-    """A source and the workdir that knows it, with ingest's records made by hand."""
+    """A source and the workdir that knows it, with the records of ingest and caption made by hand."""
 
     def __init__(self, root: Path, count: int = 10) -> None:
         self.source = root / "images"
         self.source.mkdir(parents=True)
         self.root = root / "work"
         self.workdir: Storage = open_storage(str(self.root))
-        self.records: list[ImageRecord] = []
+        self.records: list[CaptionRecord] = []
         self.ingest()
         for number in range(count):
             stream = io.BytesIO()
             Image.fromarray(smooth(number)).save(stream, format="PNG")
-            self.add(f"{number}.png", stream.getvalue(), f"picture {number % 3}".encode())
+            self.add(f"{number}.png", stream.getvalue(), f"picture {number % 3}")
 
-    def add(self, name: str, data: bytes, caption: bytes) -> None:
+    def add(self, name: str, data: bytes, caption: str) -> None:
         (self.source / name).write_bytes(data)
-        (self.source / f"{name}.txt").write_bytes(caption)
-        sidecar = Sidecar(f"{name}.txt", len(caption), "")
-        self.records.append(ImageRecord(name, sha256(data), len(data), 16, 16, "PNG", sidecar))
+        captions = (Caption(caption, "folder+prefix"),)
+        self.records.append(CaptionRecord(sha256(data), name, len(data), captions, "v", 16, 16))
         self.ingest()
 
     def ingest(self) -> None:
         """Spread the records over two groups."""
         for group, records in (("000", self.records[::2]), ("001", self.records[1::2])):
-            write_images(self.workdir, SOURCE, group, records)
+            write_captions(self.workdir.child(f"captions/{SET}"), group, records, [])
         write_manifest(self.workdir, SOURCE, Manifest(str(self.source), len(self.records), 0, ("000", "001"), "d"))
 
     def ensure(self, config: ModelConfig | None = None, seed: int = 1, held_out: float = 0.0) -> dict[str, Any]:
-        return ensure_base(config or ModelConfig.parse(settings()), seed, SOURCE, held_out, self.workdir, QUIET)
+        data = TrainingData(SOURCE, SET, SET, held_out)
+        return ensure_base(config or ModelConfig.parse(settings()), seed, data, self.workdir, QUIET)
 
     def files(self, result: dict[str, Any]) -> dict[str, bytes]:
         folder = self.workdir.child(str(result["base_model"]).removeprefix("workdir:"))
@@ -143,21 +153,24 @@ def test_commit_lists_every_file(workbench: Workbench) -> None:
 
 def test_new_images_keep_the_autoencoder(workbench: Workbench) -> None:
     first = workbench.ensure()
-    workbench.add("new.png", (workbench.source / "0.png").read_bytes() + b"\0", b"new")
+    workbench.add("new.png", (workbench.source / "0.png").read_bytes() + b"\0", "new")
     second = workbench.ensure()
     assert (second["base_model"], second["trained"]) == (first["base_model"], False)
 
 
-def test_settings_seed_source_and_held_out_share_make_another_model() -> None:
+def test_settings_seed_source_texts_and_held_out_share_make_another_model() -> None:
     config = ModelConfig.parse(settings())
     keys = {
-        base_key(config, 1, SOURCE, 0.1),
-        base_key(ModelConfig.parse(settings(steps=3)), 1, SOURCE, 0.1),
-        base_key(config, 2, SOURCE, 0.1),
-        base_key(config, 1, "another", 0.1),
-        base_key(config, 1, SOURCE, 0.2),
+        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1)),
+        base_key(ModelConfig.parse(settings(steps=3)), 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1)),
+        base_key(config, 2, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1)),
+        base_key(config, 1, TrainingData("another", SET, {"prefix": ""}, 0.1)),
+        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.2)),
+        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": "art of "}, 0.1)),
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
+    one, other = (TrainingData(SOURCE, f"{SOURCE}/{key}", {"prefix": ""}, 0.1) for key in ("a", "b"))
+    assert base_key(config, 1, one) == base_key(config, 1, other), "another threshold encodes nothing again"
 
 
 def test_held_out_images_are_not_trained_on(workbench: Workbench) -> None:
@@ -167,24 +180,48 @@ def test_held_out_images_are_not_trained_on(workbench: Workbench) -> None:
     expected = workbench.files(workbench.ensure(held_out=share))
     for record in held_out:
         (workbench.source / record.name).unlink()
-        (workbench.source / f"{record.name}.txt").unlink()
     shutil.rmtree(workbench.root / "models")
     assert workbench.files(workbench.ensure(held_out=share)) == expected
 
 
-def test_images_that_do_not_decode_are_skipped(workbench: Workbench) -> None:
+def test_images_that_changed_since_they_were_captioned_are_skipped(workbench: Workbench) -> None:
     expected = workbench.files(workbench.ensure())
     shutil.rmtree(workbench.root / "models")
-    workbench.add("bad.png", b"no image", b"picture 1")
-    (workbench.source / "bad.png.txt").unlink()
+    workbench.add("bad.png", b"no image", "picture 1")
     assert workbench.files(workbench.ensure()) == expected
+
+
+def tokenizer(workbench: Workbench, **settings: Any) -> Any:
+    folder = fetch(workbench.ensure(**settings)["base_model"], workbench.workdir)
+    return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True).tokenizer
 
 
 def test_captions_of_any_kind_teach_the_tokenizer(workbench: Workbench) -> None:
     data = (workbench.source / "0.png").read_bytes()
-    for number, caption in enumerate([b"\xff\xfe", b"", b"x" * 100_000, "🎉\n<b>\0".encode()]):
+    for number, caption in enumerate(["", "x" * 2000, "🎉 <b>", "\udcff", "art of a meadow, impressive"]):
         workbench.add(f"odd-{number}.png", data + bytes(number + 1), caption)
-    assert workbench.ensure()["trained"]
+    learnt = tokenizer(workbench)
+    assert learnt.tokenize("art of a picture, impressive") == [
+        f"{word}</w>" for word in ("art", "of", "a", "picture", ",", "impressive")
+    ]
+    assert learnt.decode(learnt("żółw")["input_ids"], skip_special_tokens=True).strip() == "żółw", "any word is spelt"
+
+
+def test_only_captions_that_are_trained_on_teach_the_tokenizer(workbench: Workbench) -> None:
+    data = (workbench.source / "0.png").read_bytes()
+    for number in range(20):
+        workbench.add(f"new-{number}.png", data + bytes(number + 1), "rejected" if number % 2 else "magnificent")
+    captions = workbench.workdir.child(f"captions/{SET}")
+    rejections = [
+        Rejection(record.name, "clean", "blurred", "", record.sha256)
+        for record in workbench.records
+        if record.captions[0].text == "rejected"
+    ]
+    for group in ("000", "001"):
+        write_rejections(captions, clean_rejections_key(group), rejections)
+    learnt = tokenizer(workbench, held_out=0.3)
+    assert learnt.tokenize("magnificent") == ["magnificent</w>"]
+    assert len(learnt.tokenize("rejected")) > 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -197,14 +234,15 @@ def test_nothing_to_learn_from_is_rejected(tmp_path: Path, count: int) -> None:
 
 
 def test_source_must_have_been_ingested(tmp_path: Path) -> None:
+    data = TrainingData(SOURCE, SET, SET, 0.0)
     with pytest.raises(DataError, match="ingest"):
-        ensure_base(ModelConfig.parse(settings()), 1, SOURCE, 0.0, open_storage(str(tmp_path)), QUIET)
+        ensure_base(ModelConfig.parse(settings()), 1, data, open_storage(str(tmp_path)), QUIET)
 
 
 def test_images_are_a_choice_by_digest(workbench: Workbench) -> None:
-    chosen = select_images(workbench.records, 0.0, most=4)
+    chosen = select_images(workbench.records, most=4)
     assert chosen == sorted(workbench.records, key=lambda record: record.sha256)[:4]
-    assert select_images(workbench.records[::-1], 0.0, most=4) == chosen
+    assert select_images(workbench.records[::-1], most=4) == chosen
 
 
 def test_base_model_is_returned_untouched(workbench: Workbench, tmp_path: Path) -> None:
@@ -315,7 +353,7 @@ def test_command_trains_and_maps_errors(
 ) -> None:
     config = tmp_path / "model.yaml"
     config.write_text(json.dumps(settings()))
-    arguments = ["--workdir", str(workbench.root), "--config", str(config), "--seed", "1"]
+    arguments = ["--workdir", str(workbench.root), "--config", str(config), "--seed", "1", "--caption-set", SET]
     assert main([*arguments, "--source-id", SOURCE]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["event"], result["trained"]) == ("done", True)
