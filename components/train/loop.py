@@ -133,7 +133,7 @@ def _sample(job: Training, step: int, watch: Stopwatch) -> None:
             except (DarkroomError, torch.OutOfMemoryError) as error:  # a missing image is no reason to stop training
                 problem = str(error)
     if sheet is not None:
-        columns = len(job.config.samples.prompts)
-        job.monitor.samples(step, sheet, (sheet.height, sheet.width // columns), spent.seconds)
+        prompts = job.config.samples.prompts
+        job.monitor.samples(step, sheet, prompts, (sheet.height, sheet.width // len(prompts)), spent.seconds)
     elif problem is not None:
         job.monitor.samples_failed(step, problem, spent.seconds)

@@ -206,11 +206,19 @@ def test_the_report_counts_what_was_there(place: Place, first: Any) -> None:
     assert 0 < numbers["held_out"] < IMAGES / 2
 
 
+def test_sample_images_are_of_the_images_own_captions(place: Place, first: Any) -> None:
+    samples = json.loads((place.run / "samples/index.json").read_text())
+    assert set(samples["prompts"]) == {"a red picture", "a blue picture"}
+    assert samples["steps"] == [2, STEPS]
+
+
 def test_the_report_tells_of_the_training(first: Any) -> None:
     _, numbers, _ = first
     assert (numbers["steps"], numbers["attempts"]) == (STEPS, 2)
     assert (numbers["preemptions"], numbers["steps_lost"]) == (1, 0)
     assert 0 < numbers["goodput"] < 1
+    assert numbers["training_seconds"] == pytest.approx(sum(numbers["ledger"].values()))
+    assert 0 < numbers["base_share"] < 0.001
     assert numbers["goodput"] == pytest.approx(numbers["ledger"]["useful"] / sum(numbers["ledger"].values()))
     assert numbers["samples_per_second"] > 0
     assert 0 <= numbers["metrics"]["prompt_accuracy"]["value"] <= 1

@@ -175,13 +175,15 @@ class Monitor:
         self.event("validation", **line)
         self._track(step, {"validation/ema_loss": loss})
 
-    def samples(self, step: int, sheet: Image.Image, size: tuple[int, int], seconds: float) -> None:
+    def samples(
+        self, step: int, sheet: Image.Image, prompts: Sequence[str], size: tuple[int, int], seconds: float
+    ) -> None:
         """Store a row of sample images, one per prompt, drawn after this step; ``size`` is (H, W) of one image."""
         if not self._is_main_rank:
             return
         key = f"samples/step-{step:09d}.png"
         try:
-            self._write_samples(key, step, sheet, size)
+            self._write_samples(key, step, sheet, {"prompts": list(prompts), "size": list(size)})
         except StorageError as error:
             self.samples_failed(step, str(error), seconds)
             return
@@ -214,11 +216,10 @@ class Monitor:
             self._trackers.close(_CLOSE_SECONDS if kind is None else _CLOSE_SECONDS_WHEN_STOPPED)
             self.flush()
 
-    def _write_samples(self, key: str, step: int, sheet: Image.Image, size: tuple[int, int]) -> None:
+    def _write_samples(self, key: str, step: int, sheet: Image.Image, same: dict[str, Any]) -> None:
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")
         self._run.write(key, buffer.getvalue())
-        same = {"prompts": list(self._config.samples.prompts), "size": list(size)}
         self._run.write_json(SAMPLES, {**same, "steps": sorted({step, *self._drawn(same)})})
 
     def _drawn(self, same: dict[str, Any]) -> list[int]:

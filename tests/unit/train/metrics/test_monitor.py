@@ -156,12 +156,12 @@ def test_a_checkpoint_says_how_long_was_trained_for_it(run: Storage) -> None:
     ]
 
 
-def draw(watcher: Monitor, step: int) -> None:
-    watcher.samples(step, Image.new("RGB", (16, 8)), (8, 8), 1.5)
+def draw(watcher: Monitor, step: int, prompts: str = "ab") -> None:
+    watcher.samples(step, Image.new("RGB", (16, 8)), list(prompts), (8, 8), 1.5)
 
 
 def test_sample_images_are_listed_as_far_as_they_are_drawn(run: Storage) -> None:
-    settings = config(samples={"every": 10, "prompts": ["a", "b"]})
+    settings = config(samples={"every": 10})
     watcher = monitor(run, settings)
     watcher.start(0, [])
     draw(watcher, 10)
@@ -170,9 +170,9 @@ def test_sample_images_are_listed_as_far_as_they_are_drawn(run: Storage) -> None
     assert run.read_json("samples/index.json") == {"prompts": ["a", "b"], "size": [8, 8], "steps": [10, 20]}
     assert run.exists("samples/step-000000010.png")
 
-    other = monitor(run, config(samples={"every": 10, "prompts": ["c", "d"]}))
+    other = monitor(run, settings)
     other.start(20, [])
-    draw(other, 30)
+    draw(other, 30, "cd")
     assert run.read_json("samples/index.json") == {"prompts": ["c", "d"], "size": [8, 8], "steps": [30]}
 
     monitor(run, settings).start(0, [])
