@@ -123,15 +123,20 @@ def _evaluated(records: Records) -> dict[str, Any]:
     evaluation = records.evaluation
     if evaluation is None:
         nothing = dict.fromkeys(("generated", "better", "reason", "base_share"))
-        return {"metrics": {}, "decided_by": [], **nothing}
+        return {"metrics": {}, "decided_by": [], "evaluated_before": False, **nothing}
     return {
         "metrics": plain_metrics(evaluation.metrics),
         "decided_by": evaluation.decided_by,
+        "evaluated_before": bool(records.steps) and not any(_evaluates(record) for record in records.steps),
         "generated": sum(prompt.images for prompt in evaluation.prompts) or None,
         "better": evaluation.better,
         "reason": evaluation.reason,
         "base_share": evaluation.base_share,
     }
+
+
+def _evaluates(record: StepRecord) -> bool:
+    return record.step == "evaluate" and record.status != FAILED
 
 
 def _data(records: Records) -> dict[str, Any]:

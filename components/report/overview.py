@@ -12,6 +12,7 @@ from components.model.metric_results import MetricResult, parse_metrics
 # Metrics in the headline and among the figures, at most; the page has a table of all.
 IN_HEADLINE = 2
 IN_FIGURES = 4
+EVALUATED_BEFORE = "This was measured before the run was last started, perhaps of other weights."
 
 
 class Figure(NamedTuple):
@@ -41,7 +42,8 @@ def headline(numbers: Mapping[str, Any]) -> str:
     """Return what was measured, in a sentence or two; it claims no more than that."""
     measured = [metric for metric in _metrics(numbers) if metric.value is not None]
     if measured:
-        return " ".join(f"{_measured(metric)}." for metric in measured[:IN_HEADLINE])
+        when = [EVALUATED_BEFORE] if numbers["evaluated_before"] else []
+        return " ".join([*(f"{_measured(metric)}." for metric in measured[:IN_HEADLINE]), *when])
     if numbers["steps"]:
         evaluated = "nothing could be measured" if numbers["better"] is not None else "it has not been evaluated"
         return f"It was trained for {plural(numbers['steps'], 'step')}, and {evaluated}."

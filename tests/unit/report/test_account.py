@@ -108,6 +108,16 @@ def test_what_is_published_has_the_weights_that_were_evaluated() -> None:
     assert without["published"] is None
 
 
+def test_what_was_measured_before_the_last_start_is_not_passed_off_as_new() -> None:
+    evaluation = Evaluation.model_validate(
+        {"format": FORMAT, "metrics": {"x": vars(metric("Accuracy", "share", 0.5, None))}}
+    )
+    failed = (step("index"), step("train", 2, status="failed", error="no data"))
+    assert "before the run was last started" in headline(count("FAILED", steps=failed, evaluation=evaluation))
+    for done in ((), (step("evaluate"),)):
+        assert headline(count(steps=done, evaluation=evaluation)) == "Accuracy 50\xa0%."
+
+
 def test_how_much_of_the_base_is_in_the_weights_is_said() -> None:
     def said(share: float | None) -> tuple[str, tuple[str, ...]]:
         evaluation = Evaluation.model_validate({"format": FORMAT, "base_share": share})
