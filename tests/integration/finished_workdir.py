@@ -55,7 +55,7 @@ def finish(root: Path) -> Finished:
     config = work.configure(RECIPE, str(root / "work"), str(root / "images"), OVERRIDES)
     finished = Finished(LocalStorage(root / "work"), config, {})
     for name, lane in (
-        ("ingest", None), ("autoencoder", None), ("caption", "00"), ("clean", None), ("latents", "00"), ("index", None),
+        ("ingest", None), ("caption", "00"), ("clean", None), ("autoencoder", None), ("latents", "00"), ("index", None),
     ):  # fmt: skip
         finished.step(name, lane)
     finished.results["dataset"] = finished.results["dataset_digest"]

@@ -19,9 +19,10 @@ from components.accounting.ledger import read_ledger
 from components.dataset.empty_prompt import read_empty_prompt
 from components.dataset.format import read_index
 from components.dataset.integrity import check_shard
-from components.dataset.versions import read_dataset, read_encoding, read_group, read_version
+from components.dataset.versions import read_dataset, read_encoding, read_group, read_version, records_of
 from components.errors import DarkroomError, DataError, NotFound
 from components.image.records import (
+    captions_prefix,
     read_caption_rejections,
     read_captions,
     read_clean_rejections,
@@ -60,14 +61,26 @@ def dataset(finished: Finished) -> Any:
     return finished.storage.child(f"datasets/{finished.results['encoding_key']}")
 
 
+def caption_set(finished: Finished) -> str:
+    return str(finished.results["caption_set"])
+
+
+def captions(finished: Finished) -> Any:
+    return finished.storage.child(captions_prefix(caption_set(finished)))
+
+
+def records(finished: Finished) -> Any:
+    return records_of(dataset(finished), caption_set(finished))
+
+
 def newest(finished: Finished) -> Any:
-    committed = read_dataset(dataset(finished))
+    committed = read_dataset(dataset(finished), caption_set(finished))
     assert committed is not None
     return committed
 
 
 def shard(finished: Finished) -> str:
-    return str(json.loads(Path(dataset(finished).url, "dataset.json").read_bytes())["shards"][0]["name"])
+    return str(json.loads(Path(records(finished).url, "dataset.json").read_bytes())["shards"][0]["name"])
 
 
 def checkpoint(finished: Finished) -> Any:
@@ -82,15 +95,15 @@ FILES: dict[str, tuple[str, Read]] = {
     "ingest group": ("ingest/{source}/group-g.jsonl", lambda f: read_images(f.storage, source(f), "g")),
     "ingest rejections": ("ingest/{source}/rejected.jsonl", lambda f: read_ingest_rejections(f.storage, source(f))),
     "ingest cache": ("ingest/{source}/known/00000.jsonl", lambda f: list(read_cache(f.storage, source(f)))),
-    "captions": ("{dataset}/captions/g.jsonl", lambda f: read_captions(dataset(f), "g")),
-    "caption rejections": ("{dataset}/captions/g.rejected.jsonl", lambda f: read_caption_rejections(dataset(f), "g")),
-    "clean rejections": ("{dataset}/captions/g.clean.jsonl", lambda f: read_clean_rejections(dataset(f), "g")),
-    "rejections": ("{dataset}/rejected.jsonl", lambda f: list(dataset(f).read_records("rejected.jsonl"))),
-    "encoded group": ("{dataset}/groups/g.json", lambda f: read_group(dataset(f), "g")),
+    "captions": ("{captions}/g.jsonl", lambda f: read_captions(captions(f), "g")),
+    "caption rejections": ("{captions}/g.rejected.jsonl", lambda f: read_caption_rejections(captions(f), "g")),
+    "clean rejections": ("{captions}/g.clean.jsonl", lambda f: read_clean_rejections(captions(f), "g")),
+    "rejections": ("{records}/rejected.jsonl", lambda f: list(records(f).read_records("rejected.jsonl"))),
+    "encoded group": ("{records}/groups/g.json", lambda f: read_group(records(f), "g")),
     "encoding": ("{dataset}/encoding.json", lambda f: read_encoding(dataset(f))),
     "empty prompt's digests": ("{dataset}/empty.json", lambda f: read_empty_prompt(dataset(f)).states.tobytes()),
     "empty prompt": ("{dataset}/empty.npy", lambda f: read_empty_prompt(dataset(f)).states.tobytes()),
-    "dataset": ("{dataset}/dataset.json", lambda f: read_dataset(dataset(f))),
+    "dataset": ("{records}/dataset.json", lambda f: read_dataset(dataset(f), caption_set(f))),
     "version": ("{dataset}/versions/{version}.json", lambda f: read_version(dataset(f), newest(f).digest)),
     "shard": ("{dataset}/{shard}.tar", lambda f: check_shard(dataset(f), newest(f).shards[0])),
     "shard index": ("{dataset}/{shard}.idx", lambda f: read_index(dataset(f), shard(f))),
@@ -154,6 +167,8 @@ def key_of(finished: Finished, kind: str) -> str:
     return FILES[kind][0].format(
         source=source(finished),
         dataset=f"datasets/{results['encoding_key']}",
+        records=f"datasets/{results['encoding_key']}/sets/{results['caption_set']}",
+        captions=f"captions/{results['caption_set']}",
         version=results["dataset"],
         shard=shard(finished),
         base=results["base_model"].removeprefix("workdir:"),
