@@ -34,7 +34,7 @@ class Photos:
             self.put(name, image_bytes(number))
 
     def run(self, **settings: Any) -> dict[str, Any]:
-        config = IngestConfig.parse({"source": str(self.root), **settings})
+        config = IngestConfig.parse({"source": str(self.root), "max_rejected": None, **settings})
         self.result = ingest(config, self.work, Progress(self.log))
         return self.result
 

@@ -39,7 +39,7 @@ class Tars:
         self.url = f"memory://{name}-files"
 
     def run(self, **settings: Any) -> dict[str, Any]:
-        config = IngestConfig.parse({"source": self.url, **settings})
+        config = IngestConfig.parse({"source": self.url, "max_rejected": None, **settings})
         self.result = ingest(config, self.work, Progress(io.StringIO()))
         return self.result
 

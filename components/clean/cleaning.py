@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from components.image.records import (
     ingest_rejections_key,
     read_caption_rejections,
     read_captions,
+    read_clean_rejections,
     read_ingest_rejections,
     read_manifest,
     write_rejections,
@@ -104,6 +105,15 @@ def clean(
     result = {"kept": tally.kept, "rejected_here": rejected_here, "rejected": tally.rejected, **paths}
     captions.write_json(STATE, {"format": FORMAT, "made_from": made_from, "result": result})
     return {**result, "reused": False}
+
+
+def read_rejections(source_id: str, groups: Iterable[str], caption_set: str, workdir: Storage) -> Iterator[Rejection]:
+    """Yield what ingest, the caption step and this step have rejected."""
+    captions = workdir.child(captions_prefix(caption_set))
+    yield from read_ingest_rejections(workdir, source_id)
+    for group in groups:
+        yield from read_caption_rejections(captions, group)
+        yield from read_clean_rejections(captions, group)
 
 
 def _made_from(

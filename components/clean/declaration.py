@@ -10,18 +10,23 @@ from components.html.formatting import count
 from components.image.buckets import Buckets, aspect_buckets, square_bucket
 from components.image.filters import FilterConfig
 from components.image.records import read_manifest
+from components.image.rejections import SETTING, check_rejected
 from components.settings import Settings
 
 
 def _run(step: StepRun) -> Result:
-    from components.clean.cleaning import clean
+    from components.clean.cleaning import clean, read_rejections
 
     config = setting(step.settings, "clean", CleanConfig)
     filters = setting(step.settings, "caption.filters", FilterConfig)
     groups = read_manifest(step.workdir, step.source_id).groups
-    return clean(
-        config, filters, step.source_id, groups, step.caption_set, step.workdir, step.progress, _buckets(step.settings)
-    )
+    where = (step.source_id, groups, step.caption_set, step.workdir)
+    result = clean(config, filters, *where, step.progress, _buckets(step.settings))
+    # All have captions now, and what comes next is costly: too many rejections by any step so far end the run here.
+    share = setting(step.settings, SETTING, object)
+    assert share is None or isinstance(share, float)
+    check_rejected(result["kept"], read_rejections(*where), share)
+    return result
 
 
 def _buckets(settings: Settings) -> Buckets:

@@ -1,11 +1,13 @@
 """Open image files, the only module that does: what is rejected, and how every kind of pixel becomes 8-bit RGB.
 
-Only formats with a decoder in Pillow itself are tried, so that a file's content cannot choose another program to parse
-it (Pillow would hand PostScript to Ghostscript). The reasons of ``ImageRejected`` given here:
+Only formats with a decoder in Pillow itself are tried, and those of ``optional_formats``, so that a file's content
+cannot choose another program to parse it (Pillow would hand PostScript to Ghostscript). The reasons of
+``ImageRejected`` given here:
 
 ==================  ====================================================================================
 empty-file          zero bytes
 not-an-image        none of the formats, whatever the file is called
+decoder-missing     a format whose decoder is not installed
 truncated           begins like an image and cannot be read to its end
 corrupt             the pixels cannot be decoded
 unsupported-pixels  decodes, but to numbers with no defined black and white (floats, 32-bit integers, L*a*b*)
@@ -25,12 +27,18 @@ from PIL import Image
 from pydantic import Field
 
 from components.errors import ImageRejected
+from components.image.optional_formats import HEIF, JXL, optional_format, prepare
 from components.settings import Settings
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
+_ALL_FORMATS = ", ".join((*FORMATS, HEIF.name, JXL.name))
+
 # How files of these formats begin: distinguishes a truncated image from what is no image.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+
+# Where ``decode`` leaves the share of an image's pixels that were not opaque, if any could be.
+TRANSPARENT = "transparent"
 
 # EXIF 2.32, tag 0x0112: how to transpose the stored rows so that the image is upright.
 _ORIENTATION = 0x0112
@@ -44,6 +52,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+# Formats whose decoders turn the image themselves; JPEG XL may have an EXIF orientation besides, which does not count.
+_TURNED = ("TIFF", HEIF.name, JXL.name)
 
 
 class ImageLimits(Settings):
@@ -61,11 +71,19 @@ class ImageLimits(Settings):
 
 
 class ImageFacts(NamedTuple):
-    """What an image's header says; width and height in pixels, upright."""
+    """What an image's header says.
+
+    Attributes:
+        width: Pixels, upright.
+        height: Pixels, upright.
+        format: The file's format, as Pillow calls it.
+        alpha: Whether its pixels may be transparent.
+    """
 
     width: int
     height: int
     format: str
+    alpha: bool = False
 
 
 def read_header(data: bytes) -> ImageFacts:
@@ -110,8 +128,9 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
 
     It has the size that ``inspect`` returns, unless a PNG has its orientation only behind its pixels.
 
-    Transparent images are put on white; 16 bits are scaled to 8, not clipped; CMYK is converted; an animation gives its
-    first frame. Embedded colour profiles are not applied.
+    Transparent images are put on white, and ``info[TRANSPARENT]`` says which share of their pixels was not opaque;
+    16 bits are scaled to 8, not clipped; CMYK is converted; an animation gives its first frame. Embedded colour
+    profiles are not applied.
 
     Raises:
         ImageRejected: With any of this module's reasons.
@@ -130,8 +149,11 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise ImageRejected("empty-file", "0 bytes; copy the file again")
+    format = optional_format(data)
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        if format is not None:
+            prepare(format, data)
+        return Image.open(io.BytesIO(data), formats=FORMATS if format is None else (format.name,))
     except Exception as error:  # on hostile bytes Pillow's parsers raise nearly anything
         raise _rejection(error, data, opened=False) from None
 
@@ -143,8 +165,8 @@ def _rejection(error: Exception, data: bytes, *, opened: bool) -> Exception:
     message = f"{type(error).__name__}: {error}"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageRejected("too-large", message)
-    if not opened and not data.startswith(_BEGINNINGS):
-        return ImageRejected("not-an-image", f"begins with {data[:12]!r}; expected one of {', '.join(FORMATS)}")
+    if not opened and not data.startswith(_BEGINNINGS) and optional_format(data) is None:
+        return ImageRejected("not-an-image", f"begins with {data[:12]!r}; expected one of {_ALL_FORMATS}")
     if not opened or "truncated" in message.lower():
         return ImageRejected("truncated", f"{len(data)} bytes do not hold the whole image ({message})")
     return ImageRejected("corrupt", message)
@@ -154,13 +176,20 @@ def _facts(image: Image.Image) -> ImageFacts:
     width, height = image.size
     if _orientation(image) in _SIDEWAYS:
         width, height = height, width
-    return ImageFacts(width, height, image.format or "unknown")
+    return ImageFacts(width, height, image.format or "unknown", _has_alpha(image))
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    try:
+        return bool(image.has_transparency_data)
+    except AssertionError:  # a broken palette: decoding it says more
+        return False
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation that is still to be applied; 1, upright, if the metadata cannot be read."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns these itself
+    if image.format in _TURNED:
+        return 1
     try:
         # PNG's own getexif would decode the pixels to search for metadata behind them; the base class's does not.
         return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
@@ -176,10 +205,15 @@ def _rgb(image: Image.Image) -> Image.Image:
             "unsupported-pixels",
             f"mode {image.mode} has no defined black and white; convert to 8- or 16-bit gray or RGB",
         )
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return an image with a white ground, and in its ``info`` the share of its pixels that are not opaque."""
+    layer = image.convert("RGBA")
+    rgb = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    rgb.info[TRANSPARENT] = 1 - layer.getchannel("A").histogram()[255] / (layer.width * layer.height)
+    return rgb
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -22,13 +22,13 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The caption that came with an image: a file that the caption step reads, or the text itself.
+    """What came with an image: a file with its caption or mask, which a later step reads, or the caption itself.
 
     Attributes:
-        name: The caption file's name in the source; for a text from metadata, its file and image, such as
+        name: The file's name in the source; for a text from metadata, its file and image, such as
             ``metadata.jsonl:photos/a.jpg``.
         bytes: Size of the file, or of the text in UTF-8.
-        modified: An opaque tag that changes when the caption does; empty if there is none.
+        modified: An opaque tag that changes when the file does; empty if there is none.
         text: The text, if ingest has read it; None if the file must be read.
     """
 
@@ -52,6 +52,8 @@ class ImageRecord:
         caption: The caption that came with it, if there is one.
         license: The image's licence as the source writes it, if it does.
         source: Where the image came from, such as its URL, if the source says.
+        mask: The file with its mask, if there is one; white is what training is to look at.
+        alpha: Whether the image's pixels may be transparent: if it has no mask, this is one.
     """
 
     name: str
@@ -63,6 +65,8 @@ class ImageRecord:
     caption: Sidecar | None = None
     license: str | None = None
     source: str | None = None
+    mask: Sidecar | None = None
+    alpha: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,11 +155,15 @@ class Manifest:
     Attributes:
         source: The source's URL, absolute.
         images: How many images were accepted.
-        rejected: How many were rejected.
+        rejected: How many were rejected, and other rejections, such as lines of metadata.
         groups: Names of the partition groups, in order.
         digest: Changes when anything that a later step reads does.
         listing: Digest of the source's listing and the settings; while it stays the same, ingest has nothing to do.
             Empty if the next run must try again, for example because a file could not be read.
+        reasons: How many rejections there are for each of the commonest reasons.
+        masks: How many images have a mask of their own.
+        alpha: How many other images have pixels that may be transparent.
+        other_files: How many files are no image and belong to none, by kind.
     """
 
     source: str
@@ -164,6 +172,10 @@ class Manifest:
     groups: tuple[str, ...]
     digest: str
     listing: str = ""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    masks: int = 0
+    alpha: int = 0
+    other_files: Mapping[str, int] = field(default_factory=dict)
 
 
 def group_of(sha256: str, bits: int) -> str:
@@ -269,10 +281,9 @@ def read_images(workdir: Storage, source_id: str, group: str) -> list[ImageRecor
     key = images_key(source_id, group)
     records = []
     for values in _lines(workdir, key, "ingest"):
-        sidecar = values.pop("caption", None)
-        record = _record(ImageRecord, values, key)
-        caption = _record(Sidecar, sidecar, key) if sidecar is not None else None
-        records.append(ImageRecord(**{**vars(record), "caption": caption}))
+        files = {name: values.pop(name, None) for name in ("caption", "mask")}
+        caption, mask = (None if file is None else _record(Sidecar, file, key) for file in files.values())
+        records.append(replace(_record(ImageRecord, values, key), caption=caption, mask=mask))
     return records
 
 
@@ -280,7 +291,8 @@ def write_images(workdir: Storage, source_id: str, group: str, records: Iterable
     """Write one group's images and return the digest of the file."""
     ordered = sorted(records, key=lambda record: (record.sha256, record.name))
     lines = [
-        {**vars(record), "caption": None if record.caption is None else vars(record.caption)} for record in ordered
+        {**vars(record), "caption": record.caption and vars(record.caption), "mask": record.mask and vars(record.mask)}
+        for record in ordered
     ]
     workdir.write_records(images_key(source_id, group), lines)
     return digest(lines)

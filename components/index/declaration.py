@@ -6,17 +6,26 @@ from collections.abc import Mapping
 
 from components.command import Result, Step, StepRun, setting
 from components.html.formatting import count, plural
-from components.image.records import read_manifest
+from components.image.records import read_manifest, read_rejections
+from components.image.rejections import SETTING, check_rejected
 from components.index.config import IndexConfig
 
 
 def _run(step: StepRun) -> Result:
+    from components.dataset.versions import records_of
     from components.index.build import index
+    from components.index.files import REJECTED
 
     config = setting(step.settings, "index", IndexConfig)
     groups = read_manifest(step.workdir, step.source_id).groups
     names = (step.source_id, groups, step.caption_set, step.inputs["encoding_key"])
-    return index(config, *names, step.workdir, step.progress)
+    result = index(config, *names, step.workdir, step.progress)
+    # The clean step has checked this, too; the latents step may have rejected more since.
+    share = setting(step.settings, SETTING, object)
+    assert share is None or isinstance(share, float)
+    records = records_of(step.workdir.child(f"datasets/{step.inputs['encoding_key']}"), step.caption_set)
+    check_rejected(result["images"], read_rejections(records, REJECTED), share)
+    return result
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

@@ -7,7 +7,8 @@ long runs. Names are stored as UTF-8 that keeps lone surrogates, whose order is 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,9 +16,21 @@ from typing import Any, NamedTuple
 
 from components.digests import short
 from components.errors import StorageError
+from components.image.optional_formats import DECODER_MISSING
 from components.image.records import Rejection, Sidecar
-from components.ingest.file_cache import FileRecord
-from components.ingest.listing import CAPTION, CAPTION_ENDINGS, IMAGE, JSON, ListedFile
+from components.image.rejections import ReasonCount
+from components.ingest.file_cache import UNUSED, FileRecord
+from components.ingest.listing import (
+    CAPTION,
+    IMAGE,
+    JSON,
+    MASK,
+    METADATA,
+    OTHER_ENDINGS,
+    READ_KINDS,
+    ListedFile,
+    split_name,
+)
 from components.ingest.metadata_files import MetadataLine
 from components.storage.scratch import scratch_folder
 
@@ -47,10 +60,11 @@ AND (f.kind <> 'json' OR EXISTS (SELECT 1 FROM siblings AS i WHERE i.stem = f.st
 """
 
 _CANDIDATES = """
-SELECT r.name, r.bytes, r.sha256, r.width, r.height, r.format, r.reason, r.detail,
+SELECT r.name, r.bytes, r.sha256, r.width, r.height, r.format, r.alpha, r.reason, r.detail,
     m.file, m.text, c.name, c.bytes, c.tag, r.tag,
     COALESCE(j.caption, r.caption), COALESCE(j.caption_bytes, r.caption_bytes),
-    COALESCE(j.text, r.text), COALESCE(m.license, j.license, r.license), COALESCE(m.source, j.source, r.source)
+    COALESCE(j.text, r.text), k.name, k.bytes, k.tag, r.mask, r.mask_bytes,
+    COALESCE(m.license, j.license, r.license), COALESCE(m.source, j.source, r.source)
 FROM records AS r
 LEFT JOIN files AS f ON f.name = r.name
 LEFT JOIN metadata AS m ON m.name = r.name
@@ -58,13 +72,34 @@ LEFT JOIN siblings AS cs ON cs.stem = f.stem AND cs.kind = 'caption'
 LEFT JOIN files AS c ON c.name = cs.name
 LEFT JOIN siblings AS js ON js.stem = f.stem AND js.kind = 'json'
 LEFT JOIN records AS j ON j.name = js.name
+LEFT JOIN siblings AS ks ON ks.stem = f.stem AND ks.kind = 'mask'
+LEFT JOIN files AS k ON k.name = ks.name
 WHERE r.sha256 <> ''
 ORDER BY r.sha256, r.name
 """
 
 
+# Masks whose image does not exist.
+_NO_MASKS = """
+SELECT name FROM files AS f WHERE kind = 'mask' AND name > ? AND NOT EXISTS (SELECT 1 FROM siblings AS s WHERE
+s.stem = f.stem AND s.kind = 'image') ORDER BY name LIMIT ?
+"""
+
+_OTHER_FILES = """
+SELECT kind || CASE WHEN kind IN ({kinds}) THEN ' files beside no image' ELSE ' files of another layout' END, COUNT(*)
+FROM files AS f WHERE kind NOT IN ({kinds}) OR (kind IN ('caption', 'json') AND NOT EXISTS (SELECT 1 FROM siblings AS s
+WHERE s.stem = f.stem AND s.kind = 'image')) GROUP BY 1
+UNION ALL SELECT detail, SUM(bytes) FROM records WHERE reason = 'unused' GROUP BY detail
+"""
+
+# Files whose names are none of an image are listed by so many kinds; the rest is one number.
+MOST_KINDS = 20
+
+_NAMES = frozenset(FileRecord._fields.index(field) for field in ("name", "owner", "caption", "mask"))
+
+
 class Candidate(NamedTuple):
-    """A file, or a member of an archive, that has the name of an image, with its caption, licence and origin."""
+    """A file, or a member of an archive, that has the name of an image, with what belongs to it."""
 
     name: str
     bytes: int
@@ -72,9 +107,11 @@ class Candidate(NamedTuple):
     width: int
     height: int
     format: str
+    alpha: bool
     reason: str
     detail: str
     caption: Sidecar | None
+    mask: Sidecar | None
     license: str | None
     source: str | None
 
@@ -100,19 +137,33 @@ class Catalog:
         self._db.close()
 
     def add_files(self, listing: Iterable[ListedFile | Rejection]) -> None:
-        """Add the files of a listing, and its rejections."""
+        """Add the files of a listing, and its rejections; all at once, since masks are told from images at the end."""
         for batch in _batches(listing):
             files = [entry for entry in batch if isinstance(entry, ListedFile)]
             self.reject(entry for entry in batch if isinstance(entry, Rejection))
             self._db.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
-                ((_blob(name), kind, _blob(stem), size, tag) for name, kind, stem, size, tag in files),
+                ((_blob(name), kind, _blob(stem), size, tag) for name, kind, stem, size, tag, _ in files),
             )
             self._db.executemany(
                 "INSERT INTO siblings VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET rank = excluded.rank, "
                 "name = excluded.name WHERE excluded.rank <= rank",
-                ((_blob(file.stem), file.kind, _rank(file), _blob(file.name)) for file in files if _is_sibling(file)),
+                (
+                    (_blob(file.stem), file.kind, file.rank, _blob(file.name))
+                    for file in files
+                    if file.kind in (CAPTION, JSON, IMAGE, MASK)
+                ),
             )
+        self._turn_masks_into_images()
+
+    def _turn_masks_into_images(self) -> None:
+        """Make images of masks that have none beside them."""
+        last = b""
+        while rows := self._db.execute(_NO_MASKS, (last, BATCH)).fetchall():
+            stems = [(_blob(split_name(_text(name))[0]), name) for (name,) in rows]
+            self._db.executemany("UPDATE files SET kind = 'image', stem = ? WHERE name = ?", stems)
+            self._db.executemany("INSERT OR REPLACE INTO siblings VALUES (?, 'image', 0, ?)", stems)
+            (last,) = rows[-1]
 
     def kinds(self) -> set[str]:
         """Return the kinds of the files."""
@@ -134,6 +185,9 @@ class Catalog:
         self._db.execute(f"DELETE FROM records WHERE NOT ({valid})")  # noqa: S608 - the kinds are our own constants
         self.add_records(journal, fresh=True)
         self._db.execute(f"DELETE FROM records WHERE NOT ({valid})")  # noqa: S608
+        # Since then the decoder may have been installed.
+        undecoded = "SELECT owner FROM records WHERE reason = ?"
+        self._db.execute(f"DELETE FROM records WHERE owner IN ({undecoded})", (DECODER_MISSING,))  # noqa: S608
 
     def add_records(self, records: Iterable[FileRecord], *, fresh: bool) -> None:
         """Add what was read; ``fresh`` if it was read since the last complete run."""
@@ -141,7 +195,7 @@ class Catalog:
         for batch in _batches(records):
             self._db.executemany(
                 f"INSERT OR REPLACE INTO records VALUES ({placeholders}, {int(fresh)})",  # noqa: S608
-                ((_blob(row.name), _blob(row.owner), *row[2:10], _blob(row.caption), *row[11:]) for row in batch),
+                ([_blob(value) if i in _NAMES else value for i, value in enumerate(row)] for row in batch),
             )
 
     def files_to_read(self, kinds: Collection[str]) -> Iterator[ListedFile]:
@@ -188,13 +242,16 @@ class Catalog:
     def candidates(self) -> Iterator[Candidate]:
         """Yield what has the name of an image, sorted by content, then by name."""
         for row in self._db.execute(_CANDIDATES):
-            name = _text(row[0])
-            yield Candidate._make((name, *row[1:8], _caption(name, row[8:17]), *row[17:]))
+            name, tag, alpha = _text(row[0]), row[14], bool(row[6])
+            caption, mask = _caption(name, row[9:18]), _mask(tag, row[18:23])
+            yield Candidate._make((name, *row[1:6], alpha, *row[7:9], caption, mask, *row[23:]))
 
     def reject_unusable(self) -> None:
         """Reject metadata, members and archives that were read and cannot be used."""
         self._db.execute(
-            "INSERT INTO rejected SELECT name, reason, detail, NULL FROM records WHERE sha256 = '' AND reason <> ''"
+            "INSERT INTO rejected SELECT name, reason, detail, NULL FROM records "
+            "WHERE sha256 = '' AND reason NOT IN ('', ?)",
+            (UNUSED,),
         )
 
     def reject(self, rejections: Iterable[Rejection]) -> None:
@@ -215,19 +272,34 @@ class Catalog:
         ):
             yield Rejection(_text(name), "ingest", reason, detail, sha256)
 
-    def top_reasons(self, limit: int) -> list[tuple[str, int, str, str]]:
-        """Return the most frequent reasons for rejections: reason, number, and name and detail of an example."""
+    def other_files(self, layout: str, endings: Mapping[str, int]) -> dict[str, int]:
+        """Return how many files and members are no image and belong to none, by kind, the most frequent first.
+
+        Args:
+            layout: The layout of the source.
+            endings: Files of no kind that ingest uses, by the endings of their names.
+        """
+        read = (*READ_KINDS[layout], CAPTION, JSON, MASK, *((METADATA,) if layout == "imagefolder" else ()))
+        kinds = ", ".join(f"'{kind}'" for kind in read)
+        counts = Counter({ending or "no ending": files for ending, files in endings.items()})
+        for kind, files in self._db.execute(_OTHER_FILES.format(kinds=kinds)):
+            counts[kind] += files
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        rest = sum(files for _, files in ordered[MOST_KINDS:])
+        return {**dict(ordered[:MOST_KINDS]), **({OTHER_ENDINGS: rest} if rest else {})}
+
+    def reasons(self) -> list[ReasonCount]:
+        """Return the reasons for rejections, the most frequent first, each with the first name as an example."""
         rows = self._db.execute(
             "SELECT reason, COUNT(*) AS number, MIN(name), detail FROM rejected "
-            "GROUP BY reason ORDER BY number DESC, reason LIMIT ?",
-            (limit,),
+            "GROUP BY reason ORDER BY number DESC, reason"
         )
-        return [(reason, number, _text(name), detail) for reason, number, name, detail in rows]
+        return [ReasonCount(reason, number, _text(name), detail) for reason, number, name, detail in rows]
 
     def records(self) -> Iterator[FileRecord]:
         """Yield everything that was read, sorted by name."""
         for row in self._db.execute(f"SELECT {', '.join(FileRecord._fields)} FROM records ORDER BY name"):  # noqa: S608
-            yield FileRecord._make((_text(row[0]), _text(row[1]), *row[2:10], _text(row[10]), *row[11:]))
+            yield FileRecord._make(_text(value) if i in _NAMES else value for i, value in enumerate(row))
 
     def changes(self) -> dict[str, int]:
         """Return how many images are new, changed (other bytes, same name) or gone since the last complete run."""
@@ -286,13 +358,12 @@ def _caption(image: str, columns: tuple[Any, ...]) -> Sidecar | None:
     return Sidecar(_text(name), size, tag if text is None else short(text), text)
 
 
-def _is_sibling(file: ListedFile) -> bool:
-    return file.kind in (CAPTION, JSON, IMAGE)
-
-
-def _rank(file: ListedFile) -> int:
-    """Return the rank of a caption file among those of one image; of other kinds the last in sorted order counts."""
-    return CAPTION_ENDINGS.index(file.name[len(file.stem) :].lower()) if file.kind == CAPTION else 0
+def _mask(tag: str, columns: tuple[Any, ...]) -> Sidecar | None:
+    """Return the mask of an image: the file beside it, else what its archive has."""
+    file, file_bytes, file_tag, member, member_bytes = columns
+    if file is not None:
+        return Sidecar(_text(file), file_bytes, file_tag)
+    return Sidecar(_text(member), member_bytes, tag) if member else None
 
 
 def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:

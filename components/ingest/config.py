@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from components.image.decoding import ImageLimits
-from components.settings import Settings
+from components.settings import Operational, Settings
 
 
 class IngestConfig(Settings):
@@ -28,9 +28,19 @@ class IngestConfig(Settings):
         20_000, ge=1, le=1_000_000, description="approximate upper limit of images per group; bounds memory"
     )
     extensions: tuple[str, ...] = Field(
-        (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+        (
+            *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+            *(".heic", ".heif", ".jxl"),
+        ),
         min_length=1,
         description="file name endings of images, in lower case with the dot; .JPG matches .jpg",
+    )
+    mask_endings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (".mask", "-masklabel", "_mask"),
+        description=(
+            "how the name of an image's mask goes on before its ending: with .mask, a.mask.png is the mask of a.jpg; "
+            "if there is no a.jpg, it is an image"
+        ),
     )
     caption_fields: tuple[str, ...] = Field(
         (
@@ -53,6 +63,15 @@ class IngestConfig(Settings):
             "keep or reject images whose metadata name no licence; null: reject if allowed_licenses is set, else keep"
         ),
     )
+    max_rejected: Operational[float | None] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description=(
+            "largest share of the images that may be rejected, by this or a later step; above it the run stops and "
+            "says why; 1 or null goes on with the others"
+        ),
+    )
     readers: int = Field(8, ge=1, le=256, description="number of files read at the same time")
 
     @field_validator("extensions")
@@ -63,7 +82,7 @@ class IngestConfig(Settings):
                 raise ValueError(f"{extension!r} must begin with a dot and be lower-case, such as '.jpg'")
         return extensions
 
-    @field_validator("caption_fields")
+    @field_validator("caption_fields", "mask_endings")
     @classmethod
     def _lower(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name.lower() for name in names)

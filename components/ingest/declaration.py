@@ -8,6 +8,9 @@ from components.command import Result, Step, StepRun, setting
 from components.html.formatting import count, plural
 from components.ingest.config import IngestConfig
 
+# Kinds of what is counted that stand in the line of the step; the data report has more.
+MOST_SHOWN = 3
+
 
 def _run(step: StepRun) -> Result:
     from components.ingest.ingest import ingest
@@ -19,10 +22,24 @@ def _run(step: StepRun) -> Result:
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:
     text = f"{plural(result['images'], 'image')}, {count(result['rejected'])} rejected"
-    if result["new"] >= result["images"]:
-        return text
-    changes = "".join(f", {count(result[name])} {name}" for name in ("changed", "gone") if result[name])
-    return f"{text}, {count(result['new'])} new{changes}"
+    text += _listed(result["reasons"], " (", ")")
+    if result["new"] < result["images"]:
+        changes = "".join(f", {count(result[name])} {name}" for name in ("changed", "gone") if result[name])
+        text += f", {count(result['new'])} new{changes}"
+    if result["masks"]:
+        text += f", {count(result['masks'])} with a mask"
+    if result["alpha"]:
+        text += f", {count(result['alpha'])} with transparency (put on white)"
+    others = sum(result["other_files"].values())
+    return f"{text}, {plural(others, 'other file')}{_listed(result['other_files'], ': ')}" if others else text
+
+
+def _listed(counts: Mapping[str, int], before: str, after: str = "") -> str:
+    """Return the most frequent of some kinds with their numbers."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    kinds = [f"{kind} {count(number)}" for kind, number in ordered]
+    more = ", …" if len(kinds) > MOST_SHOWN else ""
+    return f"{before}{', '.join(kinds[:MOST_SHOWN])}{more}{after}" if kinds else ""
 
 
 STEP = Step("ingest", _run, _summary)

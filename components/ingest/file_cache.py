@@ -22,6 +22,7 @@ from components.storage.base import Storage
 
 FORMAT = 4
 ROWS_PER_PART = 50_000
+UNUSED = "unused"
 
 
 class FileRecord(NamedTuple):
@@ -36,13 +37,16 @@ class FileRecord(NamedTuple):
         width: Pixels, upright; 0 if it is no image.
         height: Pixels, upright.
         format: Its image format, such as ``JPEG``; empty if it is no image.
-        reason: Why it cannot be used.
+        alpha: 1 if its pixels may be transparent, else 0.
+        reason: Why it cannot be used; ``UNUSED`` for members that belong to no image: ``bytes`` is then their number.
         detail: Why, for a person.
         caption: Name of the caption that came with it in an archive; a caption's own name if it is one.
         caption_bytes: Size of that caption.
         text: The caption's text, if it was read.
         license: Licence that came with it.
         source: Where it came from.
+        mask: Name of the mask that came with it in an archive.
+        mask_bytes: Size of that mask.
     """
 
     name: str
@@ -53,6 +57,7 @@ class FileRecord(NamedTuple):
     width: int = 0
     height: int = 0
     format: str = ""
+    alpha: int = 0
     reason: str = ""
     detail: str = ""
     caption: str = ""
@@ -60,6 +65,8 @@ class FileRecord(NamedTuple):
     text: str | None = None
     license: str | None = None
     source: str | None = None
+    mask: str = ""
+    mask_bytes: int = 0
 
 
 _DEFAULTS = tuple(FileRecord._field_defaults.get(name, object()) for name in FileRecord._fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from components.digests import sha256
@@ -11,8 +12,17 @@ from components.image.decoding import read_header
 from components.image.records import Rejection
 from components.image.sources import Source, member_name
 from components.ingest.config import IngestConfig
-from components.ingest.file_cache import FileRecord
-from components.ingest.listing import ARCHIVE, CAPTION_ENDINGS, JSON, ListedFile, split_name
+from components.ingest.file_cache import UNUSED, FileRecord
+from components.ingest.listing import (
+    ARCHIVE,
+    CAPTION_ENDINGS,
+    JSON,
+    ListedFile,
+    count_ending,
+    image_of_caption,
+    image_of_mask,
+    split_name,
+)
 from components.ingest.metadata_fields import (
     BROKEN,
     LARGEST_FILE,
@@ -58,7 +68,9 @@ def _read_image(source: Source, config: IngestConfig, file: ListedFile) -> FileR
 def _with_header(record: FileRecord, data: bytes) -> FileRecord:
     """Return a record with the image's digest, and with its size and format or why it has none."""
     try:
-        return record._replace(sha256=sha256(data), **read_header(data)._asdict())
+        facts = read_header(data)
+        # A number, as SQLite gives it back, so that cached and new records are the same bytes.
+        return record._replace(sha256=sha256(data), **{**facts._asdict(), "alpha": int(facts.alpha)})
     except ImageRejected as error:
         return record._replace(sha256=sha256(data), reason=error.reason, detail=error.detail)
 
@@ -85,18 +97,23 @@ def _with_fields(record: FileRecord, fields: MetadataFields, name: str) -> FileR
 def _read_archive(source: Source, config: IngestConfig, file: ListedFile) -> Iterator[FileRecord | Rejection]:
     """Yield the records of an archive's members, then its own: an archive counts as read only if that one exists."""
     archive = _Archive(source, config, file)
-    record = FileRecord(file.name, file.name, file.tag, file.bytes)
+    problem = None
     try:
         for member in read_members(archive.read_range, file.bytes):
             archive.add(member)
-        if not archive.images:
-            raise archive.without_images()
     except ImageRejected as error:
         if not error.reason.startswith("archive-"):
             raise
-        kept = f"; its images before that are kept: {len(archive.images)}" if archive.images else ""
-        record = record._replace(reason=error.reason, detail=error.detail + kept)
-    yield from archive.records()
+        problem = error
+    records = list(archive.records())
+    yield from records
+    images = sum(bool(record.sha256) for record in records)
+    if problem is None and not images:
+        problem = archive.without_images()
+    record = FileRecord(file.name, file.name, file.tag, file.bytes)
+    if problem is not None:
+        kept = f"; its images before that are kept: {images}" if images else ""
+        record = record._replace(reason=problem.reason, detail=problem.detail + kept)
     yield record
 
 
@@ -113,7 +130,8 @@ class _Archive:
         self._captions: dict[str, FileRecord] = {}
         self._metadata: dict[str, FileRecord] = {}
         self._rejected: list[FileRecord] = []
-        self.images: list[tuple[str, FileRecord]] = []
+        self._images: list[tuple[str, FileRecord]] = []
+        self._others: Counter[str] = Counter()
 
     def read_range(self, start: int, length: int) -> bytes:
         """Return bytes of the archive, read ahead in pieces; past its end there are fewer."""
@@ -145,29 +163,47 @@ class _Archive:
 
     def records(self) -> Iterator[FileRecord]:
         """Yield a record for each image with its metadata, and for each member that cannot be used."""
-        stems = {stem for stem, _ in self.images}
-        for stem, record in self.images:
+        stems = {stem for stem, _ in self._images}
+        masks = {}
+        for stem, record in self._images:
+            image = image_of_mask(stem, self._config.mask_endings)
+            if image in stems:
+                masks[image] = record
+        others = Counter(self._others)
+        for stem, record in self._images:
+            if image_of_mask(stem, self._config.mask_endings) in stems:
+                continue
             if _sample_key(stem) != stem and _sample_key(stem) in stems:
-                continue  # such as 000.mask.png beside 000.jpg: not the sample's image
+                others["further images of a sample"] += 1  # such as 000.depth.png beside 000.jpg
+                continue
             metadata, caption = self._metadata.get(stem), self._captions.get(stem)
             if metadata is not None:
                 record = record._replace(**{field: getattr(metadata, field) for field in _METADATA_FIELDS})
             if caption is not None:
                 record = record._replace(caption=caption.name, caption_bytes=caption.bytes, text=caption.text)
+            if stem in masks:
+                record = record._replace(mask=masks[stem].name, mask_bytes=masks[stem].bytes)
             yield record
         yield from self._rejected
+        others["caption files beside no image"] += len(self._captions.keys() - stems)
+        others["json files beside no image"] += len(self._metadata.keys() - stems)
+        owner, tag = self._file.name, self._file.tag
+        for kind, number in sorted((+others).items()):
+            yield FileRecord(f"{owner}//{kind}", owner, tag, number, reason=UNUSED, detail=kind)
 
     def _add(self, member: TarMember, stem: str, ending: str) -> None:
         """Read a member as what its ending says."""
         if ending in self._config.extensions:
             if member.size > self._config.limits.max_bytes:
                 raise _too_large(member.size, self._config.limits.max_bytes)
-            self.images.append((stem, _with_header(self._record(member), self._read(member))))
+            self._images.append((stem, _with_header(self._record(member), self._read(member))))
         elif ending in CAPTION_ENDINGS:
+            stem = image_of_caption(stem, self._config.extensions)
             if ending == CAPTION_ENDINGS[0] or stem not in self._captions:
                 self._captions[stem] = self._caption(member)
         elif ending == ".json":
             _check_json_size(member.size)
+            stem = image_of_caption(stem, self._config.extensions)
             record, values = self._record(member), parse_object(self._read(member))
             fields = metadata_fields(values, self._config.caption_fields)
             self._metadata[stem] = _with_fields(record, fields, record.name)
@@ -175,6 +211,8 @@ class _Archive:
             raise ImageRejected(
                 "member-pickle", "opening a pickle can run any program, so it was not opened; remove it"
             )
+        else:
+            count_ending(self._others, ending or "no ending")
 
     def _caption(self, member: TarMember) -> FileRecord:
         """Return the record of a caption, with its text if that is short and plain; else the caption step reads it."""

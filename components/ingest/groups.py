@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -41,15 +42,8 @@ def select_images(catalog: Catalog, config: IngestConfig) -> Iterator[ImageRecor
                 rejections.append(Rejection(candidate.name, "ingest", error.reason, error.detail, sha256))
                 continue
             selected = candidate.name
-            yield ImageRecord(
-                candidate.name,
-                sha256,
-                candidate.bytes,
-                *facts,
-                candidate.caption,
-                candidate.license,
-                candidate.source,
-            )
+            belongings = {name: getattr(candidate, name) for name in ("caption", "license", "source", "mask")}
+            yield ImageRecord(candidate.name, sha256, candidate.bytes, **facts._asdict(), **belongings)
         if len(rejections) >= REJECTED_AT_ONCE:
             catalog.reject(rejections)
             rejections.clear()
@@ -59,7 +53,7 @@ def select_images(catalog: Catalog, config: IngestConfig) -> Iterator[ImageRecor
 def _check(candidate: Candidate, config: IngestConfig) -> ImageFacts:
     if not candidate.format:
         raise ImageRejected(candidate.reason, candidate.detail)
-    facts = ImageFacts(candidate.width, candidate.height, candidate.format)
+    facts = ImageFacts(candidate.width, candidate.height, candidate.format, candidate.alpha)
     check_limits(facts, config.limits)
     check_license(candidate.license, config.allowed_licenses, keep_unknown=config.keeps_unknown)
     return facts
@@ -67,16 +61,22 @@ def _check(candidate: Candidate, config: IngestConfig) -> ImageFacts:
 
 def write_groups(
     workdir: Storage, source_id: str, groups: Sequence[str], images: Iterator[ImageRecord]
-) -> tuple[int, dict[str, str]]:
-    """Write the groups one after the other; return how many images there are, and each group's digest."""
+) -> tuple[Counter[str], dict[str, str]]:
+    """Write the groups one after the other.
+
+    Returns:
+        How many ``images`` there are, how many with ``masks``, and how many others with ``alpha``; each group's digest.
+    """
     bits = (len(groups) - 1).bit_length()
     by_group = groupby(images, key=lambda image: group_of(image.sha256, bits))
-    total, digests = 0, {}
+    counts, digests = Counter[str](), {}
     group, records = next(by_group, ("", iter(())))
     for name in groups:
         part = list(records) if group == name else []
-        total += len(part)
+        counts["images"] += len(part)
+        counts["masks"] += sum(image.mask is not None for image in part)
+        counts["alpha"] += sum(image.mask is None and image.alpha for image in part)
         digests[name] = write_images(workdir, source_id, name, part)
         if group == name:
             group, records = next(by_group, ("", iter(())))
-    return total, digests
+    return counts, digests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -16,9 +17,11 @@ from components.image.records import (
     images_key,
     ingest_prefix,
     ingest_rejections_key,
+    read_ingest_rejections,
     read_manifest,
     write_manifest,
 )
+from components.image.rejections import MOST_REASONS, check_rejected, explain
 from components.image.sources import Source, open_source
 from components.ingest.catalog import Catalog, open_catalog
 from components.ingest.config import IngestConfig
@@ -52,11 +55,11 @@ def ingest(
 
     Returns:
         ``source_id``, ``groups`` (how many), ``images``, ``rejected``, ``read`` (files read, not cached), ``new``,
-        ``changed`` and ``gone`` (images, by name, since the last run) and ``digest`` (changes when anything that a
-        later step reads does).
+        ``changed`` and ``gone`` (images, by name, since the last run), ``digest`` (changes when anything that a
+        later step reads does), and of the manifest ``reasons``, ``masks``, ``alpha`` and ``other_files``.
 
     Raises:
-        DataError: If there is no such source, it holds no images, or all of them are rejected.
+        DataError: If there is no such source, it holds no images, or more are rejected than ``max_rejected`` accepts.
         ConfigError: If the workdir is the source.
         StorageError: If the storage or the temporary folder fails.
     """
@@ -67,6 +70,7 @@ def ingest(
         catalog.add_files(listing.select(source.list()))
         if previous is not None and listing.digest == previous.listing and _is_complete(workdir, source.id, previous):
             _remove_leftovers(workdir, source.id, previous)
+            check_share(config, workdir, source.id, previous)
             return _result(source, previous, progress, read=0, new=0, changed=0, gone=0)
         layout = _layout(config, source, catalog, listing, progress)
         cached, journaled = read_cache(workdir, source.id), read_journal(workdir, source.id)
@@ -76,7 +80,9 @@ def ingest(
         listing.stable &= stable
         if layout == "imagefolder":
             _read_metadata(source, config, catalog, listing)
-        manifest = _write(workdir, source, config, catalog, listing, previous)
+        other_files = catalog.other_files(layout, listing.other_files)
+        manifest = _write(workdir, source, config, catalog, listing, previous, other_files)
+        check_share(config, workdir, source.id, manifest)
         return _result(source, manifest, progress, read=read, **catalog.changes())
 
 
@@ -89,7 +95,22 @@ def _result(source: Source, manifest: Manifest, progress: Progress, **counts: in
         "rejected": manifest.rejected,
         **counts,
         "digest": manifest.digest,
+        "reasons": dict(manifest.reasons),
+        "masks": manifest.masks,
+        "alpha": manifest.alpha,
+        "other_files": dict(manifest.other_files),
     }
+
+
+def check_share(config: IngestConfig, workdir: Storage, source_id: str, manifest: Manifest) -> None:
+    """Check that not too many images were rejected; their records are read only if it could be so.
+
+    Raises:
+        DataError: If more were rejected than ``max_rejected`` accepts, with the reasons and what to do.
+    """
+    share = config.max_rejected
+    if share is not None and manifest.rejected > share * (manifest.images + manifest.rejected):
+        check_rejected(manifest.images, read_ingest_rejections(workdir, source_id), share)
 
 
 def _previous_manifest(workdir: Storage, source_id: str) -> Manifest | None:
@@ -160,6 +181,7 @@ def _write(
     catalog: Catalog,
     listing: Listing,
     previous: Manifest | None,
+    other_files: Mapping[str, int],
 ) -> Manifest:
     """Write groups, rejections and the cache, then the manifest, then remove what is no longer part of it."""
     catalog.reject_unusable()
@@ -170,20 +192,22 @@ def _write(
     selected = select_images(catalog, config)
     first = next(selected, None)
     if first is not None:
-        images, digests = write_groups(workdir, source.id, groups, chain([first], selected))
+        counts, digests = write_groups(workdir, source.id, groups, chain([first], selected))
     rejected = catalog.count_rejected()
     workdir.write_records(ingest_rejections_key(source.id), map(vars, catalog.rejections()))
     write_cache(workdir, source.id, catalog.records())
     if first is None:
-        raise DataError(f"source {source.url!a}: no image can be used; {_rejection_summary(catalog)}")
-    manifest = Manifest(source.url, images, rejected, groups, digest(digests), listing.digest)
+        raise DataError(f"source {source.url!a}: no image can be used\n{explain(catalog.reasons())}")
+    manifest = Manifest(
+        source.url,
+        rejected=rejected,
+        groups=groups,
+        digest=digest(digests),
+        listing=listing.digest,
+        reasons={one.reason: one.images for one in catalog.reasons()[:MOST_REASONS]},
+        other_files=other_files,
+        **counts,
+    )
     write_manifest(workdir, source.id, manifest)
     _remove_leftovers(workdir, source.id, manifest)
     return manifest
-
-
-def _rejection_summary(catalog: Catalog) -> str:
-    """Count the rejections by reason, the most frequent first, with an example of each."""
-    reasons = catalog.top_reasons(3)
-    parts = [f"{number} × {reason} (such as {name!a}: {detail})" for reason, number, name, detail in reasons]
-    return f"{catalog.count_rejected()} rejected: {'; '.join(parts)}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from components.digests import canonical_json, short
 from components.errors import ConfigError, DataError
+from components.image.optional_formats import installed
 from components.image.records import Rejection
 from components.image.sources import BAD_NAME, Source, SourceFile
 from components.ingest.config import IngestConfig
@@ -18,10 +20,13 @@ from components.ingest.metadata_files import FILE_NAMES
 from components.storage.base import Storage
 
 # Kinds of file.
-IMAGE, CAPTION, JSON, METADATA, ARCHIVE = "image", "caption", "json", "metadata", "archive"
+IMAGE, MASK, CAPTION, JSON, METADATA, ARCHIVE = "image", "mask", "caption", "json", "metadata", "archive"
 
 # Endings of caption files; if an image has several, the first in this order counts.
 CAPTION_ENDINGS = (".txt", ".caption")
+
+# Of the endings of other files, so many are counted one by one; a longer one is cut.
+MOST_ENDINGS, LONGEST_ENDING, OTHER_ENDINGS = 1000, 20, "others"
 
 # Which kinds of file ingest reads in each layout; caption files are read by the caption step.
 READ_KINDS = {"folder": (IMAGE, JSON), "imagefolder": (IMAGE, JSON), "webdataset": (ARCHIVE,)}
@@ -33,9 +38,10 @@ class ListedFile(NamedTuple):
     Attributes:
         name: Its name in the source.
         kind: What its name says that it is.
-        stem: Its name without the ending; files that belong together have the same.
+        stem: The name without ending of the image that it is or would belong to.
         bytes: Its size.
         tag: Changes when the file does; empty if the storage has no such tag.
+        rank: Of several files of one kind beside an image the one with the lowest counts, of equal ones the last.
     """
 
     name: str
@@ -43,6 +49,7 @@ class ListedFile(NamedTuple):
     stem: str
     bytes: int
     tag: str
+    rank: int = 0
 
 
 @dataclass
@@ -55,22 +62,22 @@ class Listing:
             ignored.
 
     Attributes:
-        other_files: How many files are of no kind that ingest uses.
+        other_files: How many files are of no kind that ingest uses, by the endings of their names.
         stable: Whether the same source would be read with the same result again. It is not if a file could not be read,
             or has no tag.
     """
 
     config: IngestConfig
     workdir_prefix: str | None
-    other_files: int = 0
+    other_files: Counter[str] = field(default_factory=Counter)
     stable: bool = True
 
     def __post_init__(self) -> None:
-        settings = self.config.model_dump(mode="json", exclude={"readers"})
-        self._digest = hashlib.sha256(canonical_json([FORMAT, settings]))
+        settings = self.config.model_dump(mode="json", exclude={"readers", "max_rejected"})
+        self._digest = hashlib.sha256(canonical_json([FORMAT, installed(), settings]))
         # These settings decide what is read from a file: the cache of it holds only while they stay the same.
         fields = self.config.caption_fields
-        archive = [self.config.extensions, self.config.limits.max_bytes, fields]
+        archive = [self.config.extensions, self.config.mask_endings, self.config.limits.max_bytes, fields]
         self._settings_by_kind = {ARCHIVE: short(archive), JSON: short(fields)}
 
     @property
@@ -85,19 +92,27 @@ class Listing:
                 continue
             stem, ending = split_name(file.name)
             kind = _kind(file.name, ending, self.config.extensions)
+            if kind == IMAGE and (image := image_of_mask(stem, self.config.mask_endings)) is not None:
+                kind, stem = MASK, image
+            elif kind in (CAPTION, JSON):
+                stem = image_of_caption(stem, self.config.extensions)
             is_bad_name = file.rejection is not None and file.rejection.reason == BAD_NAME
-            if file.rejection is not None and (kind in (IMAGE, METADATA, ARCHIVE) or file.name.endswith("/")):
+            if file.rejection is not None and (kind in (IMAGE, MASK, METADATA, ARCHIVE) or file.name.endswith("/")):
                 self._add(file)
                 self.stable = self.stable and is_bad_name
                 yield Rejection(file.name, "ingest", file.rejection.reason, file.rejection.detail)
                 continue
             if kind is None or is_bad_name:
-                self.other_files += 1
+                count_ending(self.other_files, ending)
                 continue
             # A caption file that cannot be read is kept: the caption step rejects its image.
             self._add(file)
             self.stable = self.stable and bool(file.modified)
-            yield ListedFile(file.name, kind, stem, file.size, self._tag(kind, file))
+            rank = 0
+            if kind == CAPTION:  # of a.txt and a.jpg.txt the former counts
+                by_full_name = len(CAPTION_ENDINGS) * (len(stem) + len(ending) < len(file.name))
+                rank = CAPTION_ENDINGS.index(ending) + by_full_name
+            yield ListedFile(file.name, kind, stem, file.size, self._tag(kind, file), rank)
 
     def _add(self, file: SourceFile) -> None:
         self._digest.update(f"{file.name}\0{file.size}\0{file.modified}\n".encode("utf-8", "surrogatepass"))
@@ -108,7 +123,7 @@ class Listing:
         return f"{file.modified}-{self._settings_by_kind[kind]}"
 
 
-def choose_layout(config: IngestConfig, source: Source, kinds: Collection[str], other_files: int) -> str:
+def choose_layout(config: IngestConfig, source: Source, kinds: Collection[str], other_files: Counter[str]) -> str:
     """Return the layout of a source: the setting, or if that is ``auto`` the one that its kinds of file suggest.
 
     Raises:
@@ -126,8 +141,9 @@ def choose_layout(config: IngestConfig, source: Source, kinds: Collection[str], 
         )
     if not set(READ_KINDS[layout]) - {JSON} & set(kinds):
         endings = ".tar" if layout == "webdataset" else ", ".join(config.extensions)
+        others = ", ".join(f"{ending or 'no ending'} {count}" for ending, count in other_files.most_common(5))
         raise DataError(
-            f"source {source.url!a} holds no images (files of other kinds: {other_files}); expected names ending in "
+            f"source {source.url!a} holds no images (other files: {others or 'none'}); expected names ending in "
             f"{endings}; check ingest.source, ingest.layout and ingest.extensions"
         )
     return layout
@@ -154,6 +170,27 @@ def _kind(name: str, ending: str, extensions: Collection[str]) -> str | None:
     if name.rpartition("/")[2] in FILE_NAMES:
         return METADATA
     return {".json": JSON, ".tar": ARCHIVE}.get(ending)
+
+
+def count_ending(counter: Counter[str], ending: str) -> None:
+    """Count a file by its ending; names may be hostile, so that endings without end are not all kept."""
+    ending = ending[:LONGEST_ENDING]
+    counter[ending if ending in counter or len(counter) < MOST_ENDINGS else OTHER_ENDINGS] += 1
+
+
+def image_of_mask(stem: str, mask_endings: Collection[str]) -> str | None:
+    """Return the name, without ending, of the image whose mask a file would be by its own name; None for no mask."""
+    lower = stem.lower()
+    for ending in mask_endings:
+        if lower.endswith(ending) and not stem[: -len(ending)].endswith("/") and len(stem) > len(ending):
+            return stem[: -len(ending)]
+    return None
+
+
+def image_of_caption(stem: str, extensions: Collection[str]) -> str:
+    """Return the name, without ending, of the image that a caption or JSON file lies beside: of ``a`` or ``a.jpg``."""
+    shorter, ending = split_name(stem)
+    return shorter if ending in extensions else stem
 
 
 def split_name(name: str) -> tuple[str, str]:

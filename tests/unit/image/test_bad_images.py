@@ -58,7 +58,7 @@ class Outcome:
 
 def ingest_and_caption(url: str, work: Storage) -> Outcome:
     progress = Progress(io.StringIO())
-    listed = ingest(IngestConfig(source=url, lanes=2), work, progress)
+    listed = ingest(IngestConfig(source=url, lanes=2, max_rejected=None), work, progress)
     dataset = work.child("captions/src/key")
     kept: dict[str, CaptionRecord] = {}
     rejections = read_ingest_rejections(work, listed["source_id"])

@@ -53,7 +53,7 @@ class Outcome:
 
 def take(root: Path, work: Storage, **settings: Any) -> Outcome:
     progress = Progress(io.StringIO())
-    listed = ingest(IngestConfig(source=str(root), lanes=2), work, progress)
+    listed = ingest(IngestConfig(source=str(root), lanes=2, max_rejected=None), work, progress)
     dataset = work.child("captions/src/key")
     kept: dict[str, CaptionRecord] = {}
     rejections = read_ingest_rejections(work, listed["source_id"])
@@ -181,6 +181,8 @@ def test_pipes_sockets_and_devices_do_not_hang(public_root: Path, tmp_path: Path
         str(tmp_path),
         "--set",
         f"source={public_root}",
+        "--set",
+        "max_rejected=1",
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=True)
@@ -213,7 +215,7 @@ def test_a_file_too_large_to_read_is_not_read(root: Path, work: Storage) -> None
         (lambda path: None, 65, ["photos", "does not exist", "ingest.source"]),
         (lambda path: path.write_bytes(b""), 65, ["photos", "is a file", "ingest.source"]),
         (lambda path: path.mkdir(), 65, ["photos", ".jpg", "ingest.extensions"]),
-        (lambda path: put(path / "notes.md", b"words", None), 65, [": 1", "ingest.extensions"]),
+        (lambda path: put(path / "notes.md", b"words", None), 65, [".md 1", "ingest.extensions"]),
         (lambda path: put(path / "a.jpg", b"words"), 65, ["1 × not-an-image", "a.jpg"]),
     ],
 )
