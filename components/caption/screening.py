@@ -12,6 +12,7 @@ from PIL import Image
 from components.caption.models.identity import identity
 from components.digests import sha256, short
 from components.image.filters import (
+    PIXEL_SCORES,
     PIXELS,
     FilterConfig,
     FilterFailure,
@@ -85,7 +86,7 @@ class Screening:
     @cached_property
     def versions(self) -> dict[str, str]:
         """The version of each score that the filters need: it changes when a model, its label or its head does."""
-        config, versions = self._config, {"spread": PIXELS, "sharpness": PIXELS}
+        config, versions = self._config, dict.fromkeys(PIXEL_SCORES, PIXELS)
         for name, classifier in (("watermark", config.watermark), ("nsfw", config.nsfw)):
             if classifier.model is not None:
                 versions[name] = short([identity(classifier.model, self._workdir), classifier.label], 8)
@@ -147,7 +148,7 @@ class Screening:
 
     def in_batches(self, items: Iterable[T]) -> Iterator[list[T]]:
         """Yield items in batches for the filters' models; one by one if there are no models."""
-        size = self._config.batch_size if len(self.versions) > len(("spread", "sharpness")) else 1
+        size = self._config.batch_size if len(self.versions) > len(PIXEL_SCORES) else 1
         batch: list[T] = []
         for item in items:
             batch.append(item)

@@ -3,16 +3,20 @@
 A score is measured once and stored with the version of its measurement, as text such as ``132.4 v1``. It is compared
 with the threshold again each time that this changes, without decoding the image.
 
-==========  ===========  =====================================================================================
-reason      score        what it is
-==========  ===========  =====================================================================================
-blurry      sharpness    variance of the Laplacian of the grey image, below ``min_sharpness``
-flat        spread       greatest standard deviation of a colour channel, below ``min_spread``
-watermark   watermark    probability that a classifier gives its label, above ``watermark.max_probability``
-nsfw        nsfw         the same, of another classifier
-unsightly   aesthetic    output of a linear head on a CLIP embedding, below ``aesthetic.min_score``
-mismatch    similarity   cosine of image and caption in a CLIP model, below ``similarity.min_cosine``
-==========  ===========  =====================================================================================
+============  ===========  ===================================================================================
+reason        score        what it is
+============  ===========  ===================================================================================
+blurry        sharpness    variance of the Laplacian of the grey image, below ``min_sharpness``
+flat          spread       greatest standard deviation of a colour channel, below ``min_spread``
+dark          brightness   mean of the grey image, below ``min_brightness``
+underexposed  shadows      share of the pixels that are almost black, above ``max_shadows``
+overexposed   highlights   share of the pixels that are almost white, above ``max_highlights``
+transparent   transparent  share of the pixels that are not opaque, above ``max_transparent``
+watermark     watermark    probability that a classifier gives its label, above ``watermark.max_probability``
+nsfw          nsfw         the same, of another classifier
+unsightly     aesthetic    output of a linear head on a CLIP embedding, below ``aesthetic.min_score``
+mismatch      similarity   cosine of image and caption in a CLIP model, below ``similarity.min_cosine``
+============  ===========  ===================================================================================
 
 Size and aspect are limits of ``components.image.decoding``; the caption step has rules for captions.
 """
@@ -26,11 +30,15 @@ import numpy as np
 from PIL import Image, ImageStat
 from pydantic import Field, model_validator
 
+from components.image.decoding import TRANSPARENT
 from components.image.fingerprints import perceptual_hash
 from components.settings import Settings
 
 # Version of the scores that are measured from pixels; thresholds are meant for scores of this version.
 PIXELS = "v1"
+PIXEL_SCORES = ("brightness", "highlights", "shadows", "sharpness", "spread", "transparent")
+# Grey values, 0 to 255, up to which a pixel is almost black, and from which on it is almost white.
+BLACK, WHITE = 15, 250
 # Pixels of the shorter side to which an image is scaled down before it is measured; it is never scaled up.
 SHORTER_SIDE = 512
 
@@ -114,6 +122,30 @@ class FilterConfig(Settings):
             "an image of one colour has 0; null accepts all"
         ),
     )
+    min_brightness: float | None = Field(
+        None, ge=0, le=255, description="minimum mean of the grey image, 0 (black) to 255 (white); null accepts all"
+    )
+    max_shadows: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description=f"maximum share of pixels that are almost black (grey up to {BLACK} of 255); null accepts all",
+    )
+    max_highlights: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description=(
+            f"maximum share of pixels that are almost white (grey from {WHITE} of 255 on); a white background "
+            "counts, and so does what was transparent; null accepts all"
+        ),
+    )
+    max_transparent: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="maximum share of pixels that are not opaque; they are put on white; null accepts all",
+    )
     watermark: WatermarkFilter = WatermarkFilter()
     nsfw: NsfwFilter = NsfwFilter()
     aesthetic: AestheticFilter = AestheticFilter()
@@ -134,6 +166,20 @@ class ImageMeasures(NamedTuple):
     scores: dict[str, str]
     phash: str
     small: Image.Image
+
+
+class Exposure(NamedTuple):
+    """How an image is lit.
+
+    Attributes:
+        brightness: Mean of the grey values, 0 to 255.
+        shadows: Share of the pixels that are almost black.
+        highlights: Share of the pixels that are almost white.
+    """
+
+    brightness: float
+    shadows: float
+    highlights: float
 
 
 class FilterFailure(NamedTuple):
@@ -163,6 +209,10 @@ class _Check(NamedTuple):
 CHECKS = (
     _Check("spread", "flat", "min_spread", True, lambda config: config.min_spread),
     _Check("sharpness", "blurry", "min_sharpness", True, lambda config: config.min_sharpness),
+    _Check("brightness", "dark", "min_brightness", True, lambda config: config.min_brightness),
+    _Check("shadows", "underexposed", "max_shadows", False, lambda config: config.max_shadows),
+    _Check("highlights", "overexposed", "max_highlights", False, lambda config: config.max_highlights),
+    _Check("transparent", "transparent", "max_transparent", False, lambda config: config.max_transparent),
     _Check("watermark", "watermark", "watermark.max_probability", False, lambda c: c.watermark.max_probability),
     _Check("nsfw", "nsfw", "nsfw.max_probability", False, lambda config: config.nsfw.max_probability),
     _Check("aesthetic", "unsightly", "aesthetic.min_score", True, lambda config: config.aesthetic.min_score),
@@ -171,11 +221,28 @@ CHECKS = (
 
 
 def measure(image: Image.Image) -> ImageMeasures:
-    """Measure the pixels of an RGB image."""
+    """Measure the pixels of an RGB image; what was transparent in it is known only if ``decode`` has made it."""
     small = _scaled(image)
-    values = {"sharpness": sharpness(small), "spread": max(ImageStat.Stat(small).stddev)}
+    values = {
+        "sharpness": sharpness(small),
+        "spread": max(ImageStat.Stat(small).stddev),
+        "transparent": float(image.info.get(TRANSPARENT, 0.0)),
+        **exposure(small)._asdict(),
+    }
+    assert values.keys() == set(PIXEL_SCORES)
     scores = {name: format_score(value, PIXELS) for name, value in values.items()}
     return ImageMeasures(scores, perceptual_hash(small), small)
+
+
+def exposure(image: Image.Image) -> Exposure:
+    """Return how an image is lit, from the histogram of its grey values (ITU-R 601-2 luma)."""
+    counts = image.convert("L").histogram()
+    pixels = sum(counts)
+    return Exposure(
+        sum(value * count for value, count in enumerate(counts)) / pixels,
+        sum(counts[: BLACK + 1]) / pixels,
+        sum(counts[WHITE:]) / pixels,
+    )
 
 
 def sharpness(image: Image.Image) -> float:

@@ -25,6 +25,7 @@ from components.digests import sha256
 from components.errors import ConfigError, DataError, ImageRejected, StorageError
 from components.image.caption_text import decode_caption
 from components.image.decoding import ImageLimits
+from components.image.filters import PIXEL_SCORES
 from components.image.records import (
     Caption,
     CaptionRecord,
@@ -171,7 +172,7 @@ def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
     record = records(work)["02.png"]
     data = (tmp_path / "photos/02.png").read_bytes()
     assert record.captions == (Caption("image 2", "sidecar:02.txt"),)
-    assert set(record.verdicts) == {"sharpness", "spread"}
+    assert set(record.verdicts) == set(PIXEL_SCORES)
     assert len(record.phash or "") == 16
     assert (record.sha256, record.bytes, record.width, record.height) == (sha256(data), len(data), 16, 16)
     order = [record.sha256 for record in read_captions(work.child(FOLDER), "g")]

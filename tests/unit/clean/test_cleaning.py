@@ -22,7 +22,7 @@ from components.clean.cleaning import STATE, clean
 from components.clean.config import CleanConfig
 from components.errors import ConfigError, DataError
 from components.image.decoding import ImageLimits
-from components.image.filters import FilterConfig
+from components.image.filters import PIXEL_SCORES, FilterConfig
 from components.image.records import (
     Caption,
     CaptionRecord,
@@ -61,7 +61,7 @@ class Dataset:
 
     def add(self, digest: str, phash: int | None = None, side: int = 100, **scores: str) -> None:
         sha256 = f"{digest:0<64}"
-        verdicts = {"spread": "50 v1", "sharpness": "200 v1", **scores}
+        verdicts = {**dict.fromkeys(PIXEL_SCORES, "0 v1"), "spread": "50 v1", "sharpness": "200 v1", **scores}
         self.records[sha256] = CaptionRecord(
             sha256, f"{digest}.jpg", 1000, (Caption(f"image {digest}", "sidecar:a.txt"),), "v", side, side, verdicts,
             phash=None if phash is None else f"{phash:016x}",
@@ -309,4 +309,4 @@ def test_nothing_is_read_for_another_threshold_and_all_is_for_another_measure(tm
     assert (result["captioned"], result["reused"]) == (0, 6)
     again = read_captions(storage, group)
     assert [one.captions for one in again] == [one.captions for one in records]
-    assert all(one.phash and set(one.verdicts) == {"caption", "sharpness", "spread"} for one in again)
+    assert all(one.phash and set(one.verdicts) == {"caption", *PIXEL_SCORES} for one in again)

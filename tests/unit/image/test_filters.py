@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from components.errors import ConfigError
-from components.image.filters import FilterConfig, check_scores, format_score, measure, parse_score, sharpness
+from components.image.decoding import ImageLimits, decode
+from components.image.filters import (
+    FilterConfig,
+    check_scores,
+    exposure,
+    format_score,
+    measure,
+    parse_score,
+    sharpness,
+)
 
 
 def photograph(width: int = 320, height: int = 240) -> Image.Image:
@@ -93,12 +104,71 @@ def test_a_probability_may_be_as_high_as_the_threshold(score: str, settings: dic
 
 
 @pytest.mark.parametrize(
+    ("score", "setting", "reason"),
+    [
+        ("shadows", "max_shadows", "underexposed"),
+        ("highlights", "max_highlights", "overexposed"),
+        ("transparent", "max_transparent", "transparent"),
+    ],
+)
+def test_a_share_may_be_as_high_as_the_threshold(score: str, setting: str, reason: str) -> None:
+    assert check_scores({score: "0.3 v1"}, config(**{setting: 0.3})) is None
+    assert check_scores({score: "1 v1"}, FilterConfig()) is None
+    failure = check_scores({score: "0.31 v1"}, config(**{setting: 0.3}))
+    assert failure is not None
+    assert (failure.reason, failure.value, failure.threshold) == (reason, 0.31, 0.3)
+    assert f"filters.{setting}" in failure.detail
+
+
+def lit(exposures: float) -> Image.Image:
+    """The photograph with another exposure time: its light, and not its gamma-encoded values, times a power of two."""
+    light = (np.asarray(photograph(), np.float64) / 255) ** 2.2 * 2**exposures
+    return Image.fromarray((255 * np.clip(light, 0, 1) ** (1 / 2.2)).astype(np.uint8))
+
+
+def test_a_longer_exposure_is_brighter_with_less_in_the_shadows_and_more_in_the_highlights() -> None:
+    series = [lit(exposures) for exposures in (-8, -5, -2, 0, 2, 4)]
+    brightness = [value(image, "brightness") for image in series]
+    shadows = [value(image, "shadows") for image in series]
+    highlights = [value(image, "highlights") for image in series]
+    assert brightness == sorted(brightness)
+    assert shadows == sorted(shadows, reverse=True)
+    assert highlights == sorted(highlights)
+    assert (shadows[0], highlights[0], highlights[-1]) == pytest.approx((1.0, 0.0, 1.0), abs=0.05)
+    thresholds = config(min_brightness=30, max_shadows=0.5, max_highlights=0.5, min_spread=None)
+    failures = [check_scores(measure(image).scores, thresholds) for image in series]
+    assert [failure and failure.reason for failure in failures] == [
+        "dark", "dark", None, None, None, "overexposed"
+    ]  # fmt: skip
+
+
+def test_exposure_is_that_of_the_definition() -> None:
+    grey = Image.new("L", (10, 10), 100)
+    grey.paste(15, (0, 0, 10, 2))
+    grey.paste(16, (0, 2, 10, 3))
+    grey.paste(250, (0, 3, 10, 4))
+    grey.paste(249, (0, 4, 10, 5))
+    assert exposure(grey) == pytest.approx((0.2 * 15 + 0.1 * (16 + 250 + 249) + 0.5 * 100, 0.2, 0.1))
+
+
+def test_what_was_transparent_is_measured_before_it_is_white() -> None:
+    image = Image.new("RGBA", (40, 40), (200, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 40, 10))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    decoded = decode(file.getvalue(), ImageLimits())
+    assert (value(decoded, "transparent"), value(decoded, "highlights")) == (0.25, 0.25)
+    assert value(Image.new("RGB", (40, 40)), "transparent") == 0.0
+
+
+@pytest.mark.parametrize(
     ("score", "settings", "reason"),
     [
         ("aesthetic", {"aesthetic": {"model": "m", "head": "h", "min_score": 5}}, "unsightly"),
         ("similarity", {"similarity": {"model": "m", "min_cosine": 5e-1}}, "mismatch"),
         ("sharpness", {"min_sharpness": 5}, "blurry"),
         ("spread", {"min_spread": 5}, "flat"),
+        ("brightness", {"min_brightness": 5}, "dark"),
     ],
 )
 def test_a_score_may_be_as_low_as_the_threshold(score: str, settings: dict[str, object], reason: str) -> None:
