@@ -165,11 +165,16 @@ def _rejection(error: Exception, data: bytes, *, opened: bool) -> Exception:
     message = f"{type(error).__name__}: {error}"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageRejected("too-large", message)
-    if not opened and not data.startswith(_BEGINNINGS) and optional_format(data) is None:
+    if not opened and not _begins_like_an_image(data):
         return ImageRejected("not-an-image", f"begins with {data[:12]!r}; expected one of {_ALL_FORMATS}")
     if not opened or "truncated" in message.lower():
         return ImageRejected("truncated", f"{len(data)} bytes do not hold the whole image ({message})")
     return ImageRejected("corrupt", message)
+
+
+def _begins_like_an_image(data: bytes) -> bool:
+    is_avif = data[4:8] == b"ftyp" and b"avif" in data[8:64]
+    return data.startswith(_BEGINNINGS) or is_avif or optional_format(data) is not None
 
 
 def _facts(image: Image.Image) -> ImageFacts:

@@ -29,6 +29,7 @@ from components.ingest.listing import (
     OTHER_ENDINGS,
     READ_KINDS,
     ListedFile,
+    image_of_caption,
     split_name,
 )
 from components.ingest.metadata_files import MetadataLine
@@ -85,6 +86,17 @@ SELECT name FROM files AS f WHERE kind = 'mask' AND name > ? AND NOT EXISTS (SEL
 s.stem = f.stem AND s.kind = 'image') ORDER BY name LIMIT ?
 """
 
+# Caption and JSON files that lie beside no image.
+_NO_CAPTIONS = """
+SELECT name, kind, stem FROM files AS f WHERE kind IN ('caption', 'json') AND name > ? AND NOT EXISTS
+(SELECT 1 FROM siblings AS s WHERE s.stem = f.stem AND s.kind = 'image') ORDER BY name LIMIT ?
+"""
+_ADD_SIBLING = """
+INSERT INTO siblings VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET rank = excluded.rank, name = excluded.name WHERE excluded.rank <= rank
+"""
+BY_FULL_NAME = 100  # the rank of a caption a.jpg.txt: behind any a.txt
+
 _OTHER_FILES = """
 SELECT kind || CASE WHEN kind IN ({kinds}) THEN ' files beside no image' ELSE ' files of another layout' END, COUNT(*)
 FROM files AS f WHERE kind NOT IN ({kinds}) OR (kind IN ('caption', 'json') AND NOT EXISTS (SELECT 1 FROM siblings AS s
@@ -136,8 +148,13 @@ class Catalog:
         """Close the file."""
         self._db.close()
 
-    def add_files(self, listing: Iterable[ListedFile | Rejection]) -> None:
-        """Add the files of a listing, and its rejections; all at once, since masks are told from images at the end."""
+    def add_files(self, listing: Iterable[ListedFile | Rejection], extensions: Collection[str]) -> None:
+        """Add the files of a listing, and its rejections; all at once, since what belongs together shows at the end.
+
+        Args:
+            listing: The files and rejections.
+            extensions: Endings of the names of images.
+        """
         for batch in _batches(listing):
             files = [entry for entry in batch if isinstance(entry, ListedFile)]
             self.reject(entry for entry in batch if isinstance(entry, Rejection))
@@ -146,8 +163,7 @@ class Catalog:
                 ((_blob(name), kind, _blob(stem), size, tag) for name, kind, stem, size, tag, _ in files),
             )
             self._db.executemany(
-                "INSERT INTO siblings VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET rank = excluded.rank, "
-                "name = excluded.name WHERE excluded.rank <= rank",
+                _ADD_SIBLING,
                 (
                     (_blob(file.stem), file.kind, file.rank, _blob(file.name))
                     for file in files
@@ -155,6 +171,7 @@ class Catalog:
                 ),
             )
         self._turn_masks_into_images()
+        self._find_images_of_captions(extensions)
 
     def _turn_masks_into_images(self) -> None:
         """Make images of masks that have none beside them."""
@@ -164,6 +181,18 @@ class Catalog:
             self._db.executemany("UPDATE files SET kind = 'image', stem = ? WHERE name = ?", stems)
             self._db.executemany("INSERT OR REPLACE INTO siblings VALUES (?, 'image', 0, ?)", stems)
             (last,) = rows[-1]
+
+    def _find_images_of_captions(self, extensions: Collection[str]) -> None:
+        """Give captions that lie beside no image, such as ``a.jpg.txt``, to the image that they name in full."""
+        last = b""
+        while rows := self._db.execute(_NO_CAPTIONS, (last, BATCH)).fetchall():
+            stems = [(image_of_caption(_text(stem), extensions), kind, name, _text(stem)) for name, kind, stem in rows]
+            moved = [(_blob(image), kind, name) for image, kind, name, stem in stems if image != stem]
+            self._db.executemany(
+                "UPDATE files SET stem = ? WHERE name = ?", ((image, name) for image, _, name in moved)
+            )
+            self._db.executemany(_ADD_SIBLING, ((image, kind, BY_FULL_NAME, name) for image, kind, name in moved))
+            last = rows[-1][0]
 
     def kinds(self) -> set[str]:
         """Return the kinds of the files."""

@@ -164,6 +164,9 @@ class _Archive:
     def records(self) -> Iterator[FileRecord]:
         """Yield a record for each image with its metadata, and for each member that cannot be used."""
         stems = {stem for stem, _ in self._images}
+        for files in (self._captions, self._metadata):
+            for stem in files.keys() - stems:  # named after all of the image's name: a.jpg.txt
+                files.setdefault(image_of_caption(stem, self._config.extensions), files[stem])
         masks = {}
         for stem, record in self._images:
             image = image_of_mask(stem, self._config.mask_endings)
@@ -185,8 +188,9 @@ class _Archive:
                 record = record._replace(mask=masks[stem].name, mask_bytes=masks[stem].bytes)
             yield record
         yield from self._rejected
-        others["caption files beside no image"] += len(self._captions.keys() - stems)
-        others["json files beside no image"] += len(self._metadata.keys() - stems)
+        for kind, files in (("caption", self._captions), ("json", self._metadata)):
+            used = {files[stem].name for stem in files.keys() & stems}
+            others[f"{kind} files beside no image"] += len({file.name for file in files.values()} - used)
         owner, tag = self._file.name, self._file.tag
         for kind, number in sorted((+others).items()):
             yield FileRecord(f"{owner}//{kind}", owner, tag, number, reason=UNUSED, detail=kind)
@@ -198,12 +202,10 @@ class _Archive:
                 raise _too_large(member.size, self._config.limits.max_bytes)
             self._images.append((stem, _with_header(self._record(member), self._read(member))))
         elif ending in CAPTION_ENDINGS:
-            stem = image_of_caption(stem, self._config.extensions)
             if ending == CAPTION_ENDINGS[0] or stem not in self._captions:
                 self._captions[stem] = self._caption(member)
         elif ending == ".json":
             _check_json_size(member.size)
-            stem = image_of_caption(stem, self._config.extensions)
             record, values = self._record(member), parse_object(self._read(member))
             fields = metadata_fields(values, self._config.caption_fields)
             self._metadata[stem] = _with_fields(record, fields, record.name)

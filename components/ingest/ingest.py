@@ -67,7 +67,7 @@ def ingest(
     listing = Listing(config, workdir_prefix(source.url, workdir))
     previous = _previous_manifest(workdir, source.id)
     with open_catalog() as catalog:
-        catalog.add_files(listing.select(source.list()))
+        catalog.add_files(listing.select(source.list()), config.extensions)
         if previous is not None and listing.digest == previous.listing and _is_complete(workdir, source.id, previous):
             _remove_leftovers(workdir, source.id, previous)
             check_share(config, workdir, source.id, previous)

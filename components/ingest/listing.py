@@ -94,8 +94,6 @@ class Listing:
             kind = _kind(file.name, ending, self.config.extensions)
             if kind == IMAGE and (image := image_of_mask(stem, self.config.mask_endings)) is not None:
                 kind, stem = MASK, image
-            elif kind in (CAPTION, JSON):
-                stem = image_of_caption(stem, self.config.extensions)
             is_bad_name = file.rejection is not None and file.rejection.reason == BAD_NAME
             if file.rejection is not None and (kind in (IMAGE, MASK, METADATA, ARCHIVE) or file.name.endswith("/")):
                 self._add(file)
@@ -108,10 +106,7 @@ class Listing:
             # A caption file that cannot be read is kept: the caption step rejects its image.
             self._add(file)
             self.stable = self.stable and bool(file.modified)
-            rank = 0
-            if kind == CAPTION:  # of a.txt and a.jpg.txt the former counts
-                by_full_name = len(CAPTION_ENDINGS) * (len(stem) + len(ending) < len(file.name))
-                rank = CAPTION_ENDINGS.index(ending) + by_full_name
+            rank = CAPTION_ENDINGS.index(ending) if kind == CAPTION else 0
             yield ListedFile(file.name, kind, stem, file.size, self._tag(kind, file), rank)
 
     def _add(self, file: SourceFile) -> None:
@@ -188,7 +183,10 @@ def image_of_mask(stem: str, mask_endings: Collection[str]) -> str | None:
 
 
 def image_of_caption(stem: str, extensions: Collection[str]) -> str:
-    """Return the name, without ending, of the image that a caption or JSON file lies beside: of ``a`` or ``a.jpg``."""
+    """Return the name, without ending, of the image that a file belongs to if it is named after all of its name.
+
+    So ``a.jpg.txt`` belongs to ``a.jpg``, if there is no ``a.jpg.png`` that it would lie beside.
+    """
     shorter, ending = split_name(stem)
     return shorter if ending in extensions else stem
 

@@ -90,7 +90,7 @@ def _json_rows(read: ReadRange) -> _Rows:
 
 def _csv_rows(read: ReadRange) -> _Rows:
     rejected: list[tuple[int, ImageRejected]] = []
-    reader = csv.reader(_text(_lines(read), rejected))
+    reader = csv.reader(_text(_lines(read), rejected), strict=True)
     header: list[str] | None = None
     while True:
         try:

@@ -95,7 +95,7 @@ def test_of_equal_images_one_with_an_allowed_licence_is_kept(photos: Photos) -> 
     assert photos.rejected() == {"a.png": "license-unknown", "c.png": "duplicate"}
 
 
-@pytest.mark.parametrize("settings", [{"allowed_licenses": "MIT"}, {"unknown_license": "ask"}, {"group_images": 0}])
+@pytest.mark.parametrize("settings", [{"allowed_licenses": 7}, {"unknown_license": "ask"}, {"group_images": 0}])
 def test_invalid_settings_are_errors(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         IngestConfig.parse({"source": "photos", **settings})
