@@ -188,9 +188,7 @@ class Catalog:
         while rows := self._db.execute(_NO_CAPTIONS, (last, BATCH)).fetchall():
             stems = [(image_of_caption(_text(stem), extensions), kind, name, _text(stem)) for name, kind, stem in rows]
             moved = [(_blob(image), kind, name) for image, kind, name, stem in stems if image != stem]
-            self._db.executemany(
-                "UPDATE files SET stem = ? WHERE name = ?", ((image, name) for image, _, name in moved)
-            )
+            self._db.executemany("UPDATE files SET stem = ?1 WHERE name = ?3", moved)
             self._db.executemany(_ADD_SIBLING, ((image, kind, BY_FULL_NAME, name) for image, kind, name in moved))
             last = rows[-1][0]
 

@@ -300,6 +300,17 @@ def a_link_to_itself(path: Path) -> None:
     path.symlink_to(path)
 
 
+def a_pipe_called_an_image(path: Path) -> None:
+    path.mkdir()
+    os.mkfifo(path / "a.png")
+
+
+def links_in_a_circle(path: Path) -> None:
+    path.mkdir()
+    (path / "a.png").symlink_to("b.png")
+    (path / "b.png").symlink_to("a.png")
+
+
 def a_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -318,8 +329,8 @@ SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     "hidden files": (lambda path: put(path / ".a.png", encoded(noise(1)), None), "holds no images"),
     "captions alone": (lambda path: put(path / "a.txt", b"words", None), "holds no images"),
     "other files": (lambda path: put(path / "a.mp4", b"words", None), ".mp4 1"),
-    "pipes called images": (lambda path: (path.mkdir(), os.mkfifo(path / "a.png")), "a named pipe"),
-    "links in a circle": (lambda path: (path.mkdir(), (path / "a.png").symlink_to("a.png")), "1 × unreadable"),
+    "a pipe called an image": (a_pipe_called_an_image, "a named pipe"),
+    "links in a circle": (links_in_a_circle, "2 × unreadable"),
     "a bad image": (lambda path: put(path / "a.jpg", b"words"), "1 × not-an-image"),
     "an empty tar": (lambda path: put(path / "a.tar", b"", None), "1 × archive-truncated"),
     "a tar of words": (lambda path: put(path / "a.tar", b"words" * 200, None), "1 × archive-corrupt"),
