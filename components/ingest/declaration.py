@@ -22,16 +22,16 @@ def _run(step: StepRun) -> Result:
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:
     text = f"{plural(result['images'], 'image')}, {count(result['rejected'])} rejected"
-    text += _listed(result["reasons"], " (", ")")
+    text += _listed(result.get("reasons", {}), " (", ")")
     if result["new"] < result["images"]:
         changes = "".join(f", {count(result[name])} {name}" for name in ("changed", "gone") if result[name])
         text += f", {count(result['new'])} new{changes}"
-    if result["masks"]:
+    if result.get("masks"):
         text += f", {count(result['masks'])} with a mask"
-    if result["alpha"]:
+    if result.get("alpha"):
         text += f", {count(result['alpha'])} with transparency (put on white)"
-    others = sum(result["other_files"].values())
-    return f"{text}, {plural(others, 'other file')}{_listed(result['other_files'], ': ')}" if others else text
+    others = result.get("other_files", {})
+    return f"{text}, {plural(sum(others.values()), 'other file')}{_listed(others, ': ')}" if others else text
 
 
 def _listed(counts: Mapping[str, int], before: str, after: str = "") -> str:
