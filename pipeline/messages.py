@@ -25,8 +25,8 @@ _REASONS = 3
 # Events that other lines say better, or that only the log needs.
 _NOT_SHOWN = frozenset(
     {
-        "attempt-started", "autoencoder", "checkpoint", "compared", "done", "finished", "layout", "loading",
-        "preempted", "rank-started", "reported", "samples", "stop-asked", "validation",
+        "attempt-started", "autoencoder", "caption-lengths", "checkpoint", "compared", "done", "finished", "layout",
+        "loading", "preempted", "rank-started", "reported", "samples", "stop-asked", "validation",
     }
 )  # fmt: skip
 

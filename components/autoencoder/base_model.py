@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.autoencoder.caption_check import TokenLimit, count_tokens
 from components.autoencoder.config import ModelConfig, ScratchConfig
 from components.dataset.versions import is_held_out
 from components.digests import digest_file, short
@@ -50,12 +51,14 @@ class TrainingData:
         caption_set: The captions, and which images are accepted.
         texts: What decides the captions besides the images, as JSON.
         held_out: Share of the images that are never trained on; the autoencoder is not trained on them either.
+        reject_equal: Whether different captions that the text encoder cuts to the same tokens are an error.
     """
 
     source_id: str
     caption_set: str
     texts: Any
     held_out: float
+    reject_equal: bool = True
 
     def images(self, workdir: Storage) -> Iterator[CaptionRecord]:
         """Yield the images in the order of their digests, group by group, so that few are in memory."""
@@ -89,7 +92,7 @@ def ensure_base(
 
     Raises:
         ConfigError: If the base cannot be used, or the training diverges.
-        DataError: If there is no image to learn from.
+        DataError: If there is no image to learn from, or different captions become equal.
     """
     start = clock()
     if config.base is not None:
@@ -144,12 +147,17 @@ def _make(
     quiet_libraries()
     records = select_images(data.images(workdir), config.training.max_images)
     captions = (caption.text for image in data.images(workdir) for caption in image.captions)
-    source = open_source(read_manifest(workdir, data.source_id).source)
+    manifest = read_manifest(workdir, data.source_id)
+    source = open_source(manifest.source)
     images = _read(source, records, config.architecture, progress)
     training = config.training
     device = select_device(training.device)
     with reproducible(training.threads):
         pipeline = build_scratch(config.architecture, islice(captions, _MOST_CAPTIONS), seed)
+        # Before the training, which may take long, and not only after it.
+        limit = TokenLimit(pipeline.tokenizer, config.architecture.text.max_tokens)
+        folder = workdir.child(captions_prefix(data.caption_set))
+        count_tokens([limit], manifest.groups, folder, "", reject_equal=data.reject_equal)
         vae = pipeline.vae.to(device)
         loss = train_autoencoder(vae, images, training, seed, device, progress)
         normalise_latents(vae, images, training.batch_size, device)

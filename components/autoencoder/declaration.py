@@ -7,21 +7,27 @@ from collections.abc import Mapping
 from components.autoencoder.config import ModelConfig
 from components.command import Result, Step, StepRun, setting
 from components.html.formatting import plural
+from components.image.records import read_manifest
 from components.settings import Settings
 
 
 def _run(step: StepRun) -> Result:
     from components.autoencoder.base_model import TrainingData, ensure_base
+    from components.autoencoder.caption_check import check_captions
     from components.model.base_record import record_base
     from components.model.locations import fetch
 
     config = setting(step.settings, "model", ModelConfig)
     seed, held_out = setting(step.settings, "seed", int), setting(step.settings, "index.held_out", float)
-    data = TrainingData(step.source_id, step.caption_set, setting(step.settings, "caption.texts", dict), held_out)
+    texts, equal = setting(step.settings, "caption.texts", dict), setting(step.settings, "latents.equal_captions", str)
+    data = TrainingData(step.source_id, step.caption_set, texts, held_out, reject_equal=equal == "error")
     base = ensure_base(config, seed, data, step.workdir, step.progress)
     folder = fetch(base["base_model"], step.workdir)
     record_base(step.workdir.child(f"runs/{step.run}"), base["base_model"], folder)
-    return {**base, "encoding_key": step.encoding_key(folder)}
+    key = step.encoding_key(folder)
+    groups = read_manifest(step.workdir, step.source_id).groups
+    lengths = check_captions(folder, groups, step.caption_set, key, step.workdir, reject_equal=data.reject_equal)
+    return {**base, "encoding_key": key, "caption_lengths": lengths.total}
 
 
 def _summary(result: Result, events: Mapping[str, Result]) -> str:

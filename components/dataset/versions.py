@@ -75,6 +75,8 @@ class Dataset:
         rejected: Rejected images; ``rejected.jsonl`` lists them.
         caption_set: The caption set that was encoded; empty if the version was not made from one.
         captions_by: How many captions each author wrote, by ``components.image.authors.author``, most captions first.
+        caption_lengths: How many captions there are and how many are cut at how many tokens, as
+            ``components.dataset.caption_lengths`` has it; empty if it was not counted.
         noted_captions: Captions to take prompts from; none if an earlier version of Darkroom committed it.
     """
 
@@ -86,6 +88,7 @@ class Dataset:
     rejected: int
     caption_set: str = ""
     captions_by: Mapping[str, int] = field(default_factory=dict)
+    caption_lengths: Mapping[str, int] = field(default_factory=dict)
     noted_captions: NotedCaptions = field(default_factory=NotedCaptions)
 
     @property
@@ -142,6 +145,7 @@ def make_dataset(
     held_out: int | None = None,
     caption_set: str = "",
     captions_by: Mapping[str, int] | None = None,
+    caption_lengths: Mapping[str, int] | None = None,
 ) -> Dataset:
     """Return the dataset that consists of some shards.
 
@@ -154,6 +158,7 @@ def make_dataset(
         held_out: How many of them are held out; None if each gives one sample.
         caption_set: The caption set that was encoded.
         captions_by: How many captions each author wrote, most captions first.
+        caption_lengths: How many captions there are, and how many are cut at how many tokens.
     """
     return Dataset(
         encoding_key=encoding_key,
@@ -164,6 +169,7 @@ def make_dataset(
         rejected=rejected,
         caption_set=caption_set,
         captions_by=dict(captions_by or {}),
+        caption_lengths=dict(caption_lengths or {}),
     )
 
 
@@ -284,9 +290,10 @@ def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
             images=int(value["images"]),
             held_out=int(value["held_out"]),
             rejected=int(value["rejected"]),
-            # Versions of before caption sets have neither.
+            # Versions of before caption sets have none of these.
             caption_set=str(value.get("caption_set", "")),
             captions_by={str(who): int(count) for who, count in value.get("captions_by", ())},
+            caption_lengths={str(name): int(count) for name, count in value.get("caption_lengths", {}).items()},
             noted_captions=_noted_captions(value.get("noted_captions") or {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -89,10 +89,12 @@ def evaluate(
         decision = decide(config.promotion, parse_metrics(result["metrics"]), champion.metrics if champion else None)
 
     outcome = {**decision._asdict(), "step": checkpoint.step}
+    dataset = evaluator.dataset
     # The base's share is null if an earlier version of Darkroom wrote the checkpoint.
     origin = {
         "base_share": checkpoint.counters.get(checkpoints.BASE_SHARE),
-        "captions_by": dict(evaluator.dataset.captions_by),
+        "captions_by": dict(dataset.captions_by),
+        "caption_lengths": dict(dataset.caption_lengths),
     }
     versus = {"decided_by": list(config.deciding), "champion": plain_champion(champion) if champion else None}
     folder.write_json(EVALUATION, {**result, **origin, **outcome, **versus})

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from components.dataset.caption_lengths import read_caption_lengths
 from components.dataset.format import SampleId, ShardIndex, find_whole, sample_ids
 from components.dataset.prompts import CaptionNotes, NotedCaptions
 from components.dataset.versions import (
@@ -82,7 +83,7 @@ def index(
     images = {sample.image for sample in live}
     held_out = sum(is_held_out(image, config.held_out) for image in images)
     counts = (len(rejections), len(images), held_out)
-    dataset = make_dataset(encoding_key, read_encoding(storage), shards, *counts, caption_set, authors)
+    dataset = make_dataset(encoding_key, read_encoding(storage), shards, *counts, caption_set, authors, _lengths(files))
     dataset = replace(dataset, noted_captions=noted)
     _check(dataset, live, rejections, config)
     delete_result(files, inputs)
@@ -175,6 +176,11 @@ def _whole_shards(files: IndexFiles, groups: Sequence[str], progress: Progress) 
             else:
                 progress.event("shard-lost", shard=name, storage=storage.url)
     return whole
+
+
+def _lengths(files: IndexFiles) -> dict[str, int]:
+    lengths = read_caption_lengths(files.records)
+    return lengths.total if lengths else {}
 
 
 def _rejections(files: IndexFiles, groups: Sequence[str]) -> list[Rejection]:

@@ -83,6 +83,11 @@ class LatentsConfig(Settings):
     clip_skip: int = Field(
         0, ge=0, le=11, description="last layers of the text encoders to skip, counted as diffusers does"
     )
+    equal_captions: Literal["error", "keep"] = Field(
+        "error",
+        description="what happens if different captions become equal, since the text encoder cuts them off: an error, "
+        "or train on them as they are",
+    )
     batch_size: int = Field(32, ge=1, le=4096, description="images per batch")
     text_batch_size: int = Field(16, ge=1, le=1024, description="captions per batch")
     shard_samples: int = Field(512, ge=1, le=100_000, description="most samples per shard; two shards are in memory")

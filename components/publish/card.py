@@ -54,7 +54,7 @@ def render_card(
         _prompts(evaluation["prompts"], metrics),
         "## Made from",
         _table(("what", "value"), _origin_rows(evaluation)),
-        *_captions(evaluation.get("captions_by") or {}, settings),
+        *_captions(evaluation, settings),
         "## Settings",
         _settings(settings),
     ]
@@ -148,12 +148,14 @@ def _base_share(share: float | None) -> str:
     return escape(f"less than 0.1{SPACE}%" if share < 0.001 else percent(share))
 
 
-def _captions(authors: Mapping[str, int], settings: Mapping[str, Any] | None) -> list[str]:
-    """Return who wrote the captions, and what was done to tags; nothing if it was not recorded."""
+def _captions(evaluation: Mapping[str, Any], settings: Mapping[str, Any] | None) -> list[str]:
+    """Return who wrote the captions, what was done to tags, and how many were cut; nothing if it was not recorded."""
+    authors, lengths = evaluation.get("captions_by") or {}, evaluation.get("caption_lengths") or {}
     if not authors:
         return []
     rows = [[escape(who), f"{count:,}"] for who, count in authors.items()]
-    return ["## Captions", _table(("written by", "captions"), rows), _tags(settings)]
+    cut = [f"Cut at {lengths['tokens']} tokens: {lengths['cut']:,} of {lengths['captions']:,}."] if lengths else []
+    return ["## Captions", _table(("written by", "captions"), rows), *cut, _tags(settings)]
 
 
 def _tags(settings: Mapping[str, Any] | None) -> str:

@@ -150,6 +150,7 @@ def _data(records: Records) -> dict[str, Any]:
         "rejected": max(rejected, len(records.rejected)),
         "rejected_by_reason": dict(reasons.most_common()),
         "captions_by": _captions_by(records),
+        "caption_lengths": dict(dataset.caption_lengths) if dataset else {},
         "data_report": _data_report(records),
         "encoded": _sum_of(records, "latents", "encoded"),
         "reused": _sum_of(records, "latents", "reused"),

@@ -25,6 +25,7 @@ from components.image.framing import frame
 from components.latents import group
 from components.latents.__main__ import main
 from components.latents.config import DecodeConfig, LatentsConfig
+from components.latents.declaration import STEP
 from components.latents.encoding_key import encoding_key
 from components.latents.shard_maker import read_ahead
 from components.model.architecture import Architecture
@@ -331,3 +332,10 @@ def test_command_encodes_and_says_the_key(pile: Pile, capsys: pytest.CaptureFixt
     assert (result["encoded"], result["encoding_key"]) == (20, pile.key)
     assert main([*arguments[:-1], str(pile.root / "nothing")]) == 78
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_the_line_of_the_step_says_how_many_captions_are_cut() -> None:
+    result = {"encoded": 20, "reused": 0, "shards": 3, "cut": 2}
+    line = STEP.summary(result, {"caption-lengths": {"tokens": 77}}).replace("\xa0", " ")
+    assert line == "20 encoded, 3 shards, 2 captions cut at 77 tokens"
+    assert "cut" not in STEP.summary({**result, "cut": 0}, {})

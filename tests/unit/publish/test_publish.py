@@ -108,6 +108,7 @@ def evaluated(workdir: LocalStorage, base: Path, weights: Weights, run: str = "f
         "metrics": plain_metrics(METRICS),
         "prompts": [{"prompt": HOSTILE, "images": 4, "metrics": {"x": 0.75}}],
         "captions_by": {"sidecar+shuffled": 1200, f"model:{HOSTILE}@1": 3},
+        "caption_lengths": {"captions": 1203, "cut": 1100, "tokens": 77},
         "better": True,
     }
     place.write_json("evaluation/evaluation.json", evaluation)
@@ -339,6 +340,7 @@ def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) 
     assert "| 4 | 75 % |" in before
     assert "d" * 64 in before
     assert r"| sidecar\+shuffled | 1,200 |" in before
+    assert "Cut at 77 tokens: 1,100 of 1,203." in before
     assert "lists of tags" not in before
 
 

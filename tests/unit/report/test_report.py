@@ -31,8 +31,9 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 PROMPTS = [f"a handwritten digit {word}" for word in WORDS]
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x.png onerror=alert(1)>&amp;"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
+LENGTHS = {"captions": 1797, "cut": 12, "tokens": 77}
 SHARD = Shard("shards/32x32/00", (32, 32), 1797, 10, "ab" * 32, tuple(range(297)))
-DATASET = make_dataset("key0", {}, [SHARD], 5, caption_set="source/set0")
+DATASET = make_dataset("key0", {}, [SHARD], 5, caption_set="source/set0", caption_lengths=LENGTHS)
 INDEXED = {"images": 1797, "encoding_key": "key0", "caption_set": "source/set0", "dataset_digest": DATASET.digest}
 SVG_LEAVES = {"path", "line", "rect", "circle"}
 
@@ -243,6 +244,7 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
         "rejected_by_reason": {"too-small": 2, "truncated": 1, "not-an-image": 1, "duplicate": 1}, "generated": 120,
         "better": True, "encoded": 1790, "reused": 7, "steps": 300, "attempts": 2, "preemptions": 1,
         "steps_lost": 5, "published": "models/digits/3f9a1c", "captions_by": {"sidecar": 1794, "<b>\\u202ex": 3},
+        "caption_lengths": LENGTHS,
     }  # fmt: skip
     assert {name: numbers[name] for name in expected} == expected
     values = {name: (metric["value"], metric["reference"]) for name, metric in numbers["metrics"].items()}
@@ -251,6 +253,7 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
         {"ingest": 3, "autoencoder": 52, "caption": 2, "latents": 7.5, "index": 0.4, "train": 75, "evaluate": 30,
          "publish": 0.7}
     )  # fmt: skip
+    assert "12 of 1,797\xa0captions are longer than the 77 tokens that the text encoder reads" in page.text
     assert list(numbers["seconds"])[:2] == ["ingest", "autoencoder"], "steps keep their order"
     spent = {"loading": 11.5, "useful": 60, "saving": 0.5, "lost": 1, "idle": 2}
     assert {state: seconds for state, seconds in numbers["ledger"].items() if seconds} == spent
