@@ -31,6 +31,8 @@ from pipeline.cost.plan import Assumptions
 from pipeline.datasets import verbs as dataset_verbs
 from pipeline.datasets.verify import add_verify
 from pipeline.kubeflow import verbs as cluster_verbs
+from pipeline.local import verbs as local_verbs
+from pipeline.local.recent import DEFAULT_WORKDIR
 from pipeline.recipe import recipes
 
 _WORKDIR = "folder or s3://bucket/prefix for all data"
@@ -90,6 +92,9 @@ def build_parser() -> Parser:
     dataset_verbs.add_dataset(verbs)
     add_verify(verbs)
     cluster_verbs.add_cluster_verbs(verbs)
+    local_verbs.add_verbs(verbs)
+    local_verbs.prefer_here(verbs.choices["status"], local_verbs.status)
+    local_verbs.prefer_here(verbs.choices["logs"], local_verbs.logs)
     return parser
 
 
@@ -120,10 +125,12 @@ def _add_run(verbs: Any) -> None:
         "darkroom run --recipe demo",
         "darkroom run --recipe mine.yaml --source photos --workdir work",
         "darkroom run --recipe demo --set train.steps=800 train.ranks=4",
+        "darkroom run --continue demo-1a2b3c4d --set train.steps=1200",
     )
     parser = add_verb(verbs, "run", "run the whole pipeline on this machine, or continue a run", _run, examples)
     _add_recipe(parser, optional=True)
-    parser.add_argument("--workdir", default="workdir", help=f"{_WORKDIR} (default: %(default)s)")
+    parser.add_argument("--workdir", default="", help=f"{_WORKDIR} (default: {DEFAULT_WORKDIR})")
+    local_verbs.add_continue(parser)
 
 
 def _add_config(verbs: Any) -> None:
@@ -173,8 +180,10 @@ def _add_plan(verbs: Any) -> None:
 def _add_cost(verbs: Any) -> None:
     examples = ("darkroom cost demo", "darkroom cost demo-1a2b --workdir s3://bucket/darkroom --json")
     parser = add_verb(verbs, "cost", "show what a run has cost, and how its time was used", _cost, examples)
-    parser.add_argument("run", help="name of the run, or the beginning of it")
-    parser.add_argument("--workdir", default="workdir", help=f"{_WORKDIR} (default: %(default)s)")
+    parser.add_argument(
+        "run", nargs="?", default="", help="name of the run, or the beginning of it (default: the last one)"
+    )
+    parser.add_argument("--workdir", default="", help=f"{_WORKDIR} (default: the one that was used last)")
     add_json(parser, **COST_KEYS)
 
 
@@ -189,7 +198,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from pipeline.local.init.verb import recipe_of_source
     from pipeline.local.run import open_workdir, run_here
 
-    console = Console(highlight=False)
+    if arguments.continued:
+        if arguments.recipe:
+            raise ConfigError("give --recipe for a run of its settings, or --continue for one that goes on, not both")
+        return local_verbs.continue_run(arguments.continued, arguments.workdir, _overrides(arguments))
+    console, workdir = Console(highlight=False), arguments.workdir or DEFAULT_WORKDIR
     recipe, source = arguments.recipe, arguments.source
     if not recipe:
         if not source:
@@ -197,8 +210,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 "nothing to run: give --source FOLDER with your images, or --recipe (one of "
                 f"{', '.join(recipes())}, or a YAML file, such as `darkroom init FOLDER` writes)"
             )
-        recipe = recipe_of_source(source, open_workdir(arguments.workdir), console)
-    run_here(recipe, arguments.workdir, source, _overrides(arguments), console)
+        recipe = recipe_of_source(source, open_workdir(workdir), console)
+    run_here(recipe, workdir, source, _overrides(arguments), console)
     return EXIT_DONE
 
 
@@ -225,8 +238,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _cost(arguments: argparse.Namespace) -> int:
     from pipeline.cost.verbs import show_cost
+    from pipeline.local.runs import find
 
-    show_cost(arguments.run, arguments.workdir, arguments.json, Console(highlight=False))
+    run = find(arguments.run, arguments.workdir)
+    show_cost(run.name, run.workdir.url, arguments.json, Console(highlight=False))
     return EXIT_DONE
 
 

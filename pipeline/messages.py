@@ -67,9 +67,11 @@ def event_line(event: Values) -> str | None:
     if name == "resumed":
         if event["step"] == 0:
             more = len(event["skipped"]) - 1
-            return line(f"begun anew: {event['skipped'][0]}" + (f", and {more} older ones" if more > 0 else ""))
+            return line(f"begun anew: {event['skipped'][0]}" + (f", and {more} older" if more > 0 else ""))
         skipped = "".join(f"; skipped: {reason}" for reason in event["skipped"])
         return line(f"resumed at step {count(event['step'])}{skipped}")
+    if name == "continued":
+        return line(f"continues {event['run']} from step {count(event['step'])}")
     if name == "dataset-changed":
         kept = f"; the training before is kept as {event['kept_as']}" if event["kept_as"] else ""
         return line(f"begun anew: the dataset is {event['now'][:12]}, not {event['before'][:12]} any more{kept}")

@@ -28,7 +28,10 @@ from pipeline.cost.stored_plan import store_plan
 
 LogMetric = Callable[[str, float], None]
 
-DONE, FAILED, RUNNING = "done", "failed", "running"
+DONE, FAILED, STOPPED, RUNNING = "done", "failed", "stopped", "running"
+# The states of a pipeline that Kubeflow does not report itself.
+CANCELLED, IN_PROGRESS = "CANCELLED", "RUNNING"
+STOPPED_BY_HAND = "stopped by hand; what is finished is kept"
 DIED = "its process ended without a word: it was killed, or ran out of memory; the log may tell more"
 
 
@@ -211,7 +214,8 @@ def recorded(run: OpenRun, step: str, work: Callable[[Progress], Result], lane: 
         record |= {"status": DONE, "result": result, "seconds": round(time.monotonic() - began, 3)}
         run.folder.write_json(key, record)
     except Exception as error:
-        record |= {"status": FAILED, "result": None, "seconds": round(time.monotonic() - began, 3)}
+        status = STOPPED if isinstance(error, Preempted) else FAILED
+        record |= {"status": status, "result": None, "seconds": round(time.monotonic() - began, 3)}
         record |= _error_fields(error)
         with contextlib.suppress(StorageError):  # what went wrong is worth more than the record of it
             run.folder.write_json(key, record)
@@ -251,7 +255,13 @@ def write_report(run: OpenRun, status: str, progress: Progress) -> Result:
         for entry in run.folder.list("steps"):
             record = run.folder.read_json(entry.key)
             if record["status"] == RUNNING:
-                run.folder.write_json(entry.key, {**record, "status": FAILED, "error": DIED})
+                end = (STOPPED, STOPPED_BY_HAND) if status == CANCELLED else (FAILED, DIED)
+                run.folder.write_json(entry.key, {**record, "status": end[0], "error": end[1]})
+    return refresh_report(run, status, progress)
+
+
+def refresh_report(run: OpenRun, status: str, progress: Progress) -> Result:
+    """Write the report of a run, in which steps may be running; returns what `components.report` does."""
     return _work(load_step("report"), WorkingStep(run.settings, run.workdir, progress, {"status": status}), None)
 
 

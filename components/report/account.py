@@ -16,7 +16,7 @@ from components.report.records import Records, StepMetrics, StepRecord
 
 # The format of report.json; it goes up whenever a key gets another name or meaning.
 FORMAT = 3
-FAILED = "failed"
+FAILED, STOPPED = "failed", "stopped"
 _ON_A_CLUSTER = ("pending", "pulling")
 _DOLLARS = ("usd", "usd_per_useful_hour", "usd_per_1000_images")
 
@@ -41,13 +41,15 @@ def account(records: Records, status: str, versions: Mapping[str, str]) -> dict[
         A JSON object. Times are seconds; shares lie in 0..1; ``seconds`` of a step that ran in groups is their sum.
     """
     failed = failure(records, status)
+    stopped = stop(records, status) if failed is None else None
     tries = attempts(records.events)
     ledger = ledger_seconds(records.ledger)
     return {
         "format": FORMAT,
         "run": records.run,
-        "status": FAILED if failed else status.lower(),
+        "status": FAILED if failed else STOPPED if stopped else status.lower(),
         "error": asdict(failed) if failed else None,
+        "stopped": stopped,
         "started": min((record.started for record in records.steps), default=None),
         "wall_seconds": wall_seconds(records.steps),
         **_evaluated(records),
@@ -69,10 +71,16 @@ def failure(records: Records, status: str) -> Failure | None:
     for record in records.steps:
         if record.status == FAILED:
             return Failure(step_name(record), record.error or "It recorded no error; its log may hold one.")
-    if status.lower() in ("failed", "error", "cancelled"):
+    if status.lower() in ("failed", "error") and stop(records, status) is None:
         last = f"The last step that left a record is {records.steps[-1].step}." if records.steps else "No step did."
         return Failure("the pipeline", f"It ended as {status}, and no step recorded an error. {last}")
     return None
+
+
+def stop(records: Records, status: str) -> str | None:
+    """Return the step in which the run was stopped by hand; None if it was not."""
+    stopped = (step_name(record) for record in records.steps if record.status == STOPPED)
+    return next(stopped, "the pipeline" if status.lower() == "cancelled" else None)
 
 
 def step_name(record: StepRecord) -> str:
@@ -111,7 +119,7 @@ def published(records: Records) -> str | None:
     """
     for record in records.steps:
         path = (record.result or {}).get("published")
-        if record.step == "publish" and record.status != FAILED and isinstance(path, str):
+        if record.step == "publish" and record.status not in (FAILED, STOPPED) and isinstance(path, str):
             return path
     champion, evaluation = records.champion, records.evaluation
     if champion is None or evaluation is None or champion.weights_sha256 != evaluation.weights_sha256:

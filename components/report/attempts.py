@@ -76,7 +76,7 @@ def attempts(events: Iterable[RunEvent]) -> list[Attempt]:
 def _record(attempt: Attempt, event: RunEvent) -> None:
     attempt.ended = max(attempt.ended, event.time)
     match event.event:
-        case "resumed":
+        case "resumed" | "continued":
             attempt.first_step = event.step or 0
         case "spot-notice":
             attempt.notices.append((event.time, event.rank))

@@ -33,6 +33,10 @@ def badge(numbers: Mapping[str, Any]) -> Badge:
     """Return how the run ended."""
     if numbers["error"]:
         return Badge("bad", f"Failed in {numbers['error']['step']}")
+    if numbers["stopped"]:
+        return Badge("fair", f"Stopped in {numbers['stopped']}")
+    if numbers["status"] == "running":
+        return Badge("fair", "Running")
     if numbers["published"]:
         return Badge("good", "Published")
     return Badge("fair", "Not published")
@@ -74,7 +78,10 @@ def origin(numbers: Mapping[str, Any]) -> str:
     config = numbers["config"] or {}
     model = config.get("model")
     base = model.get("base") if isinstance(model, dict) else None
+    continued = (config.get("train") or {}).get("continued") if isinstance(config.get("train"), dict) else None
     parts = [f"from {one_line(base)}" if isinstance(base, str) and base else "from scratch" if config else ""]
+    if isinstance(continued, dict) and continued.get("run"):
+        parts.append(f"continues {one_line(str(continued['run']))} from step {count(continued.get('step'))}")
     if numbers["steps"]:
         parts.append(plural(numbers["steps"], "step"))
     if numbers["images"] is not None:
@@ -95,6 +102,10 @@ def publication(numbers: Mapping[str, Any]) -> str:
 def _not_published(numbers: Mapping[str, Any]) -> str:
     if numbers["error"]:
         return f"Nothing was published, since {numbers['error']['step']} failed."
+    if numbers["stopped"]:
+        return f"Nothing was published, since the run was stopped in {numbers['stopped']}; started again, it goes on."
+    if numbers["status"] == "running":
+        return "Nothing is published yet: the run goes on."
     if numbers["better"] is None:
         return "Nothing was published, since the model was not evaluated."
     if not numbers["better"]:

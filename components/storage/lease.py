@@ -258,7 +258,9 @@ def _held(holder: Holder, age: float) -> LeaseHeld:
     else:
         wait = max(1, round(EXPIRY_SECONDS - age))
         advice = f"wait for it or stop it there; if that machine is gone, start again in {wait} s"
-    return LeaseHeld(f"{holder.purpose} is held by {who} since {since}, last sign of life {age:.0f} s ago; {advice}")
+    return LeaseHeld(
+        f"{holder.purpose} is being run by {who} since {since}, last sign of life {age:.0f} s ago; {advice}"
+    )
 
 
 def read_holder(run: Storage, name: str) -> Holder | None:

@@ -33,6 +33,21 @@ class OptimizerConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are scaled down to this global L2 norm")
 
 
+class ContinuedConfig(Settings):
+    """The checkpoint of another run that training goes on from; ``darkroom run --continue`` fills this in."""
+
+    run: str = Field("", description="run whose weights, moments and average training goes on from; empty: base model")
+    step: int = Field(0, ge=0, description="optimizer step of its checkpoint; the next step is that number plus one")
+    checkpoint: str = Field("", description="digest of that checkpoint")
+    encoding: str = Field("", description="encoding of the data that it was trained on")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if bool(self.run) != bool(self.step and self.checkpoint and self.encoding):
+            raise ValueError("run, step, checkpoint and encoding belong together: give all of them, or none")
+        return self
+
+
 class EmaConfig(Settings):
     """The moving average of the weights, which is what is published."""
 
@@ -243,6 +258,7 @@ class TrainConfig(Settings):
         1, description="DeepSpeed shards 1 moments, 2 gradients, 3 weights"
     )
 
+    continued: ContinuedConfig = ContinuedConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     performance: Operational[PerformanceConfig] = PerformanceConfig()
@@ -284,6 +300,8 @@ class TrainConfig(Settings):
         warmup, late = self.optimizer.warmup_steps, [step for step in self.samples.steps if not 0 < step <= self.steps]
         if warmup >= self.steps:
             yield f".optimizer.warmup_steps ({warmup}) must be below .steps ({self.steps})"
+        if self.continued.step >= self.steps:
+            yield f".steps ({self.steps}) must be above .continued.step ({self.continued.step})"
         if late:
             yield f".samples.steps {shown(late)} must be from 1 to .steps ({self.steps})"
 

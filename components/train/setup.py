@@ -31,8 +31,8 @@ from components.train.metrics.monitor import Monitor
 from components.train.metrics.validation import Validation
 from components.train.out_of_memory import is_out_of_memory, record_smaller_micro_batch, with_recorded_micro_batch
 from components.train.processes.agreement import Agreement
-from components.train.processes.collectives import first_problem
 from components.train.request import Request
+from components.train.starting_point import checkpoint_of_earlier_run, find_checkpoint
 from components.train.step.engine import Engine, init_distributed, load_weights
 from components.train.step.flops import StepFlops, device_peak_flops
 from components.train.step.loss import make_loss
@@ -81,8 +81,11 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     scheduler = DDPMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
     scaling = float(AutoencoderKL.load_config(base / "vae", local_files_only=True)["scaling_factor"])
 
-    checkpoint, skipped = _find_checkpoint(run, training, rank, world)
+    checkpoint, skipped = find_checkpoint(run, training, rank, world)
     _check_conditioning(unet, request.dataset)
+    is_continued = checkpoint is None and bool(config.continued.run)
+    if is_continued:
+        checkpoint = checkpoint_of_earlier_run(request, rank, world)
     if checkpoint is not None:
         load_weights(unet, checkpoint.read_all("master"))
     engine = Engine(_tuned(unet, config), make_loss(scheduler, config.performance.channels_last), config)
@@ -91,6 +94,8 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     step = checkpoint.step if checkpoint is not None else 0
 
     monitor.start(step, skipped, training)
+    if is_continued:
+        monitor.event("continued", run=config.continued.run, step=step)
     if rank == 0:
         checkpoints.discard_after(run, step)
     drawing = Drawing(request.seed, scheduler.config.num_train_timesteps, scaling, config.caption_dropout)
@@ -147,26 +152,6 @@ def _check_conditioning(unet: Any, dataset: Storage) -> None:
         raise DataError(
             f"the UNet is SDXL's, but {dataset.url} has no pooled text embeddings; encode with the model's encoders"
         )
-
-
-def _find_checkpoint(
-    run: Storage, training: str, rank: int, world: int
-) -> tuple[checkpoints.Checkpoint | None, list[str]]:
-    """Return the newest whole checkpoint, and why newer ones were skipped; the ranks share the work of checking."""
-    skipped: list[str] = []
-    for candidate in checkpoints.candidates(run, training):
-        own_problem = None
-        try:
-            if isinstance(candidate, DataError):
-                raise candidate
-            candidate.verify(candidate.parts[rank::world])
-        except DataError as error:
-            own_problem = str(error)
-        problem = first_problem(own_problem)
-        if problem is None and not isinstance(candidate, DataError):
-            return candidate, skipped
-        skipped.append(str(problem))
-    return None, skipped
 
 
 def _draw_samples(

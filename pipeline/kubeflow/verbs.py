@@ -73,7 +73,7 @@ def _add_submit(verbs: Any) -> None:
 
 def _add_status(verbs: Any) -> None:
     examples = ("darkroom status", "darkroom status 1a2b3c4d", "darkroom status --json")
-    status = _verb(verbs, "status", "show how runs on the cluster get on", _status, *examples)
+    status = _verb(verbs, "status", "show how runs get on, here or on the cluster", _status, *examples)
     status.add_argument("run", nargs="?", default="", help=f"{_RUN} (default: the newest runs)")
     status.add_argument("--workdir", default="", help="workdir of the run (default: the one that it was started with)")
     add_json(status, runs="without RUN: the newest runs, each as below", **STATUS_KEYS)
@@ -81,9 +81,9 @@ def _add_status(verbs: Any) -> None:
 
 def _add_logs(verbs: Any) -> None:
     examples = ("darkroom logs 1a2b3c4d --follow", "darkroom logs 1a2b3c4d --step caption --lines 200")
-    logs = _verb(verbs, "logs", "show the log of a run on the cluster", _logs, *examples)
-    logs.add_argument("run", help=_RUN)
-    logs.add_argument("--step", default="train", help="the step (default: %(default)s)")
+    logs = _verb(verbs, "logs", "show the log of a run, here or on the cluster", _logs, *examples)
+    logs.add_argument("run", nargs="?", default="", help=f"{_RUN} (default: the last run here)")
+    logs.add_argument("--step", default="", help="the step (default: all of a run here, train of one on the cluster)")
     logs.add_argument("--follow", action="store_true", help="go on until the run has ended")
     logs.add_argument(
         "--lines", type=whole_number(1, 1_000_000), default=40, help="last lines to show (default: %(default)s)"
@@ -304,6 +304,8 @@ def _find(kubeflow: Kubeflow, text: str) -> Run:
 def _logs(arguments: argparse.Namespace) -> int:
     from pipeline.kubeflow.logs import show
 
+    if not arguments.run:
+        raise ConfigError("which run? give its id or name, or how it begins; darkroom status lists the runs")
     kubeflow = _connect(arguments)
     run = _find(kubeflow, arguments.run)
     try:
@@ -316,7 +318,7 @@ def _logs(arguments: argparse.Namespace) -> int:
         return kubeflow.run(run.id).state in _FINISHED
 
     namespace = arguments.namespace or "kubeflow"
-    show(run.id, folder, arguments.step, arguments.lines, namespace, arguments.follow, ended, _print_lines)
+    show(run.id, folder, arguments.step or "train", arguments.lines, namespace, arguments.follow, ended, _print_lines)
     return EXIT_DONE
 
 

@@ -76,7 +76,7 @@ class Attempts:
     def begin(self, job: TrainJobRecord, requested_at: float) -> OpenAttempt:
         """Return a job's first attempt, for the state file."""
         number = accounting.next_attempt_number(self._run)
-        return OpenAttempt(number, job, requested_at, accounting.committed_step(self._run))
+        return OpenAttempt(number, job, requested_at, self._start_step(accounting.committed_step(self._run)))
 
     def follow(self, is_job_over: bool) -> AttemptResult | None:
         """Process the updates of pods, and close the books of the attempt if its gang has ended.
@@ -182,11 +182,15 @@ class Attempts:
         fields = accounting.close_attempt(self._run, ended, self._priced_nodes(job), LAUNCH_EVENTS)
         gang_exit = GangExit(ended.exit_code, gang.node_lost, accounting.committed_step(self._run))
         pods = tuple(uid for uid in (*attempt.earlier_pods, *gang.pods) if self._observer.has_pod(uid))
-        start = (attempt.number + 1, job, ended.ended_at, gang_exit.checkpoint_step)
+        start = (attempt.number + 1, job, ended.ended_at, self._start_step(gang_exit.checkpoint_step))
         next_attempt = OpenAttempt(*start, earlier_pods=pods) if goes_on else None
         self._closed_usd = None
         self._context.progress.event("attempt-ended", **fields)
         return AttemptResult(gang_exit, log_tail, next_attempt)
+
+    def _start_step(self, committed_step: int) -> int:
+        """Return the step that an attempt begins after, given that of the run's own newest checkpoint."""
+        return max(committed_step, self._context.settings.train.continued.step)
 
     def _ended_attempt(self, attempt: OpenAttempt) -> EndedAttempt:
         gang, job, settings = attempt.gang, attempt.job, self._context.settings

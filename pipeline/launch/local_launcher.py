@@ -163,7 +163,8 @@ class _LocalAttempt:
         Raises:
             LeaseLost: If another launcher has taken the run over; nothing more was written then.
         """
-        start_step, train = accounting.committed_step(self.context.run), self.context.settings.train
+        train = self.context.settings.train
+        start_step = max(accounting.committed_step(self.context.run), train.continued.step)
         self.books.open(self.number, start_step, idle_seconds, self._priced_nodes().usd_per_hour, train.ranks)
         with subprocess.Popen(  # noqa: S603 - no shell
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

@@ -28,8 +28,9 @@ from pipeline.config import RunConfig, resolve, to_yaml
 from pipeline.local.display import RunDisplay, read_event
 from pipeline.local.progress import PipelineProgress
 from pipeline.local.recent import remember
+from pipeline.local.refresh import ReportRefresher
 from pipeline.local.supervisor import Inbox, supervise
-from pipeline.work import OpenRun, write_report
+from pipeline.work import CANCELLED, IN_PROGRESS, OpenRun, refresh_report, write_report
 
 _LOG = "pipeline.log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -164,6 +165,8 @@ def _follow(
 ) -> tuple[PipelineProgress, DarkroomError | None]:
     """Run the pipeline in a process of its own; return how it went and what ended it."""
     progress = PipelineProgress()
+    quiet = Progress(io.StringIO())
+    refresher = ReportRefresher(lambda: refresh_report(run, IN_PROGRESS, quiet))
 
     def on_line(line: str) -> None:
         log.file.write(without_credentials(_COLOUR.sub("", line)))
@@ -173,27 +176,30 @@ def _follow(
         else:
             progress.add_event(event)
             display.show(event)
+            refresher.refresh()
 
     def on_stop() -> None:
         display.print_line("stopping as soon as the state is saved; Ctrl-C again stops at once", "yellow")
 
     log.file.write(f"\n=== {run.run}, {time.strftime('%Y-%m-%d %H:%M:%S %z')} ===\n")
-    with scratch_folder("run") as scratch:
+    with refresher, scratch_folder("run") as scratch:
         # As it was resolved here, so that an edit of the recipe cannot make the steps disagree.
         recipe = scratch / "recipe.yaml"
         recipe.write_text(to_yaml(run.settings), encoding="utf-8")
         command = [sys.executable, "-m", "pipeline.local.dag_process", "--recipe", str(recipe)]
         command += ["--workdir", run.workdir.url, "--scratch", str(scratch)]
         code, stopped = supervise(command, os.environ, on_line, lambda: bool(progress.running), on_stop, inbox)
+    if refresher.has_begun:  # one may have been written after the pipeline's own
+        progress.reported = False
     if stopped and code != 0:
-        return progress, Preempted("stopped; the same command continues")
+        return progress, Preempted(f"stopped; the same command continues, or darkroom resume {run.run}")
     return progress, progress.failure(code)
 
 
 def _report(run: OpenRun, progress: PipelineProgress, error: DarkroomError | None) -> str:
     """Return where the report is; it is written here if the pipeline's own step did not get to it."""
     if isinstance(error, Preempted) or not progress.reported:
-        status = "SUCCEEDED" if error is None else "CANCELLED" if isinstance(error, Preempted) else "FAILED"
+        status = "SUCCEEDED" if error is None else CANCELLED if isinstance(error, Preempted) else "FAILED"
         try:
             write_report(run, status, Progress(io.StringIO()))
         except DarkroomError as problem:

@@ -119,7 +119,7 @@ def test_a_run_is_not_run_twice_at_the_same_time(capsys: pytest.CaptureFixture[s
     before = [entry.key for entry in folder.list()]
     code, error = rejected(capsys, "run", "--recipe", SMALL, "--workdir", "work")
     assert code == 74
-    assert f"{run} is held by process {os.getpid()} on " in error
+    assert f"{run} is being run by process {os.getpid()} on " in error
     assert [entry.key for entry in folder.list()] == before
 
 

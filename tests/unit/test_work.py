@@ -120,7 +120,7 @@ def test_a_step_that_is_stopped_says_that_it_goes_on_another_time(run: OpenRun, 
     with pytest.raises(Preempted, match="start again to continue"):
         recorded(run, "latents", stopped, "000")
     entry = record(run, "latents-000")
-    assert (entry["status"], entry["exit_code"]) == ("failed", 75)
+    assert (entry["status"], entry["exit_code"]) == ("stopped", 75)
     assert signal.getsignal(number) == before
 
 

@@ -80,9 +80,10 @@ def close_attempt(run: Storage, attempt: EndedAttempt, nodes: PricedNodes, key: 
         The fields of the event ``attempt-ended``: ``exit_code``, the last optimizer ``step``, ``steps_lost``.
     """
     saved_step = committed_step(run)
-    last_step = max([saved_step, *(step for step in _last_steps(run) if step > attempt.start_step)])
+    last_step = max([saved_step, attempt.start_step, *(step for step in _last_steps(run) if step > attempt.start_step)])
+    kept_step = max(saved_step, attempt.start_step)  # a run that continues another one begins with steps of that one
     append_ledger(run, nodes.ledger_lines(attempt.number, _seconds_by_state(run, attempt, saved_step)))
-    fields = {"exit_code": attempt.exit_code, "step": last_step, "steps_lost": max(0, last_step - saved_step)}
+    fields = {"exit_code": attempt.exit_code, "step": last_step, "steps_lost": max(0, last_step - kept_step)}
     for event in read_lines(run, key):
         # A launcher that was killed right after it had written this does not write it again.
         if event.get("event") == "attempt-ended" and event.get("attempt") == attempt.number:

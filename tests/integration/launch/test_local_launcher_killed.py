@@ -184,7 +184,7 @@ def test_a_second_launcher_is_rejected_and_the_first_goes_on(place: Place) -> No
     with second:
         output, _ = second.communicate()
     assert second.returncode == 74
-    assert f"is held by process {first.pid} on " in output
+    assert f"is being run by process {first.pid} on " in output
     wait_for(first, "step")
     assert first.poll() is None
     first.send_signal(signal.SIGTERM)

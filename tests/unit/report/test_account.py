@@ -70,6 +70,26 @@ def test_the_first_failed_step_is_what_failed() -> None:
     assert "latents 003" in publication(numbers)
 
 
+@pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
+def test_a_run_that_was_stopped_has_not_failed(status: str) -> None:
+    steps = (step("ingest"), step("train", 1, status="stopped", error="asked to stop"))
+    numbers = count(status, steps=steps)
+    assert (numbers["status"], numbers["error"], numbers["stopped"]) == ("stopped", None, "train")
+    assert badge(numbers) == ("fair", "Stopped in train")
+    assert "was stopped in train" in publication(numbers)
+    between = count("CANCELLED", steps=(step("ingest"),))
+    assert (between["status"], between["stopped"]) == ("stopped", "the pipeline")
+    failed = count(status, steps=(*steps, step("evaluate", 2, status="failed", error="no data")))
+    assert (failed["status"], failed["stopped"]) == ("failed", None)
+
+
+def test_a_run_that_goes_on_is_running() -> None:
+    numbers = count("RUNNING", steps=(step("ingest"),))
+    assert (numbers["status"], badge(numbers)) == ("running", ("fair", "Running"))
+    assert "not" not in badge(numbers).text
+    assert publication(numbers) == "Nothing is published yet: the run goes on."
+
+
 def test_a_pipeline_that_failed_without_a_word_failed() -> None:
     numbers = count("FAILED", steps=(step("ingest"), step("train", 1)))
 

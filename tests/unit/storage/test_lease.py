@@ -103,7 +103,7 @@ def test_of_launchers_that_race_one_holds_the_lease(run: Storage) -> None:
     assert len(holders) == 1, results
     for word, text in results:
         if word == "rejected":
-            assert f"the training of r is held by process {holders[0].process.pid} on " in text
+            assert f"the training of r is being run by process {holders[0].process.pid} on " in text
     # The holder is killed: of the next ones that race, one takes it over at once.
     holders[0].kill()
     again = [Taker(run) for _ in range(3)]
