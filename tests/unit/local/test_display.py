@@ -163,7 +163,7 @@ def test_a_training_of_other_data_begins_anew() -> None:
     screen.end("train", {"step": 400, "attempts": 1}, seconds=5.0)
     anew, begun, ended = screen.lines
     assert holds(begun, "train            0.0 s", "400 steps", "1,500 samples", "17.1 times")
-    assert holds(anew, "train            0.0 s", "begun anew", "another training", "1 older")
+    assert holds(anew, "train            0.0 s", "begun anew", "step-000000400", "another training", "1 older")
     assert holds(ended, "train            5.0 s", "400 steps", "17.1 epochs")
 
 

@@ -80,7 +80,7 @@ def fabricate(url: str, draw: Callable[[int, int, float], Image.Image] = draw_di
     reasons = {"a.jpg": "truncated", "b\n.png": "too-small", "\udcff.gif": "not-an-image", "c.png": "duplicate"}
     rejected = [{"name": name, "step": "ingest", "reason": why, "detail": "…"} for name, why in reasons.items()]
     rejected.append({"name": "e.png", "step": "caption", "reason": "too-small", "detail": "found 1×1, expected 8×8"})
-    workdir.write_lines("datasets/key0/sets/source/set0/rejected.jsonl", rejected)
+    workdir.write_records("datasets/key0/sets/source/set0/rejected.jsonl", rejected)
     return workdir
 
 
@@ -320,7 +320,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     workdir = fabricate(str(tmp_path))
     run = workdir.child("runs/first")
     rejected = [{"name": f"{HOSTILE}\u202e\x1b\x00", "step": HOSTILE, "reason": HOSTILE, "detail": HOSTILE}]
-    workdir.write_lines("datasets/key0/sets/source/set0/rejected.jsonl", rejected)
+    workdir.write_records("datasets/key0/sets/source/set0/rejected.jsonl", rejected)
     for key in ("evaluation/evaluation.json", "samples/index.json", "config.json", "steps/train.json"):
         text = json.dumps(run.read_json(key)).replace("digit", json.dumps(HOSTILE)[1:-1]).replace('"done"', '"failed"')
         run.write_json(key, json.loads(text.replace('"error": null', f'"error": {json.dumps(HOSTILE)}')))
@@ -342,7 +342,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         ("steps", "No step was recorded: steps/ holds nothing that can be shown."),
         ("metrics.jsonl", "No optimizer step was recorded: metrics.jsonl does not exist."),
         ("events.jsonl", "No attempt was recorded: events.jsonl does not exist."),
-        ("ledger.jsonl", "The training’s time was not recorded: ledger.jsonl does not exist."),
+        ("ledger.jsonl", "has ended, and not all its lines are there"),
         ("samples/index.json", "No images were drawn during training: samples/index.json does not exist."),
         ("evaluation/evaluation.json", "Nothing was measured: evaluation/evaluation.json does not exist."),
         ("evaluation/00.png", "evaluation/00.png does not exist"),
