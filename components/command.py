@@ -10,10 +10,10 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from components.errors import EXIT_DONE, DarkroomError
 from components.progress import Progress
@@ -74,12 +74,30 @@ class StepRun(Protocol):
         """Return the name of the encoding that a base model's folder gives with the run's settings."""
 
 
+class Problem(NamedTuple):
+    """What would end a run after hours, found before it begins.
+
+    Attributes:
+        setting: The setting that it is about, by its dotted name.
+        text: What is wrong, and what to do.
+        only_here: Whether it may be otherwise on another machine, such as a folder that is not here.
+    """
+
+    setting: str
+    text: str
+    only_here: bool = False
+
+
 def _nothing(_result: Result, _events: Mapping[str, Result]) -> str:
     return ""
 
 
 def _no_gpu(_settings: Settings) -> bool:
     return False
+
+
+def _no_problems(_run: StepRun) -> Iterator[Problem]:
+    return iter(())
 
 
 def _no_metrics(_result: Result) -> Mapping[str, float]:
@@ -99,6 +117,9 @@ class Step:
         loads_models: Whether it needs the image with torch, and a pod that is large enough for models.
         uses_gpu: Tells for the settings of a run whether it computes on a GPU.
         per_group: Whether it works on one partition group at a time, side by side with others.
+        check: Yields what is wrong with the settings of a run, before anything is done; reads small files only.
+        check_images: Yields what is wrong with the images for these settings, once they are listed.
+        lists_images: Whether it is this step that lists them.
         is_launched: Whether the pipeline's launcher starts the work, in the step's pod or on nodes of its own.
     """
 
@@ -109,6 +130,9 @@ class Step:
     loads_models: bool = False
     uses_gpu: Callable[[Settings], bool] = _no_gpu
     per_group: bool = False
+    check: Callable[[StepRun], Iterator[Problem]] = _no_problems
+    check_images: Callable[[StepRun], Iterator[Problem]] = _no_problems
+    lists_images: bool = False
     is_launched: bool = False
 
 

@@ -25,6 +25,7 @@ from components.storage.base import Storage
 from components.storage.open import open_storage
 from pipeline.config import RunConfig, resolve
 from pipeline.cost.stored_plan import store_plan
+from pipeline.launch import preflight
 
 LogMetric = Callable[[str, float], None]
 
@@ -96,12 +97,25 @@ def open_run(config: str) -> OpenRun:
     return OpenRun(RunConfig.parse(described["settings"]), open_storage(described["workdir"]))
 
 
+def check(run: OpenRun, where: preflight.Where) -> None:
+    """Check a run before its first costly second.
+
+    Raises:
+        ConfigError: With all problems that were found.
+    """
+    preflight.check_settings(WorkingStep(run.settings, run.workdir, StepProgress("configure"), {}), run.settings, where)
+
+
 def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> str:
-    """Resolve the settings of a run and write them down; returns what every later step is given, as JSON.
+    """Resolve and check the settings of a run and write them down; returns what every later step is given, as JSON.
 
     Text, because Kubeflow's own structures know neither null nor integers beyond 2⁵³.
+
+    Raises:
+        ConfigError: If they are wrong, or if a model that they name cannot be had.
     """
     run = OpenRun(resolve(recipe, overrides, source), open_storage(workdir))
+    check(run, "pod")
     # What an earlier invocation of this run recorded is not part of this one.
     run.folder.delete_tree("steps")
     described = run.settings.model_dump(mode="json")
@@ -156,7 +170,10 @@ def _work(step: Step, work: WorkingStep, lane: str | None) -> Result:
         return _launch(work)
     assert step.run is not None, f"{step.name} declares no work"
     if not step.per_group:
-        return step.run(work)
+        result = step.run(work)
+        if step.lists_images:
+            _check_images(work)
+        return result
     assert lane is not None, f"{step.name} works on the groups of a lane"
     groups = groups_of_lane(read_manifest(work.workdir, work.source_id).groups, lane, work.settings.ingest.lanes)
     sums: Counter[str] = Counter()
@@ -164,6 +181,13 @@ def _work(step: Step, work: WorkingStep, lane: str | None) -> Result:
         result = step.run(replace(work, group=group))
         sums.update({name: value for name, value in result.items() if isinstance(value, int)})
     return {"groups": len(groups), **sums}
+
+
+def _check_images(work: WorkingStep) -> None:
+    """Check the run against its images before anything costly is done with them."""
+    warning = preflight.check_images(work, work.settings)
+    if warning is not None:
+        work.progress.event("warning", text=warning)
 
 
 def _launch(work: WorkingStep) -> Result:

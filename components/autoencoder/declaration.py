@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from components.autoencoder.config import ModelConfig
-from components.command import Result, Step, StepRun, setting
+from components.command import Problem, Result, Step, StepRun, setting
 from components.html.formatting import plural
 from components.image.records import read_manifest
 from components.settings import Settings
@@ -37,8 +37,14 @@ def _summary(result: Result, events: Mapping[str, Result]) -> str:
     return f"trained on {plural(training['images'], 'image')}, loss {training['loss']:.3f}" if training else "trained"
 
 
+def _check(step: StepRun) -> Iterator[Problem]:
+    from components.autoencoder.checks import base_problems
+
+    return base_problems(setting(step.settings, "model", ModelConfig), step.workdir)
+
+
 def _uses_gpu(settings: Settings) -> bool:
     return setting(settings, "model", ModelConfig).base is None
 
 
-STEP = Step("autoencoder", _run, _summary, loads_models=True, uses_gpu=_uses_gpu)
+STEP = Step("autoencoder", _run, _summary, loads_models=True, uses_gpu=_uses_gpu, check=_check)

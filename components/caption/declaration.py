@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from components.caption.config import CaptionConfig
-from components.command import Result, Step, StepRun, setting
+from components.command import Problem, Result, Step, StepRun, setting
 from components.html.formatting import count
 from components.image.decoding import ImageLimits
 from components.settings import Settings
@@ -24,8 +24,29 @@ def _summary(result: Result, _events: Mapping[str, Result]) -> str:
     return f"{count(result['captioned'])} captioned{reused}, {count(result['rejected'])} rejected"
 
 
+def _check(step: StepRun) -> Iterator[Problem]:
+    from components.caption.checks import model_problems
+
+    return model_problems(setting(step.settings, "caption", CaptionConfig), step.workdir)
+
+
+def _check_images(step: StepRun) -> Iterator[Problem]:
+    from components.caption.checks import caption_problems
+
+    return caption_problems(setting(step.settings, "caption", CaptionConfig), step.workdir, step.source_id)
+
+
 def _uses_gpu(settings: Settings) -> bool:
     return bool(setting(settings, "caption", CaptionConfig).captioners)
 
 
-STEP = Step("caption", _run, _summary, loads_models=True, uses_gpu=_uses_gpu, per_group=True)
+STEP = Step(
+    "caption",
+    _run,
+    _summary,
+    loads_models=True,
+    uses_gpu=_uses_gpu,
+    per_group=True,
+    check=_check,
+    check_images=_check_images,
+)

@@ -42,4 +42,4 @@ def _listed(counts: Mapping[str, int], before: str, after: str = "") -> str:
     return f"{before}{', '.join(kinds[:MOST_SHOWN])}{more}{after}" if kinds else ""
 
 
-STEP = Step("ingest", _run, _summary)
+STEP = Step("ingest", _run, _summary, lists_images=True)

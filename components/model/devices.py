@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
+
+# One of these exists if a driver for GPUs is loaded: NVIDIA's, AMD's, or Windows' own under WSL. Importing torch only
+# to hear that there is no GPU would take seconds.
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 class Gpu(NamedTuple):
@@ -19,6 +24,8 @@ class Gpu(NamedTuple):
 
 def gpus() -> tuple[Gpu, ...]:
     """Return the GPUs that torch can use; none if there are none, or if torch is not installed."""
+    if not any(Path(driver).exists() for driver in _DRIVERS):
+        return ()
     try:
         import torch
     except ImportError:

@@ -12,7 +12,6 @@ Only safetensors are loaded; a model that has only pickles is rejected.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from components.digests import short
 from components.errors import ConfigError, DamagedFile, DataError, NotFound, StorageError
 from components.model.manifest import COMMIT, check_model
+from components.model.parts import PARTS, SECOND_TEXT, files_of_folder, part_problems
 from components.storage.base import Storage
 from components.storage.files import temporary_cache
 from components.storage.open import open_storage
@@ -34,19 +34,8 @@ if TYPE_CHECKING:
 
 _WORKDIR = "workdir:"
 _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
-# Each part of a model that Darkroom can train, and the class that model_index.json must name for it; None: any.
-_PARTS = {
-    "vae": "AutoencoderKL",
-    "unet": "UNet2DConditionModel",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": None,
-    "scheduler": None,
-}
-_WITH_WEIGHTS = ("vae", "unet", "text_encoder")
-_SECOND_TEXT = ("text_encoder_2", "tokenizer_2")  # of SDXL
 # What is downloaded of a repository of the hub.
-HUB_FILES = ["model_index.json", *(f"{part}/*" for part in (*_PARTS, *_SECOND_TEXT))]
+HUB_FILES = ["model_index.json", *(f"{part}/*" for part in (*PARTS, *SECOND_TEXT))]
 
 
 def fetch(uri: str, workdir: Storage) -> Path:
@@ -117,27 +106,11 @@ def check_parts(folder: Path, uri: str) -> None:
     """Check that a folder holds a Stable Diffusion model with all the parts that the steps load.
 
     Raises:
-        ConfigError: If a part is missing, or of another class.
+        ConfigError: If a part is missing, is of another class, or does not fit the others.
     """
-    try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model {uri!r}: no readable model_index.json ({error}); is it a diffusers folder?") from None
-    if "text_encoder_2" in index:
-        raise ConfigError(f"model {uri!r} has two text encoders (SDXL); expected one, as in Stable Diffusion 1 and 2")
-    for part, expected in _PARTS.items():
-        actual = (index.get(part) or [None, None])[1]
-        if actual is None or not (folder / part).is_dir():
-            raise ConfigError(
-                f"model {uri!r} has no {part}; expected a whole diffusers folder with {', '.join(_PARTS)}"
-            )
-        if expected is not None and actual != expected:
-            raise ConfigError(f"model {uri!r}: its {part} is {actual}, expected {expected}")
-    for part in _WITH_WEIGHTS:
-        if not any(_WEIGHTS.fullmatch(path.name) for path in (folder / part).iterdir()):
-            raise ConfigError(
-                f"model {uri!r}: no safetensors in {part}/; pickled weights and variants are not loaded, convert them"
-            )
+    problems = list(part_problems(files_of_folder(folder), uri))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def load_autoencoder(folder: Path, dtype: str, device: torch.device) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from components.command import Result, Step
+from components.command import Problem, Result, Step, StepRun, setting
+from components.errors import ConfigError
 from components.html.formatting import number, plural
+from components.train.config import MetricsConfig
 
 
 def _summary(result: Result, events: Mapping[str, Result]) -> str:
@@ -29,4 +31,15 @@ def _last_loss(events: Mapping[str, Result]) -> str:
     return ""
 
 
-STEP = Step("train", summary=_summary, loads_models=True, uses_gpu=lambda _settings: True, is_launched=True)
+def _check(step: StepRun) -> Iterator[Problem]:
+    from components.train.metrics.trackers import check_installed
+
+    try:
+        check_installed(setting(step.settings, "train.metrics", MetricsConfig).trackers)
+    except ConfigError as error:
+        yield Problem("train.metrics.trackers", str(error), only_here=True)
+
+
+STEP = Step(
+    "train", summary=_summary, loads_models=True, uses_gpu=lambda _settings: True, is_launched=True, check=_check
+)

@@ -30,8 +30,13 @@ def plan_run(
     return make_plan(settings, prices, model_size(settings), history.speed, images, assumptions)
 
 
-def store_plan(settings: RunConfig, workdir: Storage) -> None:
+def store_plan(settings: RunConfig, workdir: Storage, images: int | None = None) -> None:
     """Store the plan of a run; once training has begun, a stored plan does not change any more.
+
+    Args:
+        settings: The run.
+        workdir: The storage of its folder.
+        images: How many images it has; None: as many as the newest run on the same source.
 
     Raises:
         ConfigError: If ``placement.prices`` names a file that is not a price list.
@@ -41,7 +46,7 @@ def store_plan(settings: RunConfig, workdir: Storage) -> None:
     if run.exists(PLAN) and run.exists(LEDGER):
         return
     with contextlib.suppress(ConfigError):  # a run may use machine types that have no price
-        run.write_json(PLAN, plan_run(settings, prices, workdir, None, Assumptions()).to_json())
+        run.write_json(PLAN, plan_run(settings, prices, workdir, images, Assumptions()).to_json())
 
 
 def read_planned(run: Storage) -> Planned | None:

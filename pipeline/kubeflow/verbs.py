@@ -178,6 +178,7 @@ def _print_lines(*lines: str) -> None:
 
 def _submit(arguments: argparse.Namespace) -> int:
     from pipeline.kubeflow.deploy import check_workdir, parameters
+    from pipeline.work import OpenRun, check
 
     deployment = _deployment(arguments)
     overrides = [text for group in arguments.set for text in group]
@@ -185,6 +186,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     workdir = arguments.workdir or (deployment.workdir if arguments.file else "")
     if workdir:
         check_workdir(workdir)
+    check(OpenRun(settings, open_storage(workdir or "workdir")), "client")
     given = parameters(arguments.recipe, workdir, arguments.source, overrides)
     kubeflow = _connect(arguments, deployment)
     version, account = _pinned(kubeflow, arguments, deployment, overrides)

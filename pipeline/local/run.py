@@ -30,7 +30,7 @@ from pipeline.local.progress import PipelineProgress
 from pipeline.local.recent import remember
 from pipeline.local.refresh import ReportRefresher
 from pipeline.local.supervisor import Inbox, supervise
-from pipeline.work import CANCELLED, IN_PROGRESS, OpenRun, refresh_report, write_report
+from pipeline.work import CANCELLED, IN_PROGRESS, OpenRun, check, refresh_report, write_report
 
 _LOG = "pipeline.log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -64,6 +64,8 @@ def run_settings(settings: RunConfig, workdir: str, console: Console) -> None:
     _check_packages()
     run = OpenRun(settings, open_workdir(workdir))
     _check_source(settings)
+    with console.status("checking models and settings"):
+        check(run, "here")
     display, inbox = RunDisplay(console), SimpleQueue[str | int | None]()
     lease = acquire(run.folder, PIPELINE, run.run)
     with lease.kept(lambda: inbox.put(signal.SIGKILL)), _open_log(run) as log:
