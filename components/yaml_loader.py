@@ -22,7 +22,7 @@ from components.errors import ConfigError
 
 # What a document may have; the longest recipe that comes with Darkroom has 60 lines.
 MOST_CHARACTERS = 512 * 1024
-MOST_VALUES = 50_000
+MOST_VALUES = 20_000
 MOST_DEPTH = 32
 
 _TAG = "tag:yaml.org,2002:"

@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code.
 
     Returns:
-        0 done, 65 bad data, 70 internal error, 74 storage that cannot be read or written, 75 stopped with the state
-        saved, 78 wrong settings.
+        One of the codes of `components.errors`, which docs/cli.md lists.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

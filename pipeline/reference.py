@@ -21,9 +21,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from components.errors import EXIT_DONE
+from components.errors import EXIT_DONE, DarkroomError
 from pipeline.cli import build_parser
-from pipeline.command_line import Parser
+from pipeline.command_line import EXIT_USAGE, Parser
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import Deployment
 
@@ -53,9 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _commands() -> Iterator[str]:
     yield from (_HEADER, "# The `darkroom` command", "")
-    yield "Exit codes: 0 done, 65 bad data, 70 internal error, 74 storage that cannot be read or written, 75 stopped"
-    yield from ("with the state saved, 78 wrong settings.", "")
+    yield from ("All verbs end with these exit codes; the steps and the trainer use the same ones.", "")
+    yield from ("| code | meaning |", "|---|---|")
+    yield from (f"| {code} | {_cell(meaning)} |" for code, meaning in sorted(exit_codes().items()))
+    yield ""
     yield from _command(build_parser(), 2)
+
+
+def exit_codes() -> dict[int, str]:
+    """Return the meaning of each exit code: those of `components.errors`, and what a command line adds."""
+    meanings = {EXIT_DONE: "done", EXIT_USAGE: "the command line is wrong: a verb, an option or its value"}
+    kinds = [DarkroomError]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if "exit_code" in vars(kind) and kind.__module__ == DarkroomError.__module__:
+            first = (kind.__doc__ or "").partition("\n")[0]
+            meanings[kind.exit_code] = re.sub(r" \(exit code .*\)\.?$|\.$", "", first)
+    return meanings
 
 
 def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import resolve
-from pipeline.reference import main, pages
+from pipeline.reference import exit_codes, main, pages
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -30,6 +30,11 @@ def test_every_setting_of_a_run_is_there() -> None:
     # The keys of a setting that is a mapping, such as evaluate.promotion.required, are no settings of their own.
     settings = names(resolve("demo").model_dump(mode="json"), "")
     assert {name for name in settings if name not in told and name.rpartition(".")[0] not in told} == set()
+
+
+def test_every_exit_code_is_there() -> None:
+    assert sorted(exit_codes()) == [0, 2, 65, 70, 71, 74, 75, 78, 124]
+    assert "| 78 | The settings are wrong, so a retry cannot help |" in pages()["cli.md"]
 
 
 def test_every_verb_is_there_with_its_options() -> None:
