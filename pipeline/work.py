@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from components.command import Result, Step, load_step
+from components.digests import short
 from components.errors import DarkroomError, Preempted, StorageError
 from components.image.records import groups_of_lane, lane_names, read_manifest
 from components.image.sources import open_source
@@ -94,7 +95,8 @@ class StepProgress(Progress):
 def open_run(config: str) -> OpenRun:
     """Return the run that `configure` described."""
     described = json.loads(config)
-    return OpenRun(RunConfig.parse(described["settings"]), open_storage(described["workdir"]))
+    workdir = open_storage(described["workdir"])
+    return OpenRun(RunConfig.parse(workdir.read_json(described["settings"])), workdir)
 
 
 def check(run: OpenRun, where: preflight.Where) -> None:
@@ -121,7 +123,11 @@ def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> s
     described = run.settings.model_dump(mode="json")
     run.folder.write_json("config.json", described)
     store_plan(run.settings, run.workdir)
-    return json.dumps({"settings": described, "workdir": workdir})
+    # Their place, not the settings themselves: a step gets what it needs as arguments of its process, which every user
+    # of a machine can list. The name is made of the content, since config.json may be written again.
+    key = f"runs/{run.run}/settings/{short(described)}.json"
+    run.workdir.write_json(key, described)
+    return json.dumps({"settings": key, "workdir": workdir})
 
 
 def lanes(config: str) -> list[str]:

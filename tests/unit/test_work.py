@@ -52,6 +52,23 @@ def test_the_settings_are_handed_on_whole(tmp_path: Path, run: OpenRun) -> None:
     assert run.folder.url == f"{tmp_path}/work/runs/{run.settings.run}"
 
 
+def test_the_arguments_of_a_step_hold_no_settings(tmp_path: Path, config: str, run: OpenRun) -> None:
+    given = (
+        RECIPE,
+        str(tmp_path / "work"),
+        str(tmp_path / "images"),
+        ["placement.env={HTTPS_PROXY: internal.example}"],
+    )
+    other = work.configure(*given)
+    assert "internal.example" not in other
+    assert len(other) < 300
+    assert other != config
+    # Each still stands for its own settings, although both are of one run.
+    assert open_run(other).run == run.run
+    assert open_run(other).settings.placement.env == {"HTTPS_PROXY": "internal.example"}
+    assert open_run(config).settings == run.settings
+
+
 def test_a_step_tells_and_records_what_it_did(config: str, run: OpenRun, capsys: pytest.CaptureFixture[str]) -> None:
     before = time.time()
     work.run_step("ingest", config)
@@ -158,7 +175,8 @@ def test_a_new_time_of_the_same_run_forgets_the_records_of_the_last(config: str,
     run.folder.write_json("metrics.jsonl", {"step": 1})
     again = work.configure(RECIPE, str(tmp_path / "work"), str(tmp_path / "images"), [])
     assert again == config
-    assert [entry.key for entry in run.folder.list()] == ["config.json", "metrics.jsonl", "plan.json"]
+    keys = [entry.key for entry in run.folder.list()]
+    assert [key for key in keys if not key.startswith("settings/")] == ["config.json", "metrics.jsonl", "plan.json"]
 
 
 def test_the_report_names_a_step_that_was_killed(config: str, run: OpenRun) -> None:
