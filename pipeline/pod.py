@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -15,6 +16,9 @@ from components.settings import Settings
 
 # The chart's network policies select the steps' pods by these.
 LABELS = {"app.kubernetes.io/part-of": "darkroom", "app.kubernetes.io/component": "pipeline"}
+
+# Where the launching step finds the account that may create TrainJobs, if the chart gives it one of its own.
+LAUNCHER_ACCOUNT = Path("/var/run/secrets/darkroom/launcher")
 
 # The user of the images (images/).
 USER = 10001
@@ -39,6 +43,7 @@ class StepPod:
         node_affinity: Further conditions on the node, as Kubernetes writes them.
         env: Plain environment variables.
         secrets: For each Secret, the keys that become environment variables of the same name.
+        secret_folders: For each Secret, the folder that it is mounted at.
         config_maps: For each ConfigMap, the folder that it is mounted at.
         pull_policy: When the image is pulled.
         pull_secrets: Secrets that the image is pulled with.
@@ -58,6 +63,7 @@ class StepPod:
     node_affinity: Mapping[str, Any] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    secret_folders: Mapping[str, str] = field(default_factory=dict)
     config_maps: Mapping[str, str] = field(default_factory=dict)
     pull_policy: str | None = None
     pull_secrets: tuple[str, ...] = ()

@@ -67,6 +67,8 @@ def _set_environment(task: Any, pod: StepPod) -> None:
         task.set_env_variable(name, value)
     for secret, keys in pod.secrets.items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})
+    for name, folder in pod.secret_folders.items():
+        kubernetes.use_secret_as_volume(task, name, folder)
     for name, folder in pod.config_maps.items():
         kubernetes.use_config_map_as_volume(task, name, folder)
 

@@ -51,6 +51,9 @@ class Site(Settings):
     image_pull_secrets: tuple[Name, ...] = Field((), description="Secrets that nodes pull images with")
     retries: int = Field(5, ge=0, le=100, description="how often a failed step is started again")
     secrets: Secrets = Secrets()
+    launcher_secret: Name = Field(
+        "", description="Secret with the token of the account that creates TrainJobs; empty: the pods' own account"
+    )
     env: dict[Variable, str] = Field({}, description="plain variables of every step, none of them secret")
     config_maps: ConfigMaps = ConfigMaps()
 

@@ -11,7 +11,7 @@ from pipeline import placement as places
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import PRICES, Site
 from pipeline.placement import PlacementConfig
-from pipeline.pod import HeavyPods, PodOf, StepPod
+from pipeline.pod import LAUNCHER_ACCOUNT, HeavyPods, PodOf, StepPod
 from pipeline.recipe import RELEASE_RECIPES
 
 # The pipeline's own first step, which only reads settings.
@@ -41,6 +41,7 @@ def _pod(step: Step, settings: RunConfig, site: Site) -> StepPod:
         "retries": site.retries,
         "env": dict(site.env),
         "secrets": _secrets(site, heavy, trains_here),
+        "secret_folders": _launcher_account(step, settings, site),
         "config_maps": _config_maps(site),
         "pull_policy": site.image_pull_policy,
         "pull_secrets": site.image_pull_secrets,
@@ -96,6 +97,12 @@ def _secrets(site: Site, heavy: bool, trains_here: bool) -> dict[str, tuple[str,
         if name:
             keys_of[name] = (*keys_of.get(name, ()), *keys)
     return keys_of
+
+
+def _launcher_account(step: Step, settings: RunConfig, site: Site) -> dict[str, str]:
+    """Return where the token of the launcher's account is mounted: only in a step that creates TrainJobs."""
+    creates = step.is_launched and settings.launch.where != "local" and site.launcher_secret
+    return {site.launcher_secret: str(LAUNCHER_ACCOUNT)} if creates else {}
 
 
 def _config_maps(site: Site) -> dict[str, str]:

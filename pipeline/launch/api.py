@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 
 import urllib3
 from kubernetes import client, config
+from kubernetes.config.incluster_config import InClusterConfigLoader
 
 from components.errors import ConfigError, DarkroomError, StorageError
 from pipeline.launch.pods import CONTAINER
 from pipeline.launch.render import GROUP, PLURAL, VERSION, Owner
+from pipeline.pod import LAUNCHER_ACCOUNT
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -28,7 +30,7 @@ Json = dict[str, Any]
 CONNECTION_ERRORS = (urllib3.exceptions.HTTPError, http.client.HTTPException, ConnectionError, TimeoutError)
 _TIMEOUT_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 20.0
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_POD_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LOG_LINES = 40
 
 
@@ -207,8 +209,9 @@ def connect(namespace: str | None, patience: float) -> Cluster:
     settings = client.Configuration()
     try:
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
-            config.load_incluster_config(client_configuration=settings)
-            default = _NAMESPACE_FILE.read_text(encoding="utf-8").strip() if _NAMESPACE_FILE.exists() else "default"
+            account = load_account(settings)
+            file = account / "namespace"
+            default = file.read_text(encoding="utf-8").strip() if file.exists() else "default"
         else:
             config.load_kube_config(client_configuration=settings)
             default = config.list_kube_config_contexts()[1]["context"].get("namespace", "default")
@@ -216,6 +219,17 @@ def connect(namespace: str | None, patience: float) -> Cluster:
         raise ConfigError(f"no cluster is configured here: {error}; set KUBECONFIG, or launch.where to local") from None
     settings.retries = urllib3.Retry(0)  # `Cluster` repeats calls itself
     return Cluster(client.ApiClient(settings), namespace or default, patience)
+
+
+def load_account(settings: client.Configuration) -> Path:
+    """Let a client use the launcher's account, or the pod's if there is none; return the account's folder.
+
+    Raises:
+        ConfigException: If there is neither.
+    """
+    account = LAUNCHER_ACCOUNT if (LAUNCHER_ACCOUNT / "token").is_file() else _POD_ACCOUNT
+    InClusterConfigLoader(str(account / "token"), str(account / "ca.crt")).load_and_set(settings)
+    return account
 
 
 def is_transient(status: int | None) -> bool:

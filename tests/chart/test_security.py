@@ -85,15 +85,17 @@ def test_the_rule_finds_what_is_not_restricted(
         assert list(offences({**pod, **change}))
 
 
-def test_only_pods_of_a_run_get_a_token_for_the_kubernetes_api(
+def test_only_pods_of_a_run_get_a_token_for_the_kubernetes_api_and_one_step_that_of_the_launcher(
     everything: Manifest, render: Render, pod_specs: PodSpecs
 ) -> None:
     manifests = render(everything)
     mounting = {m["metadata"]["name"] for m in manifests if m.get("automountServiceAccountToken")}
     assert mounting == {"dr-darkroom-pipeline"}
     for name, pod in pod_specs(manifests).items():
-        assert pod["automountServiceAccountToken"] is (name == "Pod/dr-darkroom-test-access.spec"), name
+        assert pod["automountServiceAccountToken"] is False, name
         assert pod["enableServiceLinks"] is False, name
+        secrets = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
+        assert secrets == (["dr-darkroom-launcher"] if name == "Pod/dr-darkroom-test-access.spec" else []), name
 
 
 def test_the_hook_gets_a_token_for_kubeflow_alone_where_it_keeps_users_apart(
@@ -153,14 +155,19 @@ def test_every_binding_names_a_role_and_an_account_that_exist(everything: Manife
             assert (subject["kind"], subject["name"]) in there
             assert subject["namespace"] == "team"
     bound = {s["name"] for m in manifests if m["kind"] == "RoleBinding" for s in m["subjects"]}
-    assert bound == {"dr-darkroom-pipeline", "dr-darkroom-deploy"}  # nothing for the trainer
+    assert bound == {"dr-darkroom-launcher", "dr-darkroom-pipeline", "dr-darkroom-deploy"}  # nothing for the trainer
+    accounts = {m["roleRef"]["name"]: m["subjects"][0]["name"] for m in manifests if m["kind"] == "RoleBinding"}
+    assert accounts["dr-darkroom-launcher"] == "dr-darkroom-launcher"
+    assert accounts["dr-darkroom-kfp"] == "dr-darkroom-pipeline"
 
 
 def test_secrets_are_named_and_each_pod_gets_only_those_it_uses(
     everything: Manifest, render: Render, pod_specs: PodSpecs
 ) -> None:
     manifests = render(everything)
-    assert not [m for m in manifests if m["kind"] == "Secret"]
+    [secret] = [m for m in manifests if m["kind"] == "Secret"]
+    assert secret["type"] == "kubernetes.io/service-account-token"  # which Kubernetes fills
+    assert not {"data", "stringData"} & set(secret)
     used = {}
     for name, pod in pod_specs(manifests).items():
         variables = pod["containers"][0]["env"]

@@ -6,6 +6,7 @@ python check_access.py --namespace NAMESPACE --runtime RUNTIME --kfp URL --workd
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,14 @@ def _list(workdir: str) -> None:
 def _api() -> Any:
     from kubernetes import client, config
 
-    config.load_config()  # in a pod, its account
+    from pipeline.launch.api import load_account
+
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        settings = client.Configuration()
+        load_account(settings)
+        client.Configuration.set_default(settings)
+    else:
+        config.load_config()
     return client
 
 

@@ -101,6 +101,7 @@ gpu_image: {{ include "darkroom.image" (dict "root" $root "image" $root.Values.g
 image_pull_policy: {{ $root.Values.image.pullPolicy }}
 image_pull_secrets: {{ toJson $root.Values.imagePullSecrets }}
 service_account: {{ include "darkroom.fullname" $root }}-pipeline
+launcher_secret: {{ include "darkroom.fullname" $root }}-launcher
 recipe: {{ $root.Values.pipeline.recipe | quote }}
 workdir: {{ $root.Values.workdir | quote }}
 runtime: {{ $root.Values.trainer.runtime }}

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import Site
-from pipeline.kubeflow.step_pods import on_cluster
+from pipeline.kubeflow.step_pods import on_cluster, step_names
 from pipeline.pod import StepPod
 
 BASE = "stabilityai/stable-diffusion-2-base"
@@ -60,6 +60,16 @@ def test_secrets_are_those_that_a_step_uses_and_two_may_be_one() -> None:
     assert pod("latents", one).secrets == {"all": (*store, "HF_TOKEN")}
     assert pod("train", one, launch={"where": "trainjob"}).secrets == {"all": store}
     assert pod("latents").secrets == {}
+
+
+def test_only_the_step_that_creates_trainjobs_gets_the_launchers_account() -> None:
+    site = {"launcher_secret": "darkroom-launcher"}
+    on_nodes = {"launch": {"where": "trainjob"}}
+    folders = {step: pod(step, site, **on_nodes).secret_folders for step in step_names()}
+    assert folders.pop("train") == {"darkroom-launcher": "/var/run/secrets/darkroom/launcher"}
+    assert set(map(str, folders.values())) == {"{}"}
+    assert pod("train", site).secret_folders == {}, "it trains in its own pod"
+    assert pod("train", **on_nodes).secret_folders == {}, "the release has no such account"
 
 
 def test_a_part_of_a_mebibyte_is_a_whole_one() -> None:
