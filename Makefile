@@ -8,10 +8,13 @@ SAMPLE ?= 15
 STREAMING := build/streaming
 # The release that everything is tested with; `make constraints` takes the newest of all other packages.
 TORCH := 2.13.0
+LOCK := build/locks/bin/uv pip compile --quiet --no-config --generate-hashes --universal --python-version 3.11 \
+	--no-annotate --custom-compile-command 'make locks' --constraints constraints.txt \
+	--default-index https://pypi.org/simple
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit proofs mutants bench chaos golden docs chart images constraints clean
+.PHONY: help install demo test lint types unit proofs mutants bench chaos golden docs chart images constraints locks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -90,6 +93,16 @@ constraints:  ## pin anew what a fresh installation takes, in constraints.txt
 	echo '# Every package of .[pipeline,train,dev] as tested. Made by `make constraints`; do not edit.' > constraints.txt
 	sed -E 's/\+[a-z0-9.]+$$//' build/frozen.txt | LC_ALL=C sort -f >> constraints.txt
 	rm -rf build/constraints build/frozen.txt
+
+# For every machine that Python 3.11 or later runs on. CPU builds of torch, which developers may have, have other hashes.
+locks:  ## pin what the images take by hashes, in images/locks; after `make constraints`
+	rm -rf build/locks
+	$(PYTHON) -m venv build/locks
+	build/locks/bin/pip install --quiet uv
+	$(LOCK) images/locks/build.in --output-file images/locks/build.txt
+	$(LOCK) pyproject.toml --extra pipeline --output-file images/locks/darkroom.txt
+	$(LOCK) pyproject.toml --extra pipeline --extra train --extra monitor --output-file images/locks/darkroom-gpu.txt
+	rm -rf build/locks
 
 clean:  ## remove what was built; .venv and demo stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: DarkroomError) -> int:
-    label = Text() if isinstance(error, Preempted) else Text("error: ", "red")
+    label = "" if isinstance(error, Preempted) else "error: "
     console = Console(stderr=True, highlight=False)
-    text = label + printable(str(error))
+    text = f"{label}{printable(str(error))}"
     if console.is_terminal:  # elsewhere, a line is what a search finds
-        text.plain = wrapped(text.plain)
-    console.print(text, soft_wrap=True)
+        text = wrapped(text)
+    console.print(Text.assemble((label, "red"), text.removeprefix(label)), soft_wrap=True)
     return error.exit_code
 
 

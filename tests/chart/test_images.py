@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ("darkroom", "darkroom-gpu")
+LOCKS = ROOT / "images" / "locks"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -84,16 +87,43 @@ def test_what_is_written_at_run_time_lies_below_tmp(image: str) -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_dependencies_are_locked_and_extras_exist(image: str) -> None:
+def test_pip_takes_nothing_without_a_hash(image: str) -> None:
     runs = " && ".join(rest for name, rest in instructions(build_of(image)) if name == "RUN")
-    installs = re.findall(r"pip install [^&]*", runs)
-    assert installs
-    assert all("-c constraints.txt" in install for install in installs)
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    asked = set(re.findall(r"\w+", " ".join(re.findall(r"\.\[([^\]]*)\]", runs))))
-    assert asked <= known.keys()
-    assert ("train" in asked) == (image == "darkroom-gpu")
+    *dependencies, own = [" ".join(text.split()) for text in re.findall(r"pip install ([^&]*)", runs)]
+    assert own == "--no-deps --no-build-isolation ."
+    assert dependencies == [
+        "--require-hashes -r build.txt",
+        f"--require-hashes --no-build-isolation -r {image}.txt",
+    ]
     assert "pip check" in runs
+
+
+def locked(name: str) -> dict[str, str]:
+    """Return the versions of a lock by the packages' names; each must have hashes."""
+    text = (LOCKS / f"{name}.txt").read_text("ascii")
+    assert "make locks" in text.partition("==")[0]
+    packages = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]
+    assert all("--hash=sha256:" in package for package in packages)
+    pairs = [re.split("==| ", package, maxsplit=2)[:2] for package in packages]
+    return {canonicalize_name(package): version for package, version in pairs}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_lock_holds_all_that_an_image_needs_in_the_versions_that_are_tested(image: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = ["pipeline"] if image == "darkroom" else ["pipeline", "train", "monitor"]
+    texts = [*project["dependencies"], *(text for name in extras for text in project["optional-dependencies"][name])]
+    lock = locked(image)
+    assert {canonicalize_name(Requirement(text).name) for text in texts} <= lock.keys(), "run make locks"
+    pairs = [line.partition("==") for line in (ROOT / "constraints.txt").read_text("ascii").splitlines()[1:]]
+    tested = {canonicalize_name(name): version for name, _, version in pairs}
+    assert {name: version for name, version in lock.items() if tested.get(name, version) != version} == {}
+    assert ("torch" in lock) == (image == "darkroom-gpu")
+    assert any(name.startswith("nvidia-") for name in lock) == (image == "darkroom-gpu")
+
+
+def test_what_builds_sources_is_locked() -> None:
+    assert locked("build").keys() >= {"setuptools", "wheel"}
 
 
 def test_an_image_for_gpus_is_not_made_without_cuda() -> None:
