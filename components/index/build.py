@@ -50,6 +50,7 @@ def index(
     encoding_key: str,
     workdir: Storage,
     progress: Progress,
+    variants: int | None = None,
 ) -> dict[str, Any]:
     """Join the groups' shards into one dataset, and commit it.
 
@@ -64,6 +65,8 @@ def index(
         encoding_key: The dataset's folder.
         workdir: The storage of all files.
         progress: Reports what happens.
+        variants: How many variants of each image the dataset has, of those that are encoded; None for those that the
+            latents step encoded last. Another run may have encoded more of the same captions since.
 
     Returns:
         ``dataset_digest``, ``images``, ``samples``, ``held_out`` (images), ``rejected``, ``shards``, ``encoding_key``,
@@ -74,10 +77,10 @@ def index(
     """
     storage = workdir.child(f"datasets/{encoding_key}")
     files = IndexFiles(workdir, storage, source_id, caption_set)
-    inputs = fingerprint(files, groups, config.held_out)
+    inputs = fingerprint(files, groups, config.held_out, variants)
     if last_result := read_result(files, inputs):
         return last_result
-    live, authors, noted = _accepted(files, groups, config.held_out)
+    live, authors, noted = _accepted(files, groups, config.held_out, variants)
     shards = join(_whole_shards(files, groups, progress), live, config.held_out)
     rejections = _rejections(files, groups)
     images = {sample.image for sample in live}
@@ -138,7 +141,7 @@ def _bucket(name: str) -> tuple[int, int]:
 
 
 def _accepted(
-    files: IndexFiles, groups: Sequence[str], held_out: float
+    files: IndexFiles, groups: Sequence[str], held_out: float, variants: int | None
 ) -> tuple[set[SampleId], dict[str, int], NotedCaptions]:
     """Return the samples that the dataset should have, how many captions each author wrote, and some captions."""
     live: set[SampleId] = set()
@@ -148,11 +151,11 @@ def _accepted(
         records = read_accepted(files.captions, group)
         authors.update(count_authors(records))
         rejected = {rejection.sha256 for rejection in read_latents_rejections(files.records, group)}
-        variants = read_variants(files.records, group)
+        count = read_variants(files.records, group) if variants is None else variants
         for record in records:
             if record.sha256 not in rejected:
                 texts = [caption.text for caption in record.captions]
-                live.update(sample_ids(record.sha256, texts, variants))
+                live.update(sample_ids(record.sha256, texts, count))
                 notes.add(texts, is_held_out(record.sha256, held_out))
     return live, dict(sorted(authors.items(), key=lambda item: (-item[1], item[0]))), notes.result()
 

@@ -19,7 +19,8 @@ def _run(step: StepRun) -> Result:
     config = setting(step.settings, "index", IndexConfig)
     groups = read_manifest(step.workdir, step.source_id).groups
     names = (step.source_id, groups, step.caption_set, step.inputs["encoding_key"])
-    result = index(config, *names, step.workdir, step.progress)
+    variants = setting(step.settings, "latents.variants.count", int)
+    result = index(config, *names, step.workdir, step.progress, variants)
     # The clean step has checked this, too; the latents step may have rejected more since.
     share = setting(step.settings, SETTING, object)
     assert share is None or isinstance(share, float)

@@ -27,18 +27,19 @@ _OUTPUTS = (REJECTED, versions.KEY, KEY)
 SHARDS = "shards"
 
 
-def fingerprint(files: IndexFiles, groups: Sequence[str], held_out: float) -> str:
+def fingerprint(files: IndexFiles, groups: Sequence[str], held_out: float, variants: int | None) -> str:
     """Return a digest of all inputs of the index step, as far as listings show them; empty in a local folder.
 
     Args:
         files: Where they are.
         groups: The partition groups of the dataset.
         held_out: Share of the images that are held out from training.
+        variants: How many variants of each image the dataset has; None for those encoded last.
     """
     if files.dataset.local_path() is not None:
         return ""
     names = [files.source_id, files.caption_set, list(groups)]
-    sha256 = hashlib.sha256(canonical_json([FORMAT, names, held_out]))
+    sha256 = hashlib.sha256(canonical_json([FORMAT, names, held_out, variants]))
     for entry in _entries(files):
         sha256.update(canonical_json(entry) + b"\n")
     return sha256.hexdigest()

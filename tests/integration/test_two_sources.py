@@ -48,7 +48,8 @@ TINY = Architecture.parse(
         "unet": {"channels": [4], "cross_attention": [True], "norm_groups": 2, "attention_heads": 2},
     }
 )
-LATENTS = LatentsConfig.parse({"resolution": 16, "batch_size": 4, "shard_samples": 4, "device": "cpu"})
+SMALL = {"resolution": 16, "batch_size": 4, "shard_samples": 4, "device": "cpu"}
+LATENTS = LatentsConfig.parse(SMALL)
 QUIET = Progress(io.StringIO())
 
 
@@ -79,12 +80,15 @@ def write_images(folder: Path, numbers: Sequence[int]) -> Path:
 class Run:
     """The steps from images to a dataset, one after the other or each when it is asked for."""
 
-    def __init__(self, source: Path, base: Path, settings: str = "plain", prefix: str = "") -> None:
+    def __init__(
+        self, source: Path, base: Path, settings: str = "plain", prefix: str = "", latents: LatentsConfig = LATENTS
+    ) -> None:
         self.source, self.base = source, str(base)
         self.source_id = open_source(str(source)).id
         self.caption_set = f"{self.source_id}/{settings}"
         self.captions = CaptionConfig(sources=("sidecar",), prefix=prefix)
-        self.key = encoding_key(base, LATENTS)
+        self.latents = latents
+        self.key = encoding_key(base, latents)
         self.counts: Counter[str] = Counter()
 
     def steps(self, workdir: Storage) -> Iterator[str]:
@@ -101,9 +105,10 @@ class Run:
         yield "clean"
         for group in groups:
             where = (group, self.source_id, self.caption_set, self.key, self.base)
-            self.counts["encoded"] += encode(LATENTS, *where, workdir, QUIET)["encoded"]
+            self.counts["encoded"] += encode(self.latents, *where, workdir, QUIET)["encoded"]
             yield "latents"
-        index(IndexConfig(held_out=0.2), self.source_id, groups, self.caption_set, self.key, workdir, QUIET)
+        of_set = (self.source_id, groups, self.caption_set, self.key)
+        index(IndexConfig(held_out=0.2), *of_set, workdir, QUIET, self.latents.variants.count)
         yield "index"
 
     def finish(self, workdir: Storage) -> Dataset:
@@ -199,6 +204,24 @@ def test_one_source_with_two_captions_makes_two_datasets(tmp_path: Path, base: P
     again = Run(source, base, "other threshold")
     assert again.finish(workdir).digest == plain.dataset(workdir).digest
     assert again.counts == {"captioned": 0, "encoded": 0}, "captions and shards of the same source serve again"
+
+
+def test_one_source_with_one_and_with_two_variants_makes_two_versions(
+    tmp_path: Path, base: Path, workdir: Storage
+) -> None:
+    source = write_images(tmp_path / "images", range(14))
+    settings = [{"count": count, "flip": True} for count in (1, 2)]
+    runs = [Run(source, base, latents=LatentsConfig.parse({**SMALL, "variants": variants})) for variants in settings]
+    assert runs[0].key == runs[1].key
+    turns = [run.steps(workdir) for run in runs]
+    committed = []
+    for step in zip_longest(*turns):
+        if step == ("index", "index"):
+            committed.append(runs[1].dataset(workdir))
+    assert runs[0].finish(workdir).samples == 14
+    assert [dataset.samples for dataset in committed] == [28]
+    assert runs[1].finish(workdir) == committed[0]
+    assert runs[1].counts["encoded"] == 0
 
 
 def test_an_image_of_another_source_is_not_encoded_again(tmp_path: Path, base: Path, workdir: Storage) -> None:
