@@ -283,7 +283,7 @@ def write_report(run: OpenRun, status: str, progress: Progress) -> Result:
     """Write the report of a run in which no step is running any more; returns what `components.report` does."""
     with contextlib.suppress(DarkroomError):  # the report says itself what it cannot read
         for entry in run.folder.list("steps"):
-            record = run.folder.read_json(entry.key)
+            record = run.folder.read_object(entry.key, "status")
             if record["status"] == RUNNING:
                 end = (STOPPED, STOPPED_BY_HAND) if status == CANCELLED else (FAILED, DIED)
                 run.folder.write_json(entry.key, {**record, "status": end[0], "error": end[1]})

@@ -200,6 +200,24 @@ class Storage(ABC):
             raise self._damage(key, f"{error}; delete it so that it is written again, or only its {FIELD} if you "
                                "changed it yourself") from None  # fmt: skip
 
+    def read_object(self, key: str, *fields: str) -> dict[str, Any]:
+        """Return the value of a JSON file that holds an object.
+
+        Args:
+            key: Its key.
+            fields: Names that it must have.
+
+        Raises:
+            NotFound: If the key does not exist.
+            DamagedFile: As `read_json`; also if it is no object, or lacks a field.
+        """
+        value = self.read_json(key)
+        missing = [name for name in fields if name not in value] if isinstance(value, dict) else fields
+        if not isinstance(value, dict) or missing:
+            problem = f"it has no {', '.join(missing)}" if missing else "it is no JSON object"
+            raise self._damage(key, f"{problem}; delete it so that it is written again")
+        return value
+
     def write_json(self, key: str, value: Any) -> None:
         """Write a value as JSON for people: indented, sorted, ASCII; an object gets a checksum."""
         checked = with_checksum(value) if isinstance(value, Mapping) else value

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from components.errors import DataError, LeaseHeld, LeaseLost, NotFound, StorageError
+from components.errors import DamagedFile, DataError, LeaseHeld, LeaseLost, NotFound, StorageError
 from components.storage.base import Storage
 from components.storage.guarded import GuardedStorage
 
@@ -279,8 +279,8 @@ def read_holder(run: Storage, name: str) -> Holder | None:
 def _holder(run: Storage, folder: str, generation: int) -> Holder:
     key = _claim_key(folder, generation)
     try:
-        return Holder(**run.read_json(key))
-    except TypeError as error:
+        return Holder(**run.read_object(key))
+    except (TypeError, DamagedFile) as error:
         raise DataError(f"{key} in {run.url} is damaged ({error}); delete it if nothing works on this run") from None
 
 

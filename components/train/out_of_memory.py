@@ -21,7 +21,7 @@ _CPU_WORDS = ("can't allocate memory", "bad_alloc")
 def with_recorded_micro_batch(config: TrainConfig, run: Storage) -> TrainConfig:
     """Return the settings with the smaller micro-batch that an earlier attempt recorded, if one did."""
     try:
-        recorded = int(run.read_json(_RECORD)["micro_batch"])
+        recorded = int(run.read_object(_RECORD, "micro_batch")["micro_batch"])
     except NotFound:
         return config
     return config.model_copy(update={"micro_batch": min(recorded, config.micro_batch)})

@@ -116,7 +116,7 @@ def read_facts(run: Storage) -> Facts:
     Raises:
         DarkroomError: If a record is malformed or cannot be read.
     """
-    config = run.read_json("config.json") if run.exists("config.json") else {}
+    config = run.read_object("config.json") if run.exists("config.json") else {}
     events = list(run.read_lines("events.jsonl")) if run.exists("events.jsonl") else []
     ledger = read_ledger(run)
     last = last_metrics(run)

@@ -147,7 +147,7 @@ def _records(run: Storage, step: str) -> Iterator[str]:
         name = entry.key.removeprefix("steps/").removesuffix(".json")
         if re.fullmatch(rf"{re.escape(step)}(-\w+)?", name):
             try:
-                record = run.read_json(entry.key)
+                record = run.read_object(entry.key)
             except DarkroomError as error:
                 yield line(f"{name}: {error}")
                 continue

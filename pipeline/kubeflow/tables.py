@@ -59,7 +59,7 @@ def training_rows(run: Storage) -> Iterator[str]:
     Raises:
         DarkroomError: If they cannot be read.
     """
-    facts, config = read_facts(run).values, run.read_json("config.json")
+    facts, config = read_facts(run).values, run.read_object("config.json")
     if "step" not in facts:
         yield "training    not begun"
         return

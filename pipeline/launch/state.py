@@ -128,7 +128,7 @@ class StateFile:
 
 def _read(run: Storage) -> LaunchRecord:
     try:
-        values = run.read_json(KEY)
+        values = run.read_object(KEY)
     except NotFound:
         return LaunchRecord()
     number = values.pop("format", 1)  # the first format did not name itself

@@ -16,6 +16,7 @@ from components.model.locations import fetch
 from components.storage.local import LocalStorage
 from pipeline import work
 from pipeline.launch.books.earlier_trainings import TRAINING
+from pipeline.launch.state import StateFile
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/small.yaml")
 IMAGES, STEP = 12, 8
@@ -94,4 +95,6 @@ def _train(finished: Finished) -> None:
     sheet = io.BytesIO()
     Image.new("RGB", (32, 16)).save(sheet, "PNG")
     run.write("samples/step-000000008.png", sheet.getvalue())
+    StateFile(run).update(jobs=1, attempts=1)
+    run.write_json("micro_batch.json", {"micro_batch": 2})
     run.write_json("samples/index.json", {"prompts": ["a", "b"], "size": [16, 16], "steps": [STEP]})

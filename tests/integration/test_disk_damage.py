@@ -36,10 +36,13 @@ from components.model.base_record import check_base
 from components.model.champion import read_champion
 from components.model.locations import fetch
 from components.model.metric_results import read_evaluation
+from components.train.config import TrainConfig
+from components.train.out_of_memory import with_recorded_micro_batch
 from pipeline.cli import main
 from pipeline.cost.stored_plan import read_planned
 from pipeline.datasets.damage import Unit, units
 from pipeline.launch.books.earlier_trainings import has_records_of
+from pipeline.launch.state import StateFile
 from tests.integration.finished_workdir import STEP, Finished, finish
 from tests.models import forget_checks
 
@@ -123,6 +126,9 @@ FILES: dict[str, tuple[str, Read]] = {
     "ledger": ("{run}/ledger.jsonl", lambda f: read_ledger(f.run)),
     "base record": ("{run}/base.json", lambda f: check_base(f.run, "m", fetch(f.results["base_model"], f.storage))),
     "training record": ("{run}/training.json", lambda f: has_records_of(f.run, f.results["dataset"])),
+    "launch state": ("{run}/launch.json", lambda f: StateFile(f.run).record),
+    "smaller micro-batch": ("{run}/micro_batch.json", lambda f: with_recorded_micro_batch(TrainConfig(), f.run)),
+    "drawn samples": ("{run}/samples/index.json", lambda f: f.run.read_object("samples/index.json", "steps")),
     "settings": ("{run}/config.json", lambda f: f.run.read_json("config.json", must_have_checksum=True)),
     "plan": ("{run}/plan.json", lambda f: read_planned(f.run)),
 }  # fmt: skip
@@ -147,6 +153,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 # A deleted file that means by itself that there is none yet: it is made anew, or nobody needs it.
 MADE_ANEW = {
     *("ingest cache", "clean rejections", "encoded group", "dataset", "champion", "base record", "plan"),
+    *("launch state", "smaller micro-batch"),
     "version",  # dataset.json is the same
 }
 # What is deleted and nothing else speaks of, so that verify cannot miss it.
@@ -154,12 +161,14 @@ VERIFY_MISSES = {
     *("ingest manifest", "ingest cache", "captions", "caption rejections", "clean rejections", "rejections"),
     *("encoded group", "encoding", "empty prompt's digests", "dataset", "version", "shard index"),
     *("base commit", "published commit", "champion", "evaluation", "checkpoint commit"),
-    *("base record", "training record", "settings", "plan"),
+    *("base record", "training record", "settings", "plan", "launch state", "smaller micro-batch", "drawn samples"),
 }
 # Whoever reads a plan takes what is none for no plan.
 NO_PLAN = {"other JSON", "another type", "deleted"}
 # Verify checks the checksum of each JSON object; whether one without it is a record at all, its readers see.
-UNCHECKED_SHAPES = {"base record", "training record", "encoding", "settings"}
+UNCHECKED_SHAPES = {
+    *("base record", "training record", "encoding", "settings", "launch state", "smaller micro-batch", "drawn samples"),
+}
 
 
 def key_of(finished: Finished, kind: str) -> str:

@@ -225,7 +225,7 @@ class Monitor:
     def _drawn(self, same: dict[str, Any]) -> list[int]:
         """Return the steps whose images exist; none if they are of other prompts or sizes than ``same``."""
         try:
-            index = self._run.read_json(SAMPLES)
+            index = self._run.read_object(SAMPLES, "steps", *same)
         except NotFound:
             return []
         return list(index["steps"]) if all(index[name] == value for name, value in same.items()) else []

@@ -184,10 +184,10 @@ def _ended(run: Storage, record: LocalAttemptRecord) -> LocalAttemptRecord:
 
 def _read(run: Storage) -> LocalAttemptRecord | None:
     try:
-        values = run.read_json(KEY)
+        values = run.read_object(KEY)
     except NotFound:
         return None
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+    if values.pop("format", None) != FORMAT:
         raise DataError(f"{KEY} in {run.url} is not of format {FORMAT}; {_ADVICE}")
     try:
         return _RECORD.validate_python(values)
