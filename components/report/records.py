@@ -258,6 +258,7 @@ class _Reader:
         try:
             if not self._storage.exists(key):
                 self.missing[printable(key)] = ABSENT
+                return ()
             lines = read_ledger(self._storage.child(run))
             return tuple(LedgerLine.model_validate(_clean(line.model_dump())) for line in lines)
         except DarkroomError as error:

@@ -18,7 +18,7 @@ from components.caption.group import caption
 from components.caption.labels import FILES, clean, from_folder, matching, parse, read_labels
 from components.errors import ConfigError, DataError
 from components.image.decoding import ImageLimits
-from components.image.records import CaptionRecord, read_caption_rejections, read_captions
+from components.image.records import CaptionRecord, read_captions
 from components.image.sources import open_source
 from components.ingest.config import IngestConfig
 from components.ingest.ingest import ingest
@@ -246,4 +246,3 @@ def test_label_files_that_are_missing_or_wrong_stop_the_step_before_any_work(tmp
     with pytest.raises(DataError, match=r"symlink-outside|unreadable"):
         run(root, work, sources=["labels"], labels={"layout": "csv", "at": "../labels.csv"})
     assert list(work.list("captions")) == []
-    assert read_caption_rejections(work.child("captions/src/key"), "g") == []

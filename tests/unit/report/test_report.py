@@ -324,7 +324,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     for key in ("evaluation/evaluation.json", "samples/index.json", "config.json", "steps/train.json"):
         text = json.dumps(run.read_json(key)).replace("digit", json.dumps(HOSTILE)[1:-1]).replace('"done"', '"failed"')
         run.write_json(key, json.loads(text.replace('"error": null', f'"error": {json.dumps(HOSTILE)}')))
-    run.write_lines("ledger.jsonl", [with_checksum({"attempt": 1, "state": HOSTILE, "seconds": 1.0, "nodes": 1})])
+    run.append_lines("ledger.jsonl", [with_checksum({"attempt": 1, "state": HOSTILE, "seconds": 1.0, "nodes": 1})])
 
     numbers, page = write_report(workdir)
 
