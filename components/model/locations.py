@@ -216,16 +216,26 @@ def reproducible(threads: int) -> Iterator[None]:
 
 def _checked(model: Storage) -> Path:
     """Return a folder with a model, whose files are those of its manifest if Darkroom made it."""
-    folder = model.local_path() or _cached(model)
+    folder = model.local_path()
     try:
-        check_model(model, folder)
-    except NotFound:
-        return folder  # another program made it, and nobody knows its digests
+        if folder is not None:
+            check_model(model, folder)
+            return folder
+        return _checked_copy(model)
+    except NotFound:  # another program made it, and nobody knows its digests
+        return folder or _cached(model)
+
+
+def _checked_copy(model: Storage) -> Path:
+    """Return a copy of a model of a store; one that is damaged is fetched once more."""
+    copy = _cached(model)
+    try:
+        check_model(model, copy)
     except DamagedFile:
-        if model.local_path() is None:
-            shutil.rmtree(folder, ignore_errors=True)  # perhaps only this copy is damaged: it is fetched anew next time
-        raise
-    return folder
+        shutil.rmtree(copy, ignore_errors=True)
+        copy = _cached(model)
+        check_model(model, copy)
+    return copy
 
 
 def _cached(storage: Storage) -> Path:

@@ -20,7 +20,7 @@ from components.dataset.empty_prompt import read_empty_prompt
 from components.dataset.format import read_index
 from components.dataset.integrity import check_shard
 from components.dataset.versions import read_dataset, read_encoding, read_group, read_version, records_of
-from components.errors import DarkroomError, DataError, NotFound
+from components.errors import ConfigError, DarkroomError, DataError, NotFound
 from components.image.records import (
     captions_prefix,
     read_caption_rejections,
@@ -36,6 +36,7 @@ from components.model.base_record import check_base
 from components.model.champion import read_champion
 from components.model.locations import fetch
 from components.model.metric_results import read_evaluation
+from components.storage.open import open_storage
 from components.train.config import TrainConfig
 from components.train.out_of_memory import with_recorded_micro_batch
 from pipeline.cli import main
@@ -271,6 +272,23 @@ def problem_of(unit: Unit) -> list[str]:
     except DarkroomError as error:
         return [str(error)]
     return []
+
+
+def test_a_workdir_in_a_store_is_verified_too(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_storage("memory://verify")
+    for entry in finished.storage.list():
+        store.upload(entry.key, Path(finished.storage.url, entry.key))
+    assert main(["verify", "--workdir", store.url, "--workers", "1"]) == 0
+    assert capsys.readouterr().out.endswith(" 0 damaged\n")
+    key = key_of(finished, "published UNet")
+    store.write(key, flip(store.read(key)))
+    assert main(["verify", "--workdir", store.url]) == DataError.exit_code
+    assert f"{WEIGHTS} is not the file that was committed" in capsys.readouterr().out
+
+
+def test_verify_takes_one_worker_or_more(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--workdir", finished.storage.url, "--workers", "0"]) == ConfigError.exit_code
+    assert "--workers 0: expected 1 or more" in capsys.readouterr().err
 
 
 # The steps whose outputs are made anew when they are deleted, as the errors advise.

@@ -340,6 +340,7 @@ def test_a_damaged_copy_of_a_stored_model_is_fetched_anew(base: Path) -> None:
     commit_all(model)
     copy = fetch(model.url, model)
     flip(copy / "unet/config.json")
+    assert contents(fetch(model.url, model)) == {entry.key: model.read(entry.key) for entry in model.list()}
+    model.write("unet/config.json", b"{}")
     with pytest.raises(DamagedFile, match=r"unet/config\.json is not the file that was committed"):
         fetch(model.url, model)
-    assert contents(fetch(model.url, model)) == {entry.key: model.read(entry.key) for entry in model.list()}
