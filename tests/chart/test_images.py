@@ -117,7 +117,9 @@ def test_a_lock_holds_all_that_an_image_needs_in_the_versions_that_are_tested(im
     assert {canonicalize_name(Requirement(text).name) for text in texts} <= lock.keys(), "run make locks"
     pairs = [line.partition("==") for line in (ROOT / "constraints.txt").read_text("ascii").splitlines()[1:]]
     tested = {canonicalize_name(name): version for name, _, version in pairs}
-    assert {name: version for name, version in lock.items() if tested.get(canonicalize_name(name), version) != version} == {}
+    assert {
+        name: version for name, version in lock.items() if tested.get(canonicalize_name(name), version) != version
+    } == {}
     assert ("torch" in lock) == (image == "darkroom-gpu")
     assert any(name.startswith("nvidia-") for name in lock) == (image == "darkroom-gpu")
 

@@ -127,6 +127,19 @@ def test_groups_join_into_one_dataset(bench: Workbench) -> None:
     assert dataset.captions_by == {"sidecar": 35}
 
 
+def test_authors_are_listed_with_the_most_captions_first(bench: Workbench) -> None:
+    by_author = {"sidecar:a.txt": 2, "model:blip@1": 5, "folder": 5}
+    held = items(sum(by_author.values()))
+    authors = [author for author, count in by_author.items() for _ in range(count)]
+    records = [
+        CaptionRecord(image, f"{image[:4]}.png", 1, (Caption(caption, author),), "v", 8, 8)
+        for (image, caption), author in zip(held, authors, strict=True)
+    ]
+    write_captions(bench.captions, "000", records, [])
+    bench.group("000", bench.shard(held))
+    assert list(bench.index().captions_by.values()) == [5, 5, 2]
+
+
 def test_captions_to_take_prompts_from_are_noted(bench: Workbench) -> None:
     accepted = [(image, "common" if number % 3 else caption) for number, (image, caption) in enumerate(items(30))]
     bench.caption("000", accepted)

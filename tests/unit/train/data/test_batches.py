@@ -16,6 +16,14 @@ def test_every_place_is_taken_once_and_all_ranks_run_as_often(global_batch: int,
     assert max(len(part) for rank in parts for part in rank) <= micro_batch
 
 
+@given(global_batch=sizes, world=st.integers(1, 17), micro_batch=st.integers(1, 40))
+def test_with_one_micro_batch_less_a_rank_would_have_too_large_ones(
+    global_batch: int, world: int, micro_batch: int
+) -> None:
+    count, largest_share = accumulation(global_batch, world, micro_batch), -(-global_batch // world)
+    assert (count - 1) * micro_batch < largest_share <= count * micro_batch
+
+
 @given(global_batch=sizes, world=st.integers(1, 17))
 def test_ranks_are_as_equal_as_can_be(global_batch: int, world: int) -> None:
     shares = [sum(len(part) for part in micro_batches(global_batch, world, rank, 8)) for rank in range(world)]

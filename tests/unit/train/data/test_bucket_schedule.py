@@ -52,6 +52,15 @@ def test_two_equal_buckets_do_not_simply_alternate() -> None:
     assert drawn.count(0) in range(1998, 2003)
 
 
+def test_a_schedule_is_never_another_in_a_later_release() -> None:
+    """A training that goes on with a new release must not see samples twice, or never."""
+    schedule = BucketSchedule([7, 2, 1], 3)
+    buckets, turns = zip(*map(schedule.at, range(12)), strict=True)
+    assert buckets == (0, 0, 0, 1, 1, 0, 0, 0, 2, 0, 2, 0)
+    assert turns == (0, 1, 2, 0, 1, 3, 4, 5, 0, 6, 1, 7)
+    assert schedule.at(10**8) == (0, 70_000_000)
+
+
 def test_schedule_depends_on_the_seed() -> None:
     first, second = BucketSchedule([5, 5, 5], 1), BucketSchedule([5, 5, 5], 2)
     assert [first.at(number) for number in range(50)] != [second.at(number) for number in range(50)]

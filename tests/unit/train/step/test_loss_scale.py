@@ -11,6 +11,10 @@ def after(scale: LossScale, *overflows: bool) -> LossScale:
     return scale
 
 
+def test_it_begins_at_65536_as_torch_s_and_deepspeed_s_scalers_do() -> None:
+    assert LossScale() == LossScale(65_536.0, 0)
+
+
 def test_it_halves_at_each_overflow_but_never_below_one() -> None:
     assert after(LossScale(8.0), True, False, True).value == 2.0
     assert after(LossScale(2.0), *[True] * 5) == LossScale(1.0)
