@@ -19,6 +19,7 @@ from components.caption.versions import Versions
 from components.digests import sha256
 from components.errors import ImageRejected
 from components.image.decoding import ImageLimits, decode
+from components.image.optional_formats import DECODER_MISSING
 from components.image.records import Caption, CaptionRecord, ImageOutcome, ImageRecord, Rejection
 from components.image.sources import Source
 
@@ -31,7 +32,10 @@ PART = 256
 AHEAD = 2
 
 # Rejections for which the image is not to blame: they may pass, and are tried again each time.
-PASSING = ("unreadable", "symlink-outside", "changed", "caption-unreadable", "caption-out-of-memory")
+PASSING = (
+    *("unreadable", "symlink-outside", "changed", DECODER_MISSING),
+    *("caption-unreadable", "caption-out-of-memory"),
+)
 # Rejections by limits, which may be different next time.
 LIMITS = ("too-small", "too-large", "extreme-aspect")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from components.clean.config import CleanConfig
 from components.command import Result, Step, StepRun, setting
@@ -25,7 +26,7 @@ def _run(step: StepRun) -> Result:
     # All have captions now, and what comes next is costly: too many rejections by any step so far end the run here.
     share = setting(step.settings, SETTING, object)
     assert share is None or isinstance(share, float)
-    check_rejected(result["kept"], read_rejections(*where), share)
+    check_rejected(result["kept"], result["rejected"], partial(read_rejections, *where), share)
     return result
 
 

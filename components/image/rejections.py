@@ -7,7 +7,7 @@ ten minutes and says so in a number; so it stops above a share, with the commone
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from components.errors import DataError
@@ -125,20 +125,23 @@ def explain(reasons: Iterable[ReasonCount]) -> str:
     return "\n".join([*lines, *([f"  {rest} for other reasons"] if rest else [])])
 
 
-def check_rejected(kept: int, rejections: Iterable[Rejection], share: float | None) -> None:
+def check_rejected(
+    kept: int, rejected: int, read_rejections: Callable[[], Iterable[Rejection]], share: float | None
+) -> None:
     """Check that no more than a share of the images was rejected.
 
     Args:
         kept: How many images were not.
-        rejections: All rejections; those that lose no image do not count.
+        rejected: How many rejections there are; those that lose no image do not count.
+        read_rejections: Returns them; it is called only if they could be too many.
         share: The largest share that is accepted; None accepts all.
 
     Raises:
         DataError: If it is more, with the commonest reasons and their fixes.
     """
-    if share is None:
+    if share is None or rejected <= share * (kept + rejected):
         return
-    reasons = [one for one in commonest(rejections) if loses_an_image(one.reason)]
+    reasons = [one for one in commonest(read_rejections()) if loses_an_image(one.reason)]
     rejected = sum(one.images for one in reasons)
     if rejected > share * (kept + rejected):
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from components.command import Result, Step, StepRun, setting
 from components.html.formatting import count, plural
@@ -25,7 +26,7 @@ def _run(step: StepRun) -> Result:
     share = setting(step.settings, SETTING, object)
     assert share is None or isinstance(share, float)
     records = records_of(step.workdir.child(f"datasets/{step.inputs['encoding_key']}"), step.caption_set)
-    check_rejected(result["images"], read_rejections(records, REJECTED), share)
+    check_rejected(result["images"], result["rejected"], partial(read_rejections, records, REJECTED), share)
     return result
 
 

@@ -103,14 +103,13 @@ def _result(source: Source, manifest: Manifest, progress: Progress, **counts: in
 
 
 def check_share(config: IngestConfig, workdir: Storage, source_id: str, manifest: Manifest) -> None:
-    """Check that not too many images were rejected; their records are read only if it could be so.
+    """Check that not too many images were rejected.
 
     Raises:
         DataError: If more were rejected than ``max_rejected`` accepts, with the reasons and what to do.
     """
-    share = config.max_rejected
-    if share is not None and manifest.rejected > share * (manifest.images + manifest.rejected):
-        check_rejected(manifest.images, read_ingest_rejections(workdir, source_id), share)
+    rejections = partial(read_ingest_rejections, workdir, source_id)
+    check_rejected(manifest.images, manifest.rejected, rejections, config.max_rejected)
 
 
 def _previous_manifest(workdir: Storage, source_id: str) -> Manifest | None:

@@ -12,6 +12,7 @@ import PIL
 
 from components.digests import short
 from components.errors import ImageRejected
+from components.image.optional_formats import DECODER_MISSING
 from components.image.records import (
     CaptionRecord,
     Rejection,
@@ -22,8 +23,9 @@ from components.image.records import (
 from components.latents.config import LatentsConfig
 from components.storage.base import Storage
 
-# Reasons that have to do with the source rather than with the image. They may pass, so such images are tried again.
-PASSING = ("unreadable", "symlink-outside", "changed")
+# Reasons that have to do with the source, or with what is installed here, rather than with the image. They may pass, so
+# such images are tried again.
+PASSING = ("unreadable", "symlink-outside", "changed", DECODER_MISSING)
 
 
 class RejectedImages:
