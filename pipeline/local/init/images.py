@@ -59,6 +59,7 @@ class ImageSurvey:
         short_sides: Shorter sides in pixels, ascending.
         licenses: Images of each licence; None is the name of no licence.
         rejected: Rejected files by reason, the commonest first.
+        other_files: Files of each kind that are no image and belong to none.
         classes: Images in each folder whose name can be a caption.
         captioned: Images that have a caption from each source.
         captions: Each caption that training would read, with its number of images, the commonest first.
@@ -74,6 +75,7 @@ class ImageSurvey:
     short_sides: tuple[int, ...]
     licenses: dict[str | None, int]
     rejected: tuple[RejectedFiles, ...]
+    other_files: dict[str, int]
     classes: dict[str, int]
     captioned: dict[Origin, int]
     captions: dict[str, int]
@@ -122,6 +124,7 @@ def survey_images(place: str, workdir: Storage) -> ImageSurvey:
         short_sides=tuple(sorted(min(image.width, image.height) for image in images)),
         licenses=dict(Counter(image.license for image in images).most_common()),
         rejected=tuple(_by_reason(rejections)),
+        other_files=dict(manifest.other_files),
         classes=_classes(images),
         captioned=captioned,
         captions=captions,

@@ -141,6 +141,9 @@ def _findings(survey: ImageSurvey, machine: Machine, choices: Choices, time: str
     )
     for one in survey.rejected:
         yield "rejected", f"{count(one.count)} × {one.reason}, such as {one.example}: {one.detail}"
+    if survey.other_files:
+        kinds = ", ".join(f"{count(number)} × {kind}" for kind, number in survey.other_files.items())
+        yield "not used", f"files that are no image and belong to none: {kinds}"
     if survey.decoded < survey.count:
         yield "", f"(damage was looked for in the pixels of {count(survey.decoded)} images)"
     licenses = [f"{count(number)} {name or 'without one'}" for name, number in survey.licenses.items()]

@@ -42,6 +42,7 @@ def test_everything_that_a_folder_of_photos_holds_is_said(photos: Path, tmp_path
     assert list(found.captions.values()) == sorted(found.captions.values(), reverse=True)
     assert found.captions["a photo of a city at night"] == 5, "the sixth has a caption beside it"
     assert found.licenses == {None: 36}
+    assert found.other_files == {".odt": 1}
 
 
 def test_a_run_in_the_same_workdir_need_not_read_the_images_again(photos: Path, tmp_path: Path) -> None:
