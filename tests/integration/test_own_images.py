@@ -107,7 +107,7 @@ def test_captions_are_whole(home: Path) -> None:
 
 
 def _captions(home: Path) -> Iterator[str]:
-    for path in (home / "workdir/datasets").glob("*/captions/**/*.jsonl"):
+    for path in (home / "workdir/captions").rglob("*.jsonl"):
         for line in path.read_text().splitlines():
             yield from (caption["text"] for caption in json.loads(line).get("captions", ()))
 
