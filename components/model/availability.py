@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,8 @@ def list_files(uri: str, workdir: Storage, is_whole: Callable[[ModelFiles], bool
     hub = parse_hub_name(uri)
     if hub is None:
         return files_of_folder(fetch(uri, workdir))
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise StorageError(f"model {uri!r} is on the hub, and this machine lacks the package huggingface_hub to look")
     folder = cached_folder(*hub, None)
     cached = files_of_folder(folder) if folder is not None else None
     return cached if cached is not None and is_whole(cached) else _hub_files(*hub)

@@ -5,9 +5,10 @@ Each step checks what it needs (`components.command.Step.check`); here is what c
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -42,9 +43,7 @@ def check_settings(run: StepRun, settings: RunConfig, where: Where) -> None:
     Raises:
         ConfigError: With all problems that were found.
     """
-    problems = [problem for step in load_steps().values() for problem in step.check(run)]
-    if where == "client":
-        problems = [problem for problem in problems if not problem.only_here]
+    problems = _certain([problem for step in load_steps().values() for problem in step.check(run)], where)
     if where == "here" and settings.launch.where == "local":
         problems += machine_problems(settings, gpus(), len(os.sched_getaffinity(0)))
     _raise(problems)
@@ -61,7 +60,7 @@ def check_images(run: StepRun, settings: RunConfig) -> str | None:
     """
     images = read_manifest(run.workdir, run.source_id).images
     store_plan(settings, run.workdir, images)
-    problems = [problem for step in load_steps().values() for problem in step.check_images(run)]
+    problems = _certain([problem for step in load_steps().values() for problem in step.check_images(run)], "pod")
     plan = None
     try:
         plan = plan_run(settings, read_prices(settings.placement.prices), None, images, Assumptions())
@@ -72,6 +71,17 @@ def check_images(run: StepRun, settings: RunConfig) -> str | None:
         problems += disk_problems(plan, run.workdir)
     _raise(problems)
     return "; ".join(plan.warnings) if plan is not None and plan.warnings else None
+
+
+def _certain(problems: Sequence[Problem], where: Where) -> list[Problem]:
+    """Return the problems that are there wherever the steps run.
+
+    The light steps' image has no packages that load models, and its pods may reach less than those of other steps: a
+    model that they do not find may be there all the same.
+    """
+    loads_models = importlib.util.find_spec("transformers") is not None
+    judges_models = where == "here" or (where == "pod" and loads_models)
+    return [problem for problem in problems if judges_models or not problem.only_here]
 
 
 def machine_problems(settings: RunConfig, devices: tuple[Gpu, ...], cores: int) -> Iterator[Problem]:

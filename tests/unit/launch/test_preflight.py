@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,15 @@ def test_who_only_submits_does_not_judge_what_the_pods_see(tmp_path: Path) -> No
     check(opened(config, tmp_path), "client")
     with pytest.raises(ConfigError, match=r"(?s)2 problems.*model\.base.*reached.*nsfw"):
         check(opened(config, tmp_path), "pod")
+
+
+def test_a_light_pod_leaves_models_to_the_pods_that_load_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("huggingface_hub", "transformers", "torch", "diffusers", "accelerate", "wandb"):
+        monkeypatch.setitem(sys.modules, package, None)
+    config = settings(model={"base": "someone/model"}, train={"metrics": {"trackers": ["wandb"]}})
+    check(opened(config, tmp_path), "pod")
+    with pytest.raises(ConfigError, match="inpainting"):
+        check(opened(settings(model={"base": base_of_an_editor(tmp_path)}), tmp_path), "pod")
 
 
 def test_submit_checks_before_it_connects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
