@@ -39,6 +39,16 @@ class AutoencoderArchitecture(Settings):
         """Pixels per latent pixel along one side."""
         return int(2 ** (len(self.channels) - 1))
 
+    @model_validator(mode="after")
+    def _layers_change_channels(self) -> AutoencoderArchitecture:
+        # An encoder's stage changes the number of channels in its first residual layer, and nowhere else.
+        if self.layers_per_block == 0 and len(set(self.channels)) > 1:
+            raise ValueError(
+                f"channels are {', '.join(map(str, self.channels))}, expected one number for all stages while "
+                "layers_per_block is 0; raise layers_per_block to 1"
+            )
+        return self
+
 
 class TextArchitecture(Settings):
     """Sizes of the text encoder (``CLIPTextModel``, frozen and random) and of its tokenizer."""

@@ -302,6 +302,7 @@ def test_half_characters_become_question_marks() -> None:
         ({"resolution": 20}, r"resolution .*\b20\b.*\b16\b"),
         ({"text": {"hidden": 30}}, r"text\.hidden .*\b30\b.*\b4\b"),
         ({"autoencoder": {"channels": [12]}}, "expected a multiple of 8"),
+        ({"autoencoder": {"channels": [8, 16], "layers_per_block": 0}}, "8, 16.*layers_per_block"),
         ({"unet": {"channels": [32, 20]}}, "expected a multiple of 8"),
         ({"unet": {"channels": [32]}}, "cross_attention has 2 .*expected 1"),
         ({"text": {"vocabulary": 100}}, "text.vocabulary"),
