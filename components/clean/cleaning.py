@@ -35,7 +35,7 @@ from components.image.records import (
 from components.progress import Progress
 from components.storage.base import Storage
 
-FORMAT = 3  # 3: the report says where each image goes
+FORMAT = 4  # 4: the report says what else was in the source
 STATE = "clean.json"
 NEAR_DUPLICATE = "near-duplicate"
 
@@ -98,8 +98,7 @@ def clean(
             tally.reject(rejection)
     for rejection in read_ingest_rejections(workdir, source_id):
         tally.reject(rejection)
-    source = read_manifest(workdir, source_id).source
-    write_report(config, filters, tally, source, caption_set, captions)
+    write_report(config, filters, tally, read_manifest(workdir, source_id), caption_set, captions)
     keys = dict(zip(("report", "summary", "numbers"), REPORT_KEYS, strict=True))
     paths = {name: f"{captions_prefix(caption_set)}/{key}" for name, key in keys.items()}
     result = {"kept": tally.kept, "rejected_here": rejected_here, "rejected": tally.rejected, **paths}
@@ -131,7 +130,9 @@ def _made_from(
     ingested = _digest(workdir, ingest_rejections_key(source_id))
     shapes = buckets.shapes if buckets is not None else None
     settings = [config.model_dump(mode="json"), filters.model_dump(mode="json"), shapes]
-    return digest([FORMAT, settings, read_manifest(workdir, source_id).source, ingested, records])
+    manifest = read_manifest(workdir, source_id)
+    counted = [manifest.source, manifest.masks, dict(manifest.other_files)]
+    return digest([FORMAT, settings, counted, ingested, records])
 
 
 def _digest(storage: Storage, key: str) -> str | None:

@@ -15,6 +15,7 @@ from components.html.badges import Badge
 from components.html.formatting import count, in_markdown, number, one_line, percent, plural
 from components.html.templates import environment
 from components.image.filters import CHECKS, FilterConfig, is_on
+from components.image.records import Manifest
 from components.storage.base import Storage
 
 PAGE, SUMMARY, NUMBERS = "report.html", "report.md", "report.json"
@@ -26,7 +27,7 @@ REASONS = 3
 
 
 def write_report(
-    config: CleanConfig, filters: FilterConfig, tally: Tally, source: str, caption_set: str, captions: Storage
+    config: CleanConfig, filters: FilterConfig, tally: Tally, manifest: Manifest, caption_set: str, captions: Storage
 ) -> None:
     """Write ``report.html``, ``report.md`` and ``report.json`` into the caption set's folder.
 
@@ -34,11 +35,13 @@ def write_report(
         config: How much to show.
         filters: The thresholds that were applied.
         tally: The counts, and the images to show.
-        source: URL of the source, from which the images on the contact sheets are read.
+        manifest: What ingest has counted; the images on the contact sheets are read from its source.
         caption_set: Name of the caption set.
         captions: The storage at its folder.
     """
+    source = manifest.source
     numbers = {"source": source, "caption_set": caption_set, **tally.numbers(config.words)}
+    numbers |= {"masks": manifest.masks, "other_files": dict(manifest.other_files)}
     numbers["filters"] = _thresholds(config, filters)
     reasons = [tally.reasons[row["step"], row["reason"]].shown for row in numbers["rejected"][: config.reasons]]
     kept, *rejected = read_sheets(source, [tally.shown, *reasons], config.tile_side)
@@ -64,6 +67,7 @@ def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet], worst: 
         badge=badge(numbers),
         headline=headline(numbers),
         figures=figures(numbers),
+        besides=besides(numbers),
         columns=columns,
         firsts=firsts,
         kept=kept,
@@ -82,6 +86,7 @@ def summary(numbers: Mapping[str, Any]) -> str:
     for row in numbers["rejected"]:
         bound = "" if row["threshold"] is None else number(row["threshold"])
         lines.append(f"| {in_markdown(row['reason'])} | {count(row['images'])} | {bound} |")
+    lines += ["", *(f"- {count(files)} {in_markdown(what)}" for files, what in besides(numbers))]
     words = ", ".join(in_markdown(word) for word, _ in numbers["words"][:20])
     return "\n".join([*lines, "", f"Most frequent words: {words or 'none'}", ""])
 
@@ -122,6 +127,19 @@ def figures(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Median caption", _median(numbers["caption_words"]), "words"),
         ("Licence known", percent(licensed / kept) if kept else count(None), "of the images kept"),
     ]
+
+
+def besides(numbers: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Return what else was in the source, and what was done about it: how many, and of what."""
+    unused = numbers["unused_captions"]
+    rows = [
+        (numbers["transparent"], "kept images with transparent pixels, which are put on white"),
+        (numbers["masks"], "images with a mask, which is recorded with them"),
+        (unused["images"], f"kept images whose own caption could not be used (such as {unused['example']})"),
+    ]
+    others = sorted(numbers["other_files"].items(), key=lambda item: (-item[1], item[0]))
+    rows += [(files, f"other files: {kind}") for kind, files in others]
+    return [(files, what) for files, what in rows if files]
 
 
 def _fit_figures(buckets: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -26,6 +26,8 @@ WIDEST = 8
 DIFFERENT = 100_000
 LONGEST_WORD = 40
 # Words that say nothing about the content of an image.
+# The verdict that says why a caption of an image could not be used, if another source had one.
+CAPTION = "caption"
 QUIET = frozenset((
     *("a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "her", "his", "in", "into", "is", "it"),
     *("its", "of", "on", "or", "that", "the", "their", "there", "they", "this", "to", "with"),
@@ -83,6 +85,9 @@ class Tally:
         self._words: Counter[str] = Counter()
         self._authors: Counter[str] = Counter()
         self._licenses: Counter[str] = Counter()
+        self._transparent = 0
+        self._unused_captions = 0
+        self._unused_caption = ("", "")
 
     @property
     def rejected(self) -> int:
@@ -95,6 +100,11 @@ class Tally:
         self._sides[bisect_right(SIDES, min(record.width, record.height))] += 1
         self._aspects[aspect_column(record.width, record.height)] += 1
         self._licenses[record.license or ""] += 1
+        self._transparent += not record.verdicts.get("transparent", "0 ").startswith("0 ")
+        if CAPTION in record.verdicts:  # this image's own caption could not be used
+            self._unused_captions += 1
+            first = (record.name, record.verdicts[CAPTION])
+            self._unused_caption = min(self._unused_caption, first) if self._unused_caption[0] else first
         for caption in record.captions:
             words = words_of(caption.text)
             self._captions += 1
@@ -130,6 +140,8 @@ class Tally:
                 {"step": step, "reason": name, "images": reason.images, "threshold": reason.threshold}
                 for (step, name), reason in rejected
             ],
+            "transparent": self._transparent,
+            "unused_captions": {"images": self._unused_captions, "example": self._unused_caption[1]},
             "shorter_sides": [[name, count] for name, count in zip(spans(SIDES), self._sides, strict=True)],
             "aspects": list(self._aspects),
             "captions": self._captions,

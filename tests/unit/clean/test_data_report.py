@@ -20,7 +20,7 @@ from PIL import Image
 
 from components.clean.config import CleanConfig
 from components.clean.histograms import aspects, histogram
-from components.clean.reporting import badge, headline, write_report
+from components.clean.reporting import badge, besides, headline, write_report
 from components.clean.sheets import read_sheets
 from components.clean.tally import (  # fmt: skip
     LENGTHS,
@@ -36,7 +36,7 @@ from components.clean.tally import (  # fmt: skip
 from components.digests import sha256
 from components.image.buckets import square_bucket
 from components.image.filters import FilterConfig
-from components.image.records import Caption, CaptionRecord, Rejection
+from components.image.records import Caption, CaptionRecord, Manifest, Rejection
 from components.progress import Progress
 from components.report.config import ReportConfig
 from components.report.reporting import report
@@ -87,7 +87,8 @@ def image(seed: int, size: tuple[int, int] = (90, 60)) -> bytes:
 
 def written(tally: Tally, source: str = "memory://data-report-source", **config: Any) -> tuple[dict[str, Any], Page]:
     dataset = MemoryStorage("data-report-dataset")
-    write_report(CleanConfig.parse(config), FilterConfig(), tally, source, "abcd", dataset)
+    manifest = Manifest(source, 0, 0, ("g",), "", masks=3, other_files={".mp4": 2, ".<b>": 40})
+    write_report(CleanConfig.parse(config), FilterConfig(), tally, manifest, "abcd", dataset)
     assert dataset.read("report.md").decode()
     page = Page(dataset.read("report.html").decode())
     page.check()
@@ -154,6 +155,25 @@ def test_what_is_cropped_away_is_counted_and_shown_dark(tmp_path: Path) -> None:
     assert isinstance(left, int)
     assert isinstance(middle, int)
     assert left < 90 < 240 < middle
+
+
+def test_what_else_was_in_the_source_is_listed() -> None:
+    tally = Tally(0, 0)
+    tally.keep(record("a", verdicts={"transparent": "0.25 v1"}))
+    tally.keep(record("b", verdicts={"transparent": "0 v1", "caption": "caption-empty: 'b.txt': 0 characters"}))
+    tally.keep(record("c", verdicts={"caption": "caption-empty: 'c.txt': 0 characters"}))
+    numbers, page = written(tally)
+    assert besides(numbers) == [
+        (1, "kept images with transparent pixels, which are put on white"),
+        (3, "images with a mask, which is recorded with them"),
+        (2, "kept images whose own caption could not be used (such as caption-empty: 'b.txt': 0 characters)"),
+        (40, "other files: .<b>"),
+        (2, "other files: .mp4"),
+    ]
+    assert "40 other files: .<b>" in page.text
+    assert "2 kept images whose own caption could not be used (such as caption-empty: 'b.txt'" in page.text
+    nothing = {**numbers, "transparent": 0, "masks": 0, "unused_captions": {"images": 0, "example": ""}}
+    assert besides({**nothing, "other_files": {}}) == []
 
 
 def test_columns_are_where_they_say() -> None:

@@ -16,7 +16,7 @@ from components.clean.config import CleanConfig
 from components.clean.reporting import write_report
 from components.clean.tally import Tally
 from components.image.filters import FilterConfig
-from components.image.records import Caption, CaptionRecord, Rejection
+from components.image.records import Caption, CaptionRecord, Manifest, Rejection
 from components.progress import Progress
 from components.report.config import ReportConfig
 from components.report.reporting import report
@@ -86,5 +86,6 @@ def data_report(work: Path) -> Path:
         tally.keep(CaptionRecord(f"{number:064x}", f"{long}{number}", 1, captions, "v", 900, 100 * (number + 1)))
         tally.reject(Rejection(f"{long}{number}", "ingest", f"reason-{number}-{long}", long, threshold=0.25))
     dataset = LocalStorage(work)
-    write_report(CleanConfig(), FilterConfig(), tally, str(work / long), "0123456789abcdef", dataset)
+    manifest = Manifest(str(work / long), 6, 6, ("g",), "", masks=5, other_files={long: 7, ".mp4": 1})
+    write_report(CleanConfig(), FilterConfig(), tally, manifest, "0123456789abcdef", dataset)
     return work / "report.html"
