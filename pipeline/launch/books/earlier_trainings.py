@@ -14,8 +14,11 @@ from pipeline.launch.books.accounting import EVENTS, RECORDS
 TRAINING = "training.json"
 # In the folder of an earlier training: what it was trained on, and which run went on under its name.
 LINEAGE = "lineage.json"
-# What stays with the run: its checkpoints, from which nothing can go on, and what only the running launch needs.
-_NOT_COPIED = re.compile(r"(checkpoints|leases|steps)/.*|pipeline\.log|launch\.json|local-attempt\.json|training\.json")
+# What is not kept: the checkpoints, from which nothing can go on, the evaluation, whose numbers and images the report
+# has and which would keep its dataset from being deleted, and what only the running launch needs.
+_NOT_COPIED = re.compile(
+    r"(checkpoints|evaluation|leases|steps)/.*|pipeline\.log|launch\.json|local-attempt\.json|training\.json"
+)
 
 
 class KeptTraining(NamedTuple):
@@ -61,7 +64,8 @@ def prepare_records(run: Storage, dataset: str, runs: Storage, name: str) -> Kep
         kept = kept._replace(run=str(before["kept_as"]))  # killed after it had moved all of them
     for key in RECORDS:
         run.delete(key)
-    run.delete_tree("samples")
+    for folder in ("samples", "evaluation"):
+        run.delete_tree(folder)
     run.write_json(TRAINING, {"dataset": dataset, **({"before": kept.run} if kept.run else {})})
     return kept if before else None
 

@@ -28,7 +28,7 @@ def prepare(workdir: Storage, dataset: str) -> tuple[str, str] | None:
 def train(workdir: Storage, dataset: str) -> None:
     prepare(workdir, dataset)
     run = workdir.child("runs/demo-1")
-    for key in (*RECORDS, "checkpoints/step-000000001/COMMIT", "launch.json"):
+    for key in (*RECORDS, "checkpoints/step-000000001/COMMIT", "launch.json", "evaluation/evaluation.json"):
         run.write(key, f"{key} of {dataset}".encode())
 
 
