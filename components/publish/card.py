@@ -154,7 +154,10 @@ def _captions(evaluation: Mapping[str, Any], settings: Mapping[str, Any] | None)
     if not authors:
         return []
     rows = [[escape(who), f"{count:,}"] for who, count in authors.items()]
-    cut = [f"Cut at {lengths['tokens']} tokens: {lengths['cut']:,} of {lengths['captions']:,}."] if lengths else []
+    cut = []
+    if lengths:
+        counts = f"{lengths['cut']:,} of {lengths['captions']:,}"
+        cut = [f"Cut, since the text encoder reads {lengths['tokens']} tokens: {counts}."]
     return ["## Captions", _table(("written by", "captions"), rows), *cut, _tags(settings)]
 
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -289,8 +290,10 @@ def _digest(key: str) -> str:
 
 
 def _readable(storage: Storage) -> Iterator[Dataset]:
-    """Yield the newest versions that can be read."""
+    """Yield the newest versions that can be read, each without the shards of those before: sets share shards."""
+    earlier: set[str] = set()
     for caption_set in newest_keys(storage):
         with suppress(DataError):
             if dataset := read_dataset(storage, caption_set):
-                yield dataset
+                yield replace(dataset, shards=tuple(shard for shard in dataset.shards if shard.name not in earlier))
+                earlier.update(shard.name for shard in dataset.shards)

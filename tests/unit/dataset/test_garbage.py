@@ -99,6 +99,27 @@ def test_what_a_run_uses_stays(workdir: Workdir) -> None:
     assert workdir.garbage() == []
 
 
+def test_captions_go_once_neither_a_run_nor_a_version_in_use_needs_them(workdir: Workdir) -> None:
+    for name in ("of-a-run", "of-a-version", "unused", "recent"):
+        workdir.storage.write(f"captions/source/{name}/g0.jsonl", b"{}")
+    dataset = workdir.storage.child("datasets/k")
+    committed = make_dataset("k", {}, [], rejected=0, caption_set="source/of-a-version")
+    write_dataset(dataset, committed)
+    workdir.run("one", "k", committed.digest)
+    workdir.storage.write_json("runs/two/steps/ingest.json", {"result": {"caption_set": "source/of-a-run"}})
+    workdir.age()
+    workdir.touch("captions/source/recent/g0.jsonl")
+    assert kinds(workdir.garbage()) == [("captions", "captions/source/unused")]
+
+    workdir.touch("runs/two/steps/ingest.json")
+    assert workdir.garbage() == [], "a run at work has not said yet which dataset it uses"
+    workdir.storage.delete_tree("runs")
+    workdir.age()
+    assert ("captions", "captions/source/of-a-version") in kinds(workdir.garbage())
+    workdir.collect()
+    assert not list(workdir.storage.list("captions"))
+
+
 def test_a_dataset_and_a_base_that_nobody_uses_go(workdir: Workdir) -> None:
     workdir.commit("k", [1])
     workdir.base("b")

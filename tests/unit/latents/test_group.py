@@ -339,3 +339,14 @@ def test_the_line_of_the_step_says_how_many_captions_are_cut() -> None:
     line = STEP.summary(result, {"caption-lengths": {"tokens": 77}}).replace("\xa0", " ")
     assert line == "20 encoded, 3 shards, 2 captions cut at 77 tokens"
     assert "cut" not in STEP.summary({**result, "cut": 0}, {})
+
+
+def test_a_workdir_of_before_there_were_caption_sets_is_not_encoded_again(pile: Pile) -> None:
+    pile.encode()
+    before = {key: data for key, data in pile.files().items() if key.startswith("shards/")}
+    group = pile.records.read("groups/000.json")
+    pile.dataset.delete_tree("sets")
+    pile.dataset.write("groups/000.json", group)
+    result, dataset = pile.run()
+    assert (result["encoded"], dataset.images) == (0, 20)
+    assert {key: data for key, data in pile.files().items() if key.startswith("shards/")} == before

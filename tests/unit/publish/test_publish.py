@@ -340,7 +340,7 @@ def test_the_card_shows_hostile_text_as_text(workdir: LocalStorage, base: Path) 
     assert "| 4 | 75 % |" in before
     assert "d" * 64 in before
     assert r"| sidecar\+shuffled | 1,200 |" in before
-    assert "Cut at 77 tokens: 1,100 of 1,203." in before
+    assert "Cut, since the text encoder reads 77 tokens: 1,100 of 1,203." in before
     assert "lists of tags" not in before
 
 
