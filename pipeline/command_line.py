@@ -107,8 +107,8 @@ def seconds(text: str) -> float:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 < number <= _MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{cut(text)!r}: expected seconds, more than 0 and at most {_MOST_SECONDS:,}")
+    if not 0 <= number <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{cut(text)!r}: expected a number of seconds from 0 to {_MOST_SECONDS:,}")
     return number
 
 

@@ -225,8 +225,8 @@ ARGUMENTS: dict[str, tuple[list[str], int, str]] = {
     "a run that there is not": (["cost", "x"], 78, "no run 'x'"),
     "an age without a unit": (["dataset", "gc", "--older-than", "7"], 78, "--older-than '7'"),
     "no workers": (["dataset", "verify", "--workers", "0"], 2, "expected a whole number from 1"),
-    "a timeout that is no number": (["status", "--timeout", "nan"], 2, "expected seconds"),
-    "a timeout below zero": (["status", "--timeout=-1"], 2, "expected seconds"),
+    "a timeout that is no number": (["status", "--timeout", "nan"], 2, "expected a number of seconds"),
+    "a timeout below zero": (["status", "--timeout=-1"], 2, "expected a number of seconds"),
     "lines below zero": (["logs", "x", "--lines=-1"], 2, "expected a whole number from 1"),
     "an address with a password": (
         ["status", "--endpoint", "http://me:hunter2@127.0.0.1:1/?sig=hunter2", "--timeout", "0.1"],
