@@ -37,14 +37,16 @@ class ContinuedConfig(Settings):
     """The checkpoint of another run that training goes on from; ``darkroom run --continue`` fills this in."""
 
     run: str = Field("", description="run whose weights, moments and average training goes on from; empty: base model")
-    step: int = Field(0, ge=0, description="optimizer step of its checkpoint; the next step is that number plus one")
+    step: int = Field(
+        0, ge=0, le=1_000_000_000, description="optimizer step of its checkpoint; the next step is that number plus one"
+    )
     checkpoint: str = Field("", description="digest of that checkpoint")
     encoding: str = Field("", description="encoding of the data that it was trained on")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if bool(self.run) != bool(self.step and self.checkpoint and self.encoding):
-            raise ValueError("run, step, checkpoint and encoding belong together: give all of them, or none")
+            raise ValueError(".run, .step, .checkpoint and .encoding belong together: give all of them, or none")
         return self
 
 
