@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from components.errors import EXIT_DONE, ConfigError, DarkroomError, NotFound, StorageError, without_credentials
+from components.errors import EXIT_DONE, ConfigError, DarkroomError, StorageError, without_credentials
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, print_json, seconds, whole_number
 from pipeline.config import resolve
 from pipeline.kubeflow.cron import seconds_first
 from pipeline.kubeflow.documents import STATUS_KEYS, recurring_document, run_document, training_document
+from pipeline.kubeflow.lookup import find_run, folder_of
 from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.tables import recurring_rows, run_rows, runs_rows, training_rows
 from pipeline.messages import line
@@ -69,6 +70,14 @@ def _add_submit(verbs: Any) -> None:
         "--wait", action="store_true", help="wait until it has ended; the exit code is 0 if it succeeded"
     )
     _version_arguments(submit)
+    add_json(
+        submit,
+        id="Kubeflow's id of the run",
+        name="its name in the dashboard",
+        version="version of the pipeline that it uses",
+        dashboard="address of its page",
+        state="with --wait: Kubeflow's word for how it ended; else null",
+    )
 
 
 def _add_status(verbs: Any) -> None:
@@ -194,9 +203,18 @@ def _submit(arguments: argparse.Namespace) -> int:
     experiment_id = kubeflow.experiment(deployment.experiment)
     chosen = {key: value for key, value in given.items() if key != "workdir" or value}
     run_id = kubeflow.submit(name, version, experiment_id, chosen, account)
-    _print_lines(f"run        {line(name)}", f"id         {run_id}", f"version    {version.name}")
-    _print_lines(f"dashboard  {kubeflow.link(run_id)}", f"next       darkroom status {run_id}")
-    return _wait(kubeflow, run_id) if arguments.wait else EXIT_DONE
+    link = kubeflow.link(run_id)
+    if not arguments.json:
+        _print_lines(f"run        {line(name)}", f"id         {run_id}", f"version    {version.name}")
+        _print_lines(f"dashboard  {link}", f"next       darkroom status {run_id}")
+    ended = _wait(kubeflow, run_id, quiet=arguments.json) if arguments.wait else None
+    if arguments.json:
+        state = ended.state if ended is not None else None
+        print_json({"id": run_id, "name": name, "version": version.name, "dashboard": link, "state": state})
+    if ended is not None and ended.state != "SUCCEEDED":
+        reason = f": {ended.error}" if ended.error else ""
+        raise DarkroomError(f"run {run_id} {ended.state.lower()}{reason}; see darkroom status")
+    return EXIT_DONE
 
 
 def _deployment(arguments: argparse.Namespace) -> Deployment:
@@ -220,24 +238,18 @@ def _pinned(
     return version, arguments.service_account or deployment.service_account
 
 
-def _wait(kubeflow: Kubeflow, run_id: str, sleep: Callable[[float], object] = time.sleep) -> int:
-    """Wait until a run has ended.
-
-    Raises:
-        DarkroomError: If it did not succeed.
-    """
+def _wait(kubeflow: Kubeflow, run_id: str, quiet: bool, sleep: Callable[[float], object] = time.sleep) -> Run:
+    """Return a run once it has ended; show each change of its state, unless asked to be quiet."""
     state = ""
     while True:
         run = kubeflow.run(run_id)
         if run.state != state:
             state = run.state
-            _print_lines(f"{datetime.now(UTC):%H:%M:%S}   {state.lower()}")
+            if not quiet:
+                _print_lines(f"{datetime.now(UTC):%H:%M:%S}   {state.lower()}")
         if state in _FINISHED:
-            break
+            return run
         sleep(_POLL_SECONDS)
-    if state != "SUCCEEDED":
-        raise DarkroomError(f"run {run_id} {state.lower()}{': ' + run.error if run.error else ''}; see darkroom status")
-    return EXIT_DONE
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -250,13 +262,13 @@ def _status(arguments: argparse.Namespace) -> int:
         else:
             _print_lines(*runs_rows(runs, now))
         return EXIT_DONE
-    run = _find(kubeflow, arguments.run)
+    run = find_run(kubeflow, arguments.run)
     if arguments.json:
         print_json(_whole_document(kubeflow, run, arguments.workdir))
         return EXIT_DONE
     _print_lines(*run_rows(run, now), f"dashboard   {kubeflow.link(run.id)}")
     try:
-        _print_lines(*training_rows(_folder_of(run, arguments.workdir)))
+        _print_lines(*training_rows(folder_of(run, arguments.workdir)))
     except DarkroomError as error:
         _print_lines(line(f"training    unknown: {error}"))
     return EXIT_DONE
@@ -266,41 +278,9 @@ def _whole_document(kubeflow: Kubeflow, run: Run, workdir: str) -> dict[str, Any
     """Return what ``status RUN --json`` prints."""
     document = run_document(run, kubeflow.link(run.id))
     try:
-        return {**document, "training": training_document(_folder_of(run, workdir))}
+        return {**document, "training": training_document(folder_of(run, workdir))}
     except DarkroomError as error:
         return {**document, "training": {"error": str(error)}}
-
-
-def _folder_of(run: Run, workdir: str) -> Storage:
-    """Return the folder of a run, from the parameters that it was started with.
-
-    Raises:
-        ConfigError: If its recipe cannot be read here.
-    """
-    given = run.parameters
-    settings = resolve(str(given.get("recipe", "")), list(given.get("overrides") or ()), str(given.get("source") or ""))
-    url = workdir or str(given.get("workdir") or "")
-    if not url:
-        raise ConfigError("the run's workdir is a default of the pipeline's version; give it with --workdir")
-    folder = open_storage(url).child(f"runs/{settings.run}")
-    if not folder.exists("config.json"):
-        raise NotFound(f"{folder.url} has no config.json yet")
-    return folder
-
-
-def _find(kubeflow: Kubeflow, text: str) -> Run:
-    """Return the run with an id or name, or with the beginning of one; of several with the same name, the newest."""
-    matches = []
-    for run in kubeflow.all_runs():
-        if text in (run.id, run.name):
-            return kubeflow.run(run.id)
-        if run.id.startswith(text) or run.name.startswith(text):
-            matches.append(run)
-    if len(matches) != 1:
-        ids = ", ".join(run.id for run in matches[:5])
-        what = f"{text!r} matches several runs: {ids}" if matches else f"no run {text!r} in Kubeflow"
-        raise ConfigError(f"{line(what)}; darkroom status lists them")
-    return kubeflow.run(matches[0].id)
 
 
 def _logs(arguments: argparse.Namespace) -> int:
@@ -309,9 +289,9 @@ def _logs(arguments: argparse.Namespace) -> int:
     if not arguments.run:
         raise ConfigError("which run? give its id or name, or how it begins; darkroom status lists the runs")
     kubeflow = _connect(arguments)
-    run = _find(kubeflow, arguments.run)
+    run = find_run(kubeflow, arguments.run)
     try:
-        folder: Storage | None = _folder_of(run, arguments.workdir)
+        folder: Storage | None = folder_of(run, arguments.workdir)
     except (ConfigError, StorageError) as error:
         folder = None
         _print_lines(line(f"the run's own records cannot be read: {error}"))
@@ -326,7 +306,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 def _stop(arguments: argparse.Namespace) -> int:
     kubeflow = _connect(arguments)
-    run = _find(kubeflow, arguments.run)
+    run = find_run(kubeflow, arguments.run)
     if run.state in _FINISHED:
         _print_lines(f"{line(run.name)} has ended already: {run.state.lower()}")
         return EXIT_DONE

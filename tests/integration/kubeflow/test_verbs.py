@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -220,6 +221,10 @@ def test_waiting_ends_with_the_run_and_tells_how(release: Release, capsys: pytes
     release.api.before = fail
     assert main(["submit", "--recipe", "demo", "--workdir", "s3://b/w", "--wait"]) == 70
     assert "out of luck" in said(capsys)
+    assert main(["submit", "--recipe", "demo", "--workdir", "s3://b/w", "--wait", "--json"]) == 70
+    document = json.loads(capsys.readouterr().out)
+    assert document["state"] == "FAILED"
+    assert document["dashboard"].endswith(document["id"])
 
 
 def test_status_logs_and_stop_find_a_run_by_how_it_begins(
