@@ -101,7 +101,9 @@ def _event_text(event: dict[str, object]) -> str | None:
         case "progress":
             return f"{event.get('done')}/{event.get('total')} {event.get('what')}"
         case "step":
-            return f"step {event.get('step')}/{event.get('steps')}, loss {event.get('loss')}"
+            loss = event.get("loss")  # null if it was not finite
+            more = f", loss {loss:.3f}" if isinstance(loss, int | float) else ""
+            return f"step {event.get('step')}/{event.get('steps')}{more}"
     try:
         return event_line(event)
     except (KeyError, TypeError):

@@ -251,7 +251,7 @@ def test_the_log_of_a_run_is_shown_as_lines(workdir: Storage, capsys: pytest.Cap
         "ingest      begins",
         "ingest      3/4 images",
         "Kubeflow says something",
-        "train       step 5/8, loss 0.5",
+        "train       step 5/8, loss 0.500",
         "train       resumed at step 3",
         "train       failed: no\\ndata",
     ]
