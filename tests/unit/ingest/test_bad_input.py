@@ -130,8 +130,13 @@ def sent(root: Path, url: str) -> str:
         try:
             store.write(name, path.read_bytes())
         except StorageError:
-            assert not name.isprintable() or not name.isascii()
+            assert not is_ordinary(name), "a store has all other names"
     return url
+
+
+def is_ordinary(name: str) -> bool:
+    """Tell whether a name has neither control characters nor bytes that are not UTF-8."""
+    return name.isprintable()
 
 
 @pytest.fixture(scope="module")
@@ -243,15 +248,15 @@ def test_json_is_read_right_or_rejected(outcome: Outcome, kind: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_name_may_hold_anything(outcome: Outcome, name: str, request: pytest.FixtureRequest) -> None:
+    if "[s3-" in request.node.name and not is_ordinary(name):
+        pytest.skip("S3 has only names in UTF-8, and this server none with control characters")
     name = f"names/{name}"
-    if (name not in outcome.kept and "store" in request.node.name) or "s3" in request.node.name:
-        pytest.skip("this store has no such name")
     assert outcome.text(name) == "some words"
     assert outcome.kept[name].captions[0].by.partition(":")[2] == f"{name.removesuffix('.png')}.txt"
 
 
 def test_a_bad_image_with_a_hostile_name_is_reported(outcome: Outcome, request: pytest.FixtureRequest) -> None:
-    if "s3" not in request.node.name:
+    if "[s3]" not in request.node.name:
         outcome.check_rejected(f"bad/{os.fsdecode(bytes([*b'<b>', 10, 255]))}.png", "not-an-image")
 
 
