@@ -213,7 +213,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, str]] = {
     "retries without end": (["compile", "--retries", "1000000"], 2, "expected a whole number from 0 to 100"),
     "an image with a blank": (["compile", "--image", "a b"], 78, "image: 'a b' is not allowed"),
     "an output that is no YAML": (["compile", "--output", "out.txt"], 78, "ends in .yaml"),
-    "no workdir": (["run", "--recipe", "demo", "--workdir", ""], 78, "'' is not a storage"),
+    "no workdir": (["dataset", "ls", "--workdir", ""], 78, "'' is not a storage"),
     "a workdir elsewhere": (["cost", "x", "--workdir", "gopher://x"], 78, "'gopher://x' is not a storage"),
     "a workdir without a bucket": (["cost", "x", "--workdir", "s3://"], 78, "'s3://' is not a storage"),
     "a workdir that leads out": (["cost", "x", "--workdir", "s3://b/../c"], 78, "'..'"),
