@@ -19,7 +19,8 @@ from typing import Any
 from components.command import Result, Step, load_step
 from components.digests import short
 from components.errors import DarkroomError, Preempted, StorageError
-from components.image.records import groups_of_lane, lane_names, read_manifest
+from components.image.partition import groups_of_lane, lane_names
+from components.image.records import read_manifest
 from components.image.sources import open_source
 from components.progress import Progress
 from components.storage.base import Storage

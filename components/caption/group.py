@@ -16,12 +16,12 @@ from components.caption.job import CaptionJob
 from components.caption.resume import clear_unfinished, read_unfinished, save_unfinished
 from components.errors import DamagedFile, DataError
 from components.image.decoding import ImageLimits
+from components.image.partition import ancestors
 from components.image.records import (
     CaptionRecord,
     ImageOutcome,
     ImageRecord,
     Rejection,
-    ancestors,
     captions_key,
     read_caption_rejections,
     read_captions,

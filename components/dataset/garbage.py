@@ -17,17 +17,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from components.dataset.encoding_record import read_encoding
 from components.dataset.references import BASES, InUse
-from components.dataset.versions import (
-    GROUPS,
-    KEY,
-    SETS,
-    VERSIONS,
-    read_dataset,
-    read_encoding,
-    read_version,
-    records_of,
-)
+from components.dataset.versions import GROUPS, KEY, SETS, VERSIONS, read_dataset, read_version, records_of
 from components.digests import digest
 from components.errors import DataError, NotFound
 from components.model.manifest import COMMIT, read_digests

@@ -30,7 +30,6 @@ KEY = "dataset.json"
 VERSIONS = "versions"
 SETS = "sets"
 GROUPS = "groups"
-_ENCODING = "encoding.json"
 
 
 @dataclass(frozen=True)
@@ -301,29 +300,6 @@ def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
     if dataset.digest != value.get("digest"):
         raise DataError(f"{key} is damaged: its shards do not give its digest; delete it, {what_to_do}")
     return dataset
-
-
-def write_encoding(storage: Storage, encoding: dict[str, Any]) -> None:
-    """Write what a dataset's encoding key was made from."""
-    storage.write_json(_ENCODING, encoding)
-
-
-def has_encoding(storage: Storage) -> bool:
-    """Tell whether it is written what a dataset's encoding key was made from."""
-    return storage.exists(_ENCODING)
-
-
-def read_encoding(storage: Storage) -> dict[str, Any]:
-    """Read what a dataset's encoding key was made from.
-
-    Raises:
-        DataError: If the latents step has not run.
-        DamagedFile: If it is not what was written.
-    """
-    try:
-        return dict(storage.read_json(_ENCODING, must_have_checksum=True))
-    except NotFound:
-        raise DataError(f"{storage.url} has no {_ENCODING}; run the latents step first") from None
 
 
 def write_group(

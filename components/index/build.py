@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from components.dataset.caption_lengths import read_caption_lengths
+from components.dataset.encoding_record import read_encoding
 from components.dataset.format import SampleId, ShardIndex, find_whole, sample_ids
 from components.dataset.prompts import CaptionNotes, NotedCaptions
 from components.dataset.versions import (
@@ -18,7 +19,6 @@ from components.dataset.versions import (
     is_held_out,
     make_dataset,
     read_dataset,
-    read_encoding,
     read_group,
     read_variants,
     write_dataset,

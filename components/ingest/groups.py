@@ -8,7 +8,8 @@ from itertools import groupby
 
 from components.errors import ImageRejected
 from components.image.decoding import ImageFacts, check_limits
-from components.image.records import ImageRecord, Manifest, Rejection, group_of, write_images
+from components.image.partition import group_of
+from components.image.records import ImageRecord, Manifest, Rejection, write_images
 from components.ingest.catalog import Candidate, Catalog
 from components.ingest.config import IngestConfig
 from components.ingest.licenses import check_license

@@ -10,10 +10,10 @@ from typing import Any
 
 from components.digests import digest
 from components.errors import DamagedFile, DataError, ImageRejected
+from components.image.partition import group_names
 from components.image.records import (
     Manifest,
     Rejection,
-    group_names,
     images_key,
     ingest_prefix,
     ingest_rejections_key,

@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.dataset.empty_prompt import EmptyPrompt, has_empty_prompt, write_empty_prompt
+from components.dataset.encoding_record import has_encoding, write_encoding
 from components.dataset.format import SampleId, find_whole
-from components.dataset.versions import (
-    EncodedGroup,
-    has_encoding,
-    read_group,
-    records_of,
-    write_encoding,
-    write_group,
-)
+from components.dataset.versions import EncodedGroup, read_group, records_of, write_group
 from components.digests import short
 from components.errors import ConfigError
-from components.image.records import CaptionRecord, captions_prefix, group_of, read_accepted, read_manifest
+from components.image.partition import group_of
+from components.image.records import CaptionRecord, captions_prefix, read_accepted, read_manifest
 from components.image.sources import Source, open_source
 from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig

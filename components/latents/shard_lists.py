@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from components.dataset.versions import GROUPS, SETS, EncodedGroup, read_dataset, read_group, records_of
 from components.errors import DataError
-from components.image.records import ancestors
+from components.image.partition import ancestors
 from components.storage.base import Storage
 
 # A group's list in the folder of any caption set; and, of workdirs of before there were caption sets, beside them.

@@ -1,8 +1,8 @@
 """Finds what is damaged in a workdir: everything that is read back is compared with the digest that it has.
 
-A *unit* is a file, or some that only make sense together: a shard with its index, a model, a checkpoint. Folders and
-files that nobody has finished are none, since no reader uses them: models and checkpoints without ``COMMIT``, tars
-without an index. Logs, pages and pictures are for people; of these only pictures can be checked, which carry sums.
+An *artifact* is a file, or some that only make sense together: a shard with its index, a model, a checkpoint. Folders
+and files that nobody has finished are none, since no reader uses them: models and checkpoints without ``COMMIT``, tars
+without an index. Logs, pages and drawn images are for people; of these only images carry sums that can be checked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PIECE = 1 << 24  # bytes that are read of a file at a time
 _ONCE = ("captions/", "datasets/", "ingest/")  # JSON Lines that are written at once, and end in a checksum
 
 
-class Unit(NamedTuple):
+class Artifact(NamedTuple):
     """Something to check.
 
     Attributes:
@@ -49,32 +49,32 @@ class Unit(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A unit, and what is wrong with it and what to do; an empty text if nothing is."""
+    """An artifact, and what is wrong with it and what to do; an empty text if nothing is."""
 
     key: str
     problem: str
 
 
 def check_workdir(workdir: Storage, workers: int) -> Iterator[Checked]:
-    """Yield the result for each unit of a workdir, in the order of their keys.
+    """Yield the result for each artifact of a workdir, in the order of their keys.
 
     Args:
         workdir: The storage of all files.
-        workers: How many units are checked at the same time.
+        workers: How many artifacts are checked at the same time.
     """
 
-    def check(unit: Unit) -> Checked:
+    def check(artifact: Artifact) -> Checked:
         try:
-            unit.check()
+            artifact.check()
         except DarkroomError as error:
-            return Checked(unit.key, str(error))
-        return Checked(unit.key, "")
+            return Checked(artifact.key, str(error))
+        return Checked(artifact.key, "")
 
     pending: deque[Future[Checked]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
     try:
-        for unit in units(workdir):
-            pending.append(pool.submit(check, unit))
+        for artifact in artifacts(workdir):
+            pending.append(pool.submit(check, artifact))
             if len(pending) >= 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -83,17 +83,17 @@ def check_workdir(workdir: Storage, workers: int) -> Iterator[Checked]:
         pool.shutdown(cancel_futures=True)
 
 
-def units(workdir: Storage) -> Iterator[Unit]:
-    """Yield all units of a workdir."""
+def artifacts(workdir: Storage) -> Iterator[Artifact]:
+    """Yield all artifacts of a workdir."""
     for entry in workdir.list():
-        for pattern, unit_of in _UNITS:
+        for pattern, artifact_of in _ARTIFACTS:
             if match := pattern.fullmatch(entry.key):
-                if unit := unit_of(workdir, match):
-                    yield unit
+                if artifact := artifact_of(workdir, match):
+                    yield artifact
                 break
 
 
-def _model(workdir: Storage, match: re.Match[str]) -> Unit:
+def _model(workdir: Storage, match: re.Match[str]) -> Artifact:
     model = workdir.child(match["model"])
 
     def check() -> None:
@@ -105,7 +105,7 @@ def _model(workdir: Storage, match: re.Match[str]) -> Unit:
             if actual != committed:
                 raise _model_damage(model, f"{name} is not the file that was committed")
 
-    return Unit(match["model"], check)
+    return Artifact(match["model"], check)
 
 
 def _model_damage(model: Storage, problem: str) -> DamagedFile:
@@ -120,15 +120,15 @@ def _digest_object(storage: Storage, key: str) -> str:
     return whole.hexdigest()
 
 
-def _champion(workdir: Storage, match: re.Match[str]) -> Unit:
+def _champion(workdir: Storage, match: re.Match[str]) -> Artifact:
     def check() -> None:
         if read_champion(workdir, match["name"]) is None:
             raise DamagedFile("the version that it names does not exist; delete it, and the next model is published")
 
-    return Unit(match[0], check)
+    return Artifact(match[0], check)
 
 
-def _checkpoint(workdir: Storage, match: re.Match[str]) -> Unit:
+def _checkpoint(workdir: Storage, match: re.Match[str]) -> Artifact:
     run, step = workdir.child(match["run"]), int(match["step"])
 
     def check() -> None:
@@ -137,10 +137,10 @@ def _checkpoint(workdir: Storage, match: re.Match[str]) -> Unit:
         except DataError as error:
             raise DamagedFile(f"{error}; delete its folder, and training goes on from the one before") from None
 
-    return Unit(f"{match['run']}/{checkpoints.folder(step)}", check)
+    return Artifact(f"{match['run']}/{checkpoints.folder(step)}", check)
 
 
-def _shard(workdir: Storage, match: re.Match[str]) -> Unit:
+def _shard(workdir: Storage, match: re.Match[str]) -> Artifact:
     dataset, name = workdir.child(match["dataset"]), match["shard"]
 
     def check() -> None:
@@ -148,24 +148,24 @@ def _shard(workdir: Storage, match: re.Match[str]) -> Unit:
         height, width = name.split("/")[1].split("x")
         check_shard(dataset, Shard(name, (int(height), int(width)), len(index.samples), index.bytes, index.sha256))
 
-    return Unit(f"{match['dataset']}/{name}", check)
+    return Artifact(f"{match['dataset']}/{name}", check)
 
 
-def _version(workdir: Storage, match: re.Match[str]) -> Unit:
+def _version(workdir: Storage, match: re.Match[str]) -> Artifact:
     dataset = workdir.child(match["dataset"])
 
     def check() -> None:
         _check_shards_exist(dataset, [shard.name for shard in read_committed(dataset, match["file"]).shards])
 
-    return Unit(match[0], check)
+    return Artifact(match[0], check)
 
 
-def _group(workdir: Storage, match: re.Match[str]) -> Unit:
+def _group(workdir: Storage, match: re.Match[str]) -> Artifact:
     def check() -> None:
         group = read_group(workdir.child(match["records"]), match["group"])
         _check_shards_exist(workdir.child(match["dataset"]), group.shards if group else ())
 
-    return Unit(match[0], check)
+    return Artifact(match[0], check)
 
 
 def _check_shards_exist(dataset: Storage, names: list[str] | tuple[str, ...]) -> None:
@@ -174,11 +174,11 @@ def _check_shards_exist(dataset: Storage, names: list[str] | tuple[str, ...]) ->
             raise DamagedFile(f"shard {name} is missing; run latents and index again")
 
 
-def _empty_prompt(workdir: Storage, match: re.Match[str]) -> Unit:
-    return Unit(match[0], lambda: empty_prompt.read_empty_prompt(workdir.child(match["dataset"])))
+def _empty_prompt(workdir: Storage, match: re.Match[str]) -> Artifact:
+    return Artifact(match[0], lambda: empty_prompt.read_empty_prompt(workdir.child(match["dataset"])))
 
 
-def _manifest(workdir: Storage, match: re.Match[str]) -> Unit:
+def _manifest(workdir: Storage, match: re.Match[str]) -> Artifact:
     source_id = match["source"]
 
     def check() -> None:
@@ -189,22 +189,22 @@ def _manifest(workdir: Storage, match: re.Match[str]) -> Unit:
         try:
             groups = {group: digest(_records(workdir, images_key(source_id, group))) for group in manifest.groups}
         except DamagedFile:
-            return  # that file is a unit of its own
+            return  # that file is an artifact of its own
         if digest(groups) != manifest.digest:
             raise DamagedFile("its groups are not those that it was written for; delete it and run ingest again")
 
-    return Unit(match[0], check)
+    return Artifact(match[0], check)
 
 
 def _records(workdir: Storage, key: str) -> list[dict[str, Any]]:
     return list(workdir.read_records(key))
 
 
-def _ledger(workdir: Storage, match: re.Match[str]) -> Unit:
-    return Unit(match[0], lambda: read_ledger(workdir.child(match["run"])))
+def _ledger(workdir: Storage, match: re.Match[str]) -> Artifact:
+    return Artifact(match[0], lambda: read_ledger(workdir.child(match["run"])))
 
 
-def _events(workdir: Storage, match: re.Match[str]) -> Unit:
+def _events(workdir: Storage, match: re.Match[str]) -> Artifact:
     """Check a run's events; and its ledger, which must exist if they say that an attempt has ended."""
     run = workdir.child(match["run"])
 
@@ -213,20 +213,20 @@ def _events(workdir: Storage, match: re.Match[str]) -> Unit:
         if not run.exists(LEDGER):
             read_ledger(run)
 
-    return Unit(match[0], check)
+    return Artifact(match[0], check)
 
 
-def _no_unit(_workdir: Storage, _match: re.Match[str]) -> None:
+def _no_artifact(_workdir: Storage, _match: re.Match[str]) -> None:
     return None
 
 
-def _evaluation(workdir: Storage, match: re.Match[str]) -> Unit:
-    return Unit(match[0], lambda: read_evaluation(workdir.child(match["run"])))
+def _evaluation(workdir: Storage, match: re.Match[str]) -> Artifact:
+    return Artifact(match[0], lambda: read_evaluation(workdir.child(match["run"])))
 
 
-def _lines(workdir: Storage, match: re.Match[str]) -> Unit:
+def _lines(workdir: Storage, match: re.Match[str]) -> Artifact:
     key = match[0]
-    return Unit(key, lambda: _records(workdir, key) if key.startswith(_ONCE) else _whole_lines(workdir, key))
+    return Artifact(key, lambda: _records(workdir, key) if key.startswith(_ONCE) else _whole_lines(workdir, key))
 
 
 def _whole_lines(workdir: Storage, key: str) -> list[dict[str, Any]]:
@@ -244,11 +244,11 @@ def _whole_lines(workdir: Storage, key: str) -> list[dict[str, Any]]:
     return values
 
 
-def _json(workdir: Storage, match: re.Match[str]) -> Unit:
-    return Unit(match[0], lambda: workdir.read_json(match[0]))
+def _json(workdir: Storage, match: re.Match[str]) -> Artifact:
+    return Artifact(match[0], lambda: workdir.read_json(match[0]))
 
 
-def _picture(workdir: Storage, match: re.Match[str]) -> Unit:
+def _image(workdir: Storage, match: re.Match[str]) -> Artifact:
     def check() -> None:
         try:
             with Image.open(io.BytesIO(workdir.read(match[0])), formats=("PNG",)) as image:
@@ -256,18 +256,18 @@ def _picture(workdir: Storage, match: re.Match[str]) -> Unit:
         except (OSError, SyntaxError, ValueError) as error:
             raise DamagedFile(f"it is no PNG ({error}); delete it, and run the step that draws it again") from None
 
-    return Unit(match[0], check)
+    return Artifact(match[0], check)
 
 
 # By the first pattern that a key matches.
-_UNITS: tuple[tuple[re.Pattern[str], Callable[[Storage, re.Match[str]], Unit | None]], ...] = tuple(
-    (re.compile(pattern), unit_of)
-    for pattern, unit_of in (
+_ARTIFACTS: tuple[tuple[re.Pattern[str], Callable[[Storage, re.Match[str]], Artifact | None]], ...] = tuple(
+    (re.compile(pattern), artifact_of)
+    for pattern, artifact_of in (
         (rf"(?P<model>models/.+)/{COMMIT}", _model),
         (r"models/(?P<name>[^/]+)/champion\.json", _champion),
-        (r"models/.*", _no_unit),  # files of models
+        (r"models/.*", _no_artifact),  # files of models
         (rf"(?P<run>runs/[^/]+)/checkpoints/step-(?P<step>\d+)/{COMMIT}", _checkpoint),
-        (r"runs/[^/]+/checkpoints/.*", _no_unit),
+        (r"runs/[^/]+/checkpoints/.*", _no_artifact),
         (r"(?P<run>runs/[^/]+)/events\.jsonl", _events),
         (rf"(?P<run>runs/[^/]+)/{re.escape(LEDGER)}", _ledger),
         (rf"(?P<run>runs/[^/]+)/{re.escape(EVALUATION)}", _evaluation),
@@ -278,6 +278,6 @@ _UNITS: tuple[tuple[re.Pattern[str], Callable[[Storage, re.Match[str]], Unit | N
         (r"ingest/(?P<source>[^/]+)/manifest\.json", _manifest),
         (r".*\.jsonl", _lines),
         (r".*\.json", _json),
-        (r".*\.png", _picture),
+        (r".*\.png", _image),
     )
 )

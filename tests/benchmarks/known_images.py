@@ -16,11 +16,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from components.dataset.encoding_record import write_encoding
 from components.dataset.format import Sample, index_key, pack, sample_id, shard_name, tar_key
 from components.dataset.garbage import find_garbage
 from components.dataset.integrity import verify
 from components.dataset.references import in_use, read_references
-from components.dataset.versions import read_dataset, records_of, write_encoding, write_group
+from components.dataset.versions import read_dataset, records_of, write_group
 from components.digests import sha256
 from components.image.records import Caption, CaptionRecord, write_captions, write_rejections
 from components.index.build import index

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import pytest
 
+from components.dataset.encoding_record import write_encoding
 from components.dataset.format import Sample, index_key, pack, sample_id, tar_key
 from components.dataset.versions import (
     Shard,
@@ -18,7 +19,6 @@ from components.dataset.versions import (
     records_of,
     version_key,
     write_dataset,
-    write_encoding,
     write_group,
 )
 from components.digests import sha256

@@ -17,9 +17,10 @@ import pytest
 
 from components.accounting.ledger import read_ledger
 from components.dataset.empty_prompt import read_empty_prompt
+from components.dataset.encoding_record import read_encoding
 from components.dataset.format import read_index
 from components.dataset.integrity import check_shard
-from components.dataset.versions import read_dataset, read_encoding, read_group, read_version, records_of
+from components.dataset.versions import read_dataset, read_group, read_version, records_of
 from components.errors import ConfigError, DarkroomError, DataError, NotFound
 from components.image.records import (
     captions_prefix,
@@ -41,7 +42,7 @@ from components.train.config import TrainConfig
 from components.train.out_of_memory import with_recorded_micro_batch
 from pipeline.cli import main
 from pipeline.cost.stored_plan import read_planned
-from pipeline.datasets.damage import Unit, units
+from pipeline.datasets.damage import Artifact, artifacts
 from pipeline.launch.books.earlier_trainings import has_records_of
 from pipeline.launch.state import StateFile
 from tests.integration.finished_workdir import STEP, Finished, finish
@@ -244,7 +245,8 @@ def test_a_damaged_file_is_an_error_by_name_or_changes_nothing(
 ) -> None:
     read = outcome(FILES[kind][1], finished)
     top = "/".join(key_of_path(finished, damaged).split("/")[:2])
-    problems = [problem for unit in units(finished.storage) if unit.key.startswith(top) for problem in problem_of(unit)]
+    checked = [artifact for artifact in artifacts(finished.storage) if artifact.key.startswith(top)]
+    problems = [problem for artifact in checked for problem in problem_of(artifact)]
 
     if isinstance(read, DarkroomError):
         assert re.search("|".join(map(re.escape, (damaged.name, damaged.stem, damaged.parent.name))), str(read))
@@ -266,9 +268,9 @@ def key_of_path(finished: Finished, path: Path) -> str:
     return path.relative_to(finished.storage.url).as_posix()
 
 
-def problem_of(unit: Unit) -> list[str]:
+def problem_of(artifact: Artifact) -> list[str]:
     try:
-        unit.check()
+        artifact.check()
     except DarkroomError as error:
         return [str(error)]
     return []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from components.dataset.encoding_record import write_encoding
 from components.dataset.garbage import Garbage, find_garbage, garbage_kind, remove, uses_encoders, versions_to_keep
 from components.dataset.references import InUse, Reference, in_use, read_references
 from components.dataset.versions import (
@@ -17,7 +18,6 @@ from components.dataset.versions import (
     read_version,
     version_key,
     write_dataset,
-    write_encoding,
     write_group,
 )
 from components.digests import digest, sha256

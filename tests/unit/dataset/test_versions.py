@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from components.dataset.encoding_record import read_encoding, write_encoding
 from components.dataset.versions import (
     Dataset,
     EncodedGroup,
@@ -15,12 +16,10 @@ from components.dataset.versions import (
     is_held_out,
     make_dataset,
     read_dataset,
-    read_encoding,
     read_group,
     read_version,
     version_key,
     write_dataset,
-    write_encoding,
     write_group,
 )
 from components.digests import sha256

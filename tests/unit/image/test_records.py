@@ -8,6 +8,7 @@ from itertools import permutations
 import pytest
 
 from components.errors import DataError
+from components.image.partition import ancestors, group_names, group_of, groups_of_lane
 from components.image.records import (
     FORMAT,
     Caption,
@@ -15,10 +16,6 @@ from components.image.records import (
     ImageRecord,
     Manifest,
     Rejection,
-    ancestors,
-    group_names,
-    group_of,
-    groups_of_lane,
     parse_caption_record,
     read_accepted,
     read_captions,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.dataset.encoding_record import write_encoding
 from components.dataset.format import (
     Sample,
     SampleId,
@@ -20,7 +21,7 @@ from components.dataset.format import (
     shard_name,
     tar_key,
 )
-from components.dataset.versions import Dataset, is_held_out, read_dataset, write_encoding, write_group
+from components.dataset.versions import Dataset, is_held_out, read_dataset, write_group
 from components.digests import sha256
 from components.errors import DataError
 from components.image.records import (

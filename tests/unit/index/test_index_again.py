@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.dataset.encoding_record import write_encoding
 from components.dataset.format import Sample, index_key, pack, sample_id, tar_key
-from components.dataset.versions import Dataset, read_dataset, read_version, write_dataset, write_encoding, write_group
+from components.dataset.versions import Dataset, read_dataset, read_version, write_dataset, write_group
 from components.digests import sha256
 from components.image.records import (
     Caption,

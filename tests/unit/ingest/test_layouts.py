@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 
 from components.errors import ConfigError, DataError
-from components.image.records import (
-    Manifest,
-    ancestors,
-    group_names,
-    group_of,
-    groups_of_lane,
-    lane_names,
-    read_ingest_rejections,
-)
+from components.image.partition import ancestors, group_names, group_of, groups_of_lane, lane_names
+from components.image.records import Manifest, read_ingest_rejections
 from components.ingest.config import IngestConfig
 from components.ingest.groups import group_bits
 from tests.images import image_bytes
