@@ -19,6 +19,16 @@ from components.errors import StorageError
 from components.image.optional_formats import DECODER_MISSING
 from components.image.records import Rejection, Sidecar
 from components.image.rejections import ReasonCount
+from components.ingest.catalog_queries import (
+    ADD_SIBLING,
+    CANDIDATES,
+    IS_VALID,
+    NO_CAPTIONS,
+    NO_MASKS,
+    OTHER_FILES,
+    TABLES,
+    TO_READ,
+)
 from components.ingest.file_cache import UNUSED, FileRecord
 from components.ingest.listing import (
     CAPTION,
@@ -38,72 +48,7 @@ from components.storage.scratch import scratch_folder
 CACHE_KIB = 65_536
 BATCH = 10_000  # rows
 
-_TABLES = f"""
-CREATE TABLE files (name BLOB PRIMARY KEY, kind TEXT, stem BLOB, bytes INTEGER, tag TEXT) WITHOUT ROWID;
-CREATE TABLE siblings (stem BLOB, kind TEXT, rank INTEGER, name BLOB, PRIMARY KEY (stem, kind)) WITHOUT ROWID;
-CREATE TABLE records (name BLOB PRIMARY KEY, {", ".join(FileRecord._fields[1:])}, fresh INTEGER) WITHOUT ROWID;
-CREATE TABLE stale (name BLOB PRIMARY KEY, sha256 TEXT) WITHOUT ROWID;
-CREATE TABLE metadata (name BLOB PRIMARY KEY, file BLOB, line INTEGER, text, license, source) WITHOUT ROWID;
-CREATE TABLE rejected (name BLOB, reason TEXT, detail TEXT, sha256 TEXT);
-"""
-
-# A record is valid if its file, or its archive, is unchanged; a member's also needs the record of its archive, which is
-# written only once all of the archive was read.
-_VALID = """
-EXISTS (SELECT 1 FROM files AS f WHERE f.name = records.owner AND f.tag = records.tag AND f.tag <> ''
-    AND f.kind IN ({kinds}) AND (records.owner <> records.name OR f.bytes = records.bytes))
-AND (records.owner = records.name OR EXISTS (SELECT 1 FROM records AS own WHERE own.name = records.owner))
-"""
-
-_TO_READ = """
-FROM files AS f WHERE f.kind = ? AND NOT EXISTS (SELECT 1 FROM records AS r WHERE r.name = f.name)
-AND (f.kind <> 'json' OR EXISTS (SELECT 1 FROM siblings AS i WHERE i.stem = f.stem AND i.kind = 'image'))
-"""
-
-_CANDIDATES = """
-SELECT r.name, r.bytes, r.sha256, r.width, r.height, r.format, r.alpha, r.reason, r.detail,
-    m.file, m.text, c.name, c.bytes, c.tag, r.tag,
-    COALESCE(j.caption, r.caption), COALESCE(j.caption_bytes, r.caption_bytes),
-    COALESCE(j.text, r.text), k.name, k.bytes, k.tag, r.mask, r.mask_bytes,
-    COALESCE(m.license, j.license, r.license), COALESCE(m.source, j.source, r.source)
-FROM records AS r
-LEFT JOIN files AS f ON f.name = r.name
-LEFT JOIN metadata AS m ON m.name = r.name
-LEFT JOIN siblings AS cs ON cs.stem = f.stem AND cs.kind = 'caption'
-LEFT JOIN files AS c ON c.name = cs.name
-LEFT JOIN siblings AS js ON js.stem = f.stem AND js.kind = 'json'
-LEFT JOIN records AS j ON j.name = js.name
-LEFT JOIN siblings AS ks ON ks.stem = f.stem AND ks.kind = 'mask'
-LEFT JOIN files AS k ON k.name = ks.name
-WHERE r.sha256 <> ''
-ORDER BY r.sha256, r.name
-"""
-
-
-# Masks whose image does not exist.
-_NO_MASKS = """
-SELECT name FROM files AS f WHERE kind = 'mask' AND name > ? AND NOT EXISTS (SELECT 1 FROM siblings AS s WHERE
-s.stem = f.stem AND s.kind = 'image') ORDER BY name LIMIT ?
-"""
-
-# Caption and JSON files that lie beside no image.
-_NO_CAPTIONS = """
-SELECT name, kind, stem FROM files AS f WHERE kind IN ('caption', 'json') AND name > ? AND NOT EXISTS
-(SELECT 1 FROM siblings AS s WHERE s.stem = f.stem AND s.kind = 'image') ORDER BY name LIMIT ?
-"""
-_ADD_SIBLING = """
-INSERT INTO siblings VALUES (?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET rank = excluded.rank, name = excluded.name WHERE excluded.rank <= rank
-"""
 BY_FULL_NAME = 100  # the rank of a caption a.jpg.txt: behind any a.txt
-
-_OTHER_FILES = """
-SELECT kind || CASE WHEN kind IN ({kinds}) THEN ' files beside no image' ELSE ' files of another layout' END, COUNT(*)
-FROM files AS f WHERE kind NOT IN ({kinds}) OR (kind IN ('caption', 'json') AND NOT EXISTS (SELECT 1 FROM siblings AS s
-WHERE s.stem = f.stem AND s.kind = 'image')) GROUP BY 1
-UNION ALL SELECT detail, SUM(bytes) FROM records WHERE reason = 'unused' GROUP BY detail
-"""
-
 # Files whose names are none of an image are listed by so many kinds; the rest is one number.
 MOST_KINDS = 20
 
@@ -140,7 +85,7 @@ class Catalog:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(
             f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KIB};"
-            f"PRAGMA temp_store = FILE; PRAGMA locking_mode = EXCLUSIVE; {_TABLES}"
+            f"PRAGMA temp_store = FILE; PRAGMA locking_mode = EXCLUSIVE; {TABLES}"
         )
         self._db.execute("BEGIN")
 
@@ -163,7 +108,7 @@ class Catalog:
                 ((_blob(name), kind, _blob(stem), size, tag) for name, kind, stem, size, tag, _ in files),
             )
             self._db.executemany(
-                _ADD_SIBLING,
+                ADD_SIBLING,
                 (
                     (_blob(file.stem), file.kind, file.rank, _blob(file.name))
                     for file in files
@@ -176,7 +121,7 @@ class Catalog:
     def _turn_masks_into_images(self) -> None:
         """Make images of masks that have none beside them."""
         last = b""
-        while rows := self._db.execute(_NO_MASKS, (last, BATCH)).fetchall():
+        while rows := self._db.execute(NO_MASKS, (last, BATCH)).fetchall():
             stems = [(_blob(split_name(_text(name))[0]), name) for (name,) in rows]
             self._db.executemany("UPDATE files SET kind = 'image', stem = ? WHERE name = ?", stems)
             self._db.executemany("INSERT OR REPLACE INTO siblings VALUES (?, 'image', 0, ?)", stems)
@@ -185,11 +130,11 @@ class Catalog:
     def _find_images_of_captions(self, extensions: Collection[str]) -> None:
         """Give captions that lie beside no image, such as ``a.jpg.txt``, to the image that they name in full."""
         last = b""
-        while rows := self._db.execute(_NO_CAPTIONS, (last, BATCH)).fetchall():
+        while rows := self._db.execute(NO_CAPTIONS, (last, BATCH)).fetchall():
             stems = [(image_of_caption(_text(stem), extensions), kind, name, _text(stem)) for name, kind, stem in rows]
             moved = [(_blob(image), kind, name) for image, kind, name, stem in stems if image != stem]
             self._db.executemany("UPDATE files SET stem = ?1 WHERE name = ?3", moved)
-            self._db.executemany(_ADD_SIBLING, ((image, kind, BY_FULL_NAME, name) for image, kind, name in moved))
+            self._db.executemany(ADD_SIBLING, ((image, kind, BY_FULL_NAME, name) for image, kind, name in moved))
             last = rows[-1][0]
 
     def kinds(self) -> set[str]:
@@ -206,7 +151,7 @@ class Catalog:
             journal: What unfinished runs have read since.
             kinds: Kinds of file that are read.
         """
-        valid = _VALID.format(kinds=", ".join(f"'{kind}'" for kind in kinds))
+        valid = IS_VALID.format(kinds=", ".join(f"'{kind}'" for kind in kinds))
         self.add_records(cached, fresh=False)
         self._db.execute(f"INSERT INTO stale SELECT name, sha256 FROM records WHERE sha256 <> '' AND NOT ({valid})")  # noqa: S608
         self._db.execute(f"DELETE FROM records WHERE NOT ({valid})")  # noqa: S608 - the kinds are our own constants
@@ -228,12 +173,12 @@ class Catalog:
     def files_to_read(self, kinds: Collection[str]) -> Iterator[ListedFile]:
         """Yield the files without a record, by name; JSON files only if they are beside an image."""
         for kind in kinds:
-            for name, stem, size, tag in self._db.execute(f"SELECT name, stem, bytes, tag {_TO_READ}", (kind,)):
+            for name, stem, size, tag in self._db.execute(f"SELECT name, stem, bytes, tag {TO_READ}", (kind,)):
                 yield ListedFile(_text(name), kind, _text(stem), size, tag)
 
     def count_files_to_read(self, kinds: Collection[str]) -> int:
         """Return how many files ``files_to_read`` yields."""
-        return sum(self._db.execute(f"SELECT COUNT(*) {_TO_READ}", (kind,)).fetchone()[0] for kind in kinds)
+        return sum(self._db.execute(f"SELECT COUNT(*) {TO_READ}", (kind,)).fetchone()[0] for kind in kinds)
 
     def metadata_files(self) -> Iterator[ListedFile]:
         """Yield the metadata files, deeper folders later: if two name the same image, the later one counts."""
@@ -268,7 +213,7 @@ class Catalog:
 
     def candidates(self) -> Iterator[Candidate]:
         """Yield what has the name of an image, sorted by content, then by name."""
-        for row in self._db.execute(_CANDIDATES):
+        for row in self._db.execute(CANDIDATES):
             name, tag, alpha = _text(row[0]), row[14], bool(row[6])
             caption, mask = _caption(name, row[9:18]), _mask(tag, row[18:23])
             yield Candidate._make((name, *row[1:6], alpha, *row[7:9], caption, mask, *row[23:]))
@@ -309,7 +254,7 @@ class Catalog:
         read = (*READ_KINDS[layout], CAPTION, JSON, MASK, *((METADATA,) if layout == "imagefolder" else ()))
         kinds = ", ".join(f"'{kind}'" for kind in read)
         counts = Counter({ending or "no ending": files for ending, files in endings.items()})
-        for kind, files in self._db.execute(_OTHER_FILES.format(kinds=kinds)):
+        for kind, files in self._db.execute(OTHER_FILES.format(kinds=kinds)):
             counts[kind] += files
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         rest = sum(files for _, files in ordered[MOST_KINDS:])
