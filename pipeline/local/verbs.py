@@ -100,7 +100,8 @@ def prefer_here(parser: argparse.ArgumentParser, here: Verb) -> None:
     elsewhere: Verb = parser.get_default("verb")
 
     def verb(arguments: argparse.Namespace) -> int:
-        if any(getattr(arguments, name, "") for name in _FLAGS_OF_A_CLUSTER):
+        is_asked_for = any(getattr(arguments, name, "") for name in _FLAGS_OF_A_CLUSTER)
+        if is_asked_for or (not arguments.run and os.environ.get("KF_PIPELINES_ENDPOINT")):
             return elsewhere(arguments)
         try:
             find(arguments.run, arguments.workdir)
