@@ -130,7 +130,7 @@ def test_the_trainer_reads_the_same_settings(prompts: list[str], rate: float, be
     # The kubelet replaces $$ by $.
     command_line = [text.replace("$$", "$") for text in job["spec"]["trainer"]["args"]]
     read: argparse.Namespace = parser(None).parse_args(command_line)
-    assert TrainConfig.parse(override({}, read.set)) == TrainConfig.parse(values)
+    assert TrainConfig.parse(override({}, [text for texts in read.set for text in texts])) == TrainConfig.parse(values)
     assert (read.run, read.workdir, read.seed) == ("demo-0a1b2c3d", "s3://bucket/work", 7)
 
 
