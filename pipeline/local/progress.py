@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.errors import DarkroomError
+from components.errors import DarkroomError, Preempted
 from pipeline.messages import title
 from pipeline.work import DIED, DONE
 
@@ -78,7 +78,9 @@ class PipelineProgress:
         name, step = title(event), event["step"]
         self.running.discard(name)
         if event["status"] != DONE and self.error is None:
-            self.error = DarkroomError(f"{name}: {event['error']}")
+            # A step that was stopped by a signal of its own, as when a machine shuts down, has not failed.
+            kind = Preempted if event["exit_code"] == Preempted.exit_code else DarkroomError
+            self.error = kind(f"{name}: {event['error']}")
             self.error.exit_code = event["exit_code"]
         start, end = event["started"], event["started"] + event["seconds"]
         first, last = self.spans.get(step, (start, end))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.errors import Preempted
 from pipeline.local.progress import PipelineProgress
 
 
@@ -46,6 +47,11 @@ def test_the_first_step_that_failed_gives_the_error_and_the_exit_code() -> None:
     assert str(error) == "caption 001: no such folder"
     assert error is not None
     assert error.exit_code == 65
+
+
+def test_a_step_that_was_stopped_has_not_failed() -> None:
+    progress = after(started("evaluate"), ended("evaluate", status="stopped", error="asked to stop", exit_code=75))
+    assert isinstance(progress.failure(70), Preempted)
 
 
 def test_a_step_that_was_killed_is_one_that_has_not_ended() -> None:
