@@ -89,9 +89,7 @@ def _training(event: Values) -> str | None:
     if event["step"]:
         return None  # it goes on; the first attempt said it
     times = formatting.number(event["epochs"])
-    return (
-        f"{plural(event['steps'], 'step')}, in which each of {plural(event['samples'], 'sample')} is seen {times} times"
-    )
+    return f"{plural(event['steps'], 'step')}: each of {plural(event['samples'], 'sample')} is seen {times} times"
 
 
 def _attempt_ended(event: Values) -> str | None:

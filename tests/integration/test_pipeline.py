@@ -175,7 +175,7 @@ def test_a_person_sees_a_line_for_each_step_and_nothing_else(first: Any) -> None
         assert sum(line.startswith(f"caption {group}") for line in lines) == 1
         assert sum(line.startswith(f"latents {group}") for line in lines) == 1
     assert [line.split("· ")[1] for line in lines if "· " in line] == [
-        "8 steps, in which each of 33 samples is seen 1.7 times",
+        "8 steps: each of 33 samples is seen 1.7 times",
         "spot notice to rank 1 at step 4",
         "preempted at step 5, 0 steps lost",
         "resumed at step 5",
