@@ -27,7 +27,7 @@ def put(client: Any, source: S3Storage, name: str, data: bytes) -> None:
 
 def run(source: S3Storage, work: MemoryStorage) -> tuple[dict[str, Any], list[str], dict[str, str]]:
     """Return the result, the names of the images, and the reasons of the rejections by name."""
-    result = ingest(IngestConfig(source=source.url), work, Progress(io.StringIO()))
+    result = ingest(IngestConfig(source=source.url, max_rejected=None), work, Progress(io.StringIO()))
     images = sorted(image.name.partition("@")[0] for image in read_images(work, result["source_id"], "g"))
     rejections = read_ingest_rejections(work, result["source_id"])
     assert all(rejection.detail for rejection in rejections)

@@ -54,7 +54,7 @@ def test_a_sample_that_is_not_finite_costs_its_step_only(workshop: Any, stage: i
 
 def test_gradients_that_stay_not_finite_end_the_training(workshop: Any) -> None:
     ended = workshop.train(
-        "diverging", "optimizer.learning_rate=1", "optimizer.warmup_steps=0", "optimizer.weight_decay=1e30",
+        "diverging", "optimizer.learning_rate=1", "optimizer.warmup_steps=0", "optimizer.weight_decay=100",
         "optimizer.schedule=constant",
         "limits.max_skipped_steps=3", "checkpoint.every=1",
     )  # fmt: skip

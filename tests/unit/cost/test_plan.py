@@ -294,7 +294,6 @@ def test_plan_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["--assume", "mf=0.3"], " mfu?"),
         (["--assume", "mfu"], "--assume 'mfu'"),
         (["--prices", "gone.yaml"], "gone.yaml"),
-        (["--images", "-1"], "--images -1"),
         (["--set", "placement.instance=p4d.24xlarg"], " p4d.24xlarge?"),
     ],
 )
@@ -332,7 +331,8 @@ def test_cost_tells_what_a_run_has_spent(tmp_path: Path, capsys: pytest.CaptureF
 
     assert main(["cost", "sd3", "--workdir", str(tmp_path)]) == 78
     error = capsys.readouterr().err
-    assert all(part in error for part in ("'sd3'", str(tmp_path), config.run))
+    for part in ("'sd3'", str(tmp_path), "darkroom runs ls"):
+        assert part in error
 
 
 def test_a_run_without_a_ledger_has_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

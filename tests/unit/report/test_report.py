@@ -342,7 +342,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         ("steps", "No step was recorded: steps/ holds nothing that can be shown."),
         ("metrics.jsonl", "No optimizer step was recorded: metrics.jsonl does not exist."),
         ("events.jsonl", "No attempt was recorded: events.jsonl does not exist."),
-        ("ledger.jsonl", "has ended, and not all its lines are there"),
+        ("ledger.jsonl", "The training’s time was not recorded: ledger.jsonl does not exist."),
         ("samples/index.json", "No images were drawn during training: samples/index.json does not exist."),
         ("evaluation/evaluation.json", "Nothing was measured: evaluation/evaluation.json does not exist."),
         ("evaluation/00.png", "evaluation/00.png does not exist"),

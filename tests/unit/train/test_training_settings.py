@@ -11,13 +11,15 @@ from components.settings import flatten, override
 from components.train.config import TrainConfig
 
 # samples.every needs prompts, and exact_across_world_sizes needs ZeRO stage 0.
-BASE = TrainConfig.parse({"zero_stage": 0, "samples": {"prompts": ["a"]}})
+CONTINUED = {"run": "before", "step": 100, "checkpoint": "0123", "encoding": "4567"}
+BASE = TrainConfig.parse({"zero_stage": 0, "samples": {"prompts": ["a"]}, "continued": CONTINUED})
 SETTINGS = flatten(BASE.model_dump(mode="json"))
 del SETTINGS["epochs"]  # stands for steps, and is not set beside them
 DECISIVE = {
     "steps", "global_batch", "caption_dropout", "precision", "exact_across_world_sizes",
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.betas", "optimizer.epsilon",
     "optimizer.weight_decay", "optimizer.max_grad_norm", "ema.decay", "data.window",
+    "continued.run", "continued.step", "continued.checkpoint", "continued.encoding",
 }  # fmt: skip
 OTHER_VALUES = {
     "precision": "bf16",
@@ -31,6 +33,9 @@ OTHER_VALUES = {
     "metrics.trackers": ["tensorboard"],
     "metrics.project": "other",
     "notices.cloud": "aws",
+    "continued.run": "other",
+    "continued.checkpoint": "89ab",
+    "continued.encoding": "cdef",
     "notices.address": "http://127.0.0.1",
 }
 
