@@ -32,6 +32,11 @@ MOST_PROCESSOR_SECONDS = 720
 Features = Callable[[Sequence[Image.Image]], NDArray[np.float64]]
 
 
+def test_readme_has_the_lines() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert "\n".join(f"    {line}" for line in LINES) in readme
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which somebody has photos, and has typed README's lines."""
