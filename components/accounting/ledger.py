@@ -162,11 +162,12 @@ def _ended_attempts(run: Storage) -> set[int]:
     attempts = set()
     for line in data.split(b"\n"):
         if b"attempt-ended" in line:
-            with contextlib.suppress(ValueError):  # torn
+            with contextlib.suppress(ValueError, RecursionError):  # torn
                 event = json.loads(line)
                 if isinstance(event, dict) and event.get("event") == "attempt-ended":
-                    attempts.add(event.get("attempt"))
-    return {attempt for attempt in attempts if isinstance(attempt, int)}
+                    number = event.get("attempt")
+                    attempts |= {number} if isinstance(number, int) else set()
+    return attempts
 
 
 def _line(number: int, values: Mapping[str, Any]) -> LedgerLine:
