@@ -119,9 +119,8 @@ def test_what_is_no_image_is_counted_by_kind(photos: Photos) -> None:
     for _ in range(2):  # the second time nothing is read
         result = photos.run()
         assert result["other_files"] == expected
-    assert STEP.summary(photos.result | {"new": 1}, {}).replace("\xa0", " ") == (
-        "1 image, 0 rejected, 8 other files: .mp4 2, caption files beside no image 2, .md 1, …"
-    )
+    summary = STEP.summary(photos.result | {"new": 1}, {}).replace("\xa0", " ")
+    assert summary == "1 image, 0 rejected, 8 other files: .mp4 2, …", "as many kinds as fit into a line"
 
 
 def test_what_is_no_image_in_a_tar_is_counted_by_kind(tars: Tars) -> None:

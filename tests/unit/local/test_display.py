@@ -66,6 +66,12 @@ STEPS = [
         {"images": 9000, "rejected": 0, "new": 8, "changed": 1, "gone": 2000},
         ("9,000 images", "0 rejected", "8 new", "1 changed", "2,000 gone"),
     ),
+    (
+        "ingest",
+        {"images": 1797, "rejected": 160, "new": 1797, "changed": 0, "gone": 0, "alpha": 3}
+        | {"reasons": {"extreme-aspect": 150, "duplicate": 10}, "other_files": {".mp4": 12}},
+        ("1,797 images", "160 rejected", "extreme-aspect 150"),
+    ),
     ("autoencoder", {"trained": False}, ()),
     ("caption", {"captioned": 905, "reused": 0, "rejected": 1}, ("905 caption", "1 rejected")),
     ("caption", {"captioned": 3, "reused": 905, "rejected": 0}, ("3 caption", "905 ", "0 rejected")),
