@@ -42,7 +42,9 @@ def _lines(name: str, survey: ImageSurvey, choices: Choices, time: str) -> Itera
     yield from _section(sections)
     yield "train:"
     yield from _section(train, 1)
-    yield _line("epochs", Choice(choices.epochs, f"how often each image is seen; here {count(choices.steps)} steps"), 1)
+    yield _line(
+        "epochs", Choice(choices.epochs, f"how often each image is seen; about {count(choices.steps)} steps"), 1
+    )
     yield f"{_NESTED}# {time[0].upper()}{time[1:]}."
     yield f"{_NESTED}samples:"
     every = max(1, choices.steps // _SAMPLES)

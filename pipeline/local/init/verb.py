@@ -165,6 +165,6 @@ def _findings(survey: ImageSurvey, machine: Machine, choices: Choices, time: str
         }[machine.base],
     )
     yield "chosen", f"{choices.base.value}: {choices.base.why}"
-    yield "training", f"{choices.epochs} epochs, {plural(choices.steps, 'step')}; {time}"
+    yield "training", f"{choices.epochs} epochs, about {plural(choices.steps, 'step')}; {time}"
     for text in choices.assumed:
         yield "assumed", text
