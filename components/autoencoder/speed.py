@@ -12,7 +12,7 @@ import torch
 
 from components.autoencoder.config import AutoencoderTraining, ScratchConfig
 from components.autoencoder.training import train_autoencoder
-from components.model.locations import quiet_libraries, reproducible, select_device
+from components.model.locations import quiet_libraries, reproducible, select_device, warnings_of_transformers_off
 from components.progress import Progress
 
 _STEPS = 4
@@ -50,15 +50,8 @@ def measure_speed(config: ScratchConfig, micro_batch: int) -> ScratchSpeed:
 
 
 def _import_scratch() -> Any:
-    """Import what builds a model; transformers is not to warn of slow image processors that nothing here uses."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with warnings_of_transformers_off():
         from components.autoencoder.scratch import build_scratch
-    finally:
-        logging.set_verbosity(verbosity)
     return build_scratch
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from components.dataset.tars import WHAT_TO_DO, Tar, open_whole
 from components.dataset.versions import Dataset, Shard
 from components.errors import DarkroomError, DataError
 from components.storage.base import Storage
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class IntegrityResult(NamedTuple):
@@ -47,7 +50,7 @@ def verify(storage: Storage, dataset: Dataset, workers: int) -> Iterator[Integri
             return IntegrityResult(shard, str(error))
         return IntegrityResult(shard, "")
 
-    with closing(_side_by_side(check, dataset.shards, workers)) as results:
+    with closing(side_by_side(check, dataset.shards, workers)) as results:
         yield from results
 
 
@@ -125,15 +128,13 @@ def _parse(name: str, tar: memoryview, at: int) -> tarfile.TarInfo:
         raise DataError(f"shard {name}: there is no member at byte {at} ({error}); {WHAT_TO_DO}") from None
 
 
-def _side_by_side(
-    check: Callable[[Shard], IntegrityResult], shards: Iterable[Shard], workers: int
-) -> Generator[IntegrityResult, None, None]:
-    """Yield results in order while threads work on the next shards; hashing and reading release the GIL."""
-    pending: deque[Future[IntegrityResult]] = deque()
+def side_by_side(check: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R, None, None]:
+    """Yield results in order while threads work on the next items; hashing and reading release the GIL."""
+    pending: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
     try:
-        for shard in shards:
-            pending.append(pool.submit(check, shard))
+        for item in items:
+            pending.append(pool.submit(check, item))
             if len(pending) >= 2 * workers:
                 yield pending.popleft().result()
         while pending:

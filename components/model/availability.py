@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components.errors import ConfigError, StorageError
-from components.model.locations import HUB_FILES, check_parts, fetch, parse_hub_name
+from components.model.locations import HUB_FILES, check_parts, fetch, no_such_repository, parse_hub_name
 from components.model.parts import ModelFiles, files_of_folder
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -94,11 +94,7 @@ def _hub_files(repository: str, revision: str | None) -> ModelFiles:
     try:
         listed: Any = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=_SECONDS)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model {repository!r} is neither a folder on this machine nor a repository of the hub ({reason}); "
-            "correct the name"
-        ) from None
+        raise no_such_repository(repository, error) from None
     except Exception as error:  # whatever its client raises without a network, such as its transport's own errors
         raise StorageError(
             f"model {repository!r} is not on this machine, and the hub cannot be reached ({type(error).__name__}); "

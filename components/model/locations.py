@@ -161,6 +161,19 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+@contextmanager
+def warnings_of_transformers_off() -> Iterator[None]:
+    """Keep transformers from warning, at an import, of slow image processors that nothing here uses."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def encodable(caption: str) -> str:
     """Return a caption that tokenizers accept: a lone surrogate, which UTF-8 cannot encode, becomes ``?``."""
     return caption.encode("utf-8", "replace").decode()
@@ -261,6 +274,15 @@ def _cached(storage: Storage) -> Path:
     return target
 
 
+def no_such_repository(repository: str, error: Exception) -> ConfigError:
+    """Return the error for a name that the hub does not know, or not to this user."""
+    reason = str(error).strip().splitlines()[0]
+    return ConfigError(
+        f"model {repository!r} is neither a folder on this machine nor a repository of the hub ({reason}); "
+        "correct the name"
+    )
+
+
 def _from_hub(repository: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
@@ -273,11 +295,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
             ignore_patterns=["*.bin", "*.ckpt", "*.msgpack", "*.fp16.safetensors", "*.non_ema.safetensors"],
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model {repository!r} is neither a folder on this machine nor a repository of the hub ({reason}); "
-            "correct the name"
-        ) from None
+        raise no_such_repository(repository, error) from None
     except OSError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StorageError(f"model {repository!r} cannot be downloaded from the hub: {reason}") from None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from components.errors import ConfigError, DataError
-from components.model.locations import load_autoencoder, load_text_encoder
+from components.model.locations import load_autoencoder, load_text_encoder, warnings_of_transformers_off
 from components.rng import Stream, generator, normals
 
 if TYPE_CHECKING:
@@ -164,15 +164,8 @@ def _pipeline(
 
 
 def _import_pipeline() -> Any:
-    """Import StableDiffusionPipeline; transformers is not to warn of slow image processors that nothing here uses."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with warnings_of_transformers_off():
         from diffusers import StableDiffusionPipeline
-    finally:
-        logging.set_verbosity(verbosity)
     return StableDiffusionPipeline
 
 

@@ -11,9 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -21,7 +19,7 @@ from PIL import Image
 from components.accounting.ledger import LEDGER, read_ledger
 from components.dataset import empty_prompt
 from components.dataset.format import read_index
-from components.dataset.integrity import check_shard
+from components.dataset.integrity import check_shard, side_by_side
 from components.dataset.versions import KEY, VERSIONS, Shard, read_committed, read_group
 from components.digests import digest
 from components.errors import DamagedFile, DarkroomError, DataError, NotFound
@@ -70,17 +68,7 @@ def check_workdir(workdir: Storage, workers: int) -> Iterator[Checked]:
             return Checked(artifact.key, str(error))
         return Checked(artifact.key, "")
 
-    pending: deque[Future[Checked]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
-    try:
-        for artifact in artifacts(workdir):
-            pending.append(pool.submit(check, artifact))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from side_by_side(check, artifacts(workdir), workers)
 
 
 def artifacts(workdir: Storage) -> Iterator[Artifact]:

@@ -87,9 +87,9 @@ def _line(text: str, step: str) -> Iterator[str]:
     by = event["by"]
     if step and by.split()[0] != step:
         return
-    told = _event_text(event)
-    if told is not None:
-        yield line(f"{by:<11} {told}")
+    message = _event_text(event)
+    if message is not None:
+        yield line(f"{by:<11} {message}")
 
 
 def _event_text(event: dict[str, object]) -> str | None:
