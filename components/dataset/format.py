@@ -99,7 +99,7 @@ class IndexEntry:
     key: str
     caption_digest: str
     offsets: Mapping[str, tuple[int, int]]
-    variant: int = 0
+    variant: int
 
     @property
     def id(self) -> SampleId:

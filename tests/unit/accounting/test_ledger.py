@@ -127,6 +127,16 @@ def test_a_torn_line_is_left_out_and_the_line_behind_it_is_not() -> None:
     assert read_ledger(run) == tuple(first + second)
 
 
+def test_lines_of_an_attempt_that_has_ended_are_missed() -> None:
+    run = open_storage("memory://ledger-ended")
+    append_ledger(run, ledger_lines(0, {"useful": 2}))
+    run.append_lines("events.jsonl", [{"event": "attempt-ended", "attempt": 0}, {"event": "step", "attempt": 1}])
+    assert len(read_ledger(run)) == len(ledger_lines(0, {}))
+    run.append_lines("events.jsonl", [{"event": "attempt-ended", "attempt": 1}])
+    with pytest.raises(DamagedFile, match="attempt 1 has ended, and not all its lines are there"):
+        read_ledger(run)
+
+
 @given(st.floats(0, 1))
 def test_an_attempt_that_is_written_again_is_counted_once(share: float) -> None:
     """A launcher that was killed while it wrote an attempt, at any byte or right after the last, writes it again."""

@@ -72,8 +72,12 @@ def storage(tmp_path: Path, samples: list[Sample]) -> Storage:
 
 def test_an_entry_without_a_variant_is_of_the_plain_view(storage: Storage, samples: list[Sample]) -> None:
     value = json.loads(storage.read(index_key(NAME)))
+    for number, entry in enumerate(value["samples"]):
+        entry["variant"] = number
+    storage.write_json(index_key(NAME), value)
+    assert [entry.variant for entry in read_index(storage, NAME).samples] == [*range(len(samples))]
     for entry in value["samples"]:
-        entry.pop("variant", None)
+        del entry["variant"]
     storage.write_json(index_key(NAME), value)
     assert [entry.variant for entry in read_index(storage, NAME).samples] == [0] * len(samples)
 

@@ -14,6 +14,7 @@ from components.dataset.references import InUse, Reference, in_use, read_referen
 from components.dataset.versions import (
     Shard,
     make_dataset,
+    newest_keys,
     read_dataset,
     read_version,
     version_key,
@@ -134,6 +135,33 @@ def test_a_dataset_and_a_base_that_nobody_uses_go(workdir: Workdir) -> None:
     assert garbage[0].bytes == sum(entry.size for entry in workdir.storage.list("datasets"))
     workdir.collect()
     assert workdir.keys() == set()
+
+
+def test_no_caption_set_has_a_dataset_once_its_shards_begin_to_go(
+    workdir: Workdir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever order a store deletes a folder in."""
+    dataset = workdir.storage.child("datasets/k")
+    for name in ("source/one", "source/two"):
+        write_dataset(dataset, make_dataset("k", {}, [shard(1)], rejected=0, caption_set=name))
+    workdir.age()
+    (garbage,) = workdir.garbage()
+
+    def killed(_path: str) -> None:
+        assert newest_keys(dataset) == {}
+        raise InterruptedError
+
+    monkeypatch.setattr(workdir.storage, "delete_tree", killed)
+    with pytest.raises(InterruptedError):
+        remove(workdir.storage, garbage)
+
+
+def test_a_group_that_cannot_be_read_stops_the_collection(workdir: Workdir) -> None:
+    workdir.run("one", "k", workdir.commit("k", [1]))
+    workdir.storage.write_json("datasets/k/groups/000.json", {"format": 2})
+    workdir.age()
+    with pytest.raises(DataError, match=r"groups/000\.json in .*datasets/k is damaged; delete it and run the latents"):
+        workdir.garbage()
 
 
 def test_an_earlier_version_goes_with_the_shards_that_only_it_has(workdir: Workdir) -> None:

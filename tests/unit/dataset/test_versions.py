@@ -15,9 +15,12 @@ from components.dataset.versions import (
     Shard,
     is_held_out,
     make_dataset,
+    newest_key,
     read_dataset,
     read_group,
+    read_only_dataset,
     read_version,
+    records_of,
     version_key,
     write_dataset,
     write_group,
@@ -165,3 +168,33 @@ def test_a_damaged_version_is_rejected(storage: Storage, damage: bytes) -> None:
     storage.write(version_key("0" * 64), damage)
     with pytest.raises(DataError, match="versions/0000"):
         read_version(storage, "0" * 64)
+
+
+def test_a_version_is_the_newest_only_once_it_stands_under_its_digest(
+    storage: Storage, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(key: str, _data: bytes) -> None:
+        raise OSError(28, f"no space left for {key}")
+
+    monkeypatch.setattr(storage, "write", full)
+    with pytest.raises(OSError, match=version_key(dataset.digest)):
+        write_dataset(storage, dataset)
+
+
+def test_the_only_dataset_is_asked_for_by_its_digest_once_there_are_two(storage: Storage, dataset: Dataset) -> None:
+    with pytest.raises(DataError, match=r"no dataset at .*run the latents and index steps first"):
+        read_only_dataset(storage)
+    one = replace(dataset, caption_set="source/one")
+    write_dataset(storage, one)
+    assert read_only_dataset(storage) == one
+    write_dataset(storage, replace(dataset, caption_set="source/two", shards=(A,)))
+    with pytest.raises(
+        DataError, match=r"2 caption sets \(.* of source/one, .* of source/two\); name one by its digest"
+    ):
+        read_only_dataset(storage)
+
+
+def test_records_are_beside_the_shards_only_in_workdirs_of_before_caption_sets(storage: Storage) -> None:
+    assert records_of(storage, "").url == storage.url
+    assert records_of(storage, "source/one").url == f"{storage.url}/sets/source/one"
+    assert newest_key("source/one") == "sets/source/one/dataset.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import permutations
 
 import pytest
@@ -18,6 +18,7 @@ from components.image.records import (
     Rejection,
     parse_caption_record,
     read_accepted,
+    read_caption_rejections,
     read_captions,
     read_images,
     read_manifest,
@@ -62,6 +63,14 @@ def test_an_image_without_captions_is_no_record() -> None:
     values = {**asdict(captioned("a")), "captions": []}
     with pytest.raises(DataError, match=r"g\.jsonl: image a has no captions"):
         parse_caption_record(values, "g.jsonl")
+
+
+def test_captions_and_rejections_come_back_as_they_were_written() -> None:
+    work = MemoryStorage("manifest-round-trip")
+    record = replace(captioned("a"), captions=(Caption("x", "none"), Caption("y", "model:z")), verdicts={"blur": "9"})
+    write_captions(work, "g", [record], REJECTIONS[:1])
+    assert read_captions(work, "g") == [record]
+    assert read_caption_rejections(work, "g") == REJECTIONS[:1]
 
 
 def test_records_are_sorted_by_content_and_then_by_name() -> None:

@@ -34,6 +34,19 @@ def test_a_champion_is_read_as_it_was_written_while_its_folder_is_whole(workdir:
     assert read_champion(workdir, "others") is None
 
 
+def test_a_file_that_holds_no_champion_is_named_and_the_run_that_would_be_it_again(workdir: Storage) -> None:
+    key = "models/digits/champion.json"
+    write_champion(workdir, "digits", ONE)
+    values = workdir.read_json(key)
+    del values["format"]
+    workdir.write_json(key, values)
+    with pytest.raises(DataError, match=r"it has format 1, .*run evaluate and publish of run digits-1 again"):
+        read_champion(workdir, "digits")
+    workdir.write(key, b"[1]")
+    with pytest.raises(DataError, match="it holds list, expected an object; delete it, and the next model becomes"):
+        read_champion(workdir, "digits")
+
+
 @pytest.mark.parametrize("change", [{"more": 1}, {"step": "-"}])
 def test_a_champion_that_is_none_is_named_with_what_is_wrong(workdir: Storage, change: dict[str, Any]) -> None:
     write_champion(workdir, "digits", ONE)

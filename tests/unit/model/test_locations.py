@@ -335,6 +335,15 @@ def test_a_model_that_is_not_what_was_committed_is_never_used(base: Path, workdi
     assert fetch("workdir:models/base/abc", workdir) == Path(model.url)
 
 
+def test_the_marker_of_an_older_base_model_is_its_manifest(base: Path, workdir: Storage) -> None:
+    model = workdir.child("models/base/old")
+    upload(base, model)
+    commit_all(model)
+    model.write("COMMIT", model.read("manifest.json"))
+    model.delete("manifest.json")
+    assert fetch("workdir:models/base/old", workdir) == Path(model.url)
+
+
 def test_a_damaged_copy_of_a_stored_model_is_fetched_anew(base: Path) -> None:
     model = open_storage("memory://test-damaged-copy/base")
     upload(base, model)

@@ -10,7 +10,7 @@ import pytest
 
 from components.errors import DamagedFile, NotFound
 from components.storage.base import Storage
-from components.storage.checksums import with_checksum, without_checksum
+from components.storage.checksums import growing_lines, with_checksum, without_checksum
 from components.storage.open import open_storage
 
 VALUE = {"seconds": 1.5, "name": "a é \udc80", "list": [None, {"deep": True}], "tuple": (1, 2), "by": {10: "x", 2: "y"}}
@@ -79,6 +79,9 @@ def test_no_flipped_bit_of_records_is_read(storage: Storage) -> None:
         storage.write("records.jsonl", flipped(whole, position, position % 8))
         with pytest.raises(DamagedFile, match=r"'records\.jsonl'.*damaged.*delete it"):
             storage.read_records("records.jsonl")
+    storage.write("records.jsonl", flipped(whole, 0, 0))
+    with pytest.raises(DamagedFile, match="its lines do not give its checksum"):
+        storage.read_records("records.jsonl")
 
 
 def test_records_that_were_cut_off_anywhere_are_not_read(storage: Storage) -> None:
@@ -88,6 +91,9 @@ def test_records_that_were_cut_off_anywhere_are_not_read(storage: Storage) -> No
         storage.write("records.jsonl", whole[:length])
         with pytest.raises(DamagedFile, match="checksum"):
             storage.read_records("records.jsonl")
+    storage.write("records.jsonl", whole[: whole.rfind(b"\n", 0, -1) + 1])
+    with pytest.raises(DamagedFile, match="does not end in a checksum, so it was cut off"):
+        storage.read_records("records.jsonl")
     storage.append_lines("records.jsonl", [{"more": 1}])
     with pytest.raises(DamagedFile):
         storage.read_records("records.jsonl")
@@ -100,3 +106,29 @@ def test_an_object_that_someone_changed_can_be_used_without_its_checksum(storage
         storage.read_json("one.json")
     storage.write("one.json", b'{"steps": 2}')
     assert storage.read_json("one.json") == {"steps": 2}
+
+
+def test_an_object_without_a_checksum_is_of_an_earlier_version() -> None:
+    with pytest.raises(ValueError, match="no checksum, as in earlier versions"):
+        without_checksum({"a": 1})
+
+
+GROWING = [json.dumps(with_checksum({"number": number})).encode() + b"\n" for number in range(3)]
+
+
+def test_growing_lines_come_back_with_their_numbers_also_if_the_last_was_cut_off_anywhere() -> None:
+    assert list(growing_lines(b"")) == []
+    *lines, last = GROWING
+    whole = [(1, {"number": 0}), (2, {"number": 1})]
+    for length in range(len(last)):
+        assert list(growing_lines(b"".join([*lines, last[:length]]))) == whole
+    assert list(growing_lines(b"".join(GROWING))) == [*whole, (3, {"number": 2})]
+
+
+def test_growing_lines_that_are_not_what_was_written_are_named_by_their_number() -> None:
+    for number in range(3):
+        damaged = [flipped(line, 12, 0) if here == number else line for here, line in enumerate(GROWING)]
+        with pytest.raises(ValueError, match=rf"^line {number + 1}: "):
+            list(growing_lines(b"".join(damaged)))
+    with pytest.raises(ValueError, match=r"^line 4: it does not end as it was written"):
+        list(growing_lines(b"".join(GROWING) + b"{} and more"))
