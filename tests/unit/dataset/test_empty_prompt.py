@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+
 import numpy as np
 import pytest
 
 from components.dataset.empty_prompt import EmptyPrompt, has_empty_prompt, read_empty_prompt, write_empty_prompt
+from components.digests import sha256
 from components.errors import DamagedFile, DataError
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -44,3 +48,21 @@ def test_every_flipped_bit_is_an_error_that_says_what_to_do(dataset: Storage) ->
     dataset.delete("empty.pooled.npy")
     with pytest.raises(DamagedFile, match=r"empty\.pooled\.npy"):
         read_empty_prompt(dataset)
+
+
+class Planted:
+    """What a pickle can do when it is opened."""
+
+    def __reduce__(self) -> tuple[type[Exception], tuple[str]]:
+        return Exception, ("opened",)
+
+
+def test_no_pickle_is_opened_whatever_digest_it_has(dataset: Storage) -> None:
+    write_empty_prompt(dataset, EmptyPrompt(STATES, None))
+    objects = io.BytesIO()
+    np.save(objects, np.array([Planted()], dtype=object), allow_pickle=True)
+    for data in (objects.getvalue(), pickle.dumps(Planted())):
+        dataset.write("empty.npy", data)
+        dataset.write_json("empty.json", {"sha256": {"empty.npy": sha256(data)}})
+        with pytest.raises(DamagedFile, match=r"pickled.*run the latents step again"):
+            read_empty_prompt(dataset)

@@ -132,3 +132,24 @@ def test_growing_lines_that_are_not_what_was_written_are_named_by_their_number()
             list(growing_lines(b"".join(damaged)))
     with pytest.raises(ValueError, match=r"^line 4: it does not end as it was written"):
         list(growing_lines(b"".join(GROWING) + b"{} and more"))
+
+
+def test_what_is_damaged_is_said_by_the_kind_of_file(storage: Storage) -> None:
+    storage.write("list.json", b"[1]")
+    with pytest.raises(DamagedFile, match=r"list\.json.*no checksum"):
+        storage.read_json("list.json", must_have_checksum=True)
+    with pytest.raises(DamagedFile, match=r"list\.json.*it is no JSON object; delete it"):
+        storage.read_object("list.json")
+    with pytest.raises(DamagedFile, match=r"list\.json.*delete it so that it is written again"):
+        storage.read_object("list.json", "a")
+    storage.write_json("one.json", {"a": 1, "b": 2})
+    assert storage.read_object("one.json", "a", "b") == {"a": 1, "b": 2}
+    with pytest.raises(DamagedFile, match=r"one\.json.*it has no c, d; delete it"):
+        storage.read_object("one.json", "c", "a", "d")
+
+
+def test_numbers_that_json_does_not_have_are_not_written(storage: Storage) -> None:
+    for value in ([float("nan")], {"a": float("inf")}):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            storage.write_json("one.json", value)
+    assert not storage.exists("one.json")
