@@ -64,5 +64,5 @@ def test_no_pickle_is_opened_whatever_digest_it_has(dataset: Storage) -> None:
     for data in (objects.getvalue(), pickle.dumps(Planted())):
         dataset.write("empty.npy", data)
         dataset.write_json("empty.json", {"sha256": {"empty.npy": sha256(data)}})
-        with pytest.raises(DamagedFile, match=r"pickled.*run the latents step again"):
+        with pytest.raises(DamagedFile, match=r"pickle.*run the latents step again"):
             read_empty_prompt(dataset)

@@ -129,6 +129,19 @@ def test_a_holder_is_told_to_who_comes_second(run: Storage) -> None:
     assert take(run).claim.generation == 2
 
 
+def test_a_store_gets_time_to_show_every_claim_and_a_folder_needs_none(run: Storage) -> None:
+    waits: list[float] = []
+    acquire(run, "training", "the training of r", waits.append)
+    assert waits == ([leases.SETTLE_SECONDS] if run.local_path() is None else [])
+
+
+def test_only_the_newest_generation_stays(folder: Storage) -> None:
+    for _ in range(3):
+        take(folder).release()
+    generations = {Path(entry.key).name.partition(".")[0] for entry in folder.list()}
+    assert {int("".join(filter(str.isdigit, name))) for name in generations} == {3}
+
+
 def as_of_another_machine(run: Storage, monkeypatch: pytest.MonkeyPatch) -> Lease:
     with monkeypatch.context() as there:
         there.setattr(leases, "_machine", lambda: "another machine")
