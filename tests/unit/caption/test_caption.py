@@ -33,6 +33,7 @@ from components.image.records import (
     read_caption_rejections,
     read_captions,
     read_images,
+    write_captions,
     write_images,
 )
 from components.ingest.config import IngestConfig
@@ -195,6 +196,27 @@ def test_only_what_changed_is_captioned_again(tmp_path: Path) -> None:
     assert run(root, work) == counts(reused=4)
     assert "03.png" not in records(work)
     assert run(root, work, max_characters=1000) == counts(captioned=4)
+
+
+def test_what_a_filter_needs_besides_is_measured_without_captioning_again(tmp_path: Path) -> None:
+    work = MemoryStorage(f"caption-measured-{tmp_path.name}")
+    assert run(photos(tmp_path / "photos"), work) == counts(captioned=4)
+    captions, before = work.child(FOLDER), records(work)
+    write_captions(captions, "g", [replace(one, phash=None, verdicts={}) for one in before.values()], [])
+    assert run(tmp_path / "photos", work) == counts(reused=4)
+    assert records(work) == before
+
+
+def test_captions_of_this_set_count_before_those_of_others(tmp_path: Path) -> None:
+    work = MemoryStorage(f"caption-own-{tmp_path.name}")
+    run(photos(tmp_path / "photos"), work)
+    before = records(work)
+    other = [replace(one, captions=(Caption("another", "sidecar"),)) for one in before.values()]
+    write_captions(work.child(f"captions/{take(tmp_path / 'photos', work)}/other"), "g", other, [])
+    put(tmp_path / "photos/04.png", image(4))
+    put(tmp_path / "photos/04.txt", b"image 4")
+    assert run(tmp_path / "photos", work) == counts(captioned=1, reused=4)
+    assert {name: record for name, record in records(work).items() if name in before} == before
 
 
 def test_a_renamed_image_keeps_its_caption_under_its_new_name(tmp_path: Path) -> None:
