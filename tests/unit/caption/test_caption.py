@@ -272,6 +272,15 @@ def test_without_a_usable_caption_an_image_is_rejected_or_kept_without(
     assert (reason in record.verdicts.get("caption", "")) == (sidecar is not None)
 
 
+def test_a_further_source_is_asked_for_what_no_source_had_a_caption_for(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "photos", 2), MemoryStorage(f"caption-further-{tmp_path.name}")
+    put(root / "dogs/alone.png", image(9))
+    assert run(root, work, sources=["sidecar"]) == counts(captioned=2, rejected=1)
+    assert run(root, work, sources=["sidecar"]) == counts(reused=2, rejected=1)
+    assert run(root, work, sources=["sidecar", "folder"]) == counts(captioned=1, reused=2)
+    assert records(work)["dogs/alone.png"].captions == (Caption("a photo of a dogs", "folder"),)
+
+
 def test_a_rejection_by_content_is_not_tried_again(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("caption-poison")
     put(root / "bad.png", image(8, side=64)[:2000])
