@@ -24,8 +24,8 @@ from tests.integration.launch.act_at_step import ActAtStep
 pytestmark = pytest.mark.slow
 
 
-def settings(workshop: Any, name: str, **launch_settings: Any) -> RunConfig:
-    train = {**workshop.settings, "steps": 20}
+def settings(workshop: Any, name: str, ranks: int = 1, **launch_settings: Any) -> RunConfig:
+    train = {**workshop.settings, "steps": 20, "ranks": ranks}
     return RunConfig.parse(
         {"name": name, "seed": 5, "ingest": {"source": "unused"}, "train": train, "launch": launch_settings}
     )
@@ -40,7 +40,7 @@ def start(
 
 
 def test_a_crash_is_survived_and_paid_for(workshop: Any) -> None:
-    config = settings(workshop, "crash")
+    config = settings(workshop, "crash", ranks=2)
     result = start(workshop, config, ActAtStep(12, lambda ranks: os.kill(ranks[1], signal.SIGKILL)))
     assert result == {"step": 20, "attempts": 2, "stopped": None}
 
@@ -59,7 +59,7 @@ def test_a_crash_is_survived_and_paid_for(workshop: Any) -> None:
 
 
 def test_the_notice_of_the_drill_comes_once_and_loses_nothing(workshop: Any) -> None:
-    config = settings(workshop, "drill", spot_drill={"step": 8, "rank": 1})
+    config = settings(workshop, "drill", ranks=2, spot_drill={"step": 8, "rank": 1})
     assert start(workshop, config)["attempts"] == 2
     events = list(workshop.run(config.run).read_lines("events.jsonl"))
     assert [event["rank"] for event in events if event["event"] == "spot-notice"] == [1]

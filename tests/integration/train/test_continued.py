@@ -11,7 +11,7 @@ from components.model import checkpoints
 
 pytestmark = pytest.mark.slow
 
-CONSTANT = ("optimizer.schedule=constant", "checkpoint.every=10")
+CONSTANT = ("optimizer.schedule=constant", "checkpoint.every=10", "ranks=1")
 
 
 def continued(workshop: Any, run: str, encoding: str = "key", **changes: Any) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def test_gradients_that_stay_not_finite_end_the_training(workshop: Any) -> None:
     ended = workshop.train(
         "diverging", "optimizer.learning_rate=1", "optimizer.warmup_steps=0", "optimizer.weight_decay=100",
         "optimizer.schedule=constant",
-        "limits.max_skipped_steps=3", "checkpoint.every=1",
+        "limits.max_skipped_steps=3", "checkpoint.every=1", "ranks=1",
     )  # fmt: skip
     assert ended.code == ConfigError.exit_code, ended.output
     assert "Lower train.optimizer.learning_rate" in ended.output

@@ -138,7 +138,7 @@ def test_what_cannot_be_measured_or_drawn_does_not_end_training(workshop: Any) -
     lost = Shard("shards/12x12/00000000000000ff", (12, 12), 100, 9, "00" * 32, tuple(range(100)))
     hold_out(workshop.workdir, "gone", lost)
     watching = ("validation.every=2", "samples.every=2", "samples.prompts=[number 1]")
-    ended = workshop.train("gone", "steps=4", "checkpoint.every=4", *watching, dataset="gone")
+    ended = workshop.train("gone", "steps=4", "checkpoint.every=4", "ranks=1", *watching, dataset="gone")
     assert ended.code == 0, ended.output
     problems = {name: [event["problem"] for event in ended.events_named(name)] for name in ("validation", "samples")}
     assert len(problems["validation"]) == 3
@@ -148,9 +148,9 @@ def test_what_cannot_be_measured_or_drawn_does_not_end_training(workshop: Any) -
 
 
 def test_the_ledger_accounts_for_every_second(workshop: Any, held: str) -> None:
-    train = {**workshop.settings, "steps": 16, "checkpoint": {"every": 4}, "validation": {"every": 4}}
+    train = {**workshop.settings, "ranks": 1, "steps": 16, "checkpoint": {"every": 4}, "validation": {"every": 4}}
     train |= {"samples": {"every": 8, "prompts": ["number 1"], "denoising_steps": 2}}
-    drill = {"spot_drill": {"step": 6, "rank": 1}}
+    drill = {"spot_drill": {"step": 6, "rank": 0}}
     config = RunConfig.parse(
         {"name": "account", "seed": 5, "ingest": {"source": "unused"}, "train": train, "launch": drill}
     )
