@@ -19,16 +19,20 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from components.autoencoder.scratch import build_scratch
 from components.dataset.format import find_whole, index_key, tar_key
+from components.dataset.versions import read_group
 from components.digests import sha256, short
 from components.errors import ConfigError, DataError
 from components.image.framing import frame
+from components.image.records import Manifest, write_captions, write_manifest
 from components.latents import group
 from components.latents.__main__ import main
 from components.latents.config import DecodeConfig, LatentsConfig
 from components.latents.declaration import STEP
 from components.latents.encoding_key import encoding_key
+from components.latents.group import encode
 from components.latents.shard_maker import read_ahead
 from components.model.architecture import Architecture
+from components.progress import Progress
 from components.storage.base import Storage
 from tests.stores.mortal import killed_everywhere
 
@@ -216,6 +220,27 @@ def test_shard_whose_images_are_gone_is_there_when_some_come_back(pile: Pile) ->
     assert pile.encode()["encoded"] == 0
     pile.images = {name: record for name, record in records.items() if record.sha256 != away[0]}
     assert pile.encode() == {"group": "000", "encoded": 0, "reused": 19, "rejected": 0, "shards": 3}
+    pile.images = {name: record for name, record in records.items() if record.sha256 not in away}
+    pile.dataset.delete(name)
+    assert pile.encode()["shards"] == 2, "what is lost cannot come back"
+
+
+def test_a_shard_of_another_source_is_used_if_half_of_it_is_wanted(pile: Pile) -> None:
+    pile.group = "g"
+    pile.encode()
+    encoded = read_group(pile.records, "g")
+    assert encoded is not None
+    shards = [find_whole(pile.dataset, shard) for shard in encoded.shards]
+    images = [[entry.image for entry in shard.samples] for shard in shards if shard is not None]
+    few, half = (one for one in images if len(one) == 8)
+    wanted = {*few[:3], *half[:4]}
+    records = [record for record in pile.images.values() if record.sha256 in wanted]
+    other = "fedcba9876543210"
+    write_manifest(pile.workdir, other, Manifest(str(pile.source), len(records), 0, ("g",), "d"))
+    write_captions(pile.workdir.child(f"captions/{other}/mine"), "g", records, [])
+    arguments = ("g", other, f"{other}/mine", pile.key, str(pile.base), pile.workdir, Progress(io.StringIO()))
+    result = encode(pile.config, *arguments)
+    assert (result["encoded"], result["reused"]) == (3, 4)
 
 
 def test_uncommitted_group_is_reused_too(pile: Pile) -> None:

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from components.train.data.bucket_schedule import BucketSchedule
 
+# What takes longer than an instant does not find a batch directly.
+pytestmark = pytest.mark.timeout(20)
+
 bucket_sizes = st.lists(st.integers(1, 10**9), min_size=1, max_size=12)
 
 
