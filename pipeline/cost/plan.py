@@ -123,8 +123,6 @@ def _finite(value: Any) -> Any:
     match value:
         case dict():
             return {name: _finite(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
         case float() if not math.isfinite(value):
             return None
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
 
@@ -21,3 +22,13 @@ def micro_batches(global_batch: int, world: int, rank: int, micro_batch: int) ->
     count = accumulation(global_batch, world, micro_batch)
     cuts = [first + piece * (last - first) // count for piece in range(count + 1)]
     return [range(start, end) for start, end in pairwise(cuts)]
+
+
+def expected_shards(window: Sequence[int], rank: int, world: int) -> list[int]:
+    """Return the shards of a window that a rank will probably read, since a batch is in the order of its shards.
+
+    Shards differ in size, so a rank's share of them ends up to one shard earlier or later than an equal one.
+    """
+    members = sorted(window)
+    first, last = rank * len(members) // world - 1, -(-(rank + 1) * len(members) // world) + 1
+    return members[max(first, 0) : last]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from components.errors import DataError
 from components.storage.base import Storage
 from components.storage.files import temporary_cache
 from components.train.config import TrainConfig
-from components.train.data.batches import micro_batches
+from components.train.data.batches import expected_shards, micro_batches
 from components.train.data.open_shards import OpenShards, untrained_samples
 from components.train.data.order import Order, Places, Window
 from components.train.data.shard_cache import ShardCache
@@ -117,7 +117,8 @@ class Samples:
         if after is not self._ahead:
             self._ahead = after
             self._open.prefetch(dict.fromkeys(shard for part in share for shard in part.places.shards.tolist()))
-            self._open.prefetch([*self._expected(here), *self._expected(after)])
+            windows = (window.members.tolist() for window in (here, after))
+            self._open.prefetch(chain.from_iterable(expected_shards(one, self._rank, self._world) for one in windows))
         return share
 
     def moments_shape(self, places: Places) -> tuple[int, ...]:
@@ -194,13 +195,6 @@ class Samples:
 
     def _each(self, copy: Callable[[slice], list[str]], parts: Iterable[slice]) -> Iterator[list[str]]:
         return self._requests.map(copy, parts) if self._requests is not None else map(copy, parts)
-
-    def _expected(self, window: Window) -> list[int]:
-        """Return the shards of a window that this rank will probably read: a batch is in the order of its shards."""
-        members = sorted(window.members.tolist())
-        count = len(members)
-        first, last = self._rank * count // self._world - 1, -(-(self._rank + 1) * count // self._world) + 1
-        return members[max(first, 0) : last]
 
     def close(self) -> None:
         """Close the shards and end the threads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,12 @@ def test_what_never_ends_is_null() -> None:
     assert estimate.expected.hours == math.inf
     assert estimate.to_json()["expected"]["hours"] is None
     json.dumps(estimate.to_json(), allow_nan=False)
+
+
+def test_without_its_pool_nothing_is_expected() -> None:
+    estimate = replace(plan(settings()), pools={})
+    assert estimate.expected is None
+    assert estimate.to_json()["expected"] is None
 
 
 def test_without_a_measurement_the_arithmetic_tells_the_speed() -> None:

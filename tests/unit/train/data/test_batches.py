@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.train.data.batches import accumulation, micro_batches
+from components.train.data.batches import accumulation, expected_shards, micro_batches
 
 sizes = st.integers(1, 200)
 
@@ -28,3 +28,23 @@ def test_with_one_micro_batch_less_a_rank_would_have_too_large_ones(
 def test_ranks_are_as_equal_as_can_be(global_batch: int, world: int) -> None:
     shares = [sum(len(part) for part in micro_batches(global_batch, world, rank, 8)) for rank in range(world)]
     assert max(shares) - min(shares) <= 1
+
+
+@given(shards=st.permutations(range(100, 140)), world=st.integers(1, 60))
+def test_a_rank_expects_its_share_of_a_window_and_a_shard_on_either_side(shards: list[int], world: int) -> None:
+    ordered = sorted(shards)
+    for rank in range(world):
+        expected = expected_shards(shards, rank, world)
+        share = [
+            shard
+            for place, shard in enumerate(ordered)
+            if place < (rank + 1) * 40 / world and place + 1 > rank * 40 / world
+        ]
+        assert set(share) <= set(expected)
+        assert expected == ordered[ordered.index(expected[0]) :][: len(expected)]
+        assert len(expected) <= len(share) + 2
+
+
+def test_ranks_of_equal_shards_expect_what_is_written_here() -> None:
+    assert [expected_shards([7, 5, 6, 4], rank, 4) for rank in range(4)] == [[4, 5], [4, 5, 6], [5, 6, 7], [6, 7]]
+    assert expected_shards([3, 1, 2], 0, 1) == [1, 2, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,27 @@ def test_any_storage_gives_the_same_rows(
     rows = read(dataset, memory, 8, remote_shards=remote_shards, cache=str(cache), cache_gib=1)
     assert rows == read(dataset, storage, 8)
     assert cache.exists() == (remote_shards == "cache")
+
+
+def test_the_cache_of_remote_shards_keeps_to_the_size_in_gib(dataset: Dataset, tmp_path: Path) -> None:
+    memory, cache = MemoryStorage("reader-small-cache"), tmp_path / "cache"
+    fill(memory)
+    most = 3 * max(shard.bytes for shard in dataset.shards)
+    read(dataset, memory, 30, window=1, cache=str(cache), cache_gib=most / 2**30)
+    kept = [path.stat().st_size for path in cache.iterdir() if path.suffix == ".tar"]
+    assert 1 <= len(kept) < sum(bool(shard.train) for shard in dataset.shards)
+    assert sum(kept) <= most
+
+
+def test_a_shard_with_arrays_of_another_shape_is_named(dataset: Dataset, storage: Storage) -> None:
+    name = dataset.shards[1].name
+    longer = [replace(make_sample((16, 16), 1, number), text=np.zeros((9, 6), np.float16)) for number in range(5)]
+    tar, index = pack(longer)
+    storage.write(tar_key(name), tar)
+    storage.write(index_key(name), index)
+    shards = [replace(one, bytes=len(tar), sha256=sha256(tar)) if one.name == name else one for one in dataset.shards]
+    with pytest.raises(DataError, match=rf"{name} has arrays of shapes .*\(9, 6\).*expected .*\(5, 6\).*run latents"):
+        read(replace(dataset, shards=tuple(shards)), storage, steps=30)
 
 
 def test_a_row_is_made_of_its_sample_and_its_position(dataset: Dataset, storage: Storage) -> None:
