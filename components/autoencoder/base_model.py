@@ -52,6 +52,7 @@ class TrainingData:
         texts: What decides the captions besides the images, as JSON.
         held_out: Share of the images that are never trained on; the autoencoder is not trained on them either.
         reject_equal: Whether different captions that the text encoder cuts to the same tokens are an error.
+        text_chunks: In how many chunks captions are read.
     """
 
     source_id: str
@@ -59,6 +60,7 @@ class TrainingData:
     texts: Any
     held_out: float
     reject_equal: bool = True
+    text_chunks: int = 1
 
     def images(self, workdir: Storage) -> Iterator[CaptionRecord]:
         """Yield the images in the order of their digests, group by group, so that few are in memory."""
@@ -155,7 +157,7 @@ def _make(
     with reproducible(training.threads):
         pipeline = build_scratch(config.architecture, islice(captions, _MOST_CAPTIONS), seed)
         # Before the training, which may take long, and not only after it.
-        limit = TokenLimit(pipeline.tokenizer, config.architecture.text.max_tokens)
+        limit = TokenLimit(pipeline.tokenizer, config.architecture.text.max_tokens, data.text_chunks)
         folder = workdir.child(captions_prefix(data.caption_set))
         count_tokens([limit], manifest.groups, folder, "", reject_equal=data.reject_equal)
         vae = pipeline.vae.to(device)

@@ -1,7 +1,8 @@
 """Whether the base model's text encoders can read the captions: how many they cut off, and which become equal.
 
-A text encoder reads a set number of tokens and nothing behind them. If captions that say different things become equal,
-the model cannot learn what tells their images apart, and nobody would notice: so that is an error.
+A text encoder reads a set number of tokens, in as many chunks as the settings say, and nothing behind them. If captions
+that say different things become equal, the model cannot learn what tells their images apart, and nobody would notice:
+so that is an error.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from components.digests import digest, digest_tree, sha256
 from components.errors import DataError, NotFound
 from components.image.records import captions_key, captions_prefix, clean_rejections_key, read_accepted
 from components.model.locations import encodable
+from components.model.text_reading import MOST_CHUNKS
 from components.storage.base import Storage
 
 FORMAT = 1
@@ -29,14 +31,38 @@ _SHOWN = 160  # characters of a caption in a message
 
 
 class TokenLimit(NamedTuple):
-    """A tokenizer, and how many tokens its text encoder reads, those for beginning and end included."""
+    """How much of a caption a text encoder reads.
+
+    Attributes:
+        tokenizer: Its tokenizer.
+        chunk: How many tokens it reads at once, those for beginning and end included.
+        chunks: In how many chunks it reads a caption; each has a beginning and an end.
+    """
 
     tokenizer: Any
-    tokens: int
+    chunk: int
+    chunks: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it reads, those for beginnings and ends included."""
+        return self.chunks * self.chunk
+
+    @property
+    def of_caption(self) -> int:
+        """How many of them are the caption's."""
+        return self.chunks * (self.chunk - 2)
 
 
 def check_captions(
-    base: Path, groups: Sequence[str], caption_set: str, encoding_key: str, workdir: Storage, *, reject_equal: bool
+    base: Path,
+    groups: Sequence[str],
+    caption_set: str,
+    encoding_key: str,
+    workdir: Storage,
+    *,
+    reject_equal: bool,
+    chunks: int = 1,
 ) -> CaptionLengths:
     """Return how many captions the text encoders of a base model cut off; counted again only if something changed.
 
@@ -47,6 +73,7 @@ def check_captions(
         encoding_key: The dataset's folder, where the counts are kept.
         workdir: The storage of all files.
         reject_equal: Whether different captions that become equal are an error.
+        chunks: In how many chunks a caption is read.
 
     Raises:
         DataError: If different captions become equal.
@@ -55,17 +82,17 @@ def check_captions(
     records = records_of(workdir.child(f"datasets/{encoding_key}"), caption_set)
     parts = [part for part in ("tokenizer", "tokenizer_2") if (base / part).is_dir()]
     files = [_digest(captions, key(group)) for group in groups for key in (captions_key, clean_rejections_key)]
-    made_from = digest([FORMAT, digest_tree(base, parts), list(groups), files, reject_equal])
+    made_from = digest([FORMAT, digest_tree(base, parts), list(groups), files, reject_equal, chunks])
     earlier = read_caption_lengths(records)
     if earlier is not None and earlier.made_from == made_from:
         return earlier
-    lengths = count_tokens(token_limits(base), groups, captions, made_from, reject_equal=reject_equal)
+    lengths = count_tokens(token_limits(base, chunks), groups, captions, made_from, reject_equal=reject_equal)
     write_caption_lengths(records, lengths)
     return lengths
 
 
-def token_limits(base: Path) -> list[TokenLimit]:
-    """Return the tokenizers of a diffusers folder, one or SDXL's two."""
+def token_limits(base: Path, chunks: int) -> list[TokenLimit]:
+    """Return how much the text encoders of a diffusers folder, one or SDXL's two, read in some chunks."""
     from transformers import CLIPTokenizer
 
     limits = []
@@ -73,7 +100,8 @@ def token_limits(base: Path) -> list[TokenLimit]:
         if (base / f"tokenizer{number}").is_dir():
             tokenizer = CLIPTokenizer.from_pretrained(base / f"tokenizer{number}", local_files_only=True)
             config = json.loads((base / f"text_encoder{number}" / "config.json").read_bytes())
-            limits.append(TokenLimit(tokenizer, min(tokenizer.model_max_length, config["max_position_embeddings"])))
+            at_once = min(tokenizer.model_max_length, config["max_position_embeddings"])
+            limits.append(TokenLimit(tokenizer, at_once, chunks))
     return limits
 
 
@@ -105,10 +133,10 @@ def count_tokens(
             other = filling.setdefault(ids, text) if len(filling) < _MOST_COMPARED else filling.get(ids, text)
             if _plain(other) != _plain(text):
                 equal.append((other, text))
-    tokens = min(limit.tokens for limit in limits)
+    shortest = min(limits, key=lambda limit: limit.tokens)
     if equal and reject_equal:
-        raise _equal_error(equal, tokens)
-    return CaptionLengths(made_from, count, tokens, cut)
+        raise _equal_error(equal, shortest)
+    return CaptionLengths(made_from, count, shortest.tokens, cut)
 
 
 def _read_by(limits: Sequence[TokenLimit], texts: Sequence[str]) -> Iterator[tuple[str, bytes | None, bool]]:
@@ -116,14 +144,13 @@ def _read_by(limits: Sequence[TokenLimit], texts: Sequence[str]) -> Iterator[tup
     for first in range(0, len(texts), BATCH):
         batch = texts[first : first + BATCH]
         encodables = [encodable(text) for text in batch]
-        ids = [limit.tokenizer(encodables, truncation=False, verbose=False).input_ids for limit in limits]
+        ids = [limit.tokenizer(encodables, add_special_tokens=False, verbose=False).input_ids for limit in limits]
         for text, *of_text in zip(batch, *ids, strict=True):
-            lengths = [(len(one), limit.tokens) for one, limit in zip(of_text, limits, strict=True)]
+            lengths = [(len(one), limit.of_caption) for one, limit in zip(of_text, limits, strict=True)]
             read = None
-            if all(length >= tokens for length, tokens in lengths):  # one that reads on tells the captions apart
-                # All but the last token, which is the end's in any case.
-                read = repr([one[: limit.tokens - 1] for one, limit in zip(of_text, limits, strict=True)]).encode()
-            is_cut = any(length > tokens for length, tokens in lengths)
+            if all(length >= most for length, most in lengths):  # one that reads on tells the captions apart
+                read = repr([one[:most] for one, (_, most) in zip(of_text, lengths, strict=True)]).encode()
+            is_cut = any(length > most for length, most in lengths)
             yield text, blake2b(read, digest_size=16).digest() if read is not None else None, is_cut
 
 
@@ -132,13 +159,16 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _equal_error(equal: Sequence[tuple[str, str]], tokens: int) -> DataError:
+def _equal_error(equal: Sequence[tuple[str, str]], limit: TokenLimit) -> DataError:
     one, other = equal[0]
+    more = ""
+    if limit.chunks < MOST_CHUNKS:
+        more = f"read them in more chunks of {limit.chunk} tokens (latents.text_chunks, now {limit.chunks}), "
     count = "1 caption" if len(equal) == 1 else f"{len(equal):,} captions"
     return DataError(
-        f"the text encoder reads {tokens} tokens, beginning and end included, and {count} cannot "
+        f"the text encoder reads {limit.tokens} tokens, beginning and end included, and {count} cannot "
         f"be told from another, such as {_around(one, other)!a} and {_around(other, one)!a}. "
-        "Shorten the captions (put what differs first), use a model that reads more (from scratch: raise "
+        f"Shorten the captions (put what differs first), {more}use a model that reads more (from scratch: raise "
         "model.scratch.architecture.text.max_tokens), or set latents.equal_captions to keep"
     )
 

@@ -16,21 +16,30 @@ def _run(step: StepRun) -> Result:
     from components.autoencoder.caption_check import check_captions
     from components.model.base_record import record_base
     from components.model.locations import fetch
+    from components.model.text_reading import reading_of_model, text_chunks
 
-    config = setting(step.settings, "model", ModelConfig)
+    config, chunks = setting(step.settings, "model", ModelConfig), setting(step.settings, "latents.text_chunks", object)
+    assert chunks is None or isinstance(chunks, int)
     seed, held_out = setting(step.settings, "seed", int), setting(step.settings, "index.held_out", float)
     texts, equal = setting(step.settings, "caption.texts", dict), setting(step.settings, "latents.equal_captions", str)
-    data = TrainingData(step.source_id, step.caption_set, texts, held_out, reject_equal=equal == "error")
+    data = TrainingData(step.source_id, step.caption_set, texts, held_out, equal == "error", chunks or 1)
     base = ensure_base(config, seed, data, step.workdir, step.progress)
     folder = fetch(base["base_model"], step.workdir)
     record_base(step.workdir.child(f"runs/{step.run}"), base["base_model"], folder)
     key = step.encoding_key(folder)
     groups = read_manifest(step.workdir, step.source_id).groups
-    lengths = check_captions(folder, groups, step.caption_set, key, step.workdir, reject_equal=data.reject_equal)
-    return {**base, "encoding_key": key, "caption_lengths": lengths.total}
+    captions = (groups, step.caption_set, key, step.workdir)
+    read = text_chunks(chunks, folder)
+    lengths = check_captions(folder, *captions, reject_equal=data.reject_equal, chunks=read)
+    trained = reading_of_model(folder).chunks
+    other = {"text_chunks": read, "text_chunks_of_base": trained} if read < trained else {}
+    return {**base, "encoding_key": key, "caption_lengths": lengths.total, **other}
 
 
 def _summary(result: Result, events: Mapping[str, Result]) -> str:
+    if "text_chunks_of_base" in result:
+        trained, now = result["text_chunks_of_base"], result["text_chunks"]
+        return f"it was trained with latents.text_chunks {trained}, and now with {now}"
     if not result["trained"]:
         return "there already"
     training = events.get("autoencoder")

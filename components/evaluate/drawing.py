@@ -13,9 +13,12 @@ from PIL import Image
 from components.errors import DataError
 from components.evaluate.config import EvaluateConfig
 from components.model.sampling import Model, draw, load_model
+from components.model.text_reading import TextReading
 
 
-def load_candidate(folder: Path, weights: Mapping[str, NDArray[Any]], origin: str, device: torch.device) -> Model:
+def load_candidate(
+    folder: Path, weights: Mapping[str, NDArray[Any]], origin: str, device: torch.device, reading: TextReading
+) -> Model:
     """Load a base model with trained weights in its UNet.
 
     Args:
@@ -23,11 +26,12 @@ def load_candidate(folder: Path, weights: Mapping[str, NDArray[Any]], origin: st
         weights: Of the UNet, by name.
         origin: Where the weights come from, for an error message.
         device: Where the model will draw.
+        reading: How the captions that it was trained on were read.
 
     Raises:
         DataError: If they are not the weights of such a UNet.
     """
-    model = load_model(folder, device)
+    model = load_model(folder, device, reading)
     try:
         model.unet.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from components.model.checkpoints import Checkpoint
 from components.model.locations import fetch, select_device
 from components.model.metric_results import EVALUATION, FORMAT, parse_metrics, plain_metrics, read_earlier_evaluation
 from components.model.sampling import Model, contact_sheet, load_model
+from components.model.text_reading import reading_of_encoding
 from components.progress import Progress
 from components.storage.base import Storage
 
@@ -63,6 +64,7 @@ def evaluate(
     checkpoint = _newest_whole(folder, progress)
     weights = checkpoint.read_all("ema")
     base = fetch(base_model, workdir)
+    reading = reading_of_encoding(evaluator.dataset.encoding)
     identity = {
         "format": FORMAT,
         "weights_sha256": weights_sha256(weights),
@@ -70,6 +72,7 @@ def evaluate(
         "scheduler": digest_tree(base, ["scheduler"]),
         "measurement": evaluator.measurement,
         "sheet_columns": config.sheet_columns,
+        **reading.record,
     }
     earlier = read_earlier_evaluation(folder)
     reused = all(earlier.get(key) == value for key, value in identity.items())
@@ -77,7 +80,7 @@ def evaluate(
         result = earlier
     else:
         place = f"runs/{run}/{checkpoints.folder(checkpoint.step)}"
-        model = load_candidate(base, weights, place, select_device(config.device))
+        model = load_candidate(base, weights, place, select_device(config.device), reading)
         result = {**identity, **_measure(model, evaluator, folder, config.sheet_columns)}
 
     champion = read_champion(workdir, name)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from components.model.text_reading import MOST_CHUNKS
 from components.settings import Settings
 
 Framing = Literal["centre-crop", "random-crop"]
@@ -82,6 +83,14 @@ class LatentsConfig(Settings):
     text_dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the text encoders")
     clip_skip: int = Field(
         0, ge=0, le=11, description="last layers of the text encoders to skip, counted as diffusers does"
+    )
+    text_chunks: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_CHUNKS,
+        description="chunks that a long caption is read in, each as long as the text encoder reads: with Stable "
+        "Diffusion 1 reads 75 tokens of a caption, 2 read 150, 3 read 225; all samples get larger by it; null: as the "
+        "base model was trained, which is 1 unless Darkroom published it with more",
     )
     equal_captions: Literal["error", "keep"] = Field(
         "error",

@@ -30,7 +30,8 @@ def _summary(result: Result, events: Mapping[str, Result]) -> str:
     text = f"{count(result['encoded'])} encoded{reused}, {plural(result['shards'], 'shard')}"
     if not result.get("cut"):
         return text
-    return f"{text}, {plural(result['cut'], 'caption')} cut at {events['caption-lengths']['tokens']} tokens"
+    cut = f"{plural(result['cut'], 'caption')} cut at {events['caption-lengths']['tokens']} tokens"
+    return f"{text}, {cut} (latents.text_chunks)"
 
 
 STEP = Step("latents", _run, _summary, loads_models=True, uses_gpu=lambda _settings: True, per_group=True)

@@ -13,6 +13,7 @@ from components.dataset import format
 from components.digests import digest_tree, short
 from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
+from components.model.text_reading import text_chunks
 
 # Raise this when the code in components/latents gives other numbers for the same images and captions.
 VERSION = 2
@@ -27,6 +28,7 @@ def encoding(base: Path, config: LatentsConfig) -> dict[str, Any]:
         base: A diffusers folder.
         config: Settings.
     """
+    chunks = text_chunks(config.text_chunks, base)
     parts = [*_ENCODERS, *(part for part in _SDXL if (base / part).is_dir())]
     return {
         "version": VERSION,
@@ -39,6 +41,8 @@ def encoding(base: Path, config: LatentsConfig) -> dict[str, Any]:
         "vae_dtype": config.vae_dtype,
         "text_dtype": config.text_dtype,
         "clip_skip": config.clip_skip,
+        # The keys of before there were chunks are those of one chunk.
+        **({"text_chunks": chunks} if chunks > 1 else {}),
         "stored_dtype": "fp16",
     }
 

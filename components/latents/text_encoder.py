@@ -1,8 +1,6 @@
-"""The text side of the encoding: from captions to a UNet's conditioning, computed as diffusers' pipelines do.
+"""The text side of the encoding: captions, each encoded once, with bytes that depend on nothing but the caption.
 
-Stable Diffusion 1 and 2 take the last hidden states of one encoder; with ``clip_skip``, those of an earlier layer, put
-through the final normalisation. SDXL (Podell et al., arXiv:2307.01952, §2.1) takes the hidden states before the last
-layer of two encoders, side by side, and the pooled embedding of the second.
+How a text is read stands in `components.model.text_encoding`.
 """
 
 from __future__ import annotations
@@ -18,14 +16,16 @@ from numpy.typing import NDArray
 
 from components.errors import ConfigError
 from components.latents.config import LatentsConfig
-from components.model.locations import encodable, load_text_encoders
+from components.model.locations import load_text_encoders
+from components.model.text_encoding import encode_texts, tokens_at_once
+from components.model.text_reading import TextReading, text_chunks
 
 
 class TextEmbedding(NamedTuple):
     """The embedding of one caption.
 
     Attributes:
-        states: fp16 ``[L, D]``, hidden states.
+        states: fp16 ``[L, D]``, hidden states; of all chunks, one behind the other.
         pooled: fp16 ``[P]`` if the model has two encoders, else None.
         finite: Whether all of it fits fp16 and is a number.
     """
@@ -50,24 +50,20 @@ class TextEncoder:
     def __init__(self, base: Path, config: LatentsConfig, device: torch.device) -> None:
         self._device = device
         self._encoders = load_text_encoders(base, config.text_dtype, device)
-        self._skip = config.clip_skip
-        lengths = [
-            min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-            for tokenizer, encoder in self._encoders
-        ]
-        if len(set(lengths)) > 1:
-            raise ConfigError(f"the text encoders of {base} take {lengths} tokens, expected the same number each")
-        self._tokens = lengths[0]
+        tokens_at_once(self._encoders)
+        self._reading = TextReading(text_chunks(config.text_chunks, base), config.clip_skip)
         layers = min(encoder.config.num_hidden_layers for _, encoder in self._encoders)
-        if self._skip + len(self._encoders) > layers:
-            raise ConfigError(f"latents.clip_skip is {self._skip}, but a text encoder of {base} has {layers} layers")
+        if config.clip_skip + len(self._encoders) > layers:
+            raise ConfigError(
+                f"latents.clip_skip is {config.clip_skip}, but a text encoder of {base} has {layers} layers"
+            )
         self._batch = config.text_batch_size
         self._checked = self._batch == 1
         self._cache: OrderedDict[str, TextEmbedding] = OrderedDict()
         self._cache_size = config.caption_cache
 
     def encode(self, captions: Sequence[str]) -> dict[str, TextEmbedding]:
-        """Encode captions, each once; a caption with more tokens than an encoder takes is cut off.
+        """Encode captions, each once; a caption with more tokens than its chunks take is cut off.
 
         A caption's bytes do not depend on the captions encoded before it or in the same batch: all batches have one
         shape, and if that is not enough on this machine, captions go through the encoders one by one.
@@ -97,33 +93,17 @@ class TextEncoder:
     @torch.inference_mode()
     def forward(self, captions: Sequence[str]) -> list[TextEmbedding]:
         """Put one batch of captions through the encoders."""
-        texts = [encodable(caption) for caption in captions]
-        states, pooled = [], None
-        for tokenizer, encoder in self._encoders:
-            ids = tokenizer(
-                texts, padding="max_length", max_length=self._tokens, truncation=True, return_tensors="pt"
-            ).input_ids
-            output = encoder(ids.to(self._device), output_hidden_states=True)
-            states.append(self._states(encoder, output))
-            pooled = output.text_embeds.half() if len(self._encoders) > 1 and "text_embeds" in output else pooled
-        joined = torch.cat(states, dim=-1).half()  # [B, L, D]
+        joined, pooled = encode_texts(self._encoders, captions, self._reading)
+        joined = joined.half()  # [B, L, D]
         finite = joined.isfinite().flatten(1).all(1)
+        pooled_rows: list[Any] = [None] * len(captions)
         if pooled is not None:
+            pooled = pooled.half()
             finite &= pooled.isfinite().all(1)
-        pooled_rows = [None] * len(texts) if pooled is None else list(pooled.cpu().numpy())
+            pooled_rows = list(pooled.cpu().numpy())
         rows = zip(joined.cpu().numpy(), pooled_rows, finite.tolist(), strict=True)
         # Copies: a view of one row would keep the whole batch in memory.
         return [TextEmbedding(row.copy(), None if one is None else one.copy(), bool(fits)) for row, one, fits in rows]
-
-    def _states(self, encoder: Any, output: Any) -> torch.Tensor:
-        if len(self._encoders) > 1:
-            states: torch.Tensor = output.hidden_states[-(self._skip + 2)]
-        elif self._skip == 0:
-            states = output.last_hidden_state
-        else:
-            inner = getattr(encoder, "text_model", encoder)  # its attribute in transformers depends on the class
-            states = inner.final_layer_norm(output.hidden_states[-(self._skip + 1)])
-        return states
 
 
 def _bytes(embedding: TextEmbedding) -> tuple[bytes, bytes]:

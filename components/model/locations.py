@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.digests import short
 from components.errors import ConfigError, DamagedFile, DataError, NotFound, StorageError
-from components.model.manifest import COMMIT, check_model
+from components.model.manifest import COMMIT, MANIFEST, check_model
 from components.model.parts import PARTS, SECOND_TEXT, files_of_folder, part_problems
 from components.storage.base import Storage
 from components.storage.files import temporary_cache
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _WORKDIR = "workdir:"
 _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # What is downloaded of a repository of the hub.
-HUB_FILES = ["model_index.json", *(f"{part}/*" for part in (*PARTS, *SECOND_TEXT))]
+HUB_FILES = ["model_index.json", MANIFEST, *(f"{part}/*" for part in (*PARTS, *SECOND_TEXT))]
 
 
 def fetch(uri: str, workdir: Storage) -> Path:

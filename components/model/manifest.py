@@ -2,7 +2,7 @@
 
 ```
 models/<name>/<version>/unet/…, vae/…   the model, a diffusers folder
-                        manifest.json   format and the SHA-256 of each file
+                        manifest.json   format, the SHA-256 of each file, and how texts are read if not as usual
                         COMMIT          SHA-256 of the manifest; written last, and without it there is no model
 ```
 
@@ -25,15 +25,18 @@ COMMIT = "COMMIT"
 MANIFEST = "manifest.json"
 
 
-def commit_model(target: Storage, digests: Mapping[str, str], format_number: int) -> None:
+def commit_model(
+    target: Storage, digests: Mapping[str, str], format_number: int, more: Mapping[str, Any] | None = None
+) -> None:
     """Write the manifest and then the marker that makes the files a model.
 
     Args:
         target: The model's folder.
         digests: The SHA-256 of each of its files, by key.
         format_number: The format of what the writer writes.
+        more: What else the manifest says, such as ``components.model.text_reading.TextReading.record``.
     """
-    manifest = canonical_json({"format": format_number, "sha256": dict(digests)})
+    manifest = canonical_json({"format": format_number, "sha256": dict(digests), **(more or {})})
     target.write(MANIFEST, manifest)
     target.write(COMMIT, sha256(manifest).encode())
 

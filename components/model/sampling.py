@@ -19,6 +19,8 @@ from PIL import Image
 
 from components.errors import ConfigError, DataError
 from components.model.locations import load_autoencoder, load_text_encoder, warnings_of_transformers_off
+from components.model.text_encoding import Encoder, encode_texts
+from components.model.text_reading import AT_ONCE, TextReading, reading_of_model
 from components.rng import Stream, generator, normals
 
 if TYPE_CHECKING:
@@ -37,10 +39,17 @@ class Model(NamedTuple):
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler: SchedulerMixin
+    reading: TextReading
 
 
-def load_model(folder: Path, device: torch.device) -> Model:
-    """Load a diffusers folder in float32, ready to draw."""
+def load_model(folder: Path, device: torch.device, reading: TextReading | None = None) -> Model:
+    """Load a diffusers folder in float32, ready to draw.
+
+    Args:
+        folder: The folder.
+        device: Where the model will draw.
+        reading: How its UNet was trained to read prompts; None: as the folder's manifest says.
+    """
     import diffusers
 
     unet = diffusers.UNet2DConditionModel.from_pretrained(
@@ -54,6 +63,7 @@ def load_model(folder: Path, device: torch.device) -> Model:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         scheduler=scheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+        reading=reading_of_model(folder) if reading is None else reading,
     )
 
 
@@ -63,9 +73,10 @@ def draw(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     scheduler: SchedulerMixin,
+    reading: TextReading = AT_ONCE,
+    *,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    *,
     steps: int,
     guidance: float,
     height: int,
@@ -84,6 +95,7 @@ def draw(
         text_encoder: Encodes the prompts.
         tokenizer: Splits the prompts; what is too long is cut off.
         scheduler: Whose configuration says how to get from noise to an image.
+        reading: How the UNet was trained to read prompts.
         prompts: What to draw.
         seeds: One per prompt, 0 ≤ seed < 2⁶⁴.
         steps: Denoising steps.
@@ -111,8 +123,11 @@ def draw(
         for start in range(0, len(prompts), batch):
             chosen = range(start, min(start + batch, len(prompts)))
             noise = [normals(seeds[i], 0, [first + i], Stream.SAMPLING, latent) for i in chosen]
+            encoders = [(tokenizer, text_encoder)]
+            text = _encode(encoders, [prompts[i] for i in chosen], reading)
             output = pipeline(
-                prompt=[prompts[i] for i in chosen],
+                prompt_embeds=text,
+                negative_prompt_embeds=_encode(encoders, [""] * len(chosen), reading) if guidance > 1 else None,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 height=height,
@@ -167,6 +182,13 @@ def _import_pipeline() -> Any:
     with warnings_of_transformers_off():
         from diffusers import StableDiffusionPipeline
     return StableDiffusionPipeline
+
+
+@torch.no_grad()
+def _encode(encoders: Sequence[Encoder], texts: Sequence[str], reading: TextReading) -> torch.Tensor:
+    """Return the hidden states of some texts, ``[B, L, D]``."""
+    states, _ = encode_texts(encoders, texts, reading)
+    return states
 
 
 def _torch_generator(seed: int, position: int) -> torch.Generator:

@@ -11,14 +11,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.html.formatting import SPACE, percent, quantity
+from components.html.formatting import SPACE, percent, plural, quantity
 from components.model.metric_results import MetricResult, Metrics
+from components.model.text_reading import AT_ONCE, TextReading, reading_of_record
 from components.publish.config import PublishConfig
 
 # CommonMark 0.31, section 2.4: a backslash takes the meaning from ASCII punctuation; these have one.
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-.!|~&$:@^=]")
 
-_PLAIN = re.compile(r"[\w ,.;:!?'()-]{1,200}")
+_PLAIN = re.compile(r"[\w ,.;:!?'()-]{1,1000}")
 
 # What shaped the weights. Where the images came from and where the run ran are private.
 _SECTIONS = ("seed", "model", "caption", "latents", "index", "train", "evaluate")
@@ -48,7 +49,7 @@ def render_card(
         escape(config.description),
         f"A Stable Diffusion model trained with Darkroom. Version `{version}`.",
         "## Use",
-        _use(evaluation["prompts"]),
+        _use(evaluation["prompts"], reading_of_record(evaluation)),
         "## Measured",
         _table(("metric", "value", "on real images", "what it is", "how it was computed"), _metric_rows(metrics)),
         _prompts(evaluation["prompts"], metrics),
@@ -76,15 +77,60 @@ def _head(config: PublishConfig) -> str:
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"])
 
 
-def _use(prompts: Sequence[Mapping[str, Any]]) -> str:
+def _use(prompts: Sequence[Mapping[str, Any]], reading: TextReading) -> str:
     """Return how to draw with it: the first prompt that is plain words, since code cannot be escaped for Markdown."""
     prompt = next((row["prompt"] for row in prompts if _PLAIN.fullmatch(row["prompt"])), "what to draw")
+    if reading != AT_ONCE:
+        return _use_embeddings(prompt, reading)
     return f"""\
 ```python
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained("path/to/this/folder")
 pipeline("{prompt}").images[0].save("drawn.png")
+```"""
+
+
+def _use_embeddings(prompt: str, reading: TextReading) -> str:
+    """Return how to draw with a model that does not read prompts as diffusers does.
+
+    The code does what `components.model.text_encoding` does. It is written out for ``clip_skip`` alone, too: diffusers
+    looks for the layers where the text encoders of newer versions of transformers do not have them.
+    """
+    rows = "torch.tensor(rows, device=encoder.device)"
+    states = f"encoder({rows}).last_hidden_state"
+    how = []
+    if reading.chunks > 1:
+        how = [f"in {reading.chunks} chunks, each as long as its text encoder reads at once"]
+    if reading.clip_skip:
+        how.append(f"without the text encoder's last {plural(reading.clip_skip, 'layer')}")
+        layer = f"encoder({rows}, output_hidden_states=True).hidden_states[-{reading.clip_skip + 1}]"
+        states = f'getattr(encoder, "text_model", encoder).final_layer_norm({layer})'
+    return f"""\
+It reads prompts as it read the captions in training: {", and ".join(how)}. diffusers does not do that, so give it the
+embeddings:
+
+```python
+import torch
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("path/to/this/folder")
+
+
+@torch.no_grad()
+def embed(text, chunks={reading.chunks}):
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    begin, end = tokenizer("").input_ids
+    room = tokenizer.model_max_length - 2
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    parts = [ids[i * room : (i + 1) * room] for i in range(chunks)]
+    rows = [[begin, *part, end] + [tokenizer.pad_token_id] * (room - len(part)) for part in parts]
+    states = {states}
+    return states.flatten(0, 1)[None]  # chunk behind chunk
+
+
+prompt = "{prompt}"
+pipeline(prompt_embeds=embed(prompt), negative_prompt_embeds=embed("")).images[0].save("drawn.png")
 ```"""
 
 

@@ -17,6 +17,7 @@ from components.model.champion import Champion, read_champion, weights_sha256, w
 from components.model.locations import check_parts, fetch
 from components.model.manifest import COMMIT, check_model, commit_model
 from components.model.metric_results import parse_metrics, read_evaluation
+from components.model.text_reading import reading_of_record
 from components.progress import Progress
 from components.publish.card import render_card
 from components.publish.config import PublishConfig
@@ -70,13 +71,15 @@ def publish(
     files = _base_files(base)
     digests = {key: digest_file(path) for key, path in files.items()}
     index = _model_index(base)
-    version = short([FORMAT, evaluation["weights_sha256"], digests, sha256(index)])
+    reading = reading_of_record(evaluation)
+    made_from = [FORMAT, evaluation["weights_sha256"], digests, sha256(index)]
+    version = short([*made_from, reading.record] if reading.record else made_from)
     path = f"models/{name}/{version}"
     target = workdir.child(path)
     if not _is_whole(target, progress):
         card = render_card(name, version, config, evaluation, metrics, _settings(folder))
         texts = {"model_index.json": index, "README.md": card.encode()}
-        _write_folder(target, weights, files, texts, progress)
+        _write_folder(target, weights, files, texts, reading.record, progress)
     champion = read_champion(workdir, name)
     if champion is None or champion.version != version:
         evaluated = {key: evaluation[key] for key in _EVALUATED}
@@ -156,9 +159,10 @@ def _write_folder(
     weights: Mapping[str, NDArray[Any]],
     files: Mapping[str, Path],
     texts: Mapping[str, bytes],
+    more: Mapping[str, Any],
     progress: Progress,
 ) -> None:
-    """Write all parts, then the manifest with their digests, then the marker that makes them a model."""
+    """Write all parts, then the manifest with their digests and ``more``, then the marker that makes them a model."""
     from safetensors.numpy import save_file
 
     with scratch_folder("publish") as folder:
@@ -172,4 +176,4 @@ def _write_folder(
     for key, text in texts.items():
         target.write(key, text)
         digests[key] = sha256(text)
-    commit_model(target, digests, FORMAT)
+    commit_model(target, digests, FORMAT, more)

@@ -18,6 +18,7 @@ from components.dataset.versions import Dataset, read_only_dataset, read_version
 from components.errors import DataError
 from components.model import checkpoints, locations, sampling
 from components.model.base_record import check_base
+from components.model.text_reading import reading_of_encoding
 from components.processes.stopping import Stopping
 from components.processes.watchdog import Watchdog
 from components.progress import Progress
@@ -160,7 +161,7 @@ def _draw_samples(
     height, width = dataset.main_bucket
     # Drawing may advance the global generators; training must not notice.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model = sampling.load_model(base, device)
+        model = sampling.load_model(base, device, reading_of_encoding(dataset.encoding))
         model.unet.load_state_dict(weights)
         images = sampling.draw(
             *model,

@@ -41,7 +41,8 @@ def checkpoint_of_earlier_run(request: Request, rank: int, world: int) -> checkp
     if encoding != continued.encoding:
         raise ConfigError(
             f"run {continued.run} was trained on data of encoding {continued.encoding}, and this run has {encoding}: "
-            "the autoencoder, the text encoder or how images are cropped is another. Start a new run instead"
+            "the autoencoder, the text encoder, or how images are cropped or captions are read is another. Start a new "
+            "run instead"
         )
     problem = None
     try:

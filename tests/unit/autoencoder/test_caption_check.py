@@ -70,8 +70,8 @@ class Captions:
         ]
         write_captions(self.folder, group, records, [])
 
-    def check(self, base: Path, *, reject_equal: bool = True) -> CaptionLengths:
-        return check_captions(base, ["g0", "g1"], SET, KEY, self.workdir, reject_equal=reject_equal)
+    def check(self, base: Path, *, reject_equal: bool = True, chunks: int = 1) -> CaptionLengths:
+        return check_captions(base, ["g0", "g1"], SET, KEY, self.workdir, reject_equal=reject_equal, chunks=chunks)
 
 
 @pytest.fixture
@@ -109,11 +109,29 @@ def test_different_captions_that_become_equal_are_an_error_with_the_fix(
     assert other[-40:] in message
     assert "6 tokens" in message
     assert "1 caption cannot be told from another" in message
-    for fix in ("Shorten", "max_tokens", "latents.equal_captions"):
+    for fix in ("Shorten", "max_tokens", "latents.text_chunks, now 1", "latents.equal_captions"):
         assert fix in message
     assert captions.check(base, reject_equal=False).captions == 3
     with pytest.raises(DataError):
         captions.check(base)
+
+
+def test_chunks_cut_less(captions: Captions, base: Path) -> None:
+    """Four tokens each: a caption of eight is whole in two chunks, the ninth is cut."""
+    captions.write("g0", ["one two three four five six seven eight"], ["one two three four nine"])
+    captions.write("g1", ["one two three four five six seven eight nine"])
+    assert captions.check(base, reject_equal=False).total == {"captions": 3, "cut": 3, "tokens": 6}
+    assert captions.check(base, reject_equal=False, chunks=2).total == {"captions": 3, "cut": 1, "tokens": 12}
+    with pytest.raises(DataError, match=r"reads 12 tokens.*latents\.text_chunks, now 2"):
+        captions.check(base, chunks=2)
+    assert captions.check(base, chunks=3).total == {"captions": 3, "cut": 0, "tokens": 18}
+
+
+def test_advice_ends_where_the_setting_does(captions: Captions, base: Path) -> None:
+    captions.write("g0", ["nine " * 40 + "one"], ["nine " * 40 + "two"])
+    with pytest.raises(DataError) as raised:
+        captions.check(base, chunks=8)
+    assert "text_chunks" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +162,7 @@ def test_nothing_is_loaded_if_nothing_changed(captions: Captions, base: Path, mo
     captions.write("g0", ["one two three four five"])
     first = captions.check(base)
     with monkeypatch.context() as patch:
-        patch.setattr(caption_check, "token_limits", lambda _: pytest.fail("the tokenizers were loaded"))
+        patch.setattr(caption_check, "token_limits", lambda *_: pytest.fail("the tokenizers were loaded"))
         assert captions.check(base) == first
     captions.write("g1", ["one"])
     assert captions.check(base).captions == 2

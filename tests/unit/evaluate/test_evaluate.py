@@ -299,6 +299,33 @@ def test_at_most_real_images_of_each_side_are_read(world: World) -> None:
     assert world.result()["real"] == {"train": 5, "held_out": 5, "skipped": 0}
 
 
+def read_captions_in(world: World, chunks: int) -> None:
+    storage = world.workdir.child("datasets/key")
+    write_dataset(storage, replace(read_only_dataset(storage), encoding={"text_chunks": chunks}))
+
+
+def test_each_model_draws_prompts_that_it_reads_as_the_captions_of_its_training(world: World) -> None:
+    """The text encoder reads six tokens at once, so the seventh counts only if there is a second chunk."""
+    same = "dark dark dark dark dark dark"
+
+    def drawn(chunks: int, last: str) -> bytes:
+        read_captions_in(world, chunks)
+        assert not world.evaluate(prompts=[f"{same} {last}"])["reused"]
+        return world.workdir.read("runs/first/evaluation/00.png")
+
+    assert drawn(1, "dark") == drawn(1, "light")
+    assert drawn(2, "light") != drawn(2, "dark")
+    assert world.result()["text"] == {"chunks": 2, "clip_skip": 0}
+    world.publish()
+    world.evaluate(prompts=[f"{same} light"], seed=3)
+    as_trained = world.value("frechet_distance")
+    world.save(10, {name: array * 0.9 for name, array in world.weights.items()}, run="second")
+    read_captions_in(world, 1)
+    world.evaluate("second", prompts=[f"{same} light"], seed=3)
+    champion = world.result("second")["champion"]
+    assert champion["metrics"]["frechet_distance"]["value"] == as_trained, "whatever the new model reads"
+
+
 def test_a_corrupt_checkpoint_is_passed_over(world: World) -> None:
     world.save(20, {name: array * 0.9 for name, array in world.weights.items()})
     part = f"runs/first/{checkpoints.folder(20)}/rank-00000.safetensors"

@@ -18,6 +18,8 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from components.autoencoder.scratch import build_scratch
+from components.dataset.empty_prompt import read_empty_prompt
+from components.dataset.encoding_record import read_encoding
 from components.dataset.format import find_whole, index_key, tar_key
 from components.dataset.versions import read_group
 from components.digests import sha256, short
@@ -28,7 +30,7 @@ from components.latents import group
 from components.latents.__main__ import main
 from components.latents.config import DecodeConfig, LatentsConfig
 from components.latents.declaration import STEP
-from components.latents.encoding_key import encoding_key
+from components.latents.encoding_key import encoding, encoding_key
 from components.latents.group import encode
 from components.latents.shard_maker import read_ahead
 from components.model.architecture import Architecture
@@ -279,6 +281,7 @@ def test_encoding_key_covers_encoders_and_settings_but_no_other_part(base: Path,
         {"vae_dtype": "bf16"},
         {"text_dtype": "fp16"},
         {"clip_skip": 1},
+        {"text_chunks": 2},
         {"framing": "random-crop"},
         {"buckets": "aspect", "bucket_step": 8},
         {"variants": {"flip": True}},
@@ -286,6 +289,8 @@ def test_encoding_key_covers_encoders_and_settings_but_no_other_part(base: Path,
     for change in changes:
         assert encoding_key(base, LatentsConfig.parse({"resolution": 32, **change})) != key, change
     assert encoding_key(base, LatentsConfig(resolution=32, decode=DecodeConfig(workers=0), batch_size=1)) == key
+    assert encoding_key(base, LatentsConfig(resolution=32, text_chunks=1)) == key
+    assert "text_chunks" not in encoding(base, config), "keys of before there were chunks are the same"
     few, many = ({"resolution": 32, "variants": {"crop": 0.5, "count": count}} for count in (1, 3))
     assert encoding_key(base, LatentsConfig.parse(few)) == encoding_key(base, LatentsConfig.parse(many))
     for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
@@ -294,6 +299,28 @@ def test_encoding_key_covers_encoders_and_settings_but_no_other_part(base: Path,
         assert encoding_key(copy, config) == key
         (copy / part / "changed.json").write_text("{}")
         assert (encoding_key(copy, config) == key) == (part in ("unet", "scheduler"))
+
+
+def test_captions_of_several_chunks_are_of_one_shape_with_the_empty_prompt(make_pile: Callable[..., Pile]) -> None:
+    pile = make_pile(text_chunks=3)
+    pile.add(1, 2, 3)
+    pile.recaption(1, "a red square a blue")
+    pile.recaption(2, "a red square a red")
+    pile.encode()
+    blue, red, short = sorted(pile.samples(), key=lambda sample: str(sample.meta["caption"]))
+    assert {sample.text.shape for sample in (blue, red, short)} == {(18, 8)}
+    empty = read_empty_prompt(pile.dataset).states
+    assert empty.shape == (18, 8)
+    np.testing.assert_array_equal(empty[:6], empty[12:])
+    assert read_encoding(pile.dataset)["text_chunks"] == 3
+    once = make_pile("once")
+    once.images = dict(pile.images)
+    once.source = pile.source
+    once.encode()
+    first, second, _ = sorted(once.samples(), key=lambda sample: str(sample.meta["caption"]))
+    assert first.text.tobytes() == second.text.tobytes(), "one chunk does not tell them apart"
+    assert first.text.tobytes() == blue.text[:6].tobytes()
+    assert blue.text.tobytes() != red.text.tobytes()
 
 
 def test_key_of_another_model_is_rejected(pile: Pile) -> None:
@@ -362,7 +389,7 @@ def test_command_encodes_and_says_the_key(pile: Pile, capsys: pytest.CaptureFixt
 def test_the_line_of_the_step_says_how_many_captions_are_cut() -> None:
     result = {"encoded": 20, "reused": 0, "shards": 3, "cut": 2}
     line = STEP.summary(result, {"caption-lengths": {"tokens": 77}}).replace("\xa0", " ")
-    assert line == "20 encoded, 3 shards, 2 captions cut at 77 tokens"
+    assert line == "20 encoded, 3 shards, 2 captions cut at 77 tokens (latents.text_chunks)"
     assert "cut" not in STEP.summary({**result, "cut": 0}, {})
 
 

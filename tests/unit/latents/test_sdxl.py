@@ -114,6 +114,22 @@ def test_text_is_what_the_pipeline_makes_of_it(sdxl: Path, skip: int) -> None:
         assert embedding.finite
 
 
+@pytest.mark.parametrize("skip", [0, 1])
+def test_chunks_of_two_encoders_are_side_by_side_with_the_first_ones_pooled_embedding(sdxl: Path, skip: int) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
+    chunks = ["red red red red", "square", ""]  # of four tokens at most
+    parts = []
+    for chunk in chunks:
+        with torch.inference_mode():
+            parts.append(pipeline.encode_prompt(chunk, do_classifier_free_guidance=False, clip_skip=skip or None))
+    config = LatentsConfig(text_chunks=3, clip_skip=skip, text_batch_size=1)
+    caption = " ".join(chunks)
+    embedding = TextEncoder(sdxl, config, torch.device("cpu")).encode([caption])[caption]
+    assert embedding.states.tobytes() == torch.cat([part[0] for part in parts], dim=1).half().numpy().tobytes()
+    assert embedding.pooled is not None
+    assert embedding.pooled.tobytes() == parts[0][2].half().numpy().tobytes()
+
+
 def test_too_many_layers_cannot_be_skipped(sdxl: Path) -> None:
     with pytest.raises(ConfigError, match=r"clip_skip is 2, .* 3 layers"):
         TextEncoder(sdxl, LatentsConfig(clip_skip=2), torch.device("cpu"))
