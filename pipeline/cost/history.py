@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.errors import ConfigError, DarkroomError
+from components.model.text_reading import text_chunks
 from components.model.unet_shape import SD1, SD2, SDXL, UnetShape, from_config, made_from_scratch
 from components.storage.base import Storage
 from pipeline.config import RunConfig
@@ -34,7 +35,7 @@ class ModelSize(NamedTuple):
         name: Name of the model, for people to read.
         shape: Shape of its UNet.
         side: Side of the latent image, in latent pixels.
-        tokens: Length of the text embedding.
+        tokens: Length of the text embedding: of all chunks that a caption is read in.
     """
 
     name: str
@@ -54,19 +55,26 @@ def model_size(settings: RunConfig) -> ModelSize | None:
         ConfigError: If a folder on this machine holds no UNet of a supported shape.
     """
     base, resolution = settings.model.base, settings.latents.resolution
+    chunks = _text_chunks(settings)
     if base is None:
         scratch = settings.model.scratch.architecture
         side = resolution // scratch.autoencoder.factor
-        return ModelSize("new, from scratch", made_from_scratch(scratch), side, scratch.text.max_tokens)
+        return ModelSize("new, from scratch", made_from_scratch(scratch), side, chunks * scratch.text.max_tokens)
     config = Path(base).expanduser() / "unet" / "config.json"
     if config.is_file():
         try:
             values = json.loads(config.read_bytes())
         except ValueError as error:
             raise ConfigError(f"{config} is not JSON: {error}") from None
-        return ModelSize(base, from_config(values), resolution // _FACTOR, _TOKENS)
+        return ModelSize(base, from_config(values), resolution // _FACTOR, chunks * _TOKENS)
     shape = next((shape for words, shape in _FAMILIES if words.search(base.lower())), None)
-    return ModelSize(base, shape, resolution // _FACTOR, _TOKENS) if shape is not None else None
+    return ModelSize(base, shape, resolution // _FACTOR, chunks * _TOKENS) if shape is not None else None
+
+
+def _text_chunks(settings: RunConfig) -> int:
+    """Return the chunks that captions are read in; a base model that is not a folder here is taken to read one."""
+    base, chunks = settings.model.base, settings.latents.text_chunks
+    return chunks or 1 if base is None else text_chunks(chunks, Path(base).expanduser())
 
 
 def processes(settings: RunConfig) -> int:
@@ -151,6 +159,7 @@ def _speed_settings(settings: RunConfig) -> Mapping[str, Any]:
     return {
         "model": settings.model.model_dump(),
         "resolution": settings.latents.resolution,
+        "text_chunks": _text_chunks(settings),
         "precision": train.precision,
         "exact": train.exact_across_world_sizes,
         "checkpointing": train.performance.gradient_checkpointing,

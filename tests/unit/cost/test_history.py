@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from components.errors import ConfigError
+from components.model.manifest import commit_model
+from components.model.text_reading import TextReading
 from components.model.unet_shape import SD1, SD2, SDXL
 from components.storage.base import Storage
+from components.storage.local import LocalStorage
 from components.storage.open import open_storage
 from pipeline.config import RunConfig
 from pipeline.cost.history import model_size, processes, read_history
@@ -58,6 +61,41 @@ def test_a_model_on_this_machine_is_read(tmp_path: Path) -> None:
     (tmp_path / "unet/config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"unet/config\.json.* JSON"):
         model_size(settings(model={"base": str(tmp_path)}))
+
+
+def test_chunks_of_text_make_samples_larger_and_steps_slower(tmp_path: Path) -> None:
+    one = model_size(settings(model={"base": SD2_BASE}))
+    three = model_size(settings(model={"base": SD2_BASE}, latents={"text_chunks": 3}))
+    assert one is not None
+    assert three is not None
+    assert (one.tokens, three.tokens) == (77, 231)
+    assert three.forward_flops() > one.forward_flops()
+    scratch = model_size(settings(model={"base": None}, latents={"text_chunks": 2}))
+    assert scratch is not None
+    assert scratch.tokens == 2 * settings().model.scratch.architecture.text.max_tokens
+    plans = [
+        make_plan(settings(model={"base": SD2_BASE}, latents={"text_chunks": n}), read_prices(), size, None, 1000)
+        for n, size in ((1, one), (3, three))
+    ]
+    first, last = (plan.dataset_bytes for plan in plans)
+    assert first is not None
+    assert last is not None
+    assert last - first == pytest.approx(1000 * 2 * 77 * 1024 * 2, rel=0.02), "fp16 states of two more chunks"
+
+
+def test_a_base_that_reads_in_chunks_is_planned_with_them(tmp_path: Path) -> None:
+    commit_model(LocalStorage(tmp_path), {}, 1, TextReading(2).record)
+    (tmp_path / "unet").mkdir()
+    unet = {
+        "in_channels": 4, "block_out_channels": [8], "layers_per_block": 1,
+        "cross_attention_dim": 8, "down_block_types": ["CrossAttnDownBlock2D"],
+    }  # fmt: skip
+    (tmp_path / "unet/config.json").write_text(json.dumps(unet))
+    tokens = []
+    for chunks in (None, 1):
+        model = model_size(settings(model={"base": str(tmp_path)}, latents={"text_chunks": chunks}))
+        tokens.append(model.tokens if model is not None else None)
+    assert tokens == [154, 77]
 
 
 def finished(workdir: Storage, config: RunConfig, speed: Any, started: float) -> None:
