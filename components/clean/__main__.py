@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--bucket", action="append", default=[], metavar="WxH", type=_bucket, help="a shape that images are cut to"
     )
+    parser.add_argument("--tokens", type=int, help="tokens of a caption that the text encoder will read, such as 75")
     return run_step(parser, CleanConfig, argv, _work)
 
 
@@ -53,7 +54,8 @@ def _work(
 
     filters = FilterConfig.parse(override({}, arguments.filter))
     where = (arguments.source_id, arguments.groups, arguments.caption_set, workdir)
-    return clean(config, filters, *where, progress, Buckets(arguments.bucket) if arguments.bucket else None)
+    buckets = Buckets(arguments.bucket) if arguments.bucket else None
+    return clean(config, filters, *where, progress, buckets, arguments.tokens)
 
 
 if __name__ == "__main__":

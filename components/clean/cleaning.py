@@ -35,7 +35,7 @@ from components.image.records import (
 from components.progress import Progress
 from components.storage.base import Storage
 
-FORMAT = 4  # 4: the report says what else was in the source
+FORMAT = 5  # 5: the report says which captions are surely cut
 STATE = "clean.json"
 NEAR_DUPLICATE = "near-duplicate"
 
@@ -56,6 +56,7 @@ def clean(
     workdir: Storage,
     progress: Progress,
     buckets: Buckets | None = None,
+    tokens: int | None = None,
 ) -> dict[str, Any]:
     """Write which captioned images are rejected, and the data report.
 
@@ -70,6 +71,7 @@ def clean(
         workdir: The storage of the run.
         progress: Shows the groups cleaned.
         buckets: The shapes that images are cut to, for the report.
+        tokens: How many tokens of a caption will be read, for the report; None if that is not known.
 
     Returns:
         ``kept``, ``rejected_here`` (by this step), ``rejected`` (by any step), ``reused`` (nothing had changed), and
@@ -79,12 +81,12 @@ def clean(
         DataError: If the caption step has not run for a group.
     """
     captions = workdir.child(captions_prefix(caption_set))
-    made_from = _made_from(config, filters, source_id, groups, workdir, captions, buckets)
+    made_from = _made_from(config, filters, source_id, groups, workdir, captions, buckets, tokens)
     last_result = _last_result(captions, made_from, groups)
     if last_result is not None:
         return {**last_result, "reused": True}
     captions.delete(STATE)  # if this step is killed from here on, the old state must not stand for the new files
-    tally = Tally(config.kept_images, config.rejected_images, buckets)
+    tally = Tally(config.kept_images, config.rejected_images, buckets, tokens)
     originals = _originals(config, filters, groups, captions)
     names = _names({original.sha256 for original in originals.values()}, groups, captions)
     rejected_here = 0
@@ -123,13 +125,14 @@ def _made_from(
     workdir: Storage,
     captions: Storage,
     buckets: Buckets | None,
+    tokens: int | None,
 ) -> str:
     """Return one digest of everything that the result depends on; nothing is parsed."""
     keys = [key for group in groups for key in (captions_key(group), caption_rejections_key(group))]
     records = {key: _digest(captions, key) for key in keys}
     ingested = _digest(workdir, ingest_rejections_key(source_id))
     shapes = buckets.shapes if buckets is not None else None
-    settings = [config.model_dump(mode="json"), filters.model_dump(mode="json"), shapes]
+    settings = [config.model_dump(mode="json"), filters.model_dump(mode="json"), shapes, tokens]
     manifest = read_manifest(workdir, source_id)
     counted = [manifest.source, manifest.masks, dict(manifest.other_files)]
     return digest([FORMAT, settings, counted, ingested, records])

@@ -14,6 +14,8 @@ from components.image.records import read_manifest
 from components.image.rejections import SETTING, check_rejected
 from components.settings import Settings
 
+_TOKENS = 75  # of a caption that Stable Diffusion's text encoders read at once
+
 
 def _run(step: StepRun) -> Result:
     from components.clean.cleaning import clean, read_rejections
@@ -22,7 +24,8 @@ def _run(step: StepRun) -> Result:
     filters = setting(step.settings, "caption.filters", FilterConfig)
     groups = read_manifest(step.workdir, step.source_id).groups
     where = (step.source_id, groups, step.caption_set, step.workdir)
-    result = clean(config, filters, *where, step.progress, _buckets(step.settings))
+    shapes, tokens = _buckets(step.settings), _tokens(step.settings)
+    result = clean(config, filters, *where, step.progress, shapes, tokens)
     # All have captions now, and what comes next is costly: too many rejections by any step so far end the run here.
     share = setting(step.settings, SETTING, object)
     assert share is None or isinstance(share, float)
@@ -38,6 +41,20 @@ def _buckets(settings: Settings) -> Buckets:
     return aspect_buckets(
         side, setting(settings, "latents.bucket_step", int), setting(settings, "latents.max_aspect", float)
     )
+
+
+def _tokens(settings: Settings) -> int:
+    """Return how many tokens of a caption the text encoder will read, its own beginnings and ends not counted.
+
+    A base model is taken for one of Stable Diffusion's: this step has no model at hand.
+    """
+    chunks = setting(settings, "latents.text_chunks", object)
+    assert chunks is None or isinstance(chunks, int)
+    if setting(settings, "model.base", object) is None:
+        at_once = setting(settings, "model.scratch.architecture.text.max_tokens", int) - 2
+    else:
+        at_once = _TOKENS
+    return (chunks or 1) * at_once
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

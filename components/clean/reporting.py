@@ -74,6 +74,7 @@ def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet], worst: 
         worst=worst,
         sheets=list(zip(numbers["rejected"], rejected, strict=False)),
         charts=_charts(numbers) if numbers["kept"] else [],
+        cut=cut_captions(numbers),
     )
 
 
@@ -87,6 +88,7 @@ def summary(numbers: Mapping[str, Any]) -> str:
         bound = "" if row["threshold"] is None else number(row["threshold"])
         lines.append(f"| {in_markdown(row['reason'])} | {count(row['images'])} | {bound} |")
     lines += ["", *(f"- {count(files)} {in_markdown(what)}" for files, what in besides(numbers))]
+    lines += ["", in_markdown(cut_captions(numbers))]
     words = ", ".join(in_markdown(word) for word, _ in numbers["words"][:20])
     return "\n".join([*lines, "", f"Most frequent words: {words or 'none'}", ""])
 
@@ -140,6 +142,19 @@ def besides(numbers: Mapping[str, Any]) -> list[tuple[int, str]]:
     others = sorted(numbers["other_files"].items(), key=lambda item: (-item[1], item[0]))
     rows += [(files, f"other files: {kind}") for kind, files in others]
     return [(files, what) for files, what in rows if files]
+
+
+def cut_captions(numbers: Mapping[str, Any]) -> str:
+    """Return what is known of captions that the text encoder will cut, and where the rest will be known."""
+    cut = numbers["surely_cut"]
+    if cut is None or not numbers["captions"]:
+        return ""
+    reads = f"The text encoder reads {cut['tokens']} tokens of a caption; a word is one token or several."
+    longer = f"{count(cut['captions'])} of {plural(numbers['captions'], 'caption')} have more words, so they are cut; "
+    if not cut["captions"]:
+        longer = "No caption has more words; "
+    counted = "all that are cut are counted with the model's tokenizer, in the run's report and the model card."
+    return f"{reads} {longer}{counted} latents.text_chunks reads more of each."
 
 
 def _fit_figures(buckets: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -70,9 +70,12 @@ class Tally:
         kept_images: Kept images to choose for the report, at most.
         rejected_images: Images to choose for each reason, at most.
         buckets: The shapes that images are cut to; None if they are not known.
+        tokens: How many tokens of a caption a text encoder will read; None if that is not known.
     """
 
-    def __init__(self, kept_images: int, rejected_images: int, buckets: Buckets | None = None) -> None:
+    def __init__(
+        self, kept_images: int, rejected_images: int, buckets: Buckets | None = None, tokens: int | None = None
+    ) -> None:
         self.kept = 0
         self.fits = None if buckets is None else FitTally(buckets)
         self.shown = Shown(kept_images)
@@ -82,6 +85,8 @@ class Tally:
         self._aspects = [0] * (2 * WIDEST + 1)
         self._lengths = [0] * (len(LENGTHS) + 1)
         self._captions = 0
+        self._tokens = tokens
+        self._longer = 0
         self._words: Counter[str] = Counter()
         self._authors: Counter[str] = Counter()
         self._licenses: Counter[str] = Counter()
@@ -108,6 +113,8 @@ class Tally:
         for caption in record.captions:
             words = words_of(caption.text)
             self._captions += 1
+            # Tokenizers never join what spaces divide, so a caption has at least as many tokens.
+            self._longer += self._tokens is not None and len(caption.text.split()) > self._tokens
             self._lengths[bisect_right(LENGTHS, len(words))] += 1
             self._words.update(word for word in words if word not in QUIET and not word.isnumeric())
             self._authors[author(caption.by)] += 1
@@ -146,6 +153,7 @@ class Tally:
             "aspects": list(self._aspects),
             "captions": self._captions,
             "caption_words": [[name, count] for name, count in zip(spans(LENGTHS), self._lengths, strict=True)],
+            "surely_cut": None if self._tokens is None else {"captions": self._longer, "tokens": self._tokens},
             "words": _most(self._words, words),
             "authors": _most(self._authors, words),
             "licenses": _most(self._licenses, words),

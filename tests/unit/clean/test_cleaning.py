@@ -20,6 +20,7 @@ from components.caption.group import caption
 from components.clean.__main__ import main
 from components.clean.cleaning import STATE, clean
 from components.clean.config import CleanConfig
+from components.clean.declaration import _tokens
 from components.errors import ConfigError, DataError
 from components.image.decoding import ImageLimits
 from components.image.filters import PIXEL_SCORES, FilterConfig
@@ -41,6 +42,7 @@ from components.ingest.config import IngestConfig
 from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage
+from pipeline.config import resolve
 from tests.stores.memory import MemoryStorage
 from tests.stores.mortal import contents, killed_everywhere
 
@@ -83,6 +85,16 @@ class Dataset:
     def rejected(self) -> dict[str, Rejection]:
         rejections = [one for group in self.groups for one in read_clean_rejections(self.storage, group)]
         return {one.name.removesuffix(".jpg"): one for one in rejections}
+
+
+def test_the_report_knows_how_much_of_a_caption_will_be_read() -> None:
+    def tokens(*overrides: str) -> int:
+        return _tokens(resolve("demo", overrides))
+
+    assert tokens() == 6, "of eight, a beginning and an end"
+    assert tokens("latents.text_chunks=3") == 18
+    assert tokens("model.base=runwayml/stable-diffusion-v1-5") == 75
+    assert tokens("model.base=runwayml/stable-diffusion-v1-5", "latents.text_chunks=2") == 150
 
 
 def test_near_duplicates_are_found_over_all_groups_and_the_largest_stays() -> None:

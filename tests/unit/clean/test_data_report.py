@@ -20,7 +20,7 @@ from PIL import Image
 
 from components.clean.config import CleanConfig
 from components.clean.histograms import aspects, histogram
-from components.clean.reporting import badge, besides, headline, write_report
+from components.clean.reporting import badge, besides, headline, summary, write_report
 from components.clean.sheets import read_sheets
 from components.clean.tally import (  # fmt: skip
     LENGTHS,
@@ -115,6 +115,35 @@ def test_images_captions_and_reasons_are_counted() -> None:
     assert dict(numbers["shorter_sides"]) == {**dict.fromkeys(spans(SIDES), 0), "384–511": 1, "256–383": 1}
     assert dict(numbers["caption_words"]) == {**dict.fromkeys(spans(LENGTHS), 0), "1–2": 2, "6–10": 1}
     assert (numbers["aspects"][0], sum(numbers["aspects"])) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (None, None),
+        (7, "The text encoder reads 7 tokens of a caption; a word is one token or several. No caption has more words;"),
+        (
+            4,
+            "2 of 3 captions have more words, so they are cut; all that are cut are counted with",
+        ),
+    ],
+)
+def test_captions_that_are_surely_cut_are_counted_and_the_rest_is_pointed_to(
+    tokens: int | None, words: str | None
+) -> None:
+    tally = Tally(10, 10, tokens=tokens)
+    for text in ("a red dog", "one two three four five", "a - b - c"):
+        tally.keep(record(text, text=text))
+    numbers, page = written(tally)
+    if words is None:
+        assert numbers["surely_cut"] is None
+        assert "text encoder" not in page.text
+        return
+    assert numbers["surely_cut"] == {"captions": 2 if tokens == 4 else 0, "tokens": tokens}
+    assert words in page.text
+    assert "in the run's report and the model card" in page.text
+    assert "latents.text_chunks" in page.text
+    assert "tokenizer" in summary(numbers)
 
 
 def test_the_badge_is_green_only_if_hardly_any_image_was_rejected() -> None:
