@@ -31,7 +31,9 @@ _SMALL, _SMALL_RESOLUTION = 48, 32
 _MOST_PROMPTS, _FEWEST_OF_A_PROMPT = 8, 5
 _SOME_PROMPTS = 4
 _MOST_RANKS = 4
-_BUDGET_OF_TOKENS = (16, 32, 48, 77)
+_BUDGET_OF_TOKENS = (16, 32, 48, 77, 152, 227)
+# Of a caption, that a chunk of Stable Diffusion's text encoder reads, and how many chunks are worth their cost.
+_CHUNK, _MOST_CHUNKS = 75, 3
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def choose(survey: ImageSurvey, machine: Machine, recipes: dict[str, RunConfig])
     settings = {
         "index.held_out": Choice(share, "share of the images that are never trained on, to measure against"),
         **sources,
-        **(_scratch(survey, machine, config) if name == "scratch" else {}),
+        **(_scratch(survey, machine, config) if name == "scratch" else _finetune(survey)),
     }
     if name == "scratch":
         assumed = (*assumed, "the model only has to know these images; it starts from nothing and knows no other words")
@@ -197,10 +199,24 @@ def _scratch(survey: ImageSurvey, machine: Machine, config: RunConfig) -> dict[s
     return settings
 
 
+def _finetune(survey: ImageSurvey) -> dict[str, Choice]:
+    """Return in how many chunks captions are read, if one is too short for them."""
+    longest = _longest(survey.captions)
+    chunks = min(math.ceil(longest / _CHUNK), _MOST_CHUNKS)
+    if chunks <= 1:
+        return {}
+    why = f"chunks of {_CHUNK} tokens that a caption is read in; the longest has about {longest}"
+    return {"latents.text_chunks": Choice(chunks, why)}
+
+
+def _longest(captions: Iterable[str]) -> int:
+    """Return about how many tokens the longest caption has: a rare word has several."""
+    return math.ceil(1.25 * max((len(_words(text)) for text in captions), default=0))
+
+
 def _tokens(captions: Iterable[str]) -> int:
     """Return the limit of tokens that no caption exceeds, if there is such a limit; special tokens count."""
-    longest = max((len(_words(text)) for text in captions), default=0)
-    needed = 2 + math.ceil(1.25 * longest)  # a rare word takes several
+    needed = 2 + _longest(captions)
     return next((limit for limit in _BUDGET_OF_TOKENS if limit >= needed), _BUDGET_OF_TOKENS[-1])
 
 

@@ -106,6 +106,17 @@ def test_long_captions_are_not_cut_and_many_words_have_their_tokens() -> None:
     assert config.caption.sources == ("sidecar",)
 
 
+@pytest.mark.parametrize(("words", "chunks"), [(30, None), (60, None), (61, 2), (130, 3), (2000, 3)])
+def test_a_fine_tune_reads_long_captions_in_chunks(words: int, chunks: int | None) -> None:
+    captions = {" ".join(["word"] * words): 60, "short": 60}
+    config, _, text = recipe(survey(captions=captions, captioned={"sidecar": 120}), BIG)
+    assert config.latents.text_chunks == chunks
+    assert ("text_chunks" in text) == (chunks is not None)
+    config, _, _ = recipe(survey(captions=captions, captioned={"sidecar": 120}))
+    assert config.latents.text_chunks is None, "a model made from nothing gets a longer text encoder"
+    assert config.model.scratch.architecture.text.max_tokens >= min(1.25 * words + 2, 227)
+
+
 def test_captions_that_are_all_different_lend_some_prompts() -> None:
     captions = {f"picture number {number}": 1 for number in range(120)}
     config, _, _ = recipe(survey(captions=captions, captioned={"sidecar": 120}))
