@@ -13,6 +13,7 @@ from components.image.filters import FilterConfig
 from components.image.records import read_manifest
 from components.image.rejections import SETTING, check_rejected
 from components.settings import Settings
+from components.storage.base import Storage
 
 _TOKENS = 75  # of a caption that Stable Diffusion's text encoders read at once
 
@@ -24,7 +25,7 @@ def _run(step: StepRun) -> Result:
     filters = setting(step.settings, "caption.filters", FilterConfig)
     groups = read_manifest(step.workdir, step.source_id).groups
     where = (step.source_id, groups, step.caption_set, step.workdir)
-    shapes, tokens = _buckets(step.settings), _tokens(step.settings)
+    shapes, tokens = _buckets(step.settings), _tokens(step.settings, step.workdir)
     result = clean(config, filters, *where, step.progress, shapes, tokens)
     # All have captions now, and what comes next is costly: too many rejections by any step so far end the run here.
     share = setting(step.settings, SETTING, object)
@@ -43,18 +44,19 @@ def _buckets(settings: Settings) -> Buckets:
     )
 
 
-def _tokens(settings: Settings) -> int:
+def _tokens(settings: Settings, workdir: Storage) -> int:
     """Return how many tokens of a caption the text encoder will read, its own beginnings and ends not counted.
 
     A base model is taken for one of Stable Diffusion's: this step has no model at hand.
     """
+    from components.model.text_reading import chunks_of_base
+
     chunks = setting(settings, "latents.text_chunks", object)
     assert chunks is None or isinstance(chunks, int)
-    if setting(settings, "model.base", object) is None:
-        at_once = setting(settings, "model.scratch.architecture.text.max_tokens", int) - 2
-    else:
-        at_once = _TOKENS
-    return (chunks or 1) * at_once
+    base = setting(settings, "model.base", object)
+    if base is None:
+        return (chunks or 1) * (setting(settings, "model.scratch.architecture.text.max_tokens", int) - 2)
+    return chunks_of_base(chunks, str(base), workdir) * _TOKENS
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:

@@ -88,9 +88,8 @@ class LatentsConfig(Settings):
         None,
         ge=1,
         le=MOST_CHUNKS,
-        description="chunks that a long caption is read in, each as long as the text encoder reads: with Stable "
-        "Diffusion 1 reads 75 tokens of a caption, 2 read 150, 3 read 225; all samples get larger by it; null: as the "
-        "base model was trained, which is 1 unless Darkroom published it with more",
+        description="chunks that a long caption is read in: of Stable Diffusion's text encoders, 1 reads 75 tokens of "
+        "a caption, 2 read 150, 3 read 225 (kohya's max_token_length); null: as many as the base was trained with",
     )
     equal_captions: Literal["error", "keep"] = Field(
         "error",

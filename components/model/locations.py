@@ -25,6 +25,7 @@ from components.digests import short
 from components.errors import ConfigError, DamagedFile, DataError, NotFound, StorageError
 from components.model.manifest import COMMIT, MANIFEST, check_model
 from components.model.parts import PARTS, SECOND_TEXT, files_of_folder, part_problems
+from components.model.text_reading import WORKDIR
 from components.storage.base import Storage
 from components.storage.files import temporary_cache
 from components.storage.open import open_storage
@@ -32,7 +33,6 @@ from components.storage.open import open_storage
 if TYPE_CHECKING:
     import torch
 
-_WORKDIR = "workdir:"
 _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # What is downloaded of a repository of the hub.
 HUB_FILES = ["model_index.json", MANIFEST, *(f"{part}/*" for part in (*PARTS, *SECOND_TEXT))]
@@ -47,8 +47,8 @@ def fetch(uri: str, workdir: Storage) -> Path:
         DamagedFile: If Darkroom made the model, and a file of it is not what it was then.
         StorageError: If it cannot be downloaded.
     """
-    if uri.startswith(_WORKDIR):
-        key = uri.removeprefix(_WORKDIR)
+    if uri.startswith(WORKDIR):
+        key = uri.removeprefix(WORKDIR)
         if not workdir.exists(f"{key}/{COMMIT}"):
             raise DataError(
                 f"{workdir.url} has no finished model {key} (no {COMMIT}); run the step that makes it again"
@@ -72,8 +72,8 @@ def read_file(name: str, workdir: Storage) -> bytes:
         StorageError: If it cannot be downloaded.
     """
     try:
-        if name.startswith(_WORKDIR):
-            return workdir.read(name.removeprefix(_WORKDIR))
+        if name.startswith(WORKDIR):
+            return workdir.read(name.removeprefix(WORKDIR))
         if "://" in name:
             folder, _, file = name.rpartition("/")
             return open_storage(folder).read(file)

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.errors import DamagedFile
+from components.errors import DamagedFile, NotFound
 from components.model.manifest import MANIFEST
+from components.storage.base import Storage
+from components.storage.open import open_storage
 
 MOST_CHUNKS = 8
 _KEY = "text"
+WORKDIR = "workdir:"  # begins the location of a model of the workdir
 
 
 class TextReading(NamedTuple):
@@ -68,13 +71,42 @@ def reading_of_model(folder: Path) -> TextReading:
     Raises:
         DamagedFile: If the manifest is damaged.
     """
-    manifest = folder / MANIFEST
     try:
-        record = json.loads(manifest.read_bytes())
-    except (
-        OSError,
-        ValueError,
-    ):  # none, or another program's: whoever fetches a model of Darkroom's checks its manifest
+        return _parse((folder / MANIFEST).read_bytes(), str(folder))
+    except OSError:
+        return AT_ONCE
+
+
+def chunks_of_base(setting: int | None, base: str, workdir: Storage) -> int:
+    """Return what `text_chunks` will, without fetching the model; one of the hub is taken to read one chunk.
+
+    Args:
+        setting: The value of ``latents.text_chunks``.
+        base: The base model's location, as `components.model.locations` takes it.
+        workdir: The storage of ``workdir:`` models.
+
+    Raises:
+        DamagedFile: If its manifest is damaged.
+        StorageError: If its store cannot be reached.
+    """
+    if setting is not None:
+        return setting
+    if base.startswith(WORKDIR):
+        storage = workdir.child(base.removeprefix(WORKDIR))
+    elif "://" in base:
+        storage = open_storage(base)
+    else:
+        return reading_of_model(Path(base).expanduser()).chunks
+    try:
+        return _parse(storage.read(MANIFEST), storage.url).chunks
+    except NotFound:
+        return 1
+
+
+def _parse(manifest: bytes, model: str) -> TextReading:
+    try:
+        record = json.loads(manifest)
+    except ValueError:  # another program's: whoever fetches a model of Darkroom's compares its manifest
         return AT_ONCE
     if not isinstance(record, dict) or "sha256" not in record:
         return AT_ONCE
@@ -82,7 +114,7 @@ def reading_of_model(folder: Path) -> TextReading:
         return reading_of_record(record)
     except ValueError as error:
         raise DamagedFile(
-            f"{manifest} is damaged ({error}); restore it from a copy, or publish the model again"
+            f"{MANIFEST} of model {model} is damaged ({error}); restore it from a copy, or publish the model again"
         ) from None
 
 

@@ -60,9 +60,11 @@ def test_words_behind_the_first_chunk_are_trained_on_drawn_and_published(tmp_pat
     ended = run(tmp_path, *settings, "latents.text_chunks=2")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     workdir = open_storage(str(tmp_path / "work"))
-    report = workdir.read_json(f"runs/{resolve(RECIPE).run}/report.json")
+    (sheet,) = tmp_path.glob("work/runs/*/evaluation/00.png")
+    place = sheet.parents[1]
+    report = json.loads((place / "report.json").read_text())
     assert report["caption_lengths"] == {"captions": 24, "cut": 0, "tokens": 16}
-    evaluation = workdir.read_json(f"runs/{resolve(RECIPE).run}/evaluation/evaluation.json")
+    evaluation = json.loads((place / "evaluation/evaluation.json").read_text())
     assert evaluation["text"] == {"chunks": 2, "clip_skip": 0}
 
     key = next(entry.key.split("/")[1] for entry in workdir.list("datasets") if entry.key.endswith("/encoding.json"))
@@ -83,6 +85,5 @@ def test_words_behind_the_first_chunk_are_trained_on_drawn_and_published(tmp_pat
         drawn = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ})
         assert drawn.returncode == 0, drawn.stderr
     assert PROMPTS[0] in code
-    sheet = Image.open(tmp_path / f"work/runs/{resolve(RECIPE).run}/evaluation/00.png")
-    first = np.asarray(sheet.crop((0, 0, 16, 16)), dtype=int)
+    first = np.asarray(Image.open(sheet).crop((0, 0, 16, 16)), dtype=int)
     assert np.abs(np.asarray(Image.open(tmp_path / "drawn.png"), dtype=int) - first).max() <= 1

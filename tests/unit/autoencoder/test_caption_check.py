@@ -12,6 +12,7 @@ from components.autoencoder import base_model, caption_check
 from components.autoencoder.base_model import TrainingData, ensure_base
 from components.autoencoder.caption_check import check_captions
 from components.autoencoder.config import ModelConfig
+from components.autoencoder.declaration import STEP
 from components.autoencoder.scratch import build_scratch
 from components.dataset.caption_lengths import CaptionLengths, read_caption_lengths
 from components.dataset.versions import records_of
@@ -125,6 +126,11 @@ def test_chunks_cut_less(captions: Captions, base: Path) -> None:
     with pytest.raises(DataError, match=r"reads 12 tokens.*latents\.text_chunks, now 2"):
         captions.check(base, chunks=2)
     assert captions.check(base, chunks=3).total == {"captions": 3, "cut": 0, "tokens": 18}
+
+
+def test_a_base_that_was_trained_with_more_chunks_is_said() -> None:
+    result = {"trained": False, "text_chunks": 1, "text_chunks_of_base": 2}
+    assert STEP.summary(result, {}) == "it was trained with latents.text_chunks 2, and now with 1"
 
 
 def test_advice_ends_where_the_setting_does(captions: Captions, base: Path) -> None:

@@ -89,7 +89,7 @@ class Dataset:
 
 def test_the_report_knows_how_much_of_a_caption_will_be_read() -> None:
     def tokens(*overrides: str) -> int:
-        return _tokens(resolve("demo", overrides))
+        return _tokens(resolve("demo", overrides), MemoryStorage("clean-tokens"))
 
     assert tokens() == 6, "of eight, a beginning and an end"
     assert tokens("latents.text_chunks=3") == 18

@@ -323,6 +323,12 @@ def test_captions_of_several_chunks_are_of_one_shape_with_the_empty_prompt(make_
     assert blue.text.tobytes() != red.text.tobytes()
 
 
+@pytest.mark.parametrize("chunks", [0, -1, 9, 1.5, "two", True])
+def test_chunks_that_cannot_be_are_rejected_by_name(chunks: object) -> None:
+    with pytest.raises(ConfigError, match="text_chunks: "):
+        LatentsConfig.parse({"text_chunks": chunks})
+
+
 def test_key_of_another_model_is_rejected(pile: Pile) -> None:
     pile.configure(resolution=24)
     with pytest.raises(ConfigError, match="encoding key"):
