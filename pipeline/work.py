@@ -58,7 +58,8 @@ class OpenRun:
     @property
     def source_id(self) -> str:
         """The name under which the workdir keeps what ingest listed."""
-        return open_source(self.settings.ingest.source).id
+        config = self.settings.ingest
+        return config.source_id(open_source(config.source).url)
 
     @property
     def caption_set(self) -> str:

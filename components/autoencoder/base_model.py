@@ -99,21 +99,21 @@ def ensure_base(
     start = clock()
     if config.base is not None:
         return {"base_model": _existing(config, workdir), "trained": False, "seconds": round(clock() - start, 3)}
-    name = f"models/base/{base_key(config, seed, data)}"
+    name = f"models/base/{base_key(config, seed, data, read_manifest(workdir, data.source_id).place)}"
     absent = not workdir.exists(f"{name}/{COMMIT}")
     if absent:
         _make(config.scratch, seed, data, workdir, workdir.child(name), progress)
     return {"base_model": f"workdir:{name}", "trained": absent, "seconds": round(clock() - start, 3)}
 
 
-def base_key(config: ModelConfig, seed: int, data: TrainingData) -> str:
-    """Return the name of a model made from scratch.
+def base_key(config: ModelConfig, seed: int, data: TrainingData, place: str) -> str:
+    """Return the name of a model made from scratch of the images in a place.
 
     The list of images is not part of it, on purpose: new images must not change the autoencoder, or every latent would
     have to be computed again. The share held out is: the model must not have been trained on a held-out image. So are
     the settings that change captions: with others the tokenizer would know other words.
     """
-    return short([FORMAT, config.scratch.model_dump(mode="json"), seed, data.source_id, data.texts, data.held_out])
+    return short([FORMAT, config.scratch.model_dump(mode="json"), seed, place, data.texts, data.held_out])
 
 
 def select_images(images: Iterable[CaptionRecord], most: int) -> list[CaptionRecord]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from components.digests import digest
+from components.digests import digest, short
 from components.errors import DamagedFile, DataError, NotFound
 from components.storage.base import Storage
 
@@ -176,6 +176,11 @@ class Manifest:
     masks: int = 0
     alpha: int = 0
     other_files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Where the images are, in one word; the same for all settings."""
+        return short(self.source)
 
 
 def ingest_prefix(source_id: str) -> str:

@@ -98,7 +98,7 @@ class Source(ABC):
 
     @property
     def id(self) -> str:
-        """The name under which a workdir keeps the records of this source: made from the URL."""
+        """The name of the place, made from the URL alone: what is read of a file is the same for all settings."""
         return short(self.url)
 
     @abstractmethod

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from components.digests import short
 from components.image.decoding import ImageLimits
 from components.settings import Operational, Settings
 
@@ -94,6 +95,18 @@ class IngestConfig(Settings):
         if not isinstance(licenses, list | tuple):
             return licenses
         return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in licenses]
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """All settings that decide the records of a source, as JSON."""
+        return self.model_dump(mode="json", exclude={"source", "readers", "max_rejected"})
+
+    def source_id(self, url: str) -> str:
+        """Return the name under which a workdir keeps the records of the source at a URL.
+
+        It covers the settings: two runs on one source with different ones never write into one folder.
+        """
+        return short([url, self.outcome])
 
     @property
     def keeps_unknown(self) -> bool:

@@ -2,7 +2,9 @@
 
 A file is unchanged if its name, size and modification tag are the same, as in version control; a member of an archive
 is unchanged if the archive is. The cache holds what the bytes say, never what the settings make of it, so new limits
-apply without reading any file again.
+apply without reading any file again. So it is kept by the place alone, in ``ingest/<place>``: runs on one source with
+different settings share it, while each has records of its own. Two that write it at the same time may take parts of it
+from each other: then files are read again, but no record is ever wrong, since each says which file it was read from.
 
 The whole cache is in ``known/00000.jsonl`` and so on, sorted by name. While a run reads, it appends to a journal,
 ``known/new-00000.jsonl`` and so on; at its end the journal is merged into the cache. A run that is killed loses at most
@@ -72,25 +74,25 @@ class FileRecord(NamedTuple):
 _DEFAULTS = tuple(FileRecord._field_defaults.get(name, object()) for name in FileRecord._fields)
 
 
-def read_cache(workdir: Storage, source_id: str) -> Iterator[FileRecord]:
+def read_cache(workdir: Storage, place: str) -> Iterator[FileRecord]:
     """Yield what the last complete run wrote; a part that cannot be read is skipped, and its files are read again."""
-    return _read(workdir, source_id, journal=False)
+    return _read(workdir, place, journal=False)
 
 
-def read_journal(workdir: Storage, source_id: str) -> Iterator[FileRecord]:
+def read_journal(workdir: Storage, place: str) -> Iterator[FileRecord]:
     """Yield what an unfinished run has read."""
-    return _read(workdir, source_id, journal=True)
+    return _read(workdir, place, journal=True)
 
 
-def write_cache(workdir: Storage, source_id: str, records: Iterable[FileRecord]) -> None:
+def write_cache(workdir: Storage, place: str, records: Iterable[FileRecord]) -> None:
     """Replace the cache by these records, sorted by name; the journal stays."""
     records = iter(records)
     current: set[str] = set()
     while part := list(islice(records, ROWS_PER_PART)):
-        key = f"{_folder(source_id)}/{len(current):05d}.jsonl"
+        key = f"{_folder(place)}/{len(current):05d}.jsonl"
         _write(workdir, key, part)
         current.add(key)
-    for key in _keys(workdir, source_id):
+    for key in _keys(workdir, place):
         if key not in current and not _in_journal(key):
             workdir.delete(key)
 
@@ -100,30 +102,30 @@ class CacheJournal:
 
     Args:
         workdir: Where the records are.
-        source_id: The source's name.
+        place: The source's ``id``, which is made from its URL.
     """
 
-    def __init__(self, workdir: Storage, source_id: str) -> None:
+    def __init__(self, workdir: Storage, place: str) -> None:
         self._workdir = workdir
-        self._source_id = source_id
-        keys = [key for key in _keys(workdir, source_id) if _in_journal(key)]
+        self._place = place
+        keys = [key for key in _keys(workdir, place) if _in_journal(key)]
         self._next = 1 + max((int(key[-11:-6]) for key in keys if key[-11:-6].isdecimal()), default=-1)
 
     def append(self, records: Sequence[FileRecord]) -> None:
         """Save some records as the next part."""
-        _write(self._workdir, f"{_folder(self._source_id)}/new-{self._next:05d}.jsonl", records)
+        _write(self._workdir, f"{_folder(self._place)}/new-{self._next:05d}.jsonl", records)
         self._next += 1
 
 
-def remove_journal(workdir: Storage, source_id: str) -> None:
+def remove_journal(workdir: Storage, place: str) -> None:
     """Remove the journal."""
-    for key in _keys(workdir, source_id):
+    for key in _keys(workdir, place):
         if _in_journal(key):
             workdir.delete(key)
 
 
-def _read(workdir: Storage, source_id: str, *, journal: bool) -> Iterator[FileRecord]:
-    for key in _keys(workdir, source_id):
+def _read(workdir: Storage, place: str, *, journal: bool) -> Iterator[FileRecord]:
+    for key in _keys(workdir, place):
         if _in_journal(key) == journal:
             with suppress(NotFound, DataError, TypeError, KeyError):
                 yield from _part(workdir, key)
@@ -152,13 +154,13 @@ def _values(record: FileRecord) -> dict[str, object]:
     return values
 
 
-def _keys(workdir: Storage, source_id: str) -> list[str]:
-    return [entry.key for entry in workdir.list(_folder(source_id))]
+def _keys(workdir: Storage, place: str) -> list[str]:
+    return [entry.key for entry in workdir.list(_folder(place))]
 
 
 def _in_journal(key: str) -> bool:
     return key.rpartition("/")[2].startswith("new-")
 
 
-def _folder(source_id: str) -> str:
-    return f"{ingest_prefix(source_id)}/known"
+def _folder(place: str) -> str:
+    return f"{ingest_prefix(place)}/known"

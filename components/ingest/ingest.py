@@ -64,14 +64,15 @@ def ingest(
         StorageError: If the storage or the temporary folder fails.
     """
     source = open_source(config.source) if source is None else source
+    source_id = config.source_id(source.url)
     listing = Listing(config, workdir_prefix(source.url, workdir))
-    previous = _previous_manifest(workdir, source.id)
+    previous = _previous_manifest(workdir, source_id)
     with open_catalog() as catalog:
         catalog.add_files(listing.select(source.list()), config.extensions)
-        if previous is not None and listing.digest == previous.listing and _is_complete(workdir, source.id, previous):
-            _remove_leftovers(workdir, source.id, previous)
-            check_share(config, workdir, source.id, previous)
-            return _result(source, previous, progress, read=0, new=0, changed=0, gone=0)
+        if previous is not None and listing.digest == previous.listing and _is_complete(workdir, source_id, previous):
+            _remove_leftovers(workdir, source_id, source.id, previous)
+            check_share(config, workdir, source_id, previous)
+            return _result(source_id, previous, progress, read=0, new=0, changed=0, gone=0)
         layout = _layout(config, source, catalog, listing, progress)
         cached, journaled = read_cache(workdir, source.id), read_journal(workdir, source.id)
         catalog.add_earlier_records(cached, journaled, READ_KINDS[layout])
@@ -81,15 +82,15 @@ def ingest(
         if layout == "imagefolder":
             _read_metadata(source, config, catalog, listing)
         other_files = catalog.other_files(layout, listing.other_files)
-        manifest = _write(workdir, source, config, catalog, listing, previous, other_files)
-        check_share(config, workdir, source.id, manifest)
-        return _result(source, manifest, progress, read=read, **catalog.changes())
+        manifest = _write(workdir, source, source_id, config, catalog, listing, previous, other_files)
+        check_share(config, workdir, source_id, manifest)
+        return _result(source_id, manifest, progress, read=read, **catalog.changes())
 
 
-def _result(source: Source, manifest: Manifest, progress: Progress, **counts: int) -> dict[str, Any]:
+def _result(source_id: str, manifest: Manifest, progress: Progress, **counts: int) -> dict[str, Any]:
     progress.event("compared", **counts)
     return {
-        "source_id": source.id,
+        "source_id": source_id,
         "groups": len(manifest.groups),
         "images": manifest.images,
         "rejected": manifest.rejected,
@@ -135,14 +136,14 @@ def _is_complete(workdir: Storage, source_id: str, manifest: Manifest) -> bool:
     return {*groups, ingest_rejections_key(source_id)} <= existing
 
 
-def _remove_leftovers(workdir: Storage, source_id: str, manifest: Manifest) -> None:
+def _remove_leftovers(workdir: Storage, source_id: str, place: str, manifest: Manifest) -> None:
     """Remove the groups of an earlier partition, and the journal of a run that was killed."""
     current = {images_key(source_id, group) for group in manifest.groups}
     groups = images_key(source_id, "").removesuffix(".jsonl")
     for entry in workdir.list(ingest_prefix(source_id)):
         if entry.key.startswith(groups) and entry.key not in current:
             workdir.delete(entry.key)
-    remove_journal(workdir, source_id)
+    remove_journal(workdir, place)
 
 
 def _layout(config: IngestConfig, source: Source, catalog: Catalog, listing: Listing, progress: Progress) -> str:
@@ -176,6 +177,7 @@ def _read_metadata(source: Source, config: IngestConfig, catalog: Catalog, listi
 def _write(
     workdir: Storage,
     source: Source,
+    source_id: str,
     config: IngestConfig,
     catalog: Catalog,
     listing: Listing,
@@ -186,14 +188,14 @@ def _write(
     catalog.reject_unusable()
     if previous is not None and previous.listing:
         # A run that is killed from here on leaves records of two listings: the next run must trust neither.
-        write_manifest(workdir, source.id, replace(previous, listing=""))
+        write_manifest(workdir, source_id, replace(previous, listing=""))
     groups = group_names(group_bits(config, catalog.count_images(), previous))
     selected = select_images(catalog, config)
     first = next(selected, None)
     if first is not None:
-        counts, digests = write_groups(workdir, source.id, groups, chain([first], selected))
+        counts, digests = write_groups(workdir, source_id, groups, chain([first], selected))
     rejected = catalog.count_rejected()
-    workdir.write_records(ingest_rejections_key(source.id), map(vars, catalog.rejections()))
+    workdir.write_records(ingest_rejections_key(source_id), map(vars, catalog.rejections()))
     write_cache(workdir, source.id, catalog.records())
     if first is None:
         raise DataError(f"source {source.url!a}: no image can be used\n{explain(catalog.reasons())}")
@@ -207,6 +209,6 @@ def _write(
         other_files=other_files,
         **counts,
     )
-    write_manifest(workdir, source.id, manifest)
-    _remove_leftovers(workdir, source.id, manifest)
+    write_manifest(workdir, source_id, manifest)
+    _remove_leftovers(workdir, source_id, source.id, manifest)
     return manifest

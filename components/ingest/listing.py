@@ -73,8 +73,7 @@ class Listing:
     stable: bool = True
 
     def __post_init__(self) -> None:
-        settings = self.config.model_dump(mode="json", exclude={"readers", "max_rejected"})
-        self._digest = hashlib.sha256(canonical_json([FORMAT, installed(), settings]))
+        self._digest = hashlib.sha256(canonical_json([FORMAT, installed(), self.config.outcome]))
         # These settings decide what is read from a file: the cache of it holds only while they stay the same.
         fields = self.config.caption_fields
         archive = [self.config.extensions, self.config.mask_endings, self.config.limits.max_bytes, fields]

@@ -84,7 +84,8 @@ class Run:
         self, source: Path, base: Path, settings: str = "plain", prefix: str = "", latents: LatentsConfig = LATENTS
     ) -> None:
         self.source, self.base = source, str(base)
-        self.source_id = open_source(str(source)).id
+        self.ingest = IngestConfig(source=str(source), group_images=8)
+        self.source_id = self.ingest.source_id(open_source(str(source)).url)
         self.caption_set = f"{self.source_id}/{settings}"
         self.captions = CaptionConfig(sources=("sidecar",), prefix=prefix)
         self.latents = latents
@@ -94,7 +95,7 @@ class Run:
     def steps(self, workdir: Storage) -> Iterator[str]:
         """Do the work step by step; yields the name of each step that is done."""
         self.counts.clear()
-        ingest(IngestConfig(source=str(self.source), group_images=8), workdir, QUIET)
+        ingest(self.ingest, workdir, QUIET)
         yield "ingest"
         groups = read_manifest(workdir, self.source_id).groups
         for group in groups:

@@ -20,7 +20,6 @@ from components.dataset.versions import Dataset, read_dataset
 from components.digests import sha256
 from components.image.decoding import ImageLimits
 from components.image.records import read_manifest
-from components.image.sources import open_source
 from components.index.build import index
 from components.index.config import IndexConfig
 from components.ingest.config import IngestConfig
@@ -83,8 +82,9 @@ class Pile:
 
     def run(self, resolution: int = 16) -> Dataset:
         """Run the steps from images to a dataset, and note how many images each of them did anything to."""
-        progress, source_id = Progress(io.StringIO()), open_source(self.images.url).id
+        progress = Progress(io.StringIO())
         taken = ingest(IngestConfig(source=self.images.url), self.workdir, progress)
+        source_id = taken["source_id"]
         config = LatentsConfig.parse({**SETTINGS, "resolution": resolution})
         key, captioned, encoded = encoding_key(self.base, config), 0, 0
         groups = read_manifest(self.workdir, source_id).groups

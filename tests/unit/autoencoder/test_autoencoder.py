@@ -161,16 +161,17 @@ def test_new_images_keep_the_autoencoder(workbench: Workbench) -> None:
 def test_settings_seed_source_texts_and_held_out_share_make_another_model() -> None:
     config = ModelConfig.parse(settings())
     keys = {
-        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1)),
-        base_key(ModelConfig.parse(settings(steps=3)), 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1)),
-        base_key(config, 2, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1)),
-        base_key(config, 1, TrainingData("another", SET, {"prefix": ""}, 0.1)),
-        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.2)),
-        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": "art of "}, 0.1)),
+        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1), "photos"),
+        base_key(ModelConfig.parse(settings(steps=3)), 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1), "photos"),
+        base_key(config, 2, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1), "photos"),
+        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.1), "others"),
+        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": ""}, 0.2), "photos"),
+        base_key(config, 1, TrainingData(SOURCE, SET, {"prefix": "art of "}, 0.1), "photos"),
     }
     assert len(keys) == 6
-    one, other = (TrainingData(SOURCE, f"{SOURCE}/{key}", {"prefix": ""}, 0.1) for key in ("a", "b"))
-    assert base_key(config, 1, one) == base_key(config, 1, other), "another threshold encodes nothing again"
+    one, other = (TrainingData(name, f"{name}/{name}", {"prefix": ""}, 0.1) for name in ("a", "b"))
+    keys = {base_key(config, 1, data, "photos") for data in (one, other)}
+    assert len(keys) == 1, "another threshold, or another setting of ingest, encodes nothing again"
 
 
 def test_held_out_images_are_not_trained_on(workbench: Workbench) -> None:

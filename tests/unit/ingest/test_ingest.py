@@ -15,6 +15,7 @@ from PIL import Image
 from components.digests import digest, sha256
 from components.errors import ConfigError, DataError, StorageError
 from components.image.records import ImageRecord, read_images, read_ingest_rejections, read_manifest
+from components.image.sources import open_source
 from components.ingest.__main__ import main
 from components.ingest.config import IngestConfig
 from components.ingest.digits import write_digits
@@ -149,11 +150,11 @@ def test_groups_divide_the_images_by_content(tmp_path: Path) -> None:
 
 def test_groups_of_an_earlier_partition_are_removed(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage("ingest-regrouped")
-    run(root, work, lanes=2)
-    result = run(root, work, lanes=3)
+    run(root, work, group_images=4)
+    result = run(photos(tmp_path / "photos", 9), work, group_images=4)
     kept = [entry.key.rpartition("/")[2] for entry in work.list() if "/group-" in entry.key]
     assert kept == ["group-g00.jsonl", "group-g01.jsonl", "group-g10.jsonl", "group-g11.jsonl"]
-    assert len(images(work, result)) == 6
+    assert len(images(work, result)) == 9
 
 
 def test_of_duplicates_the_first_name_stays(tmp_path: Path) -> None:
@@ -229,9 +230,23 @@ def test_what_was_read_before_a_crash_is_not_read_again(tmp_path: Path) -> None:
 def test_a_broken_cache_is_read_anew(tmp_path: Path, broken: bytes) -> None:
     root, work = photos(tmp_path / "photos"), MemoryStorage(f"ingest-broken-{broken!r}")
     first = run(root, work)
-    work.write(f"ingest/{first['source_id']}/known/00000.jsonl", broken)
+    work.write(f"ingest/{open_source(str(root)).id}/known/00000.jsonl", broken)
     work.delete(f"ingest/{first['source_id']}/group-g.jsonl")  # so that it has something to do
     assert run(root, work) == first
+
+
+def test_two_runs_with_different_settings_read_each_file_once_and_do_not_touch_each_others_records(
+    tmp_path: Path,
+) -> None:
+    root, work = photos(tmp_path / "photos"), MemoryStorage("ingest-settings")
+    put(root / "large.png", image_bytes(7, side=40))
+    first = run(root, work)
+    records = {entry.key: work.read(entry.key) for entry in work.list(f"ingest/{first['source_id']}")}
+    strict = run(root, work, limits={"min_side": 32}, lanes=2)
+    assert (strict["read"], strict["images"], strict["groups"]) == (0, 1, 2)
+    assert {entry.key: work.read(entry.key) for entry in work.list(f"ingest/{first['source_id']}")} == records
+    operational = run(root, work, readers=3, max_rejected=1)
+    assert operational["source_id"] == first["source_id"] != strict["source_id"]
 
 
 def test_a_workdir_in_the_source_is_ignored(tmp_path: Path) -> None:

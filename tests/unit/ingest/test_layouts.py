@@ -12,6 +12,7 @@ import pytest
 from components.errors import ConfigError, DataError
 from components.image.partition import ancestors, group_names, group_of, groups_of_lane, lane_names
 from components.image.records import Manifest, read_ingest_rejections
+from components.image.sources import open_source
 from components.ingest.config import IngestConfig
 from components.ingest.groups import group_bits
 from tests.images import image_bytes
@@ -183,9 +184,9 @@ def test_what_may_pass_is_tried_each_time(photos: Photos) -> None:
 
 def test_leftovers_of_a_run_that_was_killed_at_its_very_end_are_removed(photos: Photos) -> None:
     photos.put_images("a.png")
-    folder = f"ingest/{photos.run()['source_id']}"
+    folder, place = (f"ingest/{name}" for name in (photos.run()["source_id"], open_source(str(photos.root)).id))
     before = sorted(entry.key for entry in photos.work.list())
-    for key in (f"{folder}/group-g0.jsonl", f"{folder}/known/new-00000.jsonl"):
+    for key in (f"{folder}/group-g0.jsonl", f"{place}/known/new-00000.jsonl"):
         photos.work.write(key, b"")
     photos.run()
     assert sorted(entry.key for entry in photos.work.list()) == before
