@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from components.caption import processes
 from components.caption.config import CaptionConfig
 from components.caption.image_captions import Draft, ImageCaptions
-from components.caption.job import CaptionJob
+from components.caption.job import CaptionJob, GroupCaptions
 from components.caption.resume import clear_unfinished, read_unfinished, save_unfinished
-from components.errors import DamagedFile, DataError
+from components.errors import DamagedFile, DataError, NotFound
 from components.image.decoding import ImageLimits
-from components.image.partition import ancestors
 from components.image.records import (
     CaptionRecord,
     ImageOutcome,
@@ -162,33 +162,46 @@ def saved(parts: Iterable[list[ImageOutcome]], job: CaptionJob, every: int) -> I
 def _kept(images: Sequence[ImageRecord], image_captions: ImageCaptions, job: CaptionJob) -> dict[str, ImageOutcome]:
     """Return the outcomes of earlier runs that still hold, for the images of now.
 
-    They are in this caption set, or, if an image is not, in those that other settings gave the same source: an outcome
-    says what it depends on, so another threshold, say, does not send all images to a captioner again.
+    They are in this caption set, or, if an image is not, in another: an outcome says what it depends on, so neither
+    another threshold nor another source that has the image sends it to a captioner again.
     """
     kept: dict[str, ImageOutcome] = {}
-    for captions in chain([job.captions], job.other_captions()):
-        missing = [image for image in images if image.sha256 not in kept]
-        if not missing:
-            break
-        earlier = _earlier(captions, job.group)
-        for image in missing:
+    missing = {image.sha256: image for image in images}
+    outcomes = chain([_earlier(job.own_captions(), missing)], map(partial(_of_others, missing), job.other_captions()))
+    for earlier in outcomes:
+        for image in list(missing.values()):
             outcome = earlier.get(image.sha256)
             if outcome is not None and image_captions.holds(image, _version(outcome)):
                 renewed = image_captions.screening.renewed(_renewed(outcome, image))
-                kept |= {image.sha256: renewed} if renewed is not None else {}
+                if renewed is not None:
+                    kept[image.sha256] = renewed
+                    del missing[image.sha256]
+        if not missing:
+            break
     return kept
 
 
-def _earlier(captions: Storage, group: str) -> dict[str, ImageOutcome]:
-    """Return the outcomes of the group's images in earlier runs, finished or not."""
-    outcomes: list[ImageOutcome] = []
-    for name in reversed((group, *ancestors(group))):  # of several outcomes the last one counts
-        outcomes += read_unfinished(captions, name)
-        if captions.exists(captions_key(name)):
+def _earlier(where: GroupCaptions, wanted: Container[str]) -> dict[str, ImageOutcome]:
+    """Return the outcomes of some images in earlier runs, finished or not."""
+    earlier: dict[str, ImageOutcome] = {}
+
+    def add(outcomes: Iterable[ImageOutcome]) -> None:
+        earlier.update({one.sha256: one for one in outcomes if one.sha256 is not None and one.sha256 in wanted})
+
+    for group in where.groups:
+        add(read_unfinished(where.captions, group))
+        if where.captions.exists(captions_key(group)):
             with _another_format_skipped():
-                outcomes += read_captions(captions, name)
-                outcomes += read_caption_rejections(captions, name)
-    return {outcome.sha256: outcome for outcome in outcomes if outcome.sha256 is not None}
+                add(read_captions(where.captions, group))
+                add(read_caption_rejections(where.captions, group))
+    return earlier
+
+
+def _of_others(wanted: Container[str], where: GroupCaptions) -> dict[str, ImageOutcome]:
+    """Return the outcomes of some images in another caption set; what cannot be read only saves no work."""
+    with suppress(DataError, NotFound):
+        return _earlier(where, wanted)
+    return {}
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.caption.config import CaptionConfig
 from components.caption.image_captions import ImageCaptions
@@ -13,11 +14,27 @@ from components.caption.screening import Screening
 from components.caption.text_sources import TextSources
 from components.caption.versions import Versions
 from components.image.decoding import ImageLimits
+from components.image.partition import ancestors
 from components.image.records import ImageRecord, captions_prefix, read_manifest
 from components.image.sources import open_source
 from components.model.locations import fetch, is_hub_name
 from components.storage.base import Storage
 from components.storage.open import open_storage
+
+# A group's captions, or a part of those that a killed step has saved.
+_GROUP_FILE = re.compile(r"captions/(?P<set>[^/]+/[^/]+)/(?P<group>[^/.]+)\.(?:jsonl|unfinished/[^/]+)")
+
+
+class GroupCaptions(NamedTuple):
+    """Where a caption set may have captions of some images.
+
+    Attributes:
+        captions: The caption set's folder.
+        groups: The groups, in the order in which they were made: of several outcomes of an image the last counts.
+    """
+
+    captions: Storage
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,16 +62,32 @@ class CaptionJob:
         """The caption set's folder."""
         return self.workdir.child(captions_prefix(self.caption_set))
 
-    def other_captions(self) -> Iterator[Storage]:
-        """Yield the folders of the source's other caption sets, the newest first; listed when the first is needed."""
-        own, top = self.caption_set, captions_prefix(self.source_id)
+    def own_captions(self) -> GroupCaptions:
+        """Return where this caption set has captions of the group's images: in the group, or those it was a part of."""
+        return GroupCaptions(self.captions, (*reversed(ancestors(self.group)), self.group))
+
+    def other_captions(self) -> Iterator[GroupCaptions]:
+        """Yield what other caption sets may say of the group's images; listed when the first is needed.
+
+        Those of the same source come first, since they are the likeliest, then the newest. A group's name is the
+        beginning of its images' digests, so an image of this group is in one whose name begins alike.
+        """
         written: dict[str, float] = {}
-        for entry in self.workdir.list_dated(top):
-            name = entry.key.removeprefix(f"{top}/").partition("/")[0]
-            written[name] = max(written.get(name, 0.0), entry.written)
-        for name in sorted(written, key=lambda name: (-written[name], name)):
-            if f"{self.source_id}/{name}" != own:
-                yield self.workdir.child(f"{top}/{name}")
+        groups: dict[str, set[str]] = {}
+        for entry in self.workdir.list_dated("captions"):
+            match = _GROUP_FILE.fullmatch(entry.key)
+            if match and match["set"] != self.caption_set:
+                name, group = match["set"], match["group"]
+                written[name] = max(written.get(name, 0.0), entry.written)
+                if group.startswith(self.group) or self.group.startswith(group):
+                    groups.setdefault(name, set()).add(group)
+
+        def likeliest(name: str) -> tuple[bool, float, str]:
+            return name.partition("/")[0] != self.source_id, -written[name], name
+
+        for name in sorted(groups, key=likeliest):
+            of_set = sorted(groups[name], key=lambda group: (len(group), group))
+            yield GroupCaptions(self.workdir.child(captions_prefix(name)), tuple(of_set))
 
     def image_captions(self, images: Sequence[ImageRecord]) -> ImageCaptions:
         """Open everything that the captions of some images come from, label files included.
