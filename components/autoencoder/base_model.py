@@ -18,7 +18,7 @@ from components.digests import digest_file, short
 from components.errors import ConfigError, DataError, ImageRejected
 from components.image.framing import frame
 from components.image.records import CaptionRecord, captions_prefix, read_accepted, read_manifest
-from components.image.sources import Source, open_source
+from components.image.sources import Source, open_images
 from components.model.architecture import Architecture
 from components.model.locations import (
     check_parts,
@@ -150,7 +150,7 @@ def _make(
     records = select_images(data.images(workdir), config.training.max_images)
     captions = (caption.text for image in data.images(workdir) for caption in image.captions)
     manifest = read_manifest(workdir, data.source_id)
-    source = open_source(manifest.source)
+    source = open_images(manifest, workdir)
     images = _read(source, records, config.architecture, progress)
     training = config.training
     device = select_device(training.device)

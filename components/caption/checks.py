@@ -9,7 +9,7 @@ from components.caption.labels import Labels, from_folder, read_labels
 from components.command import Problem
 from components.errors import ConfigError, DarkroomError, DataError
 from components.image.records import ImageRecord, read_images, read_manifest
-from components.image.sources import open_source
+from components.image.sources import open_images
 from components.model.availability import list_files
 from components.model.locations import is_hub_name
 from components.model.parts import ModelFiles
@@ -70,7 +70,7 @@ def _count_missing(config: CaptionConfig, workdir: Storage, source_id: str) -> t
     manifest = read_manifest(workdir, source_id)
     if "fixed" in config.order:
         return manifest.images, 0
-    source = open_source(manifest.source)
+    source = open_images(manifest, workdir)
     total = missing = 0
     for group in manifest.groups:
         images = read_images(workdir, source_id, group)

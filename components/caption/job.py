@@ -16,7 +16,7 @@ from components.caption.versions import Versions
 from components.image.decoding import ImageLimits
 from components.image.partition import ancestors
 from components.image.records import ImageRecord, captions_prefix, read_manifest
-from components.image.sources import open_source
+from components.image.sources import open_images
 from components.model.locations import fetch, is_hub_name
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -99,7 +99,7 @@ class CaptionJob:
         for name in self.config.captioners:
             if not is_hub_name(name) and not name.startswith("s3://"):  # those would be downloaded, maybe for nothing
                 fetch(name, self.workdir)
-        source = open_source(read_manifest(self.workdir, self.source_id).source)
+        source = open_images(read_manifest(self.workdir, self.source_id), self.workdir)
         needs_labels = "labels" in self.config.order
         labels = read_labels(self.config.labels, source, [image.name for image in images]) if needs_labels else {}
         text_sources = TextSources(self.config, source, labels)

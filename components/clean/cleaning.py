@@ -100,7 +100,7 @@ def clean(
             tally.reject(rejection)
     for rejection in read_ingest_rejections(workdir, source_id):
         tally.reject(rejection)
-    write_report(config, filters, tally, read_manifest(workdir, source_id), caption_set, captions)
+    write_report(config, filters, tally, read_manifest(workdir, source_id), caption_set, workdir, captions)
     keys = dict(zip(("report", "summary", "numbers"), REPORT_KEYS, strict=True))
     paths = {name: f"{captions_prefix(caption_set)}/{key}" for name, key in keys.items()}
     result = {"kept": tally.kept, "rejected_here": rejected_here, "rejected": tally.rejected, **paths}

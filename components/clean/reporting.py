@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from components.html.formatting import count, in_markdown, number, one_line, per
 from components.html.templates import environment
 from components.image.filters import CHECKS, FilterConfig, is_on
 from components.image.records import Manifest
+from components.image.sources import open_images
 from components.storage.base import Storage
 
 PAGE, SUMMARY, NUMBERS = "report.html", "report.md", "report.json"
@@ -27,7 +29,13 @@ REASONS = 3
 
 
 def write_report(
-    config: CleanConfig, filters: FilterConfig, tally: Tally, manifest: Manifest, caption_set: str, captions: Storage
+    config: CleanConfig,
+    filters: FilterConfig,
+    tally: Tally,
+    manifest: Manifest,
+    caption_set: str,
+    workdir: Storage,
+    captions: Storage,
 ) -> None:
     """Write ``report.html``, ``report.md`` and ``report.json`` into the caption set's folder.
 
@@ -35,17 +43,18 @@ def write_report(
         config: How much to show.
         filters: The thresholds that were applied.
         tally: The counts, and the images to show.
-        manifest: What ingest has counted; the images on the contact sheets are read from its source.
+        manifest: What ingest has counted, and where the images on the contact sheets are.
         caption_set: Name of the caption set.
+        workdir: Where the manifest is from.
         captions: The storage at its folder.
     """
-    source = manifest.source
-    numbers = {"source": source, "caption_set": caption_set, **tally.numbers(config.words)}
+    images = partial(open_images, manifest, workdir)
+    numbers = {"source": manifest.source, "caption_set": caption_set, **tally.numbers(config.words)}
     numbers |= {"masks": manifest.masks, "other_files": dict(manifest.other_files)}
     numbers["filters"] = _thresholds(config, filters)
     reasons = [tally.reasons[row["step"], row["reason"]].shown for row in numbers["rejected"][: config.reasons]]
-    kept, *rejected = read_sheets(source, [tally.shown, *reasons], config.tile_side)
-    worst = read_worst_fits(source, tally.fits.worst if tally.fits is not None else [], config.tile_side)
+    kept, *rejected = read_sheets(images, [tally.shown, *reasons], config.tile_side)
+    worst = read_worst_fits(images, tally.fits.worst if tally.fits is not None else [], config.tile_side)
     captions.write(NUMBERS, json.dumps(numbers, indent=1, allow_nan=False).encode())
     captions.write(SUMMARY, summary(numbers).encode())
     captions.write(PAGE, page(numbers, kept, rejected, worst).encode())

@@ -16,7 +16,7 @@ from components.html.tiles import Tile, tile
 from components.image.decoding import ImageLimits, decode
 from components.image.fit import BadFit, Fit
 from components.image.framing import Box
-from components.image.sources import Source, open_source
+from components.image.sources import Source
 
 # Few at a time: an image may take some hundred megabytes while it is decoded.
 READERS = 2
@@ -42,18 +42,20 @@ class Thumbnail(NamedTuple):
 
 
 Sheet = list[Thumbnail]
+# Opens what holds the images; raises DataError if it is gone.
+OpenImages = Callable[[], Source]
 
 
-def read_worst_fits(source: str, worst: Sequence[BadFit], longest: int) -> Sheet:
+def read_worst_fits(open_images: OpenImages, worst: Sequence[BadFit], longest: int) -> Sheet:
     """Read the images that fit their bucket worst; what is cropped away is shown dark.
 
     Args:
-        source: URL of the source.
+        open_images: Opens what holds the images.
         worst: The images.
         longest: Longest side of an image on the page, in pixels.
     """
     try:
-        images = open_source(source)
+        images = open_images()
     except DataError as error:
         return [Thumbnail(bad.name, _loss(bad.fit), None, str(error)) for bad in worst]
 
@@ -85,16 +87,16 @@ def _framed(image: Image.Image, crop: Box, longest: int) -> Image.Image:
     return shaded
 
 
-def read_sheets(source: str, chosen: Sequence[Shown], longest: int) -> list[Sheet]:
+def read_sheets(open_images: OpenImages, chosen: Sequence[Shown], longest: int) -> list[Sheet]:
     """Read the images of some contact sheets; one that cannot be read or decoded has a problem in its place.
 
     Args:
-        source: URL of the source.
+        open_images: Opens what holds the images.
         chosen: The images of each sheet.
         longest: Longest side of an image on the page, in pixels.
     """
     try:
-        images = open_source(source)
+        images = open_images()
     except DataError as error:
         return [[Thumbnail(name, text, None, str(error)) for _, name, _, text in sheet.chosen] for sheet in chosen]
 

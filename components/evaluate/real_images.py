@@ -18,7 +18,7 @@ from components.errors import ImageRejected
 from components.evaluate.metric import FeatureExtractor, Features
 from components.image.framing import frame
 from components.image.records import CaptionRecord, Manifest, captions_prefix, read_captions
-from components.image.sources import Source, open_source
+from components.image.sources import Source, open_images
 from components.progress import Progress
 from components.storage.base import Storage
 
@@ -73,7 +73,7 @@ def read_real_images(
         if record.sha256 in train or record.sha256 in held_out
     }
     chosen = progress.track(sorted(records), "real images read", len(records))
-    readable = _readable(open_source(manifest.source), (records[key] for key in chosen), size)
+    readable = _readable(open_images(manifest, workdir), (records[key] for key in chosen), size)
     keys: list[str] = []
     batches: dict[FeatureExtractor, list[NDArray[np.float64]]] = {
         extractor: [extractor([])] for extractor in extractors

@@ -164,6 +164,7 @@ class Manifest:
         masks: How many images have a mask of their own.
         alpha: How many other images have pixels that may be transparent.
         other_files: How many files are no image and belong to none, by kind.
+        imports: Folder of the workdir that the images were imported into; empty if they are read from the source.
     """
 
     source: str
@@ -176,6 +177,7 @@ class Manifest:
     masks: int = 0
     alpha: int = 0
     other_files: Mapping[str, int] = field(default_factory=dict)
+    imports: str = ""
 
     @property
     def place(self) -> str:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from components.digests import short
 from components.errors import DataError, ImageRejected, NotFound, StorageError
+from components.image.records import Manifest
 from components.storage.base import Storage, check_key
 from components.storage.open import open_storage
 
@@ -148,6 +149,22 @@ def open_source(url: str) -> Source:
     storage = open_storage(url)
     folder = storage.local_path()
     return FolderSource(folder) if folder is not None else StorageSource(storage)
+
+
+def open_images(manifest: Manifest, workdir: Storage) -> Source:
+    """Open what holds the images that ingest has recorded, by the names in its records.
+
+    Args:
+        manifest: What ingest has written for a source.
+        workdir: Where it is from.
+
+    Raises:
+        DataError: If there is no such folder any more.
+        ConfigError: If the address is of another kind.
+    """
+    if manifest.imports:
+        return StorageSource(workdir.child(manifest.imports))
+    return open_source(manifest.source)
 
 
 class FolderSource(Source):

@@ -16,7 +16,7 @@ from components.digests import short
 from components.errors import ConfigError
 from components.image.partition import group_of
 from components.image.records import CaptionRecord, captions_prefix, read_accepted, read_manifest
-from components.image.sources import Source, open_source
+from components.image.sources import Source, open_images
 from components.latents.buckets import make_buckets
 from components.latents.config import LatentsConfig
 from components.latents.encoding_key import encoding
@@ -81,7 +81,7 @@ def encode(
             )
         if not has_encoding(dataset):
             write_encoding(dataset, key_values)
-        source = open_source(read_manifest(workdir, source_id).source)
+        source = open_images(read_manifest(workdir, source_id), workdir)
         _encode(config, base, pending, source, dataset, rejected, progress)
     new = [shard.without(rejected) for shard in encoding_plan.new]
     names = sorted({*encoding_plan.reused, *(shard.name for shard in new if shard.images)})

@@ -37,6 +37,7 @@ from components.digests import sha256
 from components.image.buckets import square_bucket
 from components.image.filters import FilterConfig
 from components.image.records import Caption, CaptionRecord, Manifest, Rejection
+from components.image.sources import open_source
 from components.progress import Progress
 from components.report.config import ReportConfig
 from components.report.reporting import report
@@ -88,7 +89,7 @@ def image(seed: int, size: tuple[int, int] = (90, 60)) -> bytes:
 def written(tally: Tally, source: str = "memory://data-report-source", **config: Any) -> tuple[dict[str, Any], Page]:
     dataset = MemoryStorage("data-report-dataset")
     manifest = Manifest(source, 0, 0, ("g",), "", masks=3, other_files={".mp4": 2, ".<b>": 40})
-    write_report(CleanConfig.parse(config), FilterConfig(), tally, manifest, "abcd", dataset)
+    write_report(CleanConfig.parse(config), FilterConfig(), tally, manifest, "abcd", dataset, dataset)
     assert dataset.read("report.md").decode()
     page = Page(dataset.read("report.html").decode())
     page.check()
@@ -273,7 +274,7 @@ def test_a_hundred_images_are_small_ones() -> None:
     source.write("large.png", data)
     shown = Shown(1)
     shown.offer("a", "large.png", sha256(data), "text")
-    ((one,),) = read_sheets("memory://data-report-large", [shown], 100)
+    ((one,),) = read_sheets(lambda: open_source("memory://data-report-large"), [shown], 100)
     assert one.tile is not None
     assert (one.tile.width, one.tile.height) == (100, 60)
     assert one.tile.uri.startswith("data:image/jpeg;base64,")

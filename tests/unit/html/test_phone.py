@@ -87,5 +87,5 @@ def data_report(work: Path) -> Path:
         tally.reject(Rejection(f"{long}{number}", "ingest", f"reason-{number}-{long}", long, threshold=0.25))
     dataset = LocalStorage(work)
     manifest = Manifest(str(work / long), 6, 6, ("g",), "", masks=5, other_files={long: 7, ".mp4": 1})
-    write_report(CleanConfig(), FilterConfig(), tally, manifest, "0123456789abcdef", dataset)
+    write_report(CleanConfig(), FilterConfig(), tally, manifest, "0123456789abcdef", dataset, dataset)
     return work / "report.html"

@@ -106,7 +106,7 @@ def test_nothing_new_encodes_nothing_and_keeps_the_bytes(pile: Pile, monkeypatch
     _, first = pile.run()
     before = pile.files()
     monkeypatch.setattr(group, "_load", lambda *given: pytest.fail("no model is needed"))
-    monkeypatch.setattr(group, "open_source", lambda *given: pytest.fail("no image is looked at"))
+    monkeypatch.setattr(group, "open_images", lambda *given: pytest.fail("no image is looked at"))
     result, second = pile.run()
     assert result == {"group": "000", "encoded": 0, "reused": 20, "rejected": 0, "shards": 3}
     assert second == first
