@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,11 @@ def test_a_step_of_an_earlier_attempt_is_not_lost_again(run: Storage) -> None:
     assert accounting.close_attempt(run, replace(ATTEMPT, start_step=12), NODES)["steps_lost"] == 0
 
 
+def test_the_last_step_may_be_the_only_one(run: Storage) -> None:
+    run.write_lines("metrics.jsonl", [{"step": 7}])
+    assert accounting.close_attempt(run, ATTEMPT, NODES)["step"] == 7
+
+
 def test_the_last_step_is_read_from_the_end_of_long_metrics(run: Storage) -> None:
     train(run)
     run.write_lines("metrics.jsonl", [{"step": step, "loss": 0.5} for step in range(1, 9001)])
@@ -130,6 +136,16 @@ def test_an_event_after_a_torn_line_is_not_lost_with_it(run: Storage) -> None:
     run.write("events.jsonl", b'{"time": 1.0, "event": "loading"}\n{"time": 2.0, "ev')
     accounting.append_events(run, [{"time": 3.0, "event": "hung"}], 0)
     assert [event["time"] for event in accounting.read_lines(run, "events.jsonl")] == [1.0, 3.0]
+
+
+def test_the_last_sign_is_the_newest_of_events_and_metrics_within_the_attempt(run: Storage, tmp_path: Path) -> None:
+    assert accounting.last_sign(run, since=100.0, until=130.0) == 100.0
+    train(run)
+    metrics = tmp_path / "run/metrics.jsonl"
+    for written, newest in ((110.0, 120.0), (125.0, 125.0), (140.0, 120.0)):
+        os.utime(metrics, (written, written))
+        assert accounting.last_sign(run, since=100.0, until=130.0) == newest
+    assert accounting.last_sign(run, since=106.0, until=119.0) == 106.0
 
 
 def test_the_first_start_is_that_of_the_first_attempt(run: Storage) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from components.errors import DamagedFile
 from components.storage.base import Storage
 from components.storage.open import open_storage
 from pipeline.launch.books.earlier_trainings import has_records_of, prepare_records
@@ -64,6 +65,24 @@ def test_a_run_that_has_not_trained_has_nothing_to_keep(workdir: Storage) -> Non
     assert prepare(workdir, "one") is None
     assert prepare(workdir, "two") == ("", "one")
     assert contents(workdir).keys() == {"runs/demo-1/training.json"}
+    assert workdir.read_json("runs/demo-1/training.json") == {"dataset": "two"}
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [(None, "it is missing, and the ledger is not"), (b"[]", "it names no dataset"), (b'{"dataset": 1}', "no dataset")],
+)
+def test_records_of_nobody_knows_which_dataset_stay_where_they_are(
+    workdir: Storage, record: bytes | None, problem: str
+) -> None:
+    train(workdir, "one")
+    workdir.delete("runs/demo-1/training.json")
+    if record is not None:
+        workdir.write("runs/demo-1/training.json", record)
+    before = contents(workdir)
+    with pytest.raises(DamagedFile, match=rf"training\.json in .*demo-1 does not say.*{problem}; restore it"):
+        prepare(workdir, "two")
+    assert contents(workdir) == before
 
 
 def test_wherever_the_launcher_is_killed_everything_is_kept_once(tmp_path: Path) -> None:
