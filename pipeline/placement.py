@@ -14,9 +14,18 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from components.accounting.ledger import Pool
+from components.errors import ConfigError
 from components.settings import Settings
+from components.train.config import LimitsConfig
 
 Cloud = Literal["none", "gke", "eks", "aks", "kind"]
+
+# As the chart's TrainingRuntime has it. Pods have one grace period on nodes of every pool, and it cannot stand in the
+# TrainJob: Kueue admits a TrainJob with types that do not know that field and so removes it, and JobSet's webhook then
+# rejects the changed JobSet. A spot node is gone sooner; the trainer is told to end in time.
+POD_GRACE_SECONDS = 630
+# Kept back from a pod's grace period, for the container's own processes to end.
+_MARGIN_SECONDS = 1.0
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
@@ -36,7 +45,7 @@ class Preset(NamedTuple):
         spot: Label and value of a spot node; None if the cloud has none.
         on_demand: Label and value of the other nodes; None if they only lack the label above.
         tainted: Whether the label of spot nodes is a taint as well.
-        grace: Seconds from SIGTERM until a pod on a spot node is killed.
+        grace: Seconds from SIGTERM until a spot node is gone.
     """
 
     spot: tuple[str, str] | None
@@ -83,7 +92,13 @@ class PlacementConfig(Settings):
     )
     node_selector: dict[str, str] = Field({}, description="further labels that the nodes must have")
     grace_seconds: int | None = Field(
-        None, ge=5, le=3600, description="seconds from SIGTERM until a pod on a spot node is killed; null: the cloud's"
+        None, ge=5, le=3600, description="seconds from SIGTERM until a spot node is gone; null: the cloud's"
+    )
+    pod_grace_seconds: int = Field(
+        POD_GRACE_SECONDS,
+        ge=5,
+        le=86_400,
+        description="seconds from SIGTERM until a pod on any node is killed: trainer.gracePeriodSeconds of the chart",
     )
 
     image: str | None = Field(None, max_length=500, description="image of the trainer; null: the runtime's")
@@ -149,15 +164,30 @@ def tolerations(placement: PlacementConfig, pool: Pool) -> list[dict[str, str]]:
 
 
 def resources(placement: PlacementConfig) -> dict[str, dict[str, str]]:
-    """Return the resources of one node's container: limits equal to requests, but no limit on CPU time."""
+    """Return the resources of one node's container: limits equal to requests, but no limit on CPU time.
+
+    Quantities are as Kubernetes itself writes them (8, not 8000m): Kueue writes the whole job anew when it admits it,
+    and what then differs from what was submitted is rejected as a change.
+    """
     requests, limits = {}, {}
     if placement.cpus is not None:
-        requests["cpu"] = f"{math.ceil(placement.cpus * 1000)}m"
+        requests["cpu"] = _quantity(math.ceil(placement.cpus * 1000), 1000, ("m", "", "k"))
     if placement.memory_gib is not None:
-        requests["memory"] = limits["memory"] = f"{math.ceil(placement.memory_gib * 1024)}Mi"
+        mebibytes = math.ceil(placement.memory_gib * 1024)
+        requests["memory"] = limits["memory"] = _quantity(mebibytes, 1024, ("Mi", "Gi", "Ti"))
     if placement.gpus:
         requests[placement.gpu_resource] = limits[placement.gpu_resource] = str(placement.gpus)
     return {"requests": requests, "limits": limits} if requests else {}
+
+
+def _quantity(number: int, factor: int, suffixes: tuple[str, ...]) -> str:
+    """Return a quantity with the largest suffix that leaves a whole number."""
+    *smaller, largest = suffixes
+    for suffix in smaller:
+        if number % factor:
+            return f"{number}{suffix}"
+        number //= factor
+    return f"{number}{largest}"
 
 
 def queue_labels(placement: PlacementConfig) -> dict[str, str]:
@@ -167,8 +197,13 @@ def queue_labels(placement: PlacementConfig) -> dict[str, str]:
 
 
 def environment(placement: PlacementConfig) -> list[dict[str, Any]]:
-    """Return the container's environment variables: plain ones, and references to secrets."""
-    plain: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in placement.env.items()]
+    """Return the container's environment variables: plain ones, and references to secrets.
+
+    One without a value is empty, and none says so itself: Kueue would drop an empty value from the job.
+    """
+    plain: list[dict[str, Any]] = [
+        {"name": name, "value": value} if value else {"name": name} for name, value in placement.env.items()
+    ]
     for name, reference in placement.secret_env.items():
         secret, _, key = reference.partition("/")
         plain.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
@@ -176,5 +211,33 @@ def environment(placement: PlacementConfig) -> list[dict[str, Any]]:
 
 
 def spot_grace(placement: PlacementConfig) -> int:
-    """Return the seconds from SIGTERM until a pod on a spot node is killed."""
+    """Return the seconds from SIGTERM until a spot node is gone."""
     return placement.grace_seconds if placement.grace_seconds is not None else PRESETS[placement.cloud].grace
+
+
+def pod_grace(placement: PlacementConfig, pool: Pool) -> int:
+    """Return the seconds from SIGTERM until a pod on a node of a pool is killed or its node is gone."""
+    seconds = placement.pod_grace_seconds
+    return min(spot_grace(placement), seconds) if pool == "spot" else seconds
+
+
+def stop_seconds(limits: LimitsConfig, placement: PlacementConfig, pool: Pool) -> float:
+    """Return train.limits.stop_grace_seconds, lowered so that all processes end within a pod's grace period.
+
+    Raises:
+        ConfigError: If no time is left to save.
+    """
+    grace = pod_grace(placement, pool)
+    seconds = grace - limits.crash_grace_seconds - _MARGIN_SECONDS
+    if seconds < 1:
+        setting = "grace_seconds" if grace < placement.pod_grace_seconds else "pod_grace_seconds"
+        raise ConfigError(
+            f"nodes of this placement are gone {grace} s after the notice, which leaves {seconds:g} s to save; lower "
+            f"train.limits.crash_grace_seconds ({limits.crash_grace_seconds:g}) or raise placement.{setting}"
+        )
+    return min(limits.stop_grace_seconds, seconds)
+
+
+def ending_seconds(limits: LimitsConfig, placement: PlacementConfig, pool: Pool) -> float:
+    """Return how long a gang takes at most to save and end: its nodes are paid for meanwhile."""
+    return stop_seconds(limits, placement, pool) + limits.crash_grace_seconds + _MARGIN_SECONDS

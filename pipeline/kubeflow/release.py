@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from components.settings import Settings, read_values
 from pipeline.kubeflow.cron import seconds_first
-from pipeline.placement import Cloud, DnsLabel, Variable
+from pipeline.placement import POD_GRACE_SECONDS, Cloud, DnsLabel, Variable
 
 # Where the ConfigMap of prices is mounted; for that of the recipes see `pipeline.recipe.RELEASE_RECIPES`.
 PRICES = Path("/etc/darkroom-prices/prices.yaml")
@@ -88,6 +88,9 @@ class Deployment(Site):
     recipe: str = Field("demo", min_length=1, description="recipe that the dashboard's form names")
     workdir: str = Field("s3://bucket/darkroom", min_length=1, description="workdir that the dashboard's form names")
     runtime: DnsLabel = Field("darkroom-train", description="TrainingRuntime of the release")
+    pod_grace_seconds: int = Field(
+        POD_GRACE_SECONDS, ge=5, le=86_400, description="seconds that the TrainingRuntime leaves a pod to end"
+    )
     queue: Name = Field("", description="Kueue's LocalQueue; empty: none")
     cloud: Cloud = Field("none", description="the cloud, whose labels and taints mark spot nodes")
     schedules: tuple[Schedule, ...] = Field((), description="recurring runs; others of this release are removed")
@@ -113,6 +116,8 @@ class Deployment(Site):
         """Settings that a run takes from the release: they win over the recipe, the run's own overrides over them."""
         settings = [f"placement.runtime={self.runtime}", f"placement.cloud={self.cloud}"]
         settings += [f"placement.queue={self.queue}"] if self.queue else []
+        if self.pod_grace_seconds != POD_GRACE_SECONDS:
+            settings.append(f"placement.pod_grace_seconds={self.pod_grace_seconds}")
         return settings + ([f"placement.prices={PRICES}"] if self.config_maps.prices else [])
 
 

@@ -3,12 +3,16 @@
 See https://www.kubeflow.org/docs/components/trainer and the CRD of v2.3. The API is alpha, so only this module knows
 it. Secrets are passed by reference only. A TrainJob has no ``envFrom``: variables from whole secrets belong in the
 chart's TrainingRuntime.
+
+Nothing here is empty or newer than Kubeflow Trainer 2.2: Kueue 0.19 reads a TrainJob into the types of that release and
+writes it back when it admits it. What its types do not know, and what is empty, is gone then; but ``spec.trainer`` must
+not change, and JobSet's webhook takes no JobSet that has changed. Such a job is admitted, holds its quota and never
+starts.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,7 +27,7 @@ from components.train.config import TrainConfig
 from pipeline import placement as placements
 from pipeline.launch.context import TrainerArguments
 from pipeline.launch.pods import CONTAINER
-from pipeline.placement import PlacementConfig
+from pipeline.placement import PlacementConfig, stop_seconds
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 # Kueue adds a patch of its own to the job; the patches are told apart by their managers' names.
@@ -37,8 +41,6 @@ LAUNCHER = "darkroom.dev/launcher"
 
 # The launcher and the trainer must reach the same object store.
 _SHARED_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-# Kept back from a pod's grace period, for the container's own processes to end.
-_MARGIN_SECONDS = 1.0
 _MAX_ARGUMENTS = 128
 
 
@@ -111,42 +113,17 @@ def owner_reference(owner: Owner) -> dict[str, Any]:
     return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": owner.name, "uid": owner.uid}
 
 
-def pod_grace(config: TrainConfig, placement: PlacementConfig, pool: Pool) -> int:
-    """Return the pod's terminationGracePeriodSeconds: what a spot node allows, or else what saving may take."""
-    spot_seconds = placements.spot_grace(placement)
-    if pool == "spot":
-        return spot_seconds
-    return max(
-        spot_seconds, math.ceil(config.limits.stop_grace_seconds + config.limits.crash_grace_seconds + _MARGIN_SECONDS)
-    )
-
-
-def stop_seconds(config: TrainConfig, grace: int) -> float:
-    """Return train.limits.stop_grace_seconds, lowered so that all processes end within a pod's grace period.
-
-    Raises:
-        ConfigError: If no time is left to save.
-    """
-    seconds = grace - config.limits.crash_grace_seconds - _MARGIN_SECONDS
-    if seconds < 1:
-        raise ConfigError(
-            f"nodes of this placement are gone {grace} s after the notice, which leaves {seconds:g} s to save; lower "
-            f"train.limits.crash_grace_seconds ({config.limits.crash_grace_seconds:g}) or raise placement.grace_seconds"
-        )
-    return min(config.limits.stop_grace_seconds, seconds)
-
-
 def _spec(
     arguments: TrainerArguments, placement: PlacementConfig, pool: Pool, nodes: int, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    grace = pod_grace(arguments.config, placement, pool)
     trainer: dict[str, Any] = {
         "numNodes": nodes,
         "numProcPerNode": ranks_per_node(arguments.config, placement),
         "command": ["python", "-m", "components.train"],
-        "args": [_literal(text) for text in _command_line(arguments, grace)],
-        "env": [*placements.environment(placement), *_shared_variables(placement, environment)],
+        "args": [_literal(text) for text in _command_line(arguments, placement, pool)],
     }
+    if variables := [*placements.environment(placement), *_shared_variables(placement, environment)]:
+        trainer["env"] = variables
     if placement.image is not None:
         trainer["image"] = placement.image
     if resources := placements.resources(placement):
@@ -154,7 +131,7 @@ def _spec(
     return {
         "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": placement.runtime},
         "trainer": trainer,
-        "runtimePatches": [_patch(arguments, placement, pool, grace)],
+        "runtimePatches": [_patch(arguments, placement, pool)],
     }
 
 
@@ -163,15 +140,17 @@ def ranks_per_node(config: TrainConfig, placement: PlacementConfig) -> int:
     return placement.gpus or config.ranks
 
 
-def _patch(arguments: TrainerArguments, placement: PlacementConfig, pool: Pool, grace: int) -> dict[str, Any]:
-    pod: dict[str, Any] = {"terminationGracePeriodSeconds": grace}
+def _patch(arguments: TrainerArguments, placement: PlacementConfig, pool: Pool) -> dict[str, Any]:
+    pod: dict[str, Any] = {}
     if selector := placements.node_selector(placement, pool):
         pod["nodeSelector"] = selector
     if tolerations := placements.tolerations(placement, pool):
         pod["tolerations"] = tolerations
     if affinity := placements.affinity(placement, pool):
         pod["affinity"] = affinity
-    template = {"metadata": {"labels": _run_labels(arguments)}, "spec": pod}
+    template: dict[str, Any] = {"metadata": {"labels": _run_labels(arguments)}}
+    if pod:
+        template["spec"] = pod
     job = {"name": CONTAINER, "template": {"spec": {"template": template}}}
     return {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
 
@@ -195,8 +174,8 @@ def _shared_variables(placement: PlacementConfig, environment: Mapping[str, str]
     return [{"name": name, "value": environment[name]} for name in names]
 
 
-def _command_line(arguments: TrainerArguments, grace: int) -> list[str]:
-    stop = {"stop_grace_seconds": stop_seconds(arguments.config, grace)}
+def _command_line(arguments: TrainerArguments, placement: PlacementConfig, pool: Pool) -> list[str]:
+    stop = {"stop_grace_seconds": stop_seconds(arguments.config.limits, placement, pool)}
     config = arguments.config.model_copy(update={"limits": arguments.config.limits.model_copy(update=stop)})
     changed = config.model_dump(mode="json", exclude_defaults=True)
     texts = [*arguments.flags(), *(f"--set={name}={_yaml(value)}" for name, value in flatten(changed).items())]

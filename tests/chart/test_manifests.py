@@ -8,6 +8,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
+from components.train.config import LimitsConfig
+from pipeline.placement import POD_GRACE_SECONDS, PlacementConfig, ending_seconds, pod_grace
+
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
 Problems = Callable[[Manifest], list[str]]
@@ -71,16 +74,14 @@ def test_the_job_and_the_jobset_that_trainer_makes_of_it_are_valid(
     assert crd_problems(jobset) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "seconds"), [("gke", range(5, 16)), ("aks", range(5, 26)), ("eks", range(60, 111)), ("kind", range(5, 61))]
-)
-def test_the_grace_is_what_the_cloud_leaves(
-    name: str, seconds: range, values_with: Callable[..., Manifest], render: Render
-) -> None:
-    values = values_with(name, image={"digest": "sha256:" + "a" * 64}, gpuImage={"digest": "sha256:" + "b" * 64})
-    [runtime] = [manifest for manifest in render(values) if manifest["kind"] == "TrainingRuntime"]
+def test_the_grace_is_enough_to_save_on_machines_of_every_pool(every_preset: Manifest, render: Render) -> None:
+    """A TrainJob cannot change it, and trainers on spot machines end by themselves, sooner."""
+    [runtime] = [manifest for manifest in render(every_preset) if manifest["kind"] == "TrainingRuntime"]
     [part] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
-    assert part["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] in seconds
+    seconds = part["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert seconds == POD_GRACE_SECONDS
+    placement = PlacementConfig.parse({"cloud": every_preset["cloud"]})
+    assert pod_grace(placement, "on-demand") == seconds >= ending_seconds(LimitsConfig(), placement, "on-demand")
 
 
 def test_gpus_are_asked_for_by_the_run_alone(every_preset: Manifest, render: Render) -> None:

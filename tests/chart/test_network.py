@@ -150,5 +150,18 @@ def test_a_cloud_s_identity_server_is_reached(
     assert network.allows(TRAINER, "to", Peer(address=server[0]), server[1])
 
 
+@pytest.mark.parametrize("name", ["eks", "aks"])
+def test_trainers_alone_ask_whether_their_machine_goes(
+    name: str, values_with: Callable[..., Manifest], render: Render
+) -> None:
+    values = values_with(name, image={"digest": "sha256:" + "a" * 64}, gpuImage={"digest": "sha256:" + "b" * 64})
+    network = Network([m for m in render(values) if m["kind"] == "NetworkPolicy"], "kubeflow")
+    assert network.allows(TRAINER, "to", METADATA, 80)
+    assert not network.allows(TRAINER, "to", METADATA, 443)
+    assert not network.allows(TRAINER, "to", Peer(address="169.254.169.253"), 80)
+    for labels in (DEPLOY, EXPORTER, STEP):
+        assert not network.allows(labels, "to", METADATA, 80)
+
+
 def test_policies_can_be_left_to_others(render: Render) -> None:
     assert not [m for m in render({"networkPolicy": {"create": False}}) if m["kind"] == "NetworkPolicy"]

@@ -124,6 +124,7 @@ def test_the_launcher_may_do_this_and_no_more(everything: Manifest, render: Rend
     assert rights(render(everything), "dr-darkroom-launcher") == {
         *(("trainer.kubeflow.org/trainjobs", verb) for verb in ("create", "get", "list", "watch", "patch", "delete")),
         ("jobset.x-k8s.io/jobsets", "get"),
+        ("kueue.x-k8s.io/workloads", "list"),
         *(("pods", verb) for verb in ("get", "list", "watch")),
         ("pods/log", "get"),
         ("events", "list"),

@@ -16,6 +16,7 @@ from typing import Any
 RIGHTS = (
     ("trainer.kubeflow.org", "trainjobs", "", ("create", "get", "list", "watch", "patch", "delete")),
     ("jobset.x-k8s.io", "jobsets", "", ("get",)),
+    ("kueue.x-k8s.io", "workloads", "", ("list",)),
     ("", "pods", "", ("get", "list", "watch")),
     ("", "pods", "log", ("get",)),
     ("", "events", "", ("list",)),

@@ -105,6 +105,7 @@ launcher_secret: {{ include "darkroom.fullname" $root }}-launcher
 recipe: {{ $root.Values.pipeline.recipe | quote }}
 workdir: {{ $root.Values.workdir | quote }}
 runtime: {{ $root.Values.trainer.runtime }}
+pod_grace_seconds: {{ $root.Values.trainer.gracePeriodSeconds }}
 queue: {{ ternary $root.Values.queue.name "" $root.Values.queue.create | quote }}
 cloud: {{ $root.Values.cloud }}
 config_maps:

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from components.errors import ConfigError
 from components.settings import override
 from components.train.config import TrainConfig
 from components.train.request import parser
@@ -27,9 +26,7 @@ from pipeline.launch.render import (
     WORKDIR,
     Owner,
     job_label,
-    pod_grace,
     render,
-    stop_seconds,
 )
 from pipeline.placement import PlacementConfig
 
@@ -109,7 +106,6 @@ def test_the_trainer_of_a_node() -> None:
     (part,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = part["template"]["spec"]["template"]
     assert part["name"] == "node"
-    assert pod["spec"]["terminationGracePeriodSeconds"] == 15
     assert pod["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert "kueue.x-k8s.io/queue-name" not in pod["metadata"]["labels"], "or Kueue counts the pods again"
 
@@ -154,30 +150,6 @@ def test_a_label_stands_for_a_run_in_a_workdir() -> None:
     assert [job["metadata"]["labels"][JOB_LABEL] for job in jobs] == [label, label]
 
 
-@pytest.mark.parametrize(
-    ("cloud", "pool", "grace", "stop"),
-    [("gke", "spot", 15, 9), ("aks", "spot", 25, 19), ("eks", "spot", 110, 104), ("gke", "on-demand", 606, 600)],
-)
-def test_ranks_end_before_their_node_does(cloud: str, pool: Any, grace: int, stop: float) -> None:
-    config, placement = TrainConfig(), PlacementConfig.parse({"cloud": cloud})
-    assert pod_grace(config, placement, pool) == grace
-    assert stop_seconds(config, grace) == stop
-    assert stop + config.limits.crash_grace_seconds < grace
-
-
-def test_a_pod_may_take_as_long_as_its_cloud_allows_and_a_rank_no_longer_than_its_setting() -> None:
-    config = TrainConfig.parse({"limits": {"stop_grace_seconds": 3}})
-    placement = PlacementConfig.parse({"cloud": "eks"})
-    assert pod_grace(config, placement, "on-demand") == pod_grace(config, placement, "spot") == 110
-    assert stop_seconds(config, 110) == 3
-
-
-def test_a_second_is_enough_to_save_and_less_is_not() -> None:
-    assert stop_seconds(TrainConfig.parse({"limits": {"crash_grace_seconds": 13}}), 15) == 1
-    with pytest.raises(ConfigError):
-        stop_seconds(TrainConfig.parse({"limits": {"crash_grace_seconds": 13.5}}), 15)
-
-
 def test_what_identifies_a_job_is_on_it() -> None:
     def metadata(number: int = 3, **config: Any) -> dict[str, Any]:
         placement = PlacementConfig.parse({"cloud": "gke", "namespace": "lab", "nodes": 4, "spot": False})
@@ -213,9 +185,3 @@ def test_variables_that_say_where_the_storage_is_are_passed_on_unless_the_placem
         "AWS_REGION": "there", "AWS_ENDPOINT_URL": "http://store",
     }  # fmt: skip
     assert len(variables) == 2
-
-
-def test_nodes_that_leave_no_time_to_save_are_rejected() -> None:
-    message = r"15 s .* 0 s .*train\.limits\.crash_grace_seconds \(14\).*placement\.grace_seconds"
-    with pytest.raises(ConfigError, match=message):
-        render(arguments(limits={"crash_grace_seconds": 14}), PlacementConfig.parse({"cloud": "gke"}), "spot", 1, 0)
