@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from components.command import Result, Step, load_step
+from components.command import Result, Step, load_step, load_steps
 from components.digests import short
 from components.errors import DarkroomError, Preempted, StorageError
 from components.image.partition import groups_of_lane, lane_names
@@ -34,6 +34,7 @@ LogMetric = Callable[[str, float], None]
 DONE, FAILED, STOPPED, RUNNING = "done", "failed", "stopped", "running"
 # The states of a pipeline that Kubeflow does not report itself.
 CANCELLED, IN_PROGRESS = "CANCELLED", "RUNNING"
+SUCCEEDED = "SUCCEEDED"
 STOPPED_BY_HAND = "stopped by hand; what is finished is kept"
 DIED = "its process ended without a word: it was killed, or ran out of memory; the log may tell more"
 
@@ -214,7 +215,19 @@ def _launch(work: WorkingStep) -> Result:
 
     placement = work.settings.placement
     context = replace(context, prices=prices_by_pool(placement.prices, placement.instance))
-    return {**cluster_launcher.launch(context), **trained_on}
+    try:
+        return {**cluster_launcher.launch(context), **trained_on}
+    except Preempted:
+        _report_stop(work)
+        raise
+
+
+def _report_stop(work: WorkingStep) -> None:
+    """Write the report of a run that is stopped: Kubeflow may cut off the step that does so otherwise."""
+    try:
+        write_report(work, CANCELLED, work.progress)
+    except Exception as error:  # the training was stopped, and that is what counts
+        work.progress.event("warning", text=f"the report was not written: {error}")
 
 
 def recorded(run: OpenRun, step: str, work: Callable[[Progress], Result], lane: str | None = None) -> Result:
@@ -274,11 +287,22 @@ def report(
     from components.report.summary import markdown
 
     run = OpenRun(resolve(recipe, overrides, source), open_storage(workdir))
-    result = write_report(run, status, StepProgress("report"))
+    result = write_report(run, _status_by_our_books(run, status), StepProgress("report"))
     Path(page).write_bytes(run.workdir.read(result["report"]))
     Path(summary).write_text(markdown(run.workdir.read_json(result["numbers"])), encoding="utf-8")
     for name, value in load_step("report").metrics(result).items():
         log_metric(name, value)
+
+
+def _status_by_our_books(run: OpenRun, status: str) -> str:
+    """Return how the pipeline ended: Kubeflow has called runs succeeded that had failed (kubeflow/pipelines#11405).
+
+    The training must be done. What comes after it is on record only once it has begun, and its own records tell.
+    """
+    key = next(f"steps/{step.name}.json" for step in load_steps().values() if step.is_launched)
+    if status == SUCCEEDED and (not run.folder.exists(key) or run.folder.read_object(key, "status")["status"] != DONE):
+        return "FAILED"
+    return status
 
 
 def write_report(run: OpenRun, status: str, progress: Progress) -> Result:

@@ -1,7 +1,7 @@
 """The cluster's API as the launcher uses it: TrainJobs, their pods, logs and events.
 
-A call is repeated while the API is unreachable or overloaded. If the API rejects it, the launch ends with the API's own
-message and advice on what to do.
+A call is repeated while the API is unreachable or overloaded, or denies what it allowed before. If the API rejects it,
+the launch ends with the API's own message and advice on what to do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kubernetes import client, config
 from kubernetes.config.incluster_config import InClusterConfigLoader
 
 from components.errors import ConfigError, DarkroomError, StorageError
-from pipeline.launch.pods import CONTAINER
+from pipeline.launch.pods import CONTAINER, read_time
 from pipeline.launch.render import GROUP, PLURAL, VERSION, Owner
 from pipeline.pod import LAUNCHER_ACCOUNT
 
@@ -30,6 +30,10 @@ Json = dict[str, Any]
 CONNECTION_ERRORS = (urllib3.exceptions.HTTPError, http.client.HTTPException, ConnectionError, TimeoutError)
 _TIMEOUT_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 20.0
+# A cluster that has just come back rejects everything until it has read its own rules of who may do what.
+_SECONDS_UNTIL_RIGHTS_ARE_KNOWN = 60.0
+_FORBIDDEN = (401, 403)
+_WORKLOAD_JOB = "kueue.x-k8s.io/job-uid"
 _POD_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LOG_LINES = 40
 
@@ -61,8 +65,11 @@ class Cluster:
         self.patience = patience
         self.objects = client.CustomObjectsApi(api)
         self.core = client.CoreV1Api(api)
-        self._sleep = sleep
+        self.sleep = sleep
         self._clock = clock
+        # Which calls the account was allowed to make, and which it was not, long after the API came back.
+        self._granted: set[str] = set()
+        self._denied: set[str] = set()
         self._trainjobs = (GROUP, VERSION, namespace, PLURAL)
 
     def create_job(self, job: Json) -> Json | None:
@@ -79,7 +86,7 @@ class Cluster:
 
     def get_job(self, name: str) -> Json | None:
         """Return a TrainJob; None if there is none of that name."""
-        return self._find(f"read TrainJob {name}", self.objects.get_namespaced_custom_object, *self._trainjobs, name)
+        return self._find("read a TrainJob", self.objects.get_namespaced_custom_object, *self._trainjobs, name)
 
     def list_jobs(self, label: str) -> list[Json]:
         """Return the TrainJobs that a label selects."""
@@ -97,17 +104,40 @@ class Cluster:
         """
         jobset = ("jobset.x-k8s.io", "v1alpha2", self.namespace, "jobsets", name)
         try:
-            self._call(f"read JobSet {name}", self.objects.get_namespaced_custom_object, *jobset)
+            self._call("read a JobSet", self.objects.get_namespaced_custom_object, *jobset)
         except client.ApiException as error:
             if error.status in (403, 404):
                 return False
-            raise self._rejection(f"read JobSet {name}", error) from None
+            raise self._rejection("read a JobSet", error) from None
         return True
+
+    def admitted_at(self, uid: str) -> float | None:
+        """Return when Kueue admitted a job, in seconds since 1970; None if it has not.
+
+        None as well if the launcher may not read Workloads: what depends on it is not noticed then.
+        """
+        workloads = ("kueue.x-k8s.io", "v1beta2", self.namespace, "workloads")
+        try:
+            listing = self._call(
+                "list Workloads",
+                self.objects.list_namespaced_custom_object,
+                *workloads,
+                label_selector=f"{_WORKLOAD_JOB}={uid}",
+            )
+        except client.ApiException as error:
+            if error.status in (403, 404):
+                return None
+            raise self._rejection("list Workloads", error) from None
+        for workload in listing["items"]:
+            for condition in (workload.get("status") or {}).get("conditions") or ():
+                if condition["type"] == "Admitted" and condition["status"] == "True":
+                    return read_time(condition["lastTransitionTime"])
+        return None
 
     def patch_job(self, name: str, change: Mapping[str, Any]) -> Json | None:
         """Merge a change into a TrainJob and return it; None if it no longer exists."""
         patch = self.objects.patch_namespaced_custom_object
-        return self._find(f"change TrainJob {name}", patch, *self._trainjobs, name, change)
+        return self._find("change a TrainJob", patch, *self._trainjobs, name, change)
 
     def delete_job(self, name: str, uid: str) -> None:
         """Delete a TrainJob and everything that it created; a newer job of the same name, with another uid, stays.
@@ -121,7 +151,7 @@ class Cluster:
             self._call("delete a TrainJob", delete, *self._trainjobs, name, body=options)
         except client.ApiException as error:
             if error.status not in (404, 409):
-                raise self._rejection(f"delete TrainJob {name}", error) from None
+                raise self._rejection("delete a TrainJob", error) from None
 
     def pod_log(self, pod: str) -> str:
         """Return the last lines of a pod's log; empty if they are no longer available."""
@@ -150,7 +180,7 @@ class Cluster:
         name = environment.get("KFP_POD_NAME")
         if not name:
             return None
-        pod = self._find(f"read pod {name}", self.core.read_namespaced_pod, name, self.namespace)
+        pod = self._find("read a pod", self.core.read_namespaced_pod, name, self.namespace)
         for owner in (pod.metadata.owner_references or ()) if pod is not None else ():
             if owner.kind == "Workflow":
                 return Owner(owner.name, owner.uid)
@@ -174,22 +204,44 @@ class Cluster:
         started_at, pause = self._clock(), _FIRST_PAUSE
         while True:
             try:
-                return call(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
+                answer = call(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
             except CONNECTION_ERRORS as error:
                 problem = str(error)
             except client.ApiException as error:
-                if not is_transient(error.status):
+                may_pass = is_transient(error.status) or (
+                    is_denial(error.status) and self._may_be_cold(what, started_at)
+                )
+                if not may_pass:
+                    self._note(what, is_denial(error.status))
                     raise
                 problem = f"{error.status} {error.reason}: {_message(error)}"
+            else:
+                self._note(what, is_denied=False)
+                return answer
             if self._clock() - started_at + pause > self.patience:
                 raise ApiUnreachable(unreachable_message(self.patience, f"{what}: {problem}"))
-            self._sleep(pause)
+            self.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _may_be_cold(self, what: str, since: float) -> bool:
+        """Tell whether a rejection for lack of rights may pass: an API server that has just started gives some.
+
+        What was allowed before is allowed again sooner or later. What was never tried is, if the cluster has answered
+        anything, waited for once and not for long. If nothing was ever allowed, the rights are missing.
+        """
+        if what in self._granted:
+            return True
+        is_new = bool(self._granted) and what not in self._denied
+        return is_new and self._clock() - since < _SECONDS_UNTIL_RIGHTS_ARE_KNOWN
+
+    def _note(self, what: str, is_denied: bool) -> None:
+        """Note that the API has answered a call: any answer but a denial shows that this account may make it."""
+        (self._denied if is_denied else self._granted).add(what)
 
     def _rejection(self, what: str, error: client.ApiException) -> DarkroomError:
         request = f"the request to {what} in namespace {self.namespace}"
         problem = f"the cluster rejected {request}: {error.status} {_message(error)}"
-        if error.status in (401, 403):
+        if is_denial(error.status):
             return ConfigError(f"{problem}; bind the chart's role for the launcher to this service account")
         if error.status == 404:
             return ConfigError(f"{problem}; install Kubeflow Trainer 2.3 or later, and create the namespace")
@@ -235,6 +287,11 @@ def load_account(settings: client.Configuration) -> Path:
 def is_transient(status: int | None) -> bool:
     """Tell whether an HTTP status means that the API is overloaded or broken, and not that it rejects the request."""
     return status in (None, 0, 408, 429) or (status is not None and status >= 500)
+
+
+def is_denial(status: int | None) -> bool:
+    """Tell whether an HTTP status means that the account may not do this."""
+    return status in _FORBIDDEN
 
 
 def unreachable_message(patience: float, problem: str) -> str:

@@ -21,6 +21,8 @@ from pipeline.launch.state import OpenAttempt, StateFile, TrainJobRecord
 
 # How often the state file notes that the pods were watched.
 WATCH_SECONDS = 60.0
+# Kubernetes writes whole seconds: what a pod did in its last one is later than its end.
+TIMESTAMP_SECONDS = 1.0
 _CODES_WITHOUT_ERROR = (EXIT_DONE, Preempted.exit_code)
 
 
@@ -119,6 +121,25 @@ class Attempts:
         self._close(goes_on=False)
         self._state_file.update(attempt=None)
 
+    def close_early(self) -> int:
+        """Close the open attempt as if it ended now, and return how many of its pods still run.
+
+        For a launcher that must end before its training has: it saves and ends by itself, and what that takes from
+        here on is in no books.
+        """
+        attempt = self._state_file.record.attempt
+        if attempt is None or not attempt.gang.is_running:
+            self.close_for_good()
+            return 0
+        gang, now = attempt.gang, self._now()
+        running = [pod.uid for pod in gang.pods.values() if pod.ended_at is None]
+        for uid in running:
+            gang = gang.mark_deleted(uid, now)
+        self._state_file.update(attempt=replace(attempt, gang=gang))
+        self._close(goes_on=False)
+        self._state_file.update(attempt=None)
+        return len(running)
+
     def cost(self) -> RunCost:
         """Return what the run has cost so far."""
         if self._closed_usd is None:
@@ -199,13 +220,14 @@ class Attempts:
         exit_code = gang.exit_code
         if gang.decisive_pod is None:
             exit_code = accounting.exit_code_from_events(self._run, started_at, KILLED)
+        ended_at = accounting.last_event_within(self._run, gang.ended_at, TIMESTAMP_SECONDS)
         ranks = job.nodes * render.ranks_per_node(settings.train, settings.placement)
         start: dict[str, Any] = {"time": started_at, "event": "attempt-started", "ranks": ranks}
         start |= {"nodes": job.nodes, "pool": job.pool}
         return EndedAttempt(
             number=attempt.number,
             started_at=started_at,
-            ended_at=gang.ended_at,
+            ended_at=ended_at,
             exit_code=exit_code,
             start_step=attempt.start_step,
             earlier_seconds=startup,

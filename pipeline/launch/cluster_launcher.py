@@ -14,19 +14,19 @@ from typing import Any
 from components.errors import ConfigError, DarkroomError, Preempted
 from components.storage.lease import TRAINING, acquire
 from pipeline.cost.forecast import HOUR
-from pipeline.launch import failures
 from pipeline.launch.api import Cluster, Json, connect
 from pipeline.launch.attempts import AttemptResult, Attempts
 from pipeline.launch.books import accounting
 from pipeline.launch.books.accounting import LAUNCH_EVENTS
 from pipeline.launch.context import LaunchContext
+from pipeline.launch.diagnosis import failures
+from pipeline.launch.diagnosis.obstacles import Obstacles
 from pipeline.launch.jobs import TrainJobs, failure, is_complete, label_selector
 from pipeline.launch.observer import ClusterObserver
 from pipeline.launch.policy import Action, GangExit, Observation, Phase, decide, record_exit
 from pipeline.launch.run_tail import RunTail
 from pipeline.launch.state import LaunchEnd, StateFile, TrainJobRecord
 
-_SECONDS_BETWEEN_WARNINGS = 30.0
 # Among launchers of this kind the newest has the lease.
 _LEASE_KIND = "trainjob"
 
@@ -45,7 +45,8 @@ def launch(context: LaunchContext, cluster: Cluster | None = None) -> dict[str, 
     Raises:
         ConfigError: If the trainer or the cluster rejects the settings, or the state file has another format.
         DataError: If the trainer rejects its data.
-        Preempted: If this process was asked to stop; the training saves its state and ends, too.
+        Preempted: If this process was asked to stop; the training saves its state and ends, too. The books are closed,
+            unless the training takes longer than launch.stop_seconds for that.
         ApiUnreachable: If the cluster does not answer for too long; the training goes on.
         LeaseHeld: If the run is trained elsewhere, not on a cluster.
         LeaseLost: If a newer launcher follows the run.
@@ -58,7 +59,8 @@ def launch(context: LaunchContext, cluster: Cluster | None = None) -> dict[str, 
     folder = context.workdir.child(f"runs/{context.settings.run}")
     lease = acquire(folder, TRAINING, f"the training of {context.settings.run}", kind=_LEASE_KIND)
     context = replace(context, lease=lease)
-    with lease.kept(lambda: None), ClusterObserver(cluster, label_selector(context)) as observer:
+    label, seconds = label_selector(context), context.settings.launch.stop_seconds
+    with lease.kept(lambda: None), ClusterObserver(cluster, label, stop_seconds=seconds) as observer:
         return Launcher(context, cluster, observer).run()
 
 
@@ -82,8 +84,7 @@ class Launcher:
         self._state_file = StateFile(context.run)
         self._attempts = Attempts(context, self._state_file, cluster, observer)
         self._jobs = TrainJobs(context, self._state_file, cluster, self._attempts)
-        self._reported_warnings: set[str] = set()
-        self._next_warning_at = 0.0
+        self._obstacles = Obstacles(cluster, context)
 
     def run(self) -> dict[str, Any]:
         """Follow the run to its end; see `launch`."""
@@ -100,7 +101,27 @@ class Launcher:
             if is_up_to_date:
                 self._record_ends()
                 result = self._act()
+            if result is None and self._observer.must_stop_now:
+                self._leave()
         return result
+
+    def _leave(self) -> None:
+        """End the training without waiting for it, and close the books: the pod of this process is killed soon.
+
+        Raises:
+            Preempted: If the training was told to end.
+            ApiUnreachable: If it could not be; it goes on, and so do its books.
+        """
+        self._jobs.delete("stop-requested")
+        running = self._attempts.close_early()
+        self._progress.event("books-closed-early", running=running)
+        if running == 0:  # otherwise they may still write events
+            accounting.merge_events(self._run, LAUNCH_EVENTS)
+        self._state_file.update(end=None, attempts=self._state_file.record.attempts + (running > 0))
+        raise Preempted(
+            f"asked to stop while training; {running} of its pods still save and end by themselves, and the time that "
+            "takes is not in the books; start again to continue"
+        )
 
     def _is_trained(self) -> bool:
         """Tell whether an earlier launch trained on this very dataset to the last step, so that no node is needed."""
@@ -172,19 +193,29 @@ class Launcher:
         elif action.kind == "stop":
             self._end(LaunchEnd(action.reason))
         elif action.kind == "fail":
-            message = f"a container of the training cannot start: {observation.stuck_reason}"
-            self._end(LaunchEnd("failed", ConfigError.exit_code, message))
-        elif observation.phase == "waiting":
-            self._report_warnings(observation.now)
+            self._end(LaunchEnd("failed", ConfigError.exit_code, self._cause(action, observation)))
         return None
+
+    def _cause(self, action: Action, observation: Observation) -> str:
+        """Return why the policy gives up a job that has never run."""
+        if action.reason == "stuck":
+            return f"a container of the training cannot start: {observation.stuck_reason}"
+        return (
+            f"the cluster gave the training its quota, but no pods in {self._launch.unstarted_minutes:g} minutes "
+            f"(launch.unstarted_minutes), each time that it was submitted: {self._obstacles.summary}"
+        )
 
     def _observe(self) -> Observation:
         job, nodes, cost = self._state_file.record.job, self._attempts.gang.scheduled_nodes, self._attempts.cost()
         now, stop_requested = self._context.wall_clock(), self._observer.stop_requested
         if job is not None:
             phase: Phase = "running" if nodes >= job.nodes else "waiting"
-            stuck_reason = self._attempts.stuck_reason()
-            return Observation(now, phase, nodes, cost.usd, cost.usd_per_second, stop_requested, stuck_reason)
+            attempt, stuck_reason = self._state_file.record.attempt, self._attempts.stuck_reason()
+            unstarted_since = None
+            if attempt is not None and phase == "waiting":
+                unstarted_since = self._obstacles.look(attempt, now)
+            common = (now, phase, nodes, cost.usd, cost.usd_per_second, stop_requested)
+            return Observation(*common, stuck_reason, unstarted_since)
         if self._observer.has_live_pods or not self._jobs.is_deletion_complete():
             return Observation(now, "terminating", nodes, cost.usd, cost.usd_per_second, stop_requested)
         state = self._state_file.state
@@ -228,14 +259,3 @@ class Launcher:
                 f"the training reports that it is complete, but the newest checkpoint in {self._run.url} is of step "
                 f"{step}, not {self._last_step}; the nodes must reach the workdir by this very name"
             )
-
-    def _report_warnings(self, now: float) -> None:
-        """Report the cluster's new warnings about the job, such as that no node has room."""
-        job = self._state_file.record.job
-        if job is None or now < self._next_warning_at:
-            return
-        self._next_warning_at = now + _SECONDS_BETWEEN_WARNINGS
-        for identity, text in self._cluster.warnings(job.name):
-            if identity not in self._reported_warnings:
-                self._reported_warnings.add(identity)
-                self._progress.event("cluster-warning", job=job.name, warning=text)

@@ -94,9 +94,22 @@ class LaunchConfig(Settings):
         le=525_600,
         description="minutes that a container may fail to start, for example if its image is missing",
     )
+    unstarted_minutes: float = Field(
+        10.0,
+        gt=0,
+        le=525_600,
+        description="minutes that a job with quota may have no pods before it is submitted again; counts as a crash",
+    )
     poll_seconds: float = Field(10.0, gt=0, le=60, description="seconds between two checks of the training's progress")
     api_away_minutes: float = Field(
         30.0, gt=0, le=525_600, description="minutes that the cluster's API may be away before the launcher gives up"
+    )
+    stop_seconds: float = Field(
+        20.0,
+        gt=0,
+        le=86_400,
+        description="seconds that the launcher waits for the training to save once it is asked to stop itself; its "
+        "books and report must fit into the rest of its pod's grace period, 30 seconds on Kubeflow",
     )
     restarts: RestartsConfig = RestartsConfig()
     fallback: FallbackConfig = FallbackConfig()

@@ -89,7 +89,7 @@ class LaunchContext:
     @property
     def limits(self) -> LaunchLimits:
         """The settings that the policy follows."""
-        return LaunchLimits(self.settings.launch, self.settings.placement)
+        return LaunchLimits(self.settings.launch, self.settings.placement, self.settings.train.limits)
 
     @cached_property
     def train(self) -> TrainConfig:

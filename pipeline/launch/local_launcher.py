@@ -23,11 +23,11 @@ from components.progress import Progress
 from components.storage.lease import TRAINING, acquire
 from components.storage.scratch import scratch_folder
 from pipeline.cost.forecast import HOUR
-from pipeline.launch import failures
 from pipeline.launch.books import accounting
 from pipeline.launch.books.accounting import EVENTS, PricedNodes
 from pipeline.launch.books.local_books import LocalBooks
 from pipeline.launch.context import LaunchContext
+from pipeline.launch.diagnosis import failures
 from pipeline.launch.policy import GangExit, LaunchState, Observation, decide, initial_state, record_exit
 from pipeline.launch.state import KEY as STATE_KEY
 from pipeline.launch.state import StateFile

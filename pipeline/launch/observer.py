@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections import deque
@@ -32,14 +33,23 @@ class ClusterObserver:
         cluster: The cluster.
         label: Selects the jobs and pods of the run.
         clock: Seconds that never go backwards.
+        stop_seconds: How long this process may wait for anything once it is asked to stop.
     """
 
-    def __init__(self, cluster: Cluster, label: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        label: str,
+        clock: Callable[[], float] = time.monotonic,
+        stop_seconds: float = math.inf,
+    ) -> None:
         self.stop_requested = False
+        self._stop_by = math.inf
+        self._stop_seconds = stop_seconds
+        self._cluster = cluster
         self._clock = clock
-        self._patience = cluster.patience
         self._queue: EventQueue = EventQueue()
-        self._watchers = [Watcher(cluster, kind, label, self._queue) for kind in _KINDS]
+        self._watchers = [Watcher(cluster, kind, label, self._queue, cluster.sleep) for kind in _KINDS]
         self._objects: dict[ObjectKind, dict[str, Json]] = {kind: {} for kind in _KINDS}
         self._listed: set[ObjectKind] = set()
         self._unreachable_since: dict[ObjectKind, float] = {}
@@ -103,6 +113,11 @@ class ClusterObserver:
         return any(GangPod.read(pod).ended_at is None for pod in self._objects["pod"].values())
 
     @property
+    def must_stop_now(self) -> bool:
+        """Whether this process was asked to stop so long ago that it must not wait any longer."""
+        return self._clock() >= self._stop_by
+
+    @property
     def _is_complete(self) -> bool:
         return self._listed == set(_KINDS) and not self._unreachable_since
 
@@ -120,8 +135,8 @@ class ClusterObserver:
     def _update(self, kind: ObjectKind, event: WatchEvent) -> None:
         if event.type == "unreachable":
             since = self._unreachable_since.setdefault(kind, self._clock())
-            if self._clock() - since >= self._patience:
-                raise ApiUnreachable(unreachable_message(self._patience, event.problem))
+            if self._clock() - since >= self._cluster.patience:
+                raise ApiUnreachable(unreachable_message(self._cluster.patience, event.problem))
             return
         self._unreachable_since.pop(kind, None)
         objects = self._objects[kind]
@@ -143,6 +158,9 @@ class ClusterObserver:
             self._pod_updates.append(PodUpdate(GangPod.read(changed), is_deleted))
 
     def _request_stop(self, _number: int, _frame: FrameType | None) -> None:
+        # Another call of the API may be waiting right now.
+        self._cluster.patience = min(self._cluster.patience, self._stop_seconds)
+        self._stop_by = min(self._stop_by, self._clock() + self._stop_seconds)
         self._queue.put(WatchEvent("stop"))
 
 

@@ -20,9 +20,14 @@ JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
-# A container with one of these waiting reasons never starts, unless a person fixes the cause.
+# A container with one of these waiting reasons never starts, unless a person fixes the cause. While an image cannot be
+# pulled, a kubelet says ErrImagePull and ImagePullBackOff by turns: the two are one state.
 STUCK_REASONS = frozenset(
-    {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError"}
+    {
+        *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
+        *("RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed"),
+        *("CreateContainerConfigError", "CreateContainerError"),
+    }
 )
 KILLED = 137
 # Of pods that ended in the same second, the exit code that comes first here explains the end.

@@ -15,9 +15,10 @@ from typing import Literal, NamedTuple
 
 from components.accounting.ledger import Pool
 from components.errors import EXIT_DONE, ConfigError, DataError, OutOfMemory, Preempted
+from components.train.config import LimitsConfig
 from pipeline.cost.forecast import HOUR, Budget
 from pipeline.launch.config import LaunchConfig
-from pipeline.placement import PRESETS, PlacementConfig, spot_grace
+from pipeline.placement import PRESETS, PlacementConfig, ending_seconds
 
 RestartKind = Literal["finished", "free", "counted", "fatal"]
 Phase = Literal["none", "waiting", "running", "terminating"]
@@ -83,6 +84,7 @@ class Observation(NamedTuple):
         usd_per_second: Price of the nodes that are held now, or of those that would be requested next.
         stop_requested: Whether this process was asked to stop.
         stuck_reason: Why a container cannot start, if waiting longer will not help.
+        unstarted_since: Since when the job may have pods, and has none; None if it has some or may not have any.
     """
 
     now: float
@@ -92,6 +94,7 @@ class Observation(NamedTuple):
     usd_per_second: float = 0.0
     stop_requested: bool = False
     stuck_reason: str | None = None
+    unstarted_since: float | None = None
 
 
 class Action(NamedTuple):
@@ -112,6 +115,7 @@ class LaunchLimits(NamedTuple):
 
     launch: LaunchConfig
     placement: PlacementConfig
+    training: LimitsConfig = LimitsConfig()
 
     @property
     def has_spot(self) -> bool:
@@ -195,12 +199,13 @@ def _stop_requested(_state: LaunchState, observation: Observation, _limits: Laun
     return observation.stop_requested
 
 
-def _over_budget(_state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
-    """Tell whether the rest of the budget only pays for the end: one more poll and the grace period to save."""
+def _over_budget(state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    """Tell whether the rest of the budget only pays for the end: one more poll, and what saving takes in this pool."""
     usd = limits.launch.budget_usd
     if usd is None:
         return False
-    budget = Budget(usd, limits.launch.poll_seconds, save_seconds=spot_grace(limits.placement))
+    save_seconds = ending_seconds(limits.training, limits.placement, state.pool)
+    budget = Budget(usd, limits.launch.poll_seconds, save_seconds)
     return budget.must_stop(observation.spent_usd, usd_per_hour=observation.usd_per_second * HOUR)
 
 
@@ -211,6 +216,16 @@ def _past_deadline(state: LaunchState, observation: Observation, limits: LaunchL
 
 def _is_stuck(_state: LaunchState, observation: Observation, _limits: LaunchLimits) -> bool:
     return observation.stuck_reason is not None
+
+
+def _never_starts(_state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    """Tell whether the job has its quota, and whoever makes its pods does not make them."""
+    since = observation.unstarted_since
+    return since is not None and observation.now - since >= limits.launch.unstarted_minutes * 60
+
+
+def _never_starts_again(state: LaunchState, observation: Observation, limits: LaunchLimits) -> bool:
+    return _never_starts(state, observation, limits) and state.crashes >= limits.launch.restarts.max_crashes
 
 
 def _has_waited(state: LaunchState, observation: Observation, minutes: float | None) -> bool:
@@ -261,6 +276,10 @@ def _start_waiting(state: LaunchState, observation: Observation, _limits: Launch
     return replace(state, waiting_since=observation.now)
 
 
+def _count_crash(state: LaunchState, _observation: Observation, _limits: LaunchLimits) -> LaunchState:
+    return replace(state, crashes=state.crashes + 1, waiting_since=None)
+
+
 def _move_to(pool: Pool) -> Transition:
     def move(state: LaunchState, observation: Observation, limits: LaunchLimits) -> LaunchState:
         return replace(
@@ -288,6 +307,8 @@ RULES: tuple[Rule, ...] = (
     Rule("stop", "deadline", _past_deadline, _unchanged),
     Rule("wait", "terminating", _phase_is("terminating"), _unchanged),
     Rule("fail", "stuck", _is_stuck, _unchanged),
+    Rule("fail", "never-started", _never_starts_again, _unchanged),
+    Rule("replace", "never-started", _never_starts, _count_crash),
     Rule("replace", "fallback", _spot_unstable, _move_to("on-demand")),
     Rule("submit", "", _phase_is("none"), _start_waiting),
     Rule("replace", "shrink", _enough_nodes, _shrink),

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from kubernetes import client
 from kubernetes.watch.watch import iter_resp_lines
 
-from pipeline.launch.api import CONNECTION_ERRORS, Cluster, Json, is_transient
+from pipeline.launch.api import CONNECTION_ERRORS, Cluster, Json, is_denial, is_transient
 from pipeline.launch.render import GROUP, PLURAL, VERSION
 
 ObjectKind = Literal["job", "pod"]
@@ -71,6 +71,7 @@ class Watcher:
         self._sleep = sleep
         self._pause = _FIRST_PAUSE
         self._is_stopped = False
+        self._has_listed = False
 
     def start(self) -> None:
         """Start to report."""
@@ -91,7 +92,8 @@ class Watcher:
             except client.ApiException as error:
                 if error.status == GONE:
                     version = None  # the API has forgotten the changes since then: list all objects again
-                elif is_transient(error.status):
+                elif is_transient(error.status) or (self._has_listed and is_denial(error.status)):
+                    # An API server that has just come back denies everything until it has read its own rules.
                     self._wait(f"{error.status} {error.reason}")
                 else:
                     self._put(
@@ -106,6 +108,7 @@ class Watcher:
         request, arguments = self._request()
         answer = request(*arguments, label_selector=self._label, _request_timeout=30, _preload_content=False)
         listing: Json = json.loads(answer.data)
+        self._has_listed = True
         self._put(WatchEvent("listed", self._kind, tuple(listing.get("items") or ())))
         return str(listing["metadata"]["resourceVersion"])
 

@@ -22,11 +22,6 @@ BOOKMARK_SECONDS = 0.2
 NAMESPACE = "lab"
 
 
-def timestamp(moment: float | None = None) -> str:
-    """Return a time as the API writes it, but with microseconds: a test does not last for whole seconds."""
-    return datetime.fromtimestamp(time.time() if moment is None else moment, UTC).isoformat()
-
-
 class Refusal(Exception):
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
@@ -35,14 +30,26 @@ class Refusal(Exception):
 
 
 class Store:
-    """All objects and the history of their changes; every method may be called from any thread."""
+    """All objects and the history of their changes; every method may be called from any thread.
+
+    Attributes:
+        clock: The cluster's clock, in seconds since 1970.
+        whole_seconds: Whether times are written as the API does. A test that does not last for seconds needs more.
+    """
 
     def __init__(self) -> None:
+        self.clock: Callable[[], float] = time.time
+        self.whole_seconds = False
         self.changed = threading.Condition()
         self.version = 100
         self.oldest_version = 100
         self.history: list[tuple[int, str, str, Json]] = []  # version, plural, kind of change, object
         self.objects: dict[str, dict[str, Json]] = {}
+
+    def now(self) -> str:
+        """Return the time as objects hold it."""
+        moment = datetime.fromtimestamp(self.clock(), UTC)
+        return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if self.whole_seconds else moment.isoformat()
 
     def create(self, plural: str, item: Json) -> Json:
         with self.changed:
@@ -50,7 +57,7 @@ class Store:
             if name in self.objects.setdefault(plural, {}):
                 raise Refusal(409, "AlreadyExists", f"{plural} {name!r} already exists")
             created = copy.deepcopy(item)
-            server_fields = {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp(), "namespace": NAMESPACE}
+            server_fields = {"uid": str(uuid.uuid4()), "creationTimestamp": self.now(), "namespace": NAMESPACE}
             created["metadata"] |= server_fields
             return self._put(plural, "ADDED", created)
 
@@ -113,6 +120,7 @@ class ApiServer:
         requests: Method and path of every request, in order.
         before: Called with both before each request is carried out; may raise `Refusal`.
         after: Called with both after each request was carried out, before it is answered.
+        cold_answers: How many requests are rejected with 403 after a restart: its caches of rights are not filled yet.
     """
 
     def __init__(self) -> None:
@@ -123,6 +131,8 @@ class ApiServer:
         self.after: Callable[[str, str], None] = lambda method, path: None
         self.epoch = 0  # raised to break all streams
         self.torn = False
+        self.cold_answers = 2
+        self._cold = iter(range(0))
         self._server: ThreadingHTTPServer | None = None
         self._port = 0
         self.start()
@@ -150,6 +160,12 @@ class ApiServer:
         self._server.shutdown()
         self._server.server_close()
         self._server = None
+        self._cold = iter(range(self.cold_answers))
+
+    def check_rights(self, method: str, path: str) -> None:
+        """Reject a request of the first ones after a restart."""
+        if next(self._cold, None) is not None:
+            raise Refusal(403, "Forbidden", f'User "launcher" cannot {method.lower()} {path.rpartition("/")[2]}')
 
     def break_streams(self, torn: bool = False) -> None:
         """End all watches, if ``torn`` in the middle of a line."""
@@ -170,6 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else {}
         api.requests.append((self.command, address.path))
         try:
+            api.check_rights(self.command, address.path)
             api.before(self.command, address.path)
             if query.get("watch") in ("true", "True"):
                 self._stream(_plural(address.path), query)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +42,19 @@ class RecordingProgress(Progress):
 
 @dataclass
 class Harness:
-    """A cluster and a workdir."""
+    """A cluster and a workdir; `as_on_a_cluster` makes the cluster's times what they are on a real one."""
 
     server: ApiServer
     workdir: Storage
     progress: RecordingProgress = field(default_factory=RecordingProgress)
+    clock: Callable[[], float] = time.time
     outage: threading.Lock = field(default_factory=threading.Lock)
+
+    def as_on_a_cluster(self, speed: float) -> None:
+        """Let the cluster's clock, which is the launcher's, too, run fast, and write times in whole seconds."""
+        began, now = time.monotonic(), time.time()
+        self.clock = lambda: now + speed * (time.monotonic() - began)
+        self.server.store.clock, self.server.store.whole_seconds = self.clock, True
 
     def settings(self, **changes: Any) -> RunConfig:
         launch_settings = {**QUICK, **changes.pop("launch", {})}
@@ -66,7 +74,9 @@ class Harness:
         return Cluster(client.ApiClient(settings), NAMESPACE, patience, sleep=lambda seconds: time.sleep(seconds / 20))
 
     def launch(self, config: RunConfig, dataset: str = "digest", patience: float = 20.0) -> dict[str, Any]:
-        context = LaunchContext(config, self.workdir, "workdir:models/base", "key", dataset, self.progress)
+        context = LaunchContext(
+            config, self.workdir, "workdir:models/base", "key", dataset, self.progress, wall_clock=self.clock
+        )
         return launch(context, self.cluster(patience))
 
     def events(self, config: RunConfig, name: str) -> list[dict[str, Any]]:

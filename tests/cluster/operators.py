@@ -9,7 +9,6 @@ gang is deleted and created anew), Jobs (pods keep their status until they are d
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from components.storage.base import Storage
 from pipeline.launch.books.accounting import committed_step
 from pipeline.launch.pods import INDEX_LABEL, JOBSET_LABEL, RESTART_LABEL
 from pipeline.launch.policy import restart_kind
-from tests.cluster.api_server import ApiServer, Json, Refusal, timestamp
+from tests.cluster.api_server import ApiServer, Json, Refusal
+from tests.cluster.kueue import MANAGER, Kueue
 
 TICK_SECONDS = 0.004
 RESTART_TICKS = 20  # a cluster takes seconds to create pods anew
@@ -37,8 +37,9 @@ class GangScript:
         node_lost: Whether its first pod loses its node.
         nodes: How many pods get a node.
         saves: Whether it saves before it ends.
-        waiting_reason: What its containers wait for instead of running.
+        waiting_reasons: What its containers wait for instead of running; kubelets alternate between several.
         log_tail: The termination message of its first pod.
+        save_ticks: How long it takes to save once its job is deleted.
     """
 
     steps: int = 5
@@ -46,8 +47,9 @@ class GangScript:
     node_lost: bool = False
     nodes: int = 99
     saves: bool = True
-    waiting_reason: str | None = None
+    waiting_reasons: tuple[str, ...] = ()
     log_tail: str = ""
+    save_ticks: int = 0
 
 
 @dataclass
@@ -63,6 +65,9 @@ class PlayedGang:
     last_step: int = 0
     idle_ticks: int = 0
     is_deleted: bool = False
+    waits: int = 0
+    started_at: float = 0.0
+    saving_ticks: int = 0
 
     def finish(self, last_step: int) -> None:
         """Train to the last step after all, and end."""
@@ -94,6 +99,9 @@ class Operators:
     _gangs: dict[str, PlayedGang] = field(default_factory=dict)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
+    def __post_init__(self) -> None:
+        self._kueue = Kueue(self.server)
+
     def __enter__(self) -> Operators:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -120,17 +128,28 @@ class Operators:
                     self.jobs.append(job)
                     self.counted_restarts = 0
                     store.create("jobsets", {"metadata": {"name": name}})
-                if name not in self._gangs and not _is_over(job):
+                if name not in self._gangs and not _is_over(job) and self._may_start(name):
                     self._gangs[name] = self._create_gang(job, restart=0)
+            for name in {job["metadata"]["name"] for job in self.jobs} - jobs.keys():
+                self._kueue.remove(name)
+                if name not in self._gangs:
+                    with suppress(Refusal):
+                        store.delete("jobsets", name)
             for gang in list(self._gangs.values()):
                 gang.is_deleted |= gang.job not in jobs
                 self._advance(gang)
             running = sum(gang.state in ("pulling", "running") for gang in self._gangs.values())
             self.max_running = max(self.max_running, running)
 
+    def _may_start(self, name: str) -> bool:
+        try:
+            return self._kueue.may_start(name)
+        except Refusal:  # it was deleted meanwhile
+            return False
+
     def _create_gang(self, job: Json, restart: int) -> PlayedGang:
         nodes, name = job["spec"]["trainer"]["numNodes"], job["metadata"]["name"]
-        (patch,) = job["spec"]["runtimePatches"]
+        (patch,) = (patch for patch in job["spec"]["runtimePatches"] if patch["manager"] != MANAGER)
         (replicated_job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
         labels = replicated_job["template"]["spec"]["template"]["metadata"]["labels"]
         script = self.scripts.pop(0) if self.scripts else GangScript(steps=self.steps)
@@ -150,7 +169,9 @@ class Operators:
             gang.idle_ticks -= 1
         elif gang.state == "pending":
             self._schedule(gang)
-        elif gang.state == "pulling" and gang.script.waiting_reason is None:
+        elif gang.state == "pulling" and gang.script.waiting_reasons:
+            self._wait(gang)
+        elif gang.state == "pulling":
             self._start(gang)
         elif gang.state == "running":
             self._train(gang)
@@ -162,15 +183,22 @@ class Operators:
             self._add_condition(pod, "PodScheduled")
         if gang.script.nodes >= len(gang.pods):
             gang.state, gang.idle_ticks = "pulling", 3
-            if gang.script.waiting_reason is not None:
-                for pod in gang.pods:
-                    waiting = {"reason": gang.script.waiting_reason, "message": "no such image"}
-                    self._set_container(pod, {"waiting": waiting})
+            if gang.script.waiting_reasons:
+                self._wait(gang)
             self._enter("pulling")
+
+    def _wait(self, gang: PlayedGang) -> None:
+        """Let the containers wait, each time for the next reason."""
+        reasons, gang.idle_ticks = gang.script.waiting_reasons, 5
+        gang.waits += 1
+        for pod in gang.pods:
+            waiting = {"reason": reasons[gang.waits % len(reasons)], "message": "no such image"}
+            self._set_container(pod, {"waiting": waiting})
 
     def _start(self, gang: PlayedGang) -> None:
         for pod in gang.pods:
-            self._set_container(pod, {"running": {"startedAt": timestamp()}}, "Running")
+            self._set_container(pod, {"running": {"startedAt": self.server.store.now()}}, "Running")
+        gang.started_at = self.server.store.clock()
         gang.state, gang.last_step = "running", min(self.steps, gang.step + gang.script.steps)
         self._write_event("loading", ranks=len(gang.pods))
         self._write_event("training", step=gang.step, ranks=len(gang.pods))
@@ -193,14 +221,14 @@ class Operators:
 
     def _save(self, gang: PlayedGang) -> None:
         commit_checkpoint(self.run, gang.step)
-        trained_seconds = TICK_SECONDS * gang.script.steps
+        trained_seconds = self.server.store.clock() - gang.started_at
         self._write_event("checkpoint", step=gang.step, stall_seconds=0.0, trained_seconds=trained_seconds)
 
     def _end_pods(self, gang: PlayedGang, exit_codes: list[int]) -> None:
         for pod, code in zip(gang.pods, exit_codes, strict=False):
             status = self.server.store.get("pods", pod)["status"]
             started_at = status["containerStatuses"][0]["state"]["running"]["startedAt"]
-            terminated = {"exitCode": code, "startedAt": started_at, "finishedAt": timestamp()}
+            terminated = {"exitCode": code, "startedAt": started_at, "finishedAt": self.server.store.now()}
             if pod == gang.pods[0]:
                 terminated["message"] = gang.script.log_tail
             self._set_container(pod, {"terminated": terminated}, "Failed" if code else "Succeeded")
@@ -210,6 +238,9 @@ class Operators:
     def _terminate(self, gang: PlayedGang) -> None:
         """Delete what a deleted job created: its processes save and end within their grace period."""
         if gang.state == "running":
+            gang.saving_ticks += 1
+            if gang.saving_ticks <= gang.script.save_ticks:
+                return
             if gang.step > 0 and gang.script.saves:
                 self._save(gang)
             self._end_pods(gang, [75] * len(gang.pods))
@@ -240,12 +271,12 @@ class Operators:
 
     def _end_job(self, gang: PlayedGang, kind: str, reason: str) -> None:
         condition = {"type": kind, "status": "True", "reason": reason, "message": f"jobset {reason}"}
-        conditions = [{**condition, "lastTransitionTime": timestamp()}]
+        conditions = [{**condition, "lastTransitionTime": self.server.store.now()}]
         self.server.store.update("trainjobs", gang.job, lambda job: job.update(status={"conditions": conditions}))
         gang.state = "over"
 
     def _add_condition(self, pod: str, kind: str) -> None:
-        condition = {"type": kind, "status": "True", "lastTransitionTime": timestamp()}
+        condition = {"type": kind, "status": "True", "lastTransitionTime": self.server.store.now()}
 
         def add(item: Json) -> None:
             item["status"].setdefault("conditions", []).append(condition)
@@ -257,7 +288,7 @@ class Operators:
         self.server.store.update("pods", pod, lambda item: item["status"].update(status))
 
     def _write_event(self, event: str, **fields: Any) -> None:
-        self.run.append_lines("events.jsonl", [{"time": time.time(), "event": event, **fields}])
+        self.run.append_lines("events.jsonl", [{"time": self.server.store.clock(), "event": event, **fields}])
 
     def _enter(self, state: str) -> None:
         act = self.hooks.pop(state, None)

@@ -17,7 +17,7 @@ from components.image.records import read_images
 from components.progress import Progress
 from components.storage.open import open_storage
 from pipeline import work
-from pipeline.work import OpenRun, open_run, recorded, write_report
+from pipeline.work import OpenRun, WorkingStep, open_run, recorded, write_report
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/small.yaml")
 
@@ -208,3 +208,25 @@ def test_the_dashboard_gets_page_summary_and_numbers(config: str, run: OpenRun, 
     assert page.read_bytes() == run.folder.read("report.html")
     assert summary.read_text().startswith("# ")
     assert logged["rejected"] == 0
+    assert run.folder.read_json("report.json")["status"] == "failed", "no training is on record, whatever Kubeflow says"
+
+
+def test_a_training_that_is_stopped_leaves_a_report(config: str, run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubeflow may cut off the step that writes it otherwise."""
+    from pipeline.launch import cluster_launcher
+
+    def stopped(_context: Any) -> Any:
+        raise Preempted("asked to stop while training")
+
+    monkeypatch.setattr(cluster_launcher, "launch", stopped)
+    settings = run.settings.model_copy(update={"launch": run.settings.launch.model_copy(update={"where": "trainjob"})})
+    on_cluster = OpenRun(settings, run.workdir)
+    inputs = {"base_model": "base", "encoding_key": "key", "dataset": "digest"}
+    with pytest.raises(Preempted):
+        recorded(
+            on_cluster, "train", lambda progress: work._launch(WorkingStep(settings, run.workdir, progress, inputs))
+        )
+    assert run.folder.read_json("report.json")["status"] == "stopped"
+    assert run.folder.exists("report.html")
+    record = run.folder.read_json("steps/train.json")
+    assert (record["status"], record["error"]) == ("stopped", "asked to stop while training")

@@ -140,6 +140,18 @@ def last_sign(run: Storage, since: float, until: float) -> float:
     return max((time for time in times if since <= time <= until), default=since)
 
 
+def last_event_within(run: Storage, end: float, seconds: float) -> float:
+    """Return when the trainer wrote its last event before ``end + seconds``; ``end`` if none is later than that.
+
+    Args:
+        run: The run's folder.
+        end: When the trainer ended, in seconds since 1970, cut off to whole ``seconds``.
+        seconds: How exact ``end`` is.
+    """
+    times = (float(event["time"]) for event in read_lines(run, EVENTS))
+    return max((time for time in times if end <= time < end + seconds), default=end)
+
+
 def next_attempt_number(run: Storage) -> int:
     """Return the number of the next attempt."""
     events = [event for event in read_lines(run, EVENTS) if event["event"] == "attempt-started"]

@@ -9,9 +9,9 @@ import pytest
 from components.errors import ConfigError, DarkroomError, DataError
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.launch import failures
 from pipeline.launch.config import LaunchConfig
-from pipeline.launch.failures import restart_limit_error, step_when_stopped, trainer_error
+from pipeline.launch.diagnosis import failures
+from pipeline.launch.diagnosis.failures import restart_limit_error, step_when_stopped, trainer_error
 from pipeline.launch.policy import LaunchState
 from tests.cluster.operators import commit_checkpoint
 
