@@ -110,6 +110,10 @@ def closing_rows(numbers: Values, seconds: Mapping[str, float], total: float) ->
     """
     yield "images", f"{count(numbers['images'])}, of which {count(numbers['encoded'])} encoded now"
     yield "rejected", _rejected(numbers)
+    lengths = numbers.get("caption_lengths") or {}
+    if lengths.get("cut"):
+        share = f"{count(lengths['cut'])} of {count(lengths['captions'])} at {count(lengths['tokens'])} tokens"
+        yield "captions cut", f"{share}; latents.text_chunks reads more"
     yield "training", f"{plural(numbers['steps'], 'step')}{_interruptions(numbers)}"
     yield "speed", _speed(numbers)
     yield from ((line(label), line(text)) for label, text in metric_rows(numbers["metrics"]))

@@ -23,7 +23,7 @@ from components.model.locations import encodable
 from components.model.text_reading import MOST_CHUNKS
 from components.storage.base import Storage
 
-FORMAT = 1
+FORMAT = 2  # 1 counted the tokens for beginning and end
 BATCH = 1024  # captions
 # Captions that fill a text encoder and are compared with each other; some 200 bytes each. Of more, the rest is counted.
 _MOST_COMPARED = 1_000_000
@@ -45,12 +45,7 @@ class TokenLimit(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens it reads, those for beginnings and ends included."""
-        return self.chunks * self.chunk
-
-    @property
-    def of_caption(self) -> int:
-        """How many of them are the caption's."""
+        """How many tokens of a caption it reads."""
         return self.chunks * (self.chunk - 2)
 
 
@@ -146,7 +141,7 @@ def _read_by(limits: Sequence[TokenLimit], texts: Sequence[str]) -> Iterator[tup
         encodables = [encodable(text) for text in batch]
         ids = [limit.tokenizer(encodables, add_special_tokens=False, verbose=False).input_ids for limit in limits]
         for text, *of_text in zip(batch, *ids, strict=True):
-            lengths = [(len(one), limit.of_caption) for one, limit in zip(of_text, limits, strict=True)]
+            lengths = [(len(one), limit.tokens) for one, limit in zip(of_text, limits, strict=True)]
             read = None
             if all(length >= most for length, most in lengths):  # one that reads on tells the captions apart
                 read = repr([one[:most] for one, (_, most) in zip(of_text, lengths, strict=True)]).encode()
@@ -166,7 +161,7 @@ def _equal_error(equal: Sequence[tuple[str, str]], limit: TokenLimit) -> DataErr
         more = f"read them in more chunks of {limit.chunk} tokens (latents.text_chunks, now {limit.chunks}), "
     count = "1 caption" if len(equal) == 1 else f"{len(equal):,} captions"
     return DataError(
-        f"the text encoder reads {limit.tokens} tokens, beginning and end included, and {count} cannot "
+        f"the text encoder reads {limit.tokens} tokens of a caption, and {count} cannot "
         f"be told from another, such as {_around(one, other)!a} and {_around(other, one)!a}. "
         f"Shorten the captions (put what differs first), {more}use a model that reads more (from scratch: raise "
         "model.scratch.architecture.text.max_tokens), or set latents.equal_captions to keep"

@@ -97,7 +97,8 @@ def summary(numbers: Mapping[str, Any]) -> str:
         bound = "" if row["threshold"] is None else number(row["threshold"])
         lines.append(f"| {in_markdown(row['reason'])} | {count(row['images'])} | {bound} |")
     lines += ["", *(f"- {count(files)} {in_markdown(what)}" for files, what in besides(numbers))]
-    lines += ["", in_markdown(cut_captions(numbers))]
+    if cut := cut_captions(numbers):
+        lines += ["", in_markdown(cut)]
     words = ", ".join(in_markdown(word) for word, _ in numbers["words"][:20])
     return "\n".join([*lines, "", f"Most frequent words: {words or 'none'}", ""])
 

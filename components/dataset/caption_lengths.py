@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from components.errors import DataError, NotFound
 from components.storage.base import Storage
 
-FORMAT = 1
+FORMAT = 2  # 1 counted the tokens for beginning and end
 KEY = "captions.json"
 
 
@@ -19,7 +19,7 @@ class CaptionLengths:
     Attributes:
         made_from: Digest of the captions, the tokenizers and the settings.
         captions: How many captions there are.
-        tokens: How many tokens the text encoders read, those for beginning and end included.
+        tokens: How many tokens of a caption the text encoders read, in all chunks.
         cut: How many captions are longer, by their group.
     """
 

@@ -31,7 +31,7 @@ def _summary(result: Result, events: Mapping[str, Result]) -> str:
     if not result.get("cut"):
         return text
     cut = f"{plural(result['cut'], 'caption')} cut at {events['caption-lengths']['tokens']} tokens"
-    return f"{text}, {cut} (latents.text_chunks)"
+    return f"{text}, {cut}"
 
 
 STEP = Step("latents", _run, _summary, loads_models=True, uses_gpu=lambda _settings: True, per_group=True)

@@ -107,8 +107,8 @@ def _use_embeddings(prompt: str, reading: TextReading) -> str:
         layer = f"encoder({rows}, output_hidden_states=True).hidden_states[-{reading.clip_skip + 1}]"
         states = f'getattr(encoder, "text_model", encoder).final_layer_norm({layer})'
     return f"""\
-It reads prompts as it read the captions in training: {", and ".join(how)}. diffusers does not do that, so give it the
-embeddings:
+It reads prompts as it read the captions in training: {", and ".join(how)}.
+diffusers does not do that, so give it the embeddings:
 
 ```python
 import torch

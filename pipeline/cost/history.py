@@ -159,7 +159,7 @@ def _speed_settings(settings: RunConfig) -> Mapping[str, Any]:
     return {
         "model": settings.model.model_dump(),
         "resolution": settings.latents.resolution,
-        "text_chunks": _text_chunks(settings),
+        "text_chunks": settings.latents.text_chunks,
         "precision": train.precision,
         "exact": train.exact_across_world_sizes,
         "checkpointing": train.performance.gradient_checkpointing,

@@ -63,7 +63,7 @@ def test_words_behind_the_first_chunk_are_trained_on_drawn_and_published(tmp_pat
     (sheet,) = tmp_path.glob("work/runs/*/evaluation/00.png")
     place = sheet.parents[1]
     report = json.loads((place / "report.json").read_text())
-    assert report["caption_lengths"] == {"captions": 24, "cut": 0, "tokens": 16}
+    assert report["caption_lengths"] == {"captions": 24, "cut": 0, "tokens": 12}
     evaluation = json.loads((place / "evaluation/evaluation.json").read_text())
     assert evaluation["text"] == {"chunks": 2, "clip_skip": 0}
 

@@ -84,8 +84,8 @@ def test_what_is_cut_is_counted_by_group(captions: Captions, base: Path) -> None
     captions.write("g0", ["one two three four"], ["one two three four five", "one"], ["two three four five six seven"])
     captions.write("g1", ["two"], [""])
     lengths = captions.check(base, reject_equal=False)
-    assert (lengths.captions, lengths.tokens, lengths.cut) == (6, 6, {"g0": 2, "g1": 0})
-    assert lengths.total == {"captions": 6, "cut": 2, "tokens": 6}
+    assert (lengths.captions, lengths.tokens, lengths.cut) == (6, 4, {"g0": 2, "g1": 0})
+    assert lengths.total == {"captions": 6, "cut": 2, "tokens": 4}
     records = records_of(captions.workdir.child(f"datasets/{KEY}"), SET)
     assert read_caption_lengths(records) == lengths
 
@@ -108,7 +108,7 @@ def test_different_captions_that_become_equal_are_an_error_with_the_fix(
     message = str(raised.value)
     assert one[-40:] in message
     assert other[-40:] in message
-    assert "6 tokens" in message
+    assert "4 tokens of a caption" in message
     assert "1 caption cannot be told from another" in message
     for fix in ("Shorten", "max_tokens", "latents.text_chunks, now 1", "latents.equal_captions"):
         assert fix in message
@@ -121,11 +121,11 @@ def test_chunks_cut_less(captions: Captions, base: Path) -> None:
     """Four tokens each: a caption of eight is whole in two chunks, the ninth is cut."""
     captions.write("g0", ["one two three four five six seven eight"], ["one two three four nine"])
     captions.write("g1", ["one two three four five six seven eight nine"])
-    assert captions.check(base, reject_equal=False).total == {"captions": 3, "cut": 3, "tokens": 6}
-    assert captions.check(base, reject_equal=False, chunks=2).total == {"captions": 3, "cut": 1, "tokens": 12}
-    with pytest.raises(DataError, match=r"reads 12 tokens.*latents\.text_chunks, now 2"):
+    assert captions.check(base, reject_equal=False).total == {"captions": 3, "cut": 3, "tokens": 4}
+    assert captions.check(base, reject_equal=False, chunks=2).total == {"captions": 3, "cut": 1, "tokens": 8}
+    with pytest.raises(DataError, match=r"reads 8 tokens.*latents\.text_chunks, now 2"):
         captions.check(base, chunks=2)
-    assert captions.check(base, chunks=3).total == {"captions": 3, "cut": 0, "tokens": 18}
+    assert captions.check(base, chunks=3).total == {"captions": 3, "cut": 0, "tokens": 12}
 
 
 def test_a_base_that_was_trained_with_more_chunks_is_said() -> None:
@@ -161,7 +161,7 @@ def test_a_rejected_image_counts_for_nothing(captions: Captions, base: Path) -> 
         captions.check(base)
     rejected = sha256(repr(["one two three four six"]).encode())
     write_rejections(captions.folder, clean_rejections_key("g0"), [Rejection("a", "clean", "near", "", rejected)])
-    assert captions.check(base).total == {"captions": 1, "cut": 1, "tokens": 6}
+    assert captions.check(base).total == {"captions": 1, "cut": 1, "tokens": 4}
 
 
 def test_nothing_is_loaded_if_nothing_changed(captions: Captions, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_nothing_is_loaded_if_nothing_changed(captions: Captions, base: Path, mo
         assert captions.check(base) == first
     captions.write("g1", ["one"])
     assert captions.check(base).captions == 2
-    records_of(captions.workdir.child(f"datasets/{KEY}"), SET).write("captions.json", b'{"format": 1, "cut": 3}')
+    records_of(captions.workdir.child(f"datasets/{KEY}"), SET).write("captions.json", b'{"format": 2, "cut": 3}')
     assert captions.check(base).captions == 2, "a damaged record is made again"
 
 

@@ -395,7 +395,7 @@ def test_command_encodes_and_says_the_key(pile: Pile, capsys: pytest.CaptureFixt
 def test_the_line_of_the_step_says_how_many_captions_are_cut() -> None:
     result = {"encoded": 20, "reused": 0, "shards": 3, "cut": 2}
     line = STEP.summary(result, {"caption-lengths": {"tokens": 77}}).replace("\xa0", " ")
-    assert line == "20 encoded, 3 shards, 2 captions cut at 77 tokens (latents.text_chunks)"
+    assert line == "20 encoded, 3 shards, 2 captions cut at 77 tokens"
     assert "cut" not in STEP.summary({**result, "cut": 0}, {})
 
 

@@ -298,6 +298,15 @@ def test_the_closing_table_fits_and_says_what_counts() -> None:
     assert max(map(len, screen.lines)) <= 80
 
 
+def test_the_closing_table_says_which_setting_reads_captions_that_were_cut() -> None:
+    for cut, rows in ((0, 0), (12, 1)):
+        screen = Screen()
+        lengths = {"captions": 1797, "cut": cut, "tokens": 75}
+        screen.display.close({**NUMBERS, "caption_lengths": lengths}, {}, 3.0)
+        said = [text for text in screen.lines if "captions cut" in text]
+        assert said == ["captions cut      12 of 1,797 at 75 tokens; latents.text_chunks reads more"][:rows]
+
+
 def test_the_closing_table_of_a_run_that_measured_nothing() -> None:
     screen = Screen()
     unknown = {"metrics": {"x": metric("X", "share", None)}, "published": None, "goodput": None}

@@ -253,7 +253,7 @@ def test_numbers_and_page_of_a_whole_run(tmp_path: Path) -> None:
         {"ingest": 3, "autoencoder": 52, "caption": 2, "latents": 7.5, "index": 0.4, "train": 75, "evaluate": 30,
          "publish": 0.7}
     )  # fmt: skip
-    assert "12 of 1,797\xa0captions are longer than the 77 tokens that the text encoder reads" in page.text
+    assert "12 of 1,797\xa0captions are longer than the 77 tokens that the text encoder reads of each" in page.text
     assert list(numbers["seconds"])[:2] == ["ingest", "autoencoder"], "steps keep their order"
     spent = {"loading": 11.5, "useful": 60, "saving": 0.5, "lost": 1, "idle": 2}
     assert {state: seconds for state, seconds in numbers["ledger"].items() if seconds} == spent
