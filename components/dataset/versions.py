@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from components.dataset.prompts import NotedCaptions
@@ -44,6 +45,8 @@ class Shard:
         sha256: Digest of the tar.
         held_out: Local numbers of the live samples that are never trained on, ascending.
         tombstones: Local numbers of the samples whose image or caption was removed, ascending.
+        repeats: Which of the dataset's ``repeats`` each sample has: a digit of base 36 for each of them, or one for
+            all; empty if the dataset has none.
     """
 
     name: str
@@ -53,12 +56,19 @@ class Shard:
     sha256: str
     held_out: tuple[int, ...] = ()
     tombstones: tuple[int, ...] = ()
+    repeats: str = ""
 
     @property
     def train(self) -> tuple[int, ...]:
         """Local numbers of the samples to train on, ascending."""
         unused = {*self.held_out, *self.tombstones}
         return tuple(i for i in range(self.samples) if i not in unused)
+
+    @property
+    def train_repeats(self) -> str:
+        """The digits in ``repeats`` of the samples to train on."""
+        train = self.train
+        return self.repeats * len(train) if len(self.repeats) < 2 else "".join(self.repeats[i] for i in train)
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,8 @@ class Dataset:
         caption_lengths: How many captions there are and how many are cut at how many tokens, as
             ``components.dataset.caption_lengths`` has it; empty if it was not counted.
         noted_captions: Captions to take prompts from; none if an earlier version of Darkroom committed it.
+        repeats: How often a sample may stand in an epoch, as fractions such as ``5/2``, ascending; a shard says which
+            of them each of its samples has. Empty if every sample stands once in every epoch.
     """
 
     encoding_key: str
@@ -89,6 +101,7 @@ class Dataset:
     captions_by: Mapping[str, int] = field(default_factory=dict)
     caption_lengths: Mapping[str, int] = field(default_factory=dict)
     noted_captions: NotedCaptions = field(default_factory=NotedCaptions)
+    repeats: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -97,8 +110,16 @@ class Dataset:
 
     @property
     def train_samples(self) -> int:
-        """Live samples that are trained on: what one epoch sees once each."""
+        """Live samples that are trained on."""
         return sum(len(shard.train) for shard in self.shards)
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch: those that are trained on, as often as they stand in it."""
+        if not self.repeats:
+            return self.train_samples
+        counts = Counter(digit for shard in self.shards for digit in shard.train_repeats)
+        return max(1, round(sum(Fraction(self.repeats[int(digit, 36)]) * n for digit, n in counts.items())))
 
     @property
     def main_bucket(self) -> tuple[int, int]:
@@ -111,13 +132,10 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Digest of all that training reads, as 64 hex digits."""
-        return digest(
-            {
-                "format": FORMAT,
-                "encoding_key": self.encoding_key,
-                "shards": [[shard.name, shard.sha256, shard.held_out, shard.tombstones] for shard in self.shards],
-            }
-        )
+        shards = [[shard.name, shard.sha256, shard.held_out, shard.tombstones] for shard in self.shards]
+        value = {"format": FORMAT, "encoding_key": self.encoding_key, "shards": shards}
+        repeats = {"repeats": [self.repeats, [shard.repeats for shard in self.shards]]} if self.repeats else {}
+        return digest({**value, **repeats})
 
 
 @dataclass(frozen=True)
@@ -294,6 +312,7 @@ def _read(storage: Storage, key: str, what_to_do: str) -> Dataset:
             captions_by={str(who): int(count) for who, count in value.get("captions_by", ())},
             caption_lengths={str(name): int(count) for name, count in value.get("caption_lengths", {}).items()},
             noted_captions=_noted_captions(value.get("noted_captions") or {}),
+            repeats=tuple(str(Fraction(repeats)) for repeats in value.get("repeats", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{key} is damaged ({error!r}); delete it, {what_to_do}") from None
@@ -331,11 +350,8 @@ def read_group(records: Storage, group: str) -> EncodedGroup | None:
                 f"{_group_key(group)} in {records.url} has format {value['format']!r}, expected {GROUP_FORMAT}; "
                 "delete it and run the latents step again: what is encoded already is used again"
             )
-        return EncodedGroup(
-            shards=tuple(map(str, value["shards"])),
-            variants=int(value["variants"]),
-            rejected=frozenset(map(str, value["rejected"])),
-        )
+        shards, rejected = tuple(map(str, value["shards"])), frozenset(map(str, value["rejected"]))
+        return EncodedGroup(shards, int(value["variants"]), rejected)
     except NotFound:
         return None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -372,13 +388,13 @@ def _noted_captions(value: dict[str, Any]) -> NotedCaptions:
 
 
 def _shard(value: dict[str, Any]) -> Shard:
-    height, width = value["bucket"]
     return Shard(
         name=str(value["name"]),
-        bucket=(int(height), int(width)),
+        bucket=(int(value["bucket"][0]), int(value["bucket"][1])),
         samples=int(value["samples"]),
         bytes=int(value["bytes"]),
         sha256=str(value["sha256"]),
         held_out=tuple(map(int, value["held_out"])),
         tombstones=tuple(map(int, value["tombstones"])),
+        repeats=str(value.get("repeats", "")),
     )

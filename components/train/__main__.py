@@ -54,7 +54,7 @@ def _finished(request: Request) -> int | None:
     if newest is None:
         return None
     dataset = read_version(request.dataset, request.version) if request.version else read_only_dataset(request.dataset)
-    config = request.config.in_steps(dataset.train_samples)
+    config = request.config.in_steps(dataset.epoch_samples)
     if newest.step != config.last_step:
         return None
     base = locations.fetch(request.base_model, request.workdir)

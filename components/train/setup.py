@@ -69,7 +69,7 @@ def _prepare(request: Request, stopping: Stopping, watchdog: Watchdog) -> Traini
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     peak = device_peak_flops(config.precision)
     dataset = _dataset(request.dataset, request.version)
-    config = _with_prompts(config.in_steps(dataset.train_samples), dataset, request.seed)
+    config = _with_prompts(config.in_steps(dataset.epoch_samples), dataset, request.seed)
     monitor = Monitor(run, config, Progress(), is_main_rank=rank == 0, peak=None if peak is None else peak * world)
     monitor.loading(world)
     base = locations.fetch(request.base_model, request.workdir)

@@ -103,7 +103,7 @@ class LaunchContext:
         if train.epochs is None:
             return train
         dataset = read_version(self.workdir.child(f"datasets/{self.encoding_key}"), self.dataset)
-        return train.in_steps(dataset.train_samples)
+        return train.in_steps(dataset.epoch_samples)
 
     @property
     def arguments(self) -> TrainerArguments:

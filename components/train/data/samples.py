@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from components.storage.files import temporary_cache
 from components.train.config import TrainConfig
 from components.train.data.batches import expected_shards, micro_batches
 from components.train.data.open_shards import OpenShards, untrained_samples
-from components.train.data.order import Order, Places, Window
+from components.train.data.order import Order, Places, Repeats, Window
 from components.train.data.shard_cache import ShardCache
 
 # Open shards cost file descriptors, of which a process often has 1,024, and some 100 KB each for a thousand samples.
@@ -209,7 +211,23 @@ def _order(dataset: Dataset, window: int, seed: int) -> Order:
         raise DataError("the dataset has no sample to train on; add images, or lower index.held_out")
     # Shards are sorted by name, which begins with the bucket, so a bucket's shards are together.
     buckets = [len(list(shards)) for _, shards in groupby(dataset.shards, key=lambda shard: shard.bucket)]
-    return Order(sizes, window, seed, buckets)
+    return Order(sizes, window, seed, buckets, _repeats(dataset))
+
+
+def _repeats(dataset: Dataset) -> Repeats | None:
+    """Return how often each sample stands in an epoch; None if each does once."""
+    if not dataset.repeats:
+        return None
+    shards = dataset.shards
+
+    def classes(shard: int) -> NDArray[np.int64]:
+        return np.array([int(digit, 36) for digit in shards[shard].train_repeats], dtype=np.int64)
+
+    counts = np.zeros((len(dataset.repeats), len(shards)), dtype=np.uint32)
+    for number, shard in enumerate(shards):
+        for digit, count in Counter(shard.train_repeats).items():
+            counts[int(digit, 36), number] = count
+    return Repeats([Fraction(repeats) for repeats in dataset.repeats], counts, classes)
 
 
 def _open_tar(config: TrainConfig, local: bool) -> OpenTar:

@@ -54,6 +54,18 @@ def test_train_leaves_out_what_is_held_out_or_gone() -> None:
     assert B.train == (0, 1, 2)
 
 
+def test_repeats_come_back_and_change_the_digest(storage: Storage, dataset: Dataset) -> None:
+    shards = (replace(A, repeats="01110"), replace(B, repeats="1"))
+    repeated = replace(dataset, shards=shards, repeats=("1", "5/2"))
+    assert A.train_repeats == ""
+    assert [shard.train_repeats for shard in shards] == ["10", "111"]
+    assert (dataset.epoch_samples, repeated.epoch_samples, repeated.train_samples) == (5, 11, 5)
+    write_dataset(storage, repeated)
+    assert read_dataset(storage) == repeated
+    others = (dataset, replace(repeated, repeats=("1", "2")), replace(repeated, shards=(shards[0], B)))
+    assert len({repeated.digest, *(other.digest for other in others)}) == 4
+
+
 def test_dataset_comes_back_as_it_was_written(storage: Storage, dataset: Dataset) -> None:
     assert read_dataset(storage) is None
     write_dataset(storage, dataset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,27 @@ def test_any_world_size_trains_on_the_same_rows_in_the_same_order(
     alone = read(dataset, storage, steps=12)
     assert len(alone) == 12 * 7
     assert read(dataset, storage, 12, world, micro_batch=2, workers=2, prefetch=1) == alone
+
+
+def test_repeats_are_the_same_for_any_world_size_and_from_any_step(dataset: Dataset, storage: Storage) -> None:
+    digits = ["".join(str((shard + number) % 3) for number in range(row[1])) for shard, row in enumerate(PLAN)]
+    shards = tuple(replace(shard, repeats=text) for shard, text in zip(dataset.shards, digits, strict=True))
+    repeated = replace(dataset, shards=shards, repeats=("1/2", "1", "3"))
+    rates = {
+        make_sample(bucket, shard, number).key: (Fraction(1, 2), 1, 3)[(shard + number) % 3]
+        for shard, (bucket, count, held_out, tombstones) in enumerate(PLAN)
+        for number in range(count)
+        if number not in {*held_out, *tombstones}
+    }
+    assert repeated.epoch_samples == round(sum(rates.values())) != repeated.train_samples == len(rates)
+    alone = read(repeated, storage, steps=40)
+    assert read(repeated, storage, 12, world=3) == read(repeated, storage, 12, world=5) == alone[: 12 * 7]
+    reader = Reader(repeated, storage, DRAWING, settings(), 0, 1)
+    assert reader.samples == repeated.epoch_samples
+    assert rows_of(reader.read(33)) == alone[33 * 7 : 34 * 7]
+    counts, epochs = Counter(row[0] for row in alone), 40 * 7 / sum(rates.values())
+    assert counts.keys() == rates.keys(), "held-out images and tombstones never come"
+    assert all(abs(counts[key] - epochs * rate) < 1 + 2 * 7 * rate / 6 for key, rate in rates.items())
 
 
 @pytest.mark.parametrize("world", [1, 3, 9])
