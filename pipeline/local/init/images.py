@@ -106,14 +106,14 @@ def survey_images(place: str, workdir: Storage) -> ImageSurvey:
     """
     source = open_source(place)
     log = io.StringIO()
-    ingest(IngestConfig(source=place), workdir, Progress(log), source)
-    manifest = read_manifest(workdir, source.id)
-    images = _some_images(workdir, source.id, manifest.groups)
+    source_id = ingest(IngestConfig(source=place), workdir, Progress(log), source)["source_id"]
+    manifest = read_manifest(workdir, source_id)
+    images = _some_images(workdir, source_id, manifest.groups)
     damaged = list(_damaged(source, images[:_DECODED]))
     lost = {rejection.name for rejection in damaged}
     images = [image for image in images if image.name not in lost]
     captioned, captions, problems = _captions(source, images)
-    rejections = [*read_ingest_rejections(workdir, source.id), *damaged, *problems]
+    rejections = [*read_ingest_rejections(workdir, source_id), *damaged, *problems]
     return ImageSurvey(
         source=source.url,
         layout=_layout(log.getvalue()),
