@@ -22,6 +22,7 @@ from pipeline.launch.observer import ClusterObserver
 from pipeline.launch.policy import GangExit
 from pipeline.launch.state import StateFile, TrainJobRecord
 from pipeline.launch.watch import WatchEvent
+from tests.stores.mortal import Killed
 
 START = 1_800_000_000.0
 JOB = TrainJobRecord("job-1", "uid-of-job", "spot", 2, 3600.0)  # a dollar per second and node
@@ -237,6 +238,47 @@ def test_an_attempt_that_never_ran_is_in_the_ledger_once_as_waiting(harness: Har
     harness.attempts.abandon()
     assert harness.seconds(0) == {"pending": 33.0}
     assert spent(read_ledger(harness.run)) == 0.0
+
+
+def test_an_attempt_that_never_ran_is_in_the_ledger_before_it_is_forgotten(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_key: str, _data: bytes) -> None:
+        raise Killed
+
+    monkeypatch.setattr(harness.run, "append", killed)
+    with pytest.raises(Killed):
+        harness.attempts.abandon()
+    assert StateFile(harness.run).record.attempt is not None
+
+
+def test_a_training_that_does_not_go_on_is_closed_with_what_is_known_of_its_pods(harness: Harness) -> None:
+    harness.now = START + 20
+    harness.follow(pod(0, scheduled=4), pod(1, scheduled=5, running={"startedAt": at(10)}))
+    harness.now = START + 50
+    harness.attempts.close_for_good()
+    assert harness.state_file.record.attempt is None
+    paid = {state: seconds for state, seconds in harness.seconds(0).items() if state != "pending"}
+    assert sum(paid.values()) == 16.0, "from the first node to the last sign of them"
+    assert harness.follow(pod(0, scheduled=4), pod(1, scheduled=5, running={"startedAt": at(10)})) is None
+    harness.attempts.close_for_good()
+    assert len({line.attempt for line in read_ledger(harness.run)}) == 1
+
+
+def test_a_training_that_does_not_go_on_and_never_ran_has_only_waited(harness: Harness) -> None:
+    harness.now = START + 50
+    harness.attempts.close_for_good()
+    assert harness.seconds(0) == {"pending": 50.0}
+
+
+def test_pods_that_are_gone_need_not_be_remembered(harness: Harness) -> None:
+    harness.follow(pod(0, scheduled=4, running={"startedAt": at(10)}), pod(1, running={"startedAt": at(10)}))
+    harness.now = START + 60
+    ended = pod(1, terminated=terminated(75, 44))
+    assert harness.follow(ended, pod(0, 1, created=50), pod(1, 1, created=50)) is not None
+    following = harness.state_file.record.attempt
+    assert following is not None
+    assert following.earlier_pods == ("job-1-0-1",)
 
 
 def test_an_attempt_that_is_closed_by_two_launchers_is_in_the_ledger_once(harness: Harness) -> None:

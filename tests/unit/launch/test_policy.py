@@ -68,6 +68,7 @@ def test_every_exit_code_of_the_design_has_a_restart_kind() -> None:
 def test_a_run_starts_in_its_first_pool_with_all_of_its_nodes(placement: dict[str, Any], pool: Any) -> None:
     started = initial_state(limits(min_nodes=2, **placement), START, checkpoint_step=70)
     assert started == LaunchState(started_at=START, pool=pool, nodes=4, pool_since=START, checkpoint_step=70)
+    assert (started.preemptions, started.pool_preemptions, started.crashes, started.without_progress) == (0, 0, 0, 0)
 
 
 WAITING = {"pool": "spot", "waiting_since": START}
@@ -250,6 +251,15 @@ CASES = {
         state=WAITING,
         launch={"shrink_wait_minutes": 10, "fallback": {"wait_minutes": None}},
         placement={"min_nodes": 2},
+        changes={"nodes": 2},
+    ),
+    "half of an odd number is rounded down": Case(
+        "replace",
+        "shrink",
+        {"phase": "waiting", "now": START + 900},
+        state={**WAITING, "nodes": 5},
+        launch={"shrink_wait_minutes": 10, "fallback": {"wait_minutes": None}},
+        placement={"min_nodes": 1},
         changes={"nodes": 2},
     ),
     "some came, but too few": Case(

@@ -44,6 +44,7 @@ def test_every_field_is_read_again(run: Storage) -> None:
     empty = LaunchRecord()
     assert all(getattr(FULL, field.name) != getattr(empty, field.name) for field in fields(LaunchRecord))
     assert StateFile(run).record == empty
+    assert (empty.jobs, empty.attempts, empty.job_attempts) == (0, 0, 0)
     StateFile(run).update(**vars(FULL))
     assert StateFile(run).record == FULL
     assert StateFile(run).state == FULL.state
