@@ -73,7 +73,7 @@ def encode_texts(
         ]
         chunks = [_states(encoder, output, reading.clip_skip, len(encoders)) for output in outputs]
         states.append(torch.cat(chunks, dim=1))  # n × [B, L, D] → [B, n·L, D]
-        if len(encoders) > 1 and "text_embeds" in outputs[0]:
+        if "text_embeds" in outputs[0]:  # only SDXL's second encoder has one
             pooled = outputs[0].text_embeds
     return torch.cat(states, dim=-1), pooled
 

@@ -91,12 +91,9 @@ def chunks_of_base(setting: int | None, base: str, workdir: Storage) -> int:
     """
     if setting is not None:
         return setting
-    if base.startswith(WORKDIR):
-        storage = workdir.child(base.removeprefix(WORKDIR))
-    elif "://" in base:
-        storage = open_storage(base)
-    else:
-        return reading_of_model(Path(base).expanduser()).chunks
+    # The name of a repository of the hub is no folder here, so nothing is found.
+    in_workdir = base.startswith(WORKDIR)
+    storage = workdir.child(base.removeprefix(WORKDIR)) if in_workdir else open_storage(base)
     try:
         return _parse(storage.read(MANIFEST), storage.url).chunks
     except NotFound:
