@@ -63,7 +63,11 @@ FIXES: Mapping[str, str] = {
     "metadata-repeated": "remove one of the two lines",
     "near-duplicate": "raise or unset clean.max_distance",
     "not-an-image": "remove the file, or save it as JPEG or PNG",
+    "row-path": "name files in the folder of the table, or below it",
+    "row-without-image": "fill in the image, or remove the row",
     "symlink-outside": "copy the file into the source",
+    "table-broken": "copy or make the file again",
+    "table-columns": "name the column of images (ingest.rows.image), or of captions (ingest.rows.caption)",
     "too-large": "scale the images down, or raise ingest.limits.max_pixels or max_bytes",
     "too-small": "take larger images, or lower ingest.limits.min_side",
     "truncated": _COPY,
@@ -72,8 +76,8 @@ FIXES: Mapping[str, str] = {
     "unusable-name": _RENAME,
 }
 
-# No image is lost: a line of metadata or a whole archive is no image, and of equal images one is kept.
-_NO_IMAGES = ("metadata-", "archive-", "member-pickle", "duplicate", "near-duplicate")
+# No image is lost: a line of metadata, an archive or a table is no image, and of equal images one is kept.
+_NO_IMAGES = ("metadata-", "archive-", "table-", "member-pickle", "duplicate", "near-duplicate")
 
 
 class ReasonCount(NamedTuple):

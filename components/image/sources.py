@@ -15,6 +15,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ _TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTA
 
 # Between the name of an archive and that of its member; no name of a file in a source has an empty part.
 _SEPARATOR = "//"
+
+# Endings of files that hold many images, so that one of them can be a source by itself.
+FILES_OF_IMAGES = (".tar", ".parquet", ".arrow", ".h5", ".hdf5", ".hdf")
 
 # Reason of a rejection that the name alone decides: it does not pass by itself.
 BAD_NAME = "unusable-name"
@@ -134,21 +138,31 @@ class Source(ABC):
             )
         return data
 
+    def find(self, name: str) -> Iterator[SourceFile]:
+        """Yield the file of a name, as ``list`` would; nothing if there is none."""
+        return (file for file in self.list() if file.name == name)
+
     @abstractmethod
     def _read(self, name: str, start: int, length: int | None) -> bytes:
         """Return the bytes of a file, as ``read`` says."""
 
 
 def open_source(url: str) -> Source:
-    """Open a source: a local folder (also ``file://``) or ``s3://bucket/prefix``.
+    """Open a source: a local folder (also ``file://``), ``s3://bucket/prefix``, or one file that holds many images.
 
     Raises:
-        DataError: If there is no such folder.
+        DataError: If there is no such folder or file.
         ConfigError: If the address is of another kind.
     """
     storage = open_storage(url)
     folder = storage.local_path()
-    return FolderSource(folder) if folder is not None else StorageSource(storage)
+    holds_images = url.lower().endswith(FILES_OF_IMAGES)
+    if folder is not None:
+        is_file = holds_images and folder.is_file()
+        return FileSource(FolderSource(folder.parent), folder.name) if is_file else FolderSource(folder)
+    parent, _, name = url.rpartition("/")
+    is_object = holds_images and not parent.endswith("/")  # not the bucket's name
+    return FileSource(StorageSource(open_storage(parent)), name) if is_object else StorageSource(storage)
 
 
 def open_images(manifest: Manifest, workdir: Storage) -> Source:
@@ -191,7 +205,7 @@ class FolderSource(Source):
         while pending:
             name = pending.pop()
             if not name.endswith("/"):
-                yield from self._file(name)
+                yield from self.find(name)
                 continue
             try:
                 pending.extend(self._entries(name))
@@ -230,7 +244,8 @@ class FolderSource(Source):
         names.sort(reverse=True)
         return names
 
-    def _file(self, name: str) -> Iterator[SourceFile]:
+    def find(self, name: str) -> Iterator[SourceFile]:
+        """Yield the file of a name."""
         path = self._path(name)
         try:
             status = os.lstat(path)
@@ -280,11 +295,40 @@ class StorageSource(Source):
             else:
                 yield SourceFile(key, size, modified)
 
+    def find(self, name: str) -> Iterator[SourceFile]:
+        """Yield the object of a name."""
+        with suppress(NotFound):
+            yield SourceFile(*self._storage.entry(name))
+
     def _read(self, name: str, start: int, length: int | None) -> bytes:
         try:
             return self._storage.read(name, start, length)
         except NotFound:
             raise ImageRejected("unreadable", f"{name!a} was removed since it was listed; run ingest again") from None
+
+
+class FileSource(Source):
+    """One file that holds many images. What its rows name is read from beside it.
+
+    Args:
+        parent: The folder that it lies in.
+        name: Its name there.
+    """
+
+    def __init__(self, parent: Source, name: str) -> None:
+        self.url = f"{parent.url}/{name}"
+        self._parent = parent
+        self._name = name
+
+    def list(self) -> Iterator[SourceFile]:
+        """Yield the file."""
+        files = [*self._parent.find(self._name)]
+        if not files:
+            raise DataError(f"source {self.url!a} does not exist; check ingest.source")
+        return iter(files)
+
+    def _read(self, name: str, start: int, length: int | None) -> bytes:
+        return self._parent.read(name, start, length)
 
 
 def _regular(status: os.stat_result) -> os.stat_result:

@@ -11,17 +11,52 @@ from components.image.decoding import ImageLimits
 from components.settings import Operational, Settings
 
 
+class RowsConfig(Settings):
+    """How files of rows are read: Parquet, Arrow and HDF5."""
+
+    image: str | None = Field(
+        None, min_length=1, description="column with the images, or with their paths; null: found by its type and name"
+    )
+    caption: str | None = Field(
+        None,
+        min_length=1,
+        description="column with the captions; null: one of ingest.caption_fields, or the only column of text",
+    )
+    splits: tuple[str, ...] = Field(
+        ("train",),
+        description=(
+            "splits to read, of train, validation and test, which the names of files and folders tell; what names "
+            "none is of train; [] reads all"
+        ),
+    )
+    isolated: Operational[bool] = Field(
+        True, description="read them in a process of its own, so that a damaged file costs only itself"
+    )
+    memory_gib: Operational[float] = Field(
+        8.0, ge=1, le=1024, description="most memory of that process, in GiB; a file that needs more is rejected"
+    )
+    seconds: Operational[float] = Field(
+        300.0, ge=1, le=86_400, description="longest time for some rows of a file, in seconds; then it is rejected"
+    )
+
+
 class IngestConfig(Settings):
     """Where the images are, which of them to use, and into how many groups to divide them."""
 
     source: str = Field(
-        min_length=1, description="folder of images, read recursively: a local path or s3://bucket/prefix"
+        min_length=1,
+        description=(
+            "folder of images, read recursively: a local path or s3://bucket/prefix; or a single file of images (.tar, "
+            ".parquet, .arrow, .h5, .hdf5)"
+        ),
     )
-    layout: Literal["auto", "folder", "imagefolder", "webdataset"] = Field(
+    layout: Literal["auto", "folder", "imagefolder", "webdataset", "parquet", "hdf5"] = Field(
         "auto",
         description=(
             "how the images are stored: folder (image files with captions beside them), imagefolder (the same with "
-            "metadata.jsonl or metadata.csv), webdataset (.tar files of images and captions), or auto to find out"
+            "metadata.jsonl or metadata.csv), webdataset (.tar files of images and captions), parquet (.parquet and "
+            ".arrow files, as Hugging Face's data sets are), hdf5 (.h5 and .hdf5, such as Fashion-Gen), or auto to "
+            "find out"
         ),
     )
     lanes: int = Field(1, ge=1, le=50, description="number of lanes that caption and encode groups in parallel")
@@ -53,6 +88,7 @@ class IngestConfig(Settings):
             "upper and lower case are the same"
         ),
     )
+    rows: RowsConfig = Field(RowsConfig(), description="which columns of Parquet, Arrow and HDF5 files are read")
     limits: ImageLimits = Field(ImageLimits(), description="which image sizes are accepted")
     allowed_licenses: tuple[str, ...] = Field(
         (),

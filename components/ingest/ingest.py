@@ -28,6 +28,8 @@ from components.ingest.config import IngestConfig
 from components.ingest.file_cache import CacheJournal, read_cache, read_journal, remove_journal, write_cache
 from components.ingest.file_reader import read_file
 from components.ingest.groups import group_bits, select_images, write_groups
+from components.ingest.imports.importing import ImportedSource, import_files
+from components.ingest.imports.row_files import find_row_files
 from components.ingest.listing import ARCHIVE, IMAGE, READ_KINDS, Listing, choose_layout, workdir_prefix
 from components.ingest.metadata_files import read_metadata
 from components.ingest.parallel_reader import ReadFile, read_new_files
@@ -65,10 +67,17 @@ def ingest(
     """
     source = open_source(config.source) if source is None else source
     source_id = config.source_id(source.url)
-    listing = Listing(config, workdir_prefix(source.url, workdir))
+    own_files = workdir_prefix(source.url, workdir)
+    listing = Listing(config, own_files)
+    row_files = find_row_files(source, config, own_files)
+    imported = None if row_files is None else import_files(source, row_files, config, workdir, progress)
+    if imported is not None:
+        source = imported
+        listing.include(imported.digest, imported.left_out, stable=imported.stable)
     previous = _previous_manifest(workdir, source_id)
     with open_catalog() as catalog:
         catalog.add_files(listing.select(source.list()), config.extensions)
+        catalog.reject(imported.rejections if imported is not None else ())
         if previous is not None and listing.digest == previous.listing and _is_complete(workdir, source_id, previous):
             _remove_leftovers(workdir, source_id, source.id, previous)
             check_share(config, workdir, source_id, previous)
@@ -150,7 +159,10 @@ def _layout(config: IngestConfig, source: Source, catalog: Catalog, listing: Lis
     kinds = catalog.kinds()
     if not kinds & {IMAGE, ARCHIVE} and catalog.count_rejected():
         kinds.add(IMAGE)  # an image exists: why it is rejected says more than that there are no images
-    layout = choose_layout(config, source, kinds, listing.other_files)
+    if isinstance(source, ImportedSource):
+        layout = source.layout
+    else:
+        layout = choose_layout(config, source, kinds, listing.other_files)
     progress.event("layout", layout=layout, archives_ignored=ARCHIVE in kinds and ARCHIVE not in READ_KINDS[layout])
     return layout
 
@@ -207,6 +219,7 @@ def _write(
         listing=listing.digest,
         reasons={one.reason: one.images for one in catalog.reasons()[:MOST_REASONS]},
         other_files=other_files,
+        imports=source.imports if isinstance(source, ImportedSource) else "",
         **counts,
     )
     write_manifest(workdir, source_id, manifest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ MOST_ENDINGS, LONGEST_ENDING, OTHER_ENDINGS = 1000, 20, "others"
 
 # Which kinds of file ingest reads in each layout; caption files are read by the caption step.
 READ_KINDS = {"folder": (IMAGE, JSON), "imagefolder": (IMAGE, JSON), "webdataset": (ARCHIVE,)}
+# Files of rows are imported into tars.
+READ_KINDS |= dict.fromkeys(("parquet", "hdf5"), (ARCHIVE,))
 
 
 class ListedFile(NamedTuple):
@@ -107,6 +109,12 @@ class Listing:
             self.stable = self.stable and bool(file.modified)
             rank = CAPTION_ENDINGS.index(ending) if kind == CAPTION else 0
             yield ListedFile(file.name, kind, stem, file.size, self._tag(kind, file), rank)
+
+    def include(self, digest: str, other_files: Mapping[str, int], *, stable: bool) -> None:
+        """Include what was found before the listing, when files were imported."""
+        self._digest.update(digest.encode())
+        self.other_files.update(other_files)
+        self.stable &= stable
 
     def _add(self, file: SourceFile) -> None:
         self._digest.update(f"{file.name}\0{file.size}\0{file.modified}\n".encode("utf-8", "surrogatepass"))

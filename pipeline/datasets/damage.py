@@ -31,7 +31,7 @@ from components.model.metric_results import EVALUATION, read_evaluation
 from components.storage.base import Storage
 
 _PIECE = 1 << 24  # bytes that are read of a file at a time
-_ONCE = ("captions/", "datasets/", "ingest/")  # JSON Lines that are written at once, and end in a checksum
+_ONCE = ("captions/", "datasets/", "imports/", "ingest/")  # JSON Lines that are written at once, and end in a checksum
 
 
 class Artifact(NamedTuple):
