@@ -19,7 +19,7 @@ from components.caption.text_sources import TextSources
 from components.errors import ImageRejected
 from components.image.decoding import ImageLimits, decode
 from components.image.records import ImageRecord, Rejection, read_images, read_ingest_rejections, read_manifest
-from components.image.sources import Source, open_source
+from components.image.sources import Source, open_images, open_source
 from components.ingest.config import IngestConfig
 from components.ingest.ingest import ingest
 from components.progress import Progress
@@ -109,10 +109,11 @@ def survey_images(place: str, workdir: Storage) -> ImageSurvey:
     source_id = ingest(IngestConfig(source=place), workdir, Progress(log), source)["source_id"]
     manifest = read_manifest(workdir, source_id)
     images = _some_images(workdir, source_id, manifest.groups)
-    damaged = list(_damaged(source, images[:_DECODED]))
+    readable = open_images(manifest, workdir)
+    damaged = list(_damaged(readable, images[:_DECODED]))
     lost = {rejection.name for rejection in damaged}
     images = [image for image in images if image.name not in lost]
-    captioned, captions, problems = _captions(source, images)
+    captioned, captions, problems = _captions(readable, images)
     rejections = [*read_ingest_rejections(workdir, source_id), *damaged, *problems]
     return ImageSurvey(
         source=source.url,

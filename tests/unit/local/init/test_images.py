@@ -10,6 +10,7 @@ import pytest
 from components.errors import DataError
 from components.storage.open import open_storage
 from pipeline.local.init.images import ImageSurvey, survey_images
+from tests.bad_rows import parquet
 from tests.drawn_photos import SCENES, write_photos
 from tests.images import encoded, noise, put
 
@@ -92,3 +93,9 @@ def test_a_place_without_a_usable_image_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=words) as caught:
             survey(tmp_path / place, tmp_path / "work")
         assert str(tmp_path / place) in str(caught.value)
+
+
+def test_files_of_rows_are_looked_at_like_images(tmp_path: Path) -> None:
+    put(tmp_path / "in/train.parquet", parquet(), None)
+    found = survey(tmp_path / "in/train.parquet", tmp_path)
+    assert (found.count, found.layout, found.captions) == (3, "parquet", {"a": 1, "b": 1, "c": 1})
