@@ -23,6 +23,8 @@ _FILTER = "lower the threshold of the filter (caption.filters), or set it to nul
 
 # What to do, by the reason; a filter's reason has the same fix as every filter's.
 FIXES: Mapping[str, str] = {
+    "address-broken": "correct the address, or remove the row",
+    "address-private": "remove the row; or, if the list is your own, set ingest.addresses.allow_private",
     "archive-corrupt": "make the archive again",
     "archive-empty": "check ingest.extensions, or remove the archive",
     "archive-too-many": "make more and smaller archives",
@@ -46,6 +48,8 @@ FIXES: Mapping[str, str] = {
     "decoder-memory": "raise latents.decode.memory_gib, or scale the images down",
     "decoder-died": "save the image as PNG or JPEG, or remove it",
     "decoder-stuck": "raise latents.decode.seconds, or scale the images down",
+    "download-disallowed": "respect it: remove the row",
+    "download-failed": "check the address; a higher ingest.addresses.timeout or retries downloads the list again",
     "duplicate": "nothing: the first of equal images is kept",
     "empty-file": _COPY,
     "extreme-aspect": "crop the images, or raise ingest.limits.max_aspect",

@@ -31,8 +31,11 @@ _TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTA
 # Between the name of an archive and that of its member; no name of a file in a source has an empty part.
 _SEPARATOR = "//"
 
-# Endings of files that hold many images, so that one of them can be a source by itself.
-FILES_OF_IMAGES = (".tar", ".parquet", ".arrow", ".h5", ".hdf5", ".hdf")
+# Endings of files that hold, or name, many images, so that one of them can be a source by itself.
+FILES_OF_IMAGES = (
+    *(".tar", ".parquet", ".arrow", ".h5", ".hdf5", ".hdf"),
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl"),  # lists of addresses
+)
 
 # Reason of a rejection that the name alone decides: it does not pass by itself.
 BAD_NAME = "unusable-name"

@@ -40,6 +40,22 @@ class RowsConfig(Settings):
     )
 
 
+class AddressesConfig(Settings):
+    """How lists of addresses are downloaded, with img2dataset."""
+
+    program: str = Field("img2dataset", min_length=1, description="the program: its name on PATH, or its path")
+    column: str | None = Field(
+        None, min_length=1, description="column with the addresses; null: url, image_url or url_link"
+    )
+    allow_private: bool = Field(
+        False, description="whether addresses may lead into this machine's own network; others are rejected"
+    )
+    batch: int = Field(1000, ge=1, le=10_000, description="addresses that are downloaded in one go")
+    threads: Operational[int] = Field(32, ge=1, le=1024, description="downloads at the same time")
+    timeout: Operational[int] = Field(10, ge=1, le=3600, description="longest wait for a server, in seconds")
+    retries: Operational[int] = Field(1, ge=0, le=100, description="further attempts for each address")
+
+
 class IngestConfig(Settings):
     """Where the images are, which of them to use, and into how many groups to divide them."""
 
@@ -50,13 +66,14 @@ class IngestConfig(Settings):
             ".parquet, .arrow, .h5, .hdf5)"
         ),
     )
-    layout: Literal["auto", "folder", "imagefolder", "webdataset", "parquet", "hdf5"] = Field(
+    layout: Literal["auto", "folder", "imagefolder", "webdataset", "parquet", "hdf5", "addresses"] = Field(
         "auto",
         description=(
             "how the images are stored: folder (image files with captions beside them), imagefolder (the same with "
             "metadata.jsonl or metadata.csv), webdataset (.tar files of images and captions), parquet (.parquet and "
-            ".arrow files, as Hugging Face's data sets are), hdf5 (.h5 and .hdf5, such as Fashion-Gen), or auto to "
-            "find out"
+            ".arrow files, as Hugging Face's data sets are), hdf5 (.h5 and .hdf5, such as Fashion-Gen), addresses "
+            "(lists in .txt, .csv, .tsv, .json, .jsonl or .parquet, which img2dataset downloads), or auto to find out, "
+            "which never downloads"
         ),
     )
     lanes: int = Field(1, ge=1, le=50, description="number of lanes that caption and encode groups in parallel")
@@ -89,6 +106,7 @@ class IngestConfig(Settings):
         ),
     )
     rows: RowsConfig = Field(RowsConfig(), description="which columns of Parquet, Arrow and HDF5 files are read")
+    addresses: AddressesConfig = Field(AddressesConfig(), description="how lists of addresses are downloaded")
     limits: ImageLimits = Field(ImageLimits(), description="which image sizes are accepted")
     allowed_licenses: tuple[str, ...] = Field(
         (),

@@ -31,7 +31,7 @@ MOST_ENDINGS, LONGEST_ENDING, OTHER_ENDINGS = 1000, 20, "others"
 # Which kinds of file ingest reads in each layout; caption files are read by the caption step.
 READ_KINDS = {"folder": (IMAGE, JSON), "imagefolder": (IMAGE, JSON), "webdataset": (ARCHIVE,)}
 # Files of rows are imported into tars.
-READ_KINDS |= dict.fromkeys(("parquet", "hdf5"), (ARCHIVE,))
+READ_KINDS |= dict.fromkeys(("parquet", "hdf5", "addresses"), (ARCHIVE,))
 
 
 class ListedFile(NamedTuple):
@@ -146,7 +146,8 @@ def choose_layout(config: IngestConfig, source: Source, kinds: Collection[str], 
         others = ", ".join(f"{ending or 'no ending'} {count}" for ending, count in other_files.most_common(5))
         raise DataError(
             f"source {source.url!a} holds no images (other files: {others or 'none'}); expected names ending in "
-            f"{endings}; check ingest.source, ingest.layout and ingest.extensions"
+            f"{endings}; check ingest.source, ingest.layout and ingest.extensions (a list of addresses needs "
+            "ingest.layout=addresses)"
         )
     return layout
 

@@ -8,7 +8,7 @@ file may have any number of them.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from components.errors import ImageRejected
@@ -52,7 +52,7 @@ def read_metadata(name: str, read: ReadRange, caption_fields: Sequence[str]) -> 
     if encoding not in (None, "utf-8-sig"):  # one rejection rather than one for each line
         yield Rejection(name, "ingest", BROKEN, f"its encoding is {str(encoding).upper()}; save the file as UTF-8")
         return
-    rows = _json_rows(read) if name.endswith(".jsonl") else _csv_rows(read)
+    rows = json_rows(read) if name.endswith(".jsonl") else csv_rows(read, _FILE)
     for number, row in rows:
         try:
             if isinstance(row, ImageRejected):
@@ -74,11 +74,12 @@ def _path(row: Mapping[str, Any]) -> str:
     return "/".join(parts)
 
 
-_Rows = Iterator[tuple[int, Mapping[str, Any] | ImageRejected]]
+Rows = Iterator[tuple[int, Mapping[str, Any] | ImageRejected]]
 
 
-def _json_rows(read: ReadRange) -> _Rows:
-    for number, line in _lines(read):
+def json_rows(read: ReadRange) -> Rows:
+    """Yield the objects of JSON Lines with the numbers of their lines, or why a line cannot be used."""
+    for number, line in read_lines(read):
         if isinstance(line, ImageRejected):
             yield number, line
         elif line.strip():
@@ -88,9 +89,10 @@ def _json_rows(read: ReadRange) -> _Rows:
                 yield number, error
 
 
-def _csv_rows(read: ReadRange) -> _Rows:
+def csv_rows(read: ReadRange, needed: Collection[str], delimiter: str = ",") -> Rows:
+    """Yield the rows of CSV, as `json_rows` does; its first line has the names, one of which must be a needed one."""
     rejected: list[tuple[int, ImageRejected]] = []
-    reader = csv.reader(_text(_lines(read), rejected), strict=True)
+    reader = csv.reader(_text(read_lines(read), rejected), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         try:
@@ -104,8 +106,9 @@ def _csv_rows(read: ReadRange) -> _Rows:
             return
         if header is None:
             header = [name.strip() for name in row]
-            if not set(_FILE) & set(header):
-                yield 1, ImageRejected(BROKEN, f"its columns are {', '.join(header)!a:.200}; one must be file_name")
+            if not set(needed) & set(header):
+                one = next(iter(needed))
+                yield 1, ImageRejected(BROKEN, f"its columns are {', '.join(header)!a:.200}; one must be {one}")
                 return
         elif len(row) == len(header):
             yield reader.line_num, dict(zip(header, row, strict=True))
@@ -129,7 +132,7 @@ def _text(
             rejected.append((number, ImageRejected(BROKEN, detail)))
 
 
-def _lines(read: ReadRange) -> Iterator[tuple[int, bytes | ImageRejected]]:
+def read_lines(read: ReadRange) -> Iterator[tuple[int, bytes | ImageRejected]]:
     """Yield the lines of a file with their numbers; one that is too long is rejected and not kept in memory."""
     number, rest, skipping, position = 1, b"", False, 0
     while True:

@@ -50,6 +50,29 @@ def open_arrow(source: Source, config: IngestConfig, name: str, size: int) -> It
     yield _ArrowRows(source, config, name, file, batches, columns)
 
 
+def read_plain_rows(source: Source, name: str, size: int) -> Iterator[Mapping[str, Any] | ImageRejected]:
+    """Yield each row of a Parquet file with its texts and numbers, or why it cannot be used.
+
+    Raises:
+        ImageRejected: ``table-broken``.
+    """
+    file = RangeFile(source, name, size)
+    with _explained(file):
+        schema, batches = _parquet(file)
+        names = [field.name for field in schema if _kind(field.type) in ("text", "value")]
+        for _, batch in batches(0, names):
+            columns = [_plain(column).to_pylist() for column in batch.columns]
+            for values in zip(*columns, strict=True):
+                try:
+                    row = {
+                        column: _field(column, value) for column, value in zip(batch.schema.names, values, strict=True)
+                    }
+                except ImageRejected as error:
+                    yield error
+                else:
+                    yield row
+
+
 class _ArrowRows:
     """The rows of one file."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from components.errors import ConfigError, ImageRejected
 from components.image.records import Rejection
 from components.image.sources import Source, SourceFile
 from components.ingest.config import IngestConfig
-from components.ingest.imports.row_files import ENDINGS, HDF5, PARQUET
+from components.ingest.imports.row_files import ADDRESSES, ENDINGS, HDF5, PARQUET
 from components.ingest.imports.rows import ImageRow, Opened
 from components.ingest.imports.tar_writer import TarWriter
 from components.ingest.listing import split_name
@@ -23,7 +23,7 @@ from components.ingest.parallel_reader import TRANSIENT_REASONS
 TAR_BYTES = 256 << 20
 TAR_ROWS = 50_000  # rows without an image, too: each rejection takes memory
 
-_MODULES = {PARQUET: "pyarrow", HDF5: "h5py"}
+_MODULES = {PARQUET: "pyarrow", HDF5: "h5py", ADDRESSES: "pyarrow"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def convert(
 
 
 def _write(
-    batches: Iterator[list[ImageRow]],
+    batches: Iterator[Iterable[ImageRow]],
     writer: TarWriter,
     name: str,
     rejections: list[Rejection],
@@ -120,7 +120,7 @@ def _write(
 
 def _open(source: Source, config: IngestConfig, file: SourceFile) -> Opened:
     """Open a file with the package that can read it."""
-    layout = ENDINGS[split_name(file.name)[1]]
+    layout = ADDRESSES if config.layout == ADDRESSES else ENDINGS[split_name(file.name)[1]]
     if importlib.util.find_spec(_MODULES[layout]) is None:
         raise ConfigError(
             f"{file.name!a} needs a package that is not installed: pip install {_MODULES[layout]}, or all that read "
@@ -131,6 +131,10 @@ def _open(source: Source, config: IngestConfig, file: SourceFile) -> Opened:
         from components.ingest.imports.hdf5_rows import open_hdf5
 
         return open_hdf5(source, config, file.name, file.size)
+    if layout == ADDRESSES:
+        from components.ingest.imports.address_rows import open_addresses
+
+        return open_addresses(source, config, file.name, file.size)
     from components.ingest.imports.arrow_rows import open_arrow
 
     return open_arrow(source, config, file.name, file.size)

@@ -24,6 +24,7 @@ from components.image.records import Rejection
 from components.image.sources import Source, SourceFile, open_source
 from components.ingest.config import IngestConfig, RowsConfig
 from components.ingest.imports.conversion import Part, convert, rejection_values
+from components.ingest.imports.row_files import ADDRESSES
 from components.ingest.imports.rows import BROKEN
 
 _GIB = 2**30
@@ -37,9 +38,9 @@ class Convert(Protocol):
 
 
 @contextmanager
-def open_converter(config: RowsConfig) -> Iterator[Convert]:
+def open_converter(config: RowsConfig, layout: str) -> Iterator[Convert]:
     """Return what converts files as the settings say; its process ends with the block."""
-    if not config.isolated:
+    if not config.isolated or layout == ADDRESSES:  # what is downloaded is read by another program anyway
         yield convert
         return
     converter = _ProcessConverter(config)

@@ -27,7 +27,7 @@ from components.image.sources import Source, SourceFile, StorageSource
 from components.ingest.config import IngestConfig
 from components.ingest.imports.conversion import Part, rejection_values
 from components.ingest.imports.conversion_process import Convert, open_converter
-from components.ingest.imports.row_files import ENDINGS, RowFiles
+from components.ingest.imports.row_files import ADDRESSES, RowFiles, endings_of
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.scratch import scratch_folder
@@ -99,7 +99,7 @@ def import_files(
         StorageError: If the storage fails; a retry may help.
     """
     if not files.files:
-        endings = " or ".join(ending for ending, layout in ENDINGS.items() if layout == files.layout)
+        endings = " or ".join(endings_of(files.layout))
         splits = f" of split {' or '.join(config.rows.splits)}" if config.rows.splits else ""
         raise DataError(
             f"source {source.url!a} has no {endings} files{splits}{_listed(files.left_out)}; check ingest.source, "
@@ -107,7 +107,7 @@ def import_files(
         )
     folder = workdir.child(imports_prefix(source.url))
     kept: list[_Kept] = []
-    with open_converter(config.rows) as convert:
+    with open_converter(config.rows, files.layout) as convert:
         for file in progress.track(files.files, "files imported", len(files.files)):
             kept += _import_file(source, file, config, folder, convert)
     imported = ImportedSource(source.url, workdir, files.layout, kept, files.left_out)
@@ -181,6 +181,8 @@ def _folder(file: SourceFile) -> str:
 def _settings(config: IngestConfig) -> str:
     """Return the digest of the settings that decide what is imported from a file."""
     rows = config.rows.model_dump(mode="json", exclude={"splits", "isolated", "memory_gib", "seconds"})
+    if config.layout == ADDRESSES:
+        rows |= config.addresses.model_dump(mode="json", include={"column", "allow_private", "timeout", "retries"})
     return short([rows, config.limits.max_bytes, config.caption_fields], 12)
 
 

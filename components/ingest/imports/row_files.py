@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from components.image.sources import Source, SourceFile
 from components.ingest.config import IngestConfig
+from components.ingest.imports.address_lists import ENDINGS as LISTS
 from components.ingest.imports.splits import split_of
 from components.ingest.listing import split_name
 
-PARQUET, HDF5 = "parquet", "hdf5"
+PARQUET, HDF5, ADDRESSES = "parquet", "hdf5", "addresses"
 ENDINGS = {".parquet": PARQUET, ".arrow": PARQUET, ".h5": HDF5, ".hdf5": HDF5, ".hdf": HDF5}
 _CACHE = "cache-"  # what `datasets` keeps of computations beside a data set
 
@@ -19,7 +20,7 @@ class RowFiles(NamedTuple):
     """The files of rows that a source has.
 
     Attributes:
-        layout: What they are: ``parquet`` or ``hdf5``.
+        layout: What they are: ``parquet``, ``hdf5`` or ``addresses``.
         files: Those to import, by name.
         other_splits: Those of splits that are not asked for.
         left_out: How many others there are, by kind.
@@ -31,6 +32,13 @@ class RowFiles(NamedTuple):
     left_out: dict[str, int]
 
 
+def endings_of(layout: str) -> tuple[str, ...]:
+    """Return the endings of a layout's files."""
+    if layout == ADDRESSES:
+        return LISTS
+    return tuple(ending for ending, of_layout in ENDINGS.items() if of_layout == layout)
+
+
 def find_row_files(source: Source, config: IngestConfig, workdir_prefix: str | None) -> RowFiles | None:
     """Return the files of rows of a source, if it is they that hold its images; None if it has others.
 
@@ -39,8 +47,9 @@ def find_row_files(source: Source, config: IngestConfig, workdir_prefix: str | N
         config: The settings. By default images and tars come first: rows beside them are usually their metadata.
         workdir_prefix: Beginning of the names of Darkroom's own files, which are ignored.
     """
-    if config.layout not in ("auto", PARQUET, HDF5):
+    if config.layout not in ("auto", PARQUET, HDF5, ADDRESSES):
         return None
+    endings = ENDINGS if config.layout == "auto" else endings_of(config.layout)
     files: list[SourceFile] = []
     left_out: Counter[str] = Counter()
     for file in source.list():
@@ -49,7 +58,7 @@ def find_row_files(source: Source, config: IngestConfig, workdir_prefix: str | N
         ending = split_name(file.name)[1]
         if config.layout == "auto" and (ending in config.extensions or ending == ".tar"):
             return None
-        if ending not in ENDINGS or config.layout not in ("auto", ENDINGS[ending]):
+        if ending not in endings:
             left_out[ending or "no ending"] += 1
         elif file.name.rpartition("/")[2].startswith(_CACHE):
             left_out["cache files of datasets"] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -38,7 +38,7 @@ class ImageRow(NamedTuple):
 class RowReader(Protocol):
     """Reads the rows of an open file."""
 
-    def batches(self, start: int) -> Iterator[list[ImageRow]]:
+    def batches(self, start: int) -> Iterator[Iterable[ImageRow]]:
         """Yield all rows from one on, in their order, some at a time.
 
         Raises:
