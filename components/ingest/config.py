@@ -43,17 +43,19 @@ class RowsConfig(Settings):
 class AddressesConfig(Settings):
     """How lists of addresses are downloaded, with img2dataset."""
 
-    program: str = Field("img2dataset", min_length=1, description="the program: its name on PATH, or its path")
+    program: Operational[str] = Field(
+        "img2dataset", min_length=1, description="the program: its name on PATH, or its path"
+    )
     column: str | None = Field(
         None, min_length=1, description="column with the addresses; null: url, image_url or url_link"
     )
     allow_private: bool = Field(
         False, description="whether addresses may lead into this machine's own network; others are rejected"
     )
-    batch: int = Field(1000, ge=1, le=10_000, description="addresses that are downloaded in one go")
+    batch: Operational[int] = Field(1000, ge=1, le=10_000, description="addresses that are downloaded in one go")
     threads: Operational[int] = Field(32, ge=1, le=1024, description="downloads at the same time")
-    timeout: Operational[int] = Field(10, ge=1, le=3600, description="longest wait for a server, in seconds")
-    retries: Operational[int] = Field(1, ge=0, le=100, description="further attempts for each address")
+    timeout: int = Field(10, ge=1, le=3600, description="longest wait for a server, in seconds")
+    retries: int = Field(1, ge=0, le=100, description="further attempts for each address")
 
 
 class IngestConfig(Settings):
@@ -153,7 +155,11 @@ class IngestConfig(Settings):
     @property
     def outcome(self) -> dict[str, Any]:
         """All settings that decide the records of a source, as JSON."""
-        return self.model_dump(mode="json", exclude={"source", "readers", "max_rejected"})
+        how: dict[str, Any] = {
+            "rows": {"isolated", "memory_gib", "seconds"},
+            "addresses": {"program", "batch", "threads"},
+        }
+        return self.model_dump(mode="json", exclude={"source": True, "readers": True, "max_rejected": True, **how})
 
     def source_id(self, url: str) -> str:
         """Return the name under which a workdir keeps the records of the source at a URL.
