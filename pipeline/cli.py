@@ -25,7 +25,7 @@ from pipeline.command_line import (
     whole_number,
     wrapped,
 )
-from pipeline.config import resolve, to_yaml
+from pipeline.config import place_settings, resolve, to_yaml
 from pipeline.cost.documents import COST_KEYS, PLAN_KEYS
 from pipeline.cost.plan import Assumptions
 from pipeline.datasets import verbs as dataset_verbs
@@ -101,7 +101,8 @@ def _add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> N
     default = "; without one, --source gets a recipe of its own, as init writes it" if optional else ""
     names = f"one of {', '.join(recipes())}, or a YAML file{default}"
     parser.add_argument("--recipe", required=not optional, default="", help=names)
-    parser.add_argument("--source", default="", help="folder of images (default: the recipe's)")
+    text = "folder of images (default: the recipe's); given several times: all of them, each image once in an epoch"
+    parser.add_argument("--source", action="append", default=[], help=text)
     _add_set(parser)
 
 
@@ -112,15 +113,16 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_init(verbs: Any) -> None:
-    examples = ("darkroom init photos", "darkroom init s3://bucket/photos -o mine.yaml")
+    examples = ("darkroom init photos", "darkroom init photos s3://bucket/drawings -o mine.yaml")
     parser = add_verb(verbs, "init", "look at your images and this machine, and write a recipe", _init, examples)
-    parser.add_argument("place", help="folder or s3://bucket/prefix with the images")
+    parser.add_argument("place", nargs="+", help="folder or s3://bucket/prefix with the images; one or several")
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: the place's name, as .yaml)")
 
 
 def _add_run(verbs: Any) -> None:
     examples = (
         "darkroom run --source photos",
+        "darkroom run --source photos --source drawings",
         "darkroom run --recipe demo",
         "darkroom run --recipe mine.yaml --source photos --workdir work",
         "darkroom run --recipe demo --set train.steps=800 train.ranks=4",
@@ -194,7 +196,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pipeline.local.init.verb import recipe_of_source
+    from pipeline.local.init.verb import recipe_of_sources
     from pipeline.local.run import open_workdir, run_here
 
     if arguments.continued:
@@ -202,20 +204,23 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ConfigError("give --recipe for a run of its settings, or --continue for one that goes on, not both")
         return local_verbs.continue_run(arguments.continued, arguments.workdir, _overrides(arguments))
     console, workdir = Console(highlight=False), arguments.workdir or DEFAULT_WORKDIR
-    recipe, source = arguments.recipe, arguments.source
+    recipe, places = arguments.recipe, arguments.source
     if not recipe:
-        if not source:
+        if not places:
             raise ConfigError(
                 "nothing to run: give --source FOLDER with your images, or --recipe (one of "
                 f"{', '.join(recipes())}, or a YAML file, such as `darkroom init FOLDER` writes)"
             )
-        recipe = recipe_of_source(source, open_workdir(workdir), console)
-    run_here(recipe, workdir, source, _overrides(arguments), console)
+        recipe = recipe_of_sources(places, open_workdir(workdir), console)
+        places = places if len(places) == 1 else []  # several are in the recipe, where somebody may set their repeats
+    source, several = place_settings(places)
+    run_here(recipe, workdir, source, [*several, *_overrides(arguments)], console)
     return EXIT_DONE
 
 
 def _config(arguments: argparse.Namespace) -> int:
-    config = resolve(arguments.recipe, _overrides(arguments), arguments.source)
+    source, several = place_settings(arguments.source)
+    config = resolve(arguments.recipe, [*several, *_overrides(arguments)], source)
     if arguments.json:
         print_json({"run": config.run, "settings": config.model_dump(mode="json")})
     else:
@@ -229,7 +234,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     overrides = _overrides(arguments)
     if arguments.prices is not None:
         overrides.append(f"placement.prices={json.dumps(arguments.prices)}")
-    settings = resolve(arguments.recipe, overrides, arguments.source)
+    source, several = place_settings(arguments.source)
+    settings = resolve(arguments.recipe, [*several, *overrides], source)
     console = Console(highlight=False)
     show_plan(settings, arguments.workdir, arguments.images, arguments.assume, arguments.json, console)
     return EXIT_DONE

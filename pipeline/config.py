@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
@@ -23,7 +24,7 @@ from components.train.config import TrainConfig
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PlacementConfig
 from pipeline.pod import PodsConfig
-from pipeline.recipe import dump, read_recipe, without_other_example
+from pipeline.recipe import dump, read_recipe, without_other_example, without_other_places
 
 
 class RunConfig(Settings):
@@ -38,7 +39,7 @@ class RunConfig(Settings):
         None,
         description="images to write to the recipe's ingest.source before the run, if that folder does not exist",
     )
-    ingest: IngestConfig = Field(description="where the images are: at least ingest.source")
+    ingest: IngestConfig = Field(description="where the images are: ingest.source or ingest.sources")
     model: ModelConfig = ModelConfig()
     caption: CaptionConfig = CaptionConfig()
     clean: CleanConfig = CleanConfig()
@@ -112,13 +113,21 @@ def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> Run
         ConfigError: For an unknown recipe, and for wrong settings, all of them at once.
     """
     values = read_recipe(recipe)
-    whole = override(values, overrides)
+    whole = override(without_other_places(values, override({}, overrides)), overrides)
     if source:
+        whole = without_other_places(whole, {"ingest": {"source": source}})
         section = whole.get("ingest")
         whole["ingest"] = {**(section if isinstance(section, dict) else {}), "source": source}
     if not any(text.partition("=")[0].strip() == "example" for text in overrides):
         whole = without_other_example(whole, values)
     return RunConfig.parse(whole)
+
+
+def place_settings(places: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what `resolve` takes as the source, and as overrides, for the places that a person gave."""
+    if len(places) < 2:
+        return "".join(places), []
+    return "", [f"ingest.sources={json.dumps(list(places))}"]
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -26,7 +26,7 @@ _REASONS = 3
 _NOT_SHOWN = frozenset(
     {
         "attempt-started", "autoencoder", "caption-lengths", "checkpoint", "compared", "done", "finished", "layout",
-        "loading", "preempted", "rank-started", "reported", "samples", "stop-asked", "validation",
+        "loading", "preempted", "rank-started", "reported", "samples", "source", "stop-asked", "validation",
     }
 )  # fmt: skip
 

@@ -73,9 +73,18 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     whole = _own_values(documents.pop())
     for document in reversed(documents):
         own = _own_values(document)
-        merged = _merge(whole, own)
+        merged = _merge(without_other_places(whole, own), own)
         whole = merged if "example" in own else without_other_example(merged, whole)
     return whole
+
+
+def without_other_places(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values without their place of images if changes have several of them, and the other way round."""
+    section, changed = values.get("ingest"), changes.get("ingest")
+    if not (isinstance(section, Mapping) and isinstance(changed, Mapping)):
+        return values
+    replaced = {"source" if changed.get("sources") else "sources" if changed.get("source") else ""}
+    return {**values, "ingest": {name: value for name, value in section.items() if name not in replaced}}
 
 
 def without_other_example(values: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def without_other_example(values: dict[str, Any], base: Mapping[str, Any]) -> di
 
 def _source(values: Mapping[str, Any]) -> Any:
     section = values.get("ingest")
-    return section.get("source") if isinstance(section, Mapping) else None
+    return [section.get(name) for name in ("source", "sources")] if isinstance(section, Mapping) else None
 
 
 def portable(recipe: str) -> str:

@@ -21,7 +21,7 @@ from components.digests import short
 from components.errors import DarkroomError, Preempted, StorageError
 from components.image.partition import groups_of_lane, lane_names
 from components.image.records import read_manifest
-from components.image.sources import open_source
+from components.image.union_source import open_places
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
@@ -60,7 +60,7 @@ class OpenRun:
     def source_id(self) -> str:
         """The name under which the workdir keeps what ingest listed."""
         config = self.settings.ingest
-        return config.source_id(open_source(config.source).url)
+        return config.records_id([source.url for source in open_places(config.places)])
 
     @property
     def caption_set(self) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from components.caption.config import CaptionConfig
-from components.caption.labels import Labels, from_folder, read_labels
+from components.caption.labels import Labels, from_folder, read_all_labels
 from components.command import Problem
 from components.errors import ConfigError, DarkroomError, DataError
 from components.image.records import ImageRecord, read_images, read_manifest
 from components.image.sources import open_images
+from components.image.union import split_name
+from components.image.union_source import UnionSource
 from components.model.availability import list_files
 from components.model.locations import is_hub_name
 from components.model.parts import ModelFiles
@@ -74,16 +76,18 @@ def _count_missing(config: CaptionConfig, workdir: Storage, source_id: str) -> t
     total = missing = 0
     for group in manifest.groups:
         images = read_images(workdir, source_id, group)
-        needs_labels = "labels" in config.order
-        labels = read_labels(config.labels, source, [image.name for image in images]) if needs_labels else {}
+        names = [image.name for image in images]
+        labels = read_all_labels(config.labels, source, names) if "labels" in config.order else {}
         total += len(images)
-        missing += sum(not _has_caption(image, config, labels) for image in images)
+        is_union = isinstance(source, UnionSource)
+        missing += sum(not _has_caption(image, config, labels, is_union=is_union) for image in images)
     return total, missing
 
 
-def _has_caption(image: ImageRecord, config: CaptionConfig, labels: dict[str, Labels]) -> bool:
+def _has_caption(image: ImageRecord, config: CaptionConfig, labels: dict[str, Labels], *, is_union: bool) -> bool:
     """Tell whether a source that needs no pixels has something for an image; it is not read."""
-    has = {"sidecar": image.caption is not None, "folder": from_folder(image.name) is not None}
+    own_name = split_name(image.name)[1] if is_union else image.name
+    has = {"sidecar": image.caption is not None, "folder": from_folder(own_name) is not None}
     has["labels"] = bool(labels.get(image.name))
     return any(has.get(origin, False) for origin in config.order)
 

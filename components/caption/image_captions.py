@@ -14,7 +14,7 @@ from components.caption.caption_rules import BANNED
 from components.caption.composing import compose
 from components.caption.config import CaptionConfig, Origin
 from components.caption.screening import MeasuredImage, Screening, UnfitImage
-from components.caption.text_sources import TextSources
+from components.caption.text_sources import Texts
 from components.caption.versions import Versions
 from components.digests import sha256
 from components.errors import ImageRejected
@@ -94,7 +94,7 @@ class ImageCaptions:
         config: CaptionConfig,
         limits: ImageLimits,
         source: Source,
-        text_sources: TextSources,
+        text_sources: Texts,
         versions: Versions,
         screening: Screening,
     ) -> None:

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 from components.caption.config import CaptionConfig
 from components.caption.image_captions import ImageCaptions
-from components.caption.labels import read_labels
 from components.caption.screening import Screening
-from components.caption.text_sources import TextSources
+from components.caption.text_sources import open_texts
 from components.caption.versions import Versions
 from components.image.decoding import ImageLimits
 from components.image.partition import ancestors
@@ -100,12 +99,10 @@ class CaptionJob:
             if not is_hub_name(name) and not name.startswith("s3://"):  # those would be downloaded, maybe for nothing
                 fetch(name, self.workdir)
         source = open_images(read_manifest(self.workdir, self.source_id), self.workdir)
-        needs_labels = "labels" in self.config.order
-        labels = read_labels(self.config.labels, source, [image.name for image in images]) if needs_labels else {}
-        text_sources = TextSources(self.config, source, labels)
-        versions = Versions(self.config, text_sources, self.workdir)
+        texts = open_texts(self.config, source, [image.name for image in images])
+        versions = Versions(self.config, texts, self.workdir)
         screening = Screening(self.config.filters, self.workdir)
-        return ImageCaptions(self.config, self.limits, source, text_sources, versions, screening)
+        return ImageCaptions(self.config, self.limits, source, texts, versions, screening)
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON."""

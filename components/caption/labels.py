@@ -22,6 +22,8 @@ from typing import Any
 from components.caption.config import LabelsConfig
 from components.errors import DataError, ImageRejected, NotFound
 from components.image.sources import Source
+from components.image.union import split_name
+from components.image.union_source import UnionSource
 from components.storage.open import open_storage
 
 Labels = tuple[str, ...]
@@ -55,6 +57,30 @@ def read_labels(config: LabelsConfig, source: Source, names: Iterable[str]) -> d
     return matching(
         parse(config.layout, {file: _read(path, source) for file, path in label_paths(config)}, config.columns), names
     )
+
+
+def read_all_labels(config: LabelsConfig, source: Source, names: Iterable[str]) -> dict[str, Labels]:
+    """Return the labels of some images of a source, or of a union, each of whose sources has its own label files.
+
+    A source of a union may have none: its images are without labels then. Files at an absolute place are for all.
+
+    Raises:
+        DataError: If no source has label files, or one does not parse.
+        StorageError: If a file cannot be read; a retry may help.
+    """
+    if not isinstance(source, UnionSource):
+        return read_labels(config, source, names)
+    of_each: dict[str, list[str]] = {label: [] for label in source.members}
+    for name in names:
+        label, own = split_name(name)
+        of_each[label].append(own)
+    paths = [path for _, path in label_paths(config)] if config.layout is not None else []
+    having = [label for label, one in source.members.items() if all(_is_absolute(p) or one.exists(p) for p in paths)]
+    return {
+        f"{label}/{own}": labels
+        for label in having or list(source.members)
+        for own, labels in read_labels(config, source.members[label], of_each[label]).items()
+    }
 
 
 def label_paths(config: LabelsConfig) -> list[tuple[str, str]]:
@@ -122,8 +148,12 @@ def _read(path: str, source: Source) -> str:
         raise DataError(f"label file {path!a} is not UTF-8 ({error}); save it as UTF-8") from None
 
 
+def _is_absolute(path: str) -> bool:
+    return "://" in path or path.startswith("/")
+
+
 def _bytes(path: str, source: Source) -> bytes:
-    if "://" not in path and not path.startswith("/"):
+    if not _is_absolute(path):
         return source.read(path)
     folder, _, name = path.rpartition("/")
     return open_storage(folder or "/").read(name)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 from components.caption.caption_rules import LARGEST_FILE, captions_of, check
 from components.caption.composing import label
 from components.caption.config import CaptionConfig, Origin
-from components.caption.labels import Labels, from_folder
+from components.caption.labels import Labels, from_folder, read_all_labels
 from components.errors import ImageRejected
 from components.image.caption_text import decode_caption
 from components.image.records import Caption, ImageRecord, Sidecar
 from components.image.sources import Source
+from components.image.union import in_own_source, split_name
+from components.image.union_source import UnionSource
 
 # Settings on which the captions of each source depend.
 _SETTINGS = {
@@ -23,8 +25,63 @@ _SETTINGS = {
 }
 
 
+class Texts(Protocol):
+    """The sources of captions that need no pixels."""
+
+    def captions(self, origin: Origin, image: ImageRecord) -> list[Caption]:
+        """Return the captions that one source has for an image, at least one.
+
+        Raises:
+            ImageRejected: If it has none that can be used, with the reason.
+        """
+
+    def basis(self, origin: Origin, image: ImageRecord) -> Any:
+        """Return what a source's captions of an image depend on, as JSON; None if a change would not show."""
+
+
+def open_texts(config: CaptionConfig, source: Source, names: Iterable[str]) -> Texts:
+    """Open the sources of captions that some images need, label files included.
+
+    Args:
+        config: The settings.
+        source: The source of the images, or a union of several.
+        names: The images' names in it.
+
+    Raises:
+        DataError: If a label file is missing or does not parse.
+        StorageError: If one cannot be read; a retry may help.
+    """
+    labels = read_all_labels(config.labels, source, names) if "labels" in config.order else {}
+    if not isinstance(source, UnionSource):
+        return TextSources(config, source, labels)
+    of_each: dict[str, dict[str, Labels]] = {label: {} for label in source.members}
+    for name, own_labels in labels.items():
+        label, own = split_name(name)
+        of_each[label][own] = own_labels
+    return UnionTexts({label: TextSources(config, one, of_each[label]) for label, one in source.members.items()})
+
+
+class UnionTexts:
+    """The texts of a union: each image's are those that it has in its own source.
+
+    Args:
+        members: Those of each source, by its label.
+    """
+
+    def __init__(self, members: Mapping[str, Texts]) -> None:
+        self._members = members
+
+    def captions(self, origin: Origin, image: ImageRecord) -> list[Caption]:
+        """Return the captions that one source has for an image, as `Texts` says."""
+        return self._members[split_name(image.name)[0]].captions(origin, in_own_source(image))
+
+    def basis(self, origin: Origin, image: ImageRecord) -> Any:
+        """Return what a source's captions of an image depend on, as `Texts` says."""
+        return self._members[split_name(image.name)[0]].basis(origin, in_own_source(image))
+
+
 class TextSources:
-    """The sources of captions that need no pixels.
+    """The texts of one source.
 
     Args:
         config: The settings.
@@ -42,11 +99,7 @@ class TextSources:
         }
 
     def captions(self, origin: Origin, image: ImageRecord) -> list[Caption]:
-        """Return the captions that one source has for an image, at least one.
-
-        Raises:
-            ImageRejected: If it has none that can be used, with the reason.
-        """
+        """Return the captions that one source has for an image, as `Texts` says."""
         if origin == "sidecar":
             return self._from_sidecar(image)
         if origin == "folder":
@@ -57,7 +110,7 @@ class TextSources:
         return [Caption(check(self._config.fixed, self._config), "fixed")]
 
     def basis(self, origin: Origin, image: ImageRecord) -> Any:
-        """Return what a source's captions of an image depend on, as JSON; None if a change would not show."""
+        """Return what a source's captions of an image depend on, as `Texts` says."""
         settings = self._settings[origin]
         if origin == "sidecar":
             sidecar = _sidecar_basis(image.caption)

@@ -11,7 +11,7 @@ from typing import Any
 
 from components.caption.config import CaptionConfig, Origin
 from components.caption.models.identity import identity
-from components.caption.text_sources import TextSources
+from components.caption.text_sources import Texts
 from components.digests import short
 from components.image.records import ImageRecord
 from components.storage.base import Storage
@@ -33,7 +33,7 @@ class Versions:
         workdir: The storage of ``workdir:`` models.
     """
 
-    def __init__(self, config: CaptionConfig, text_sources: TextSources, workdir: Storage) -> None:
+    def __init__(self, config: CaptionConfig, text_sources: Texts, workdir: Storage) -> None:
         self._config = config
         self._text_sources = text_sources
         self._workdir = workdir

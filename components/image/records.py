@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from components.digests import digest, short
 from components.errors import DamagedFile, DataError, NotFound
+from components.image.union import UnionMember
 from components.storage.base import Storage
 
 FORMAT = 3
@@ -153,7 +154,7 @@ class Manifest:
     """Summary of one source's records; ingest writes it last.
 
     Attributes:
-        source: The source's URL, absolute.
+        source: The source's URL, absolute; of a union all of them.
         images: How many images were accepted.
         rejected: How many were rejected, and other rejections, such as lines of metadata.
         groups: Names of the partition groups, in order.
@@ -165,6 +166,7 @@ class Manifest:
         alpha: How many other images have pixels that may be transparent.
         other_files: How many files are no image and belong to none, by kind.
         imports: Folder of the workdir that the images were imported into; empty if they are read from the source.
+        members: The sources of a union; empty for one source.
     """
 
     source: str
@@ -178,6 +180,7 @@ class Manifest:
     alpha: int = 0
     other_files: Mapping[str, int] = field(default_factory=dict)
     imports: str = ""
+    members: tuple[UnionMember, ...] = ()
 
     @property
     def place(self) -> str:
@@ -240,7 +243,8 @@ def read_manifest(workdir: Storage, source_id: str) -> Manifest:
         raise DataError(
             f"{workdir.url}: {key} is not of format {FORMAT}, the only one that can be read; run the ingest step again"
         )
-    manifest = _record(Manifest, values, key)
+    members = tuple(_record(UnionMember, member, key) for member in values.pop("members", ()))
+    manifest = _record(Manifest, {**values, "members": members}, key)
     if not isinstance(manifest.groups, list):
         raise DamagedFile(f"{key} in {workdir.url} is damaged (no list of groups); delete it and run ingest again")
     return replace(manifest, groups=tuple(manifest.groups))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from components.digests import short
 from components.errors import DataError, ImageRejected, NotFound, StorageError
-from components.image.records import Manifest
+from components.image.records import Manifest, read_manifest
 from components.storage.base import Storage, check_key
 from components.storage.open import open_storage
 
@@ -149,6 +149,10 @@ class Source(ABC):
     def _read(self, name: str, start: int, length: int | None) -> bytes:
         """Return the bytes of a file, as ``read`` says."""
 
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file, even if it cannot be read."""
+        return any(file.name == name for file in self.list())
+
 
 def open_source(url: str) -> Source:
     """Open a source: a local folder (also ``file://``), ``s3://bucket/prefix``, or one file that holds many images.
@@ -179,6 +183,11 @@ def open_images(manifest: Manifest, workdir: Storage) -> Source:
         DataError: If there is no such folder any more.
         ConfigError: If the address is of another kind.
     """
+    if manifest.members:
+        from components.image.union_source import UnionSource  # here, since it imports this module
+
+        ids = {member.label: member.source_id for member in manifest.members}
+        return UnionSource({label: open_images(read_manifest(workdir, one), workdir) for label, one in ids.items()})
     if manifest.imports:
         return StorageSource(workdir.child(manifest.imports))
     return open_source(manifest.source)
@@ -226,6 +235,10 @@ class FolderSource(Source):
                 return file.read(-1 if length is None else length)
         except OSError as error:
             raise _rejection(error, name) from None
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file, as ``Source.exists`` says."""
+        return os.path.lexists(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self.url}/{name}"
@@ -303,6 +316,10 @@ class StorageSource(Source):
         with suppress(NotFound):
             yield SourceFile(*self._storage.entry(name))
 
+    def exists(self, name: str) -> bool:
+        """Tell whether there is an object, as ``Source.exists`` says."""
+        return self._storage.exists(name)
+
     def _read(self, name: str, start: int, length: int | None) -> bytes:
         try:
             return self._storage.read(name, start, length)
@@ -329,6 +346,10 @@ class FileSource(Source):
         if not files:
             raise DataError(f"source {self.url!a} does not exist; check ingest.source")
         return iter(files)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file beside it, as ``Source.exists`` says."""
+        return self._parent.exists(name)
 
     def _read(self, name: str, start: int, length: int | None) -> bytes:
         return self._parent.read(name, start, length)

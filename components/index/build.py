@@ -32,10 +32,13 @@ from components.image.records import (
     read_clean_rejections,
     read_ingest_rejections,
     read_latents_rejections,
+    read_manifest,
 )
+from components.image.union import UnionMember, split_name
 from components.index.config import IndexConfig
 from components.index.files import REJECTED, IndexFiles
 from components.index.last_result import delete_result, fingerprint, read_result, write_result
+from components.index.repeats import RepeatsOfImages
 from components.progress import Progress
 from components.storage.base import Storage
 
@@ -80,14 +83,16 @@ def index(
     inputs = fingerprint(files, groups, config.held_out, variants)
     if last_result := read_result(files, inputs):
         return last_result
-    live, authors, noted = _accepted(files, groups, config.held_out, variants)
-    shards = join(_whole_shards(files, groups, progress), live, config.held_out)
+    members = read_manifest(workdir, source_id).members
+    live, authors, noted, owners = _accepted(files, groups, config.held_out, variants, members)
+    repeats = RepeatsOfImages(members, owners, live, config.held_out)
+    shards = join(_whole_shards(files, groups, progress), live, config.held_out, repeats)
     rejections = _rejections(files, groups)
     images = {sample.image for sample in live}
     held_out = sum(is_held_out(image, config.held_out) for image in images)
     counts = (len(rejections), len(images), held_out)
     dataset = make_dataset(encoding_key, read_encoding(storage), shards, *counts, caption_set, authors, _lengths(files))
-    dataset = replace(dataset, noted_captions=noted)
+    dataset = replace(dataset, noted_captions=noted, repeats=repeats.of_dataset)
     _check(dataset, live, rejections, config)
     delete_result(files, inputs)
     files.records.write_records(REJECTED, (asdict(rejection) for rejection in rejections))
@@ -102,12 +107,18 @@ def index(
         "encoding_key": encoding_key,
         "caption_set": caption_set,
         "captions_by": authors,
+        **repeats.result(),
     }
     write_result(files, inputs, result)
     return result
 
 
-def join(shards: Iterable[tuple[str, ShardIndex]], live: set[SampleId], held_out: float) -> list[Shard]:
+def join(
+    shards: Iterable[tuple[str, ShardIndex]],
+    live: set[SampleId],
+    held_out: float,
+    repeats: RepeatsOfImages | None = None,
+) -> list[Shard]:
     """Return the shards with the samples that are held out, and those that are not used any more.
 
     A sample that is in several shards counts in the first of them; in the others it is a tombstone.
@@ -116,6 +127,7 @@ def join(shards: Iterable[tuple[str, ShardIndex]], live: set[SampleId], held_out
         shards: Names and indexes.
         live: The samples that have an image and a caption.
         held_out: Share of the images that are held out from training.
+        repeats: How often the images stand in an epoch; None if each does once.
     """
     earlier: set[SampleId] = set()
     joined = []
@@ -131,6 +143,9 @@ def join(shards: Iterable[tuple[str, ShardIndex]], live: set[SampleId], held_out
         joined.append(
             Shard(name, _bucket(name), count, index.bytes, index.sha256, tuple(not_trained_on), tuple(tombstones))
         )
+        if repeats is not None:
+            images = [entry.image for entry in index.samples]
+            joined[-1] = replace(joined[-1], repeats=repeats.of_shard(images, joined[-1].train))
     return joined
 
 
@@ -141,9 +156,14 @@ def _bucket(name: str) -> tuple[int, int]:
 
 
 def _accepted(
-    files: IndexFiles, groups: Sequence[str], held_out: float, variants: int | None
-) -> tuple[set[SampleId], dict[str, int], NotedCaptions]:
-    """Return the samples that the dataset should have, how many captions each author wrote, and some captions."""
+    files: IndexFiles, groups: Sequence[str], held_out: float, variants: int | None, members: Sequence[UnionMember]
+) -> tuple[set[SampleId], dict[str, int], NotedCaptions, dict[str, int]]:
+    """Return the samples that the dataset should have, how many captions each author wrote, and some captions.
+
+    The last part is each image's source, by its number in the union; it is empty if there is but one source.
+    """
+    number_of = {member.label: number for number, member in enumerate(members)}
+    owners: dict[str, int] = {}
     live: set[SampleId] = set()
     authors: Counter[str] = Counter()
     notes = CaptionNotes()
@@ -154,10 +174,12 @@ def _accepted(
         count = read_variants(files.records, group) if variants is None else variants
         for record in records:
             if record.sha256 not in rejected:
+                if members:
+                    owners[record.sha256] = number_of[split_name(record.name)[0]]
                 texts = [caption.text for caption in record.captions]
                 live.update(sample_ids(record.sha256, texts, count))
                 notes.add(texts, is_held_out(record.sha256, held_out))
-    return live, dict(sorted(authors.items(), key=lambda item: (-item[1], item[0]))), notes.result()
+    return live, dict(sorted(authors.items(), key=lambda item: (-item[1], item[0]))), notes.result(), owners
 
 
 def _whole_shards(files: IndexFiles, groups: Sequence[str], progress: Progress) -> list[tuple[str, ShardIndex]]:

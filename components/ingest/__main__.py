@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(config: IngestConfig, _: Namespace, workdir: Storage, progress: Progress) -> Mapping[str, Any]:
-    from components.ingest.ingest import ingest
+    from components.ingest.union import ingest_sources
 
-    return ingest(config, workdir, progress)
+    return ingest_sources(config, workdir, progress)
 
 
 if __name__ == "__main__":

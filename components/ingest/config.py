@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.digests import short
 from components.image.decoding import ImageLimits
 from components.settings import Operational, Settings
+
+Layout = Literal["auto", "folder", "imagefolder", "webdataset", "parquet", "hdf5", "addresses"]
+_PLACE = (
+    "folder of images, read recursively: a local path or s3://bucket/prefix; or a single file of images (.tar, "
+    ".parquet, .arrow, .h5, .hdf5)"
+)
+
+
+class SourceConfig(Settings):
+    """One of several places that images come from."""
+
+    source: str = Field(min_length=1, description=_PLACE)
+    layout: Layout | None = Field(None, description="as ingest.layout, for this place alone; null: what that says")
+    repeats: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description=(
+            "how often each image stands in an epoch; 0.5: in every other one; null: once. Of equal images in several "
+            "places the one with the most repeats is kept, of these the first"
+        ),
+    )
+    weight: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description=(
+            "share of an epoch, relative to the weights of the other places: no image stands in an epoch less than "
+            "once, those of a small place with a large weight more often; for all places or for none"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _repeats_or_weight(self) -> Self:
+        if self.repeats is not None and self.weight is not None:
+            raise ValueError(f".repeats ({self.repeats:g}) and .weight ({self.weight:g}) are both set; remove one")
+        return self
 
 
 class RowsConfig(Settings):
@@ -61,14 +99,16 @@ class AddressesConfig(Settings):
 class IngestConfig(Settings):
     """Where the images are, which of them to use, and into how many groups to divide them."""
 
-    source: str = Field(
-        min_length=1,
+    source: str | None = Field(None, min_length=1, description=_PLACE)
+    sources: tuple[SourceConfig, ...] = Field(
+        (),
+        max_length=36,  # a shard has a digit of base 36 for the repeats of each sample
         description=(
-            "folder of images, read recursively: a local path or s3://bucket/prefix; or a single file of images (.tar, "
-            ".parquet, .arrow, .h5, .hdf5)"
+            "several such places instead of ingest.source, each with its settings, or only its address; of equal "
+            "images in several places one is kept, and each image stands once in an epoch if nothing else is said"
         ),
     )
-    layout: Literal["auto", "folder", "imagefolder", "webdataset", "parquet", "hdf5", "addresses"] = Field(
+    layout: Layout = Field(
         "auto",
         description=(
             "how the images are stored: folder (image files with captions beside them), imagefolder (the same with "
@@ -131,6 +171,24 @@ class IngestConfig(Settings):
     )
     readers: int = Field(8, ge=1, le=256, description="number of files read at the same time")
 
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _addresses_are_places(cls, sources: Any) -> Any:
+        """Accept an address alone as a place."""
+        several = sources if isinstance(sources, list | tuple) else [sources]
+        return [{"source": one} if isinstance(one, str) else one for one in several if one is not None]
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if self.source is not None and self.sources:
+            raise ValueError(f".source ({self.source!r}) and .sources are both set; remove one of them")
+        if self.source is None and not self.sources:
+            raise ValueError(f".source: missing; {_PLACE}; .sources has several")
+        weights = [one.weight for one in self.sources]
+        if None in weights and weights != [None] * len(weights):
+            raise ValueError(".sources: some have a weight and some have none; give all of them one, or none")
+        return self
+
     @field_validator("extensions")
     @classmethod
     def _lower_with_dot(cls, extensions: tuple[str, ...]) -> tuple[str, ...]:
@@ -159,7 +217,8 @@ class IngestConfig(Settings):
             "rows": {"isolated", "memory_gib", "seconds"},
             "addresses": {"program", "batch", "threads"},
         }
-        return self.model_dump(mode="json", exclude={"source": True, "readers": True, "max_rejected": True, **how})
+        where = {"source": True, "sources": True, "readers": True, "max_rejected": True}
+        return self.model_dump(mode="json", exclude={**where, **how})
 
     def source_id(self, url: str) -> str:
         """Return the name under which a workdir keeps the records of the source at a URL.
@@ -167,6 +226,29 @@ class IngestConfig(Settings):
         It covers the settings: two runs on one source with different ones never write into one folder.
         """
         return short([url, self.outcome])
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the images are."""
+        return tuple(one.source for one in self.sources) if self.source is None else (self.source,)
+
+    @property
+    def members(self) -> tuple[IngestConfig, ...]:
+        """The settings for each place alone."""
+        if self.source is not None:
+            return (self,)
+        return tuple(
+            self.model_copy(update={"source": one.source, "layout": one.layout or self.layout, "sources": ()})
+            for one in self.sources
+        )
+
+    def records_id(self, urls: Sequence[str]) -> str:
+        """Return the name of all records, of one source or of a union, whose sources have these URLs."""
+        ids = [member.source_id(url) for member, url in zip(self.members, urls, strict=True)]
+        if self.source is not None:
+            return ids[0]
+        of_each = zip(ids, self.sources, strict=True)
+        return short(["union", self.outcome, [[source_id, one.repeats, one.weight] for source_id, one in of_each]])
 
     @property
     def keeps_unknown(self) -> bool:

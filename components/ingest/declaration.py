@@ -14,9 +14,9 @@ _WIDTH = 56  # of a line of 80 columns, less the step's name and time
 
 
 def _run(step: StepRun) -> Result:
-    from components.ingest.ingest import ingest
+    from components.ingest.union import ingest_sources
 
-    result = ingest(setting(step.settings, "ingest", IngestConfig), step.workdir, step.progress)
+    result = ingest_sources(setting(step.settings, "ingest", IngestConfig), step.workdir, step.progress)
     # What the run will caption; so `darkroom dataset gc` knows that its captions are used, however far it gets.
     return {**result, "caption_set": step.caption_set}
 

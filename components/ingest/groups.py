@@ -16,6 +16,7 @@ from components.ingest.licenses import check_license
 from components.storage.base import Storage
 
 REJECTED_AT_ONCE = 5000
+DUPLICATE_OF = "duplicate of "  # then the name of the image that is kept
 
 
 def group_bits(config: IngestConfig, images: int, previous: Manifest | None) -> int:
@@ -38,7 +39,7 @@ def select_images(catalog: Catalog, config: IngestConfig) -> Iterator[ImageRecor
             try:
                 facts = _check(candidate, config)
                 if selected is not None:
-                    raise ImageRejected("duplicate", f"duplicate of {selected}")
+                    raise ImageRejected("duplicate", f"{DUPLICATE_OF}{selected}")
             except ImageRejected as error:
                 rejections.append(Rejection(candidate.name, "ingest", error.reason, error.detail, sha256))
                 continue

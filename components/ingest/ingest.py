@@ -65,7 +65,7 @@ def ingest(
         ConfigError: If the workdir is the source.
         StorageError: If the storage or the temporary folder fails.
     """
-    source = open_source(config.source) if source is None else source
+    source = open_source(config.places[0]) if source is None else source
     source_id = config.source_id(source.url)
     own_files = workdir_prefix(source.url, workdir)
     listing = Listing(config, own_files)
@@ -74,11 +74,11 @@ def ingest(
     if imported is not None:
         source = imported
         listing.include(imported.digest, imported.left_out, stable=imported.stable)
-    previous = _previous_manifest(workdir, source_id)
+    previous = previous_manifest(workdir, source_id)
     with open_catalog() as catalog:
         catalog.add_files(listing.select(source.list()), config.extensions)
         catalog.reject(imported.rejections if imported is not None else ())
-        if previous is not None and listing.digest == previous.listing and _is_complete(workdir, source_id, previous):
+        if previous is not None and listing.digest == previous.listing and is_complete(workdir, source_id, previous):
             _remove_leftovers(workdir, source_id, source.id, previous)
             check_share(config, workdir, source_id, previous)
             return _result(source_id, previous, progress, read=0, new=0, changed=0, gone=0)
@@ -122,7 +122,7 @@ def check_share(config: IngestConfig, workdir: Storage, source_id: str, manifest
     check_rejected(manifest.images, manifest.rejected, rejections, config.max_rejected)
 
 
-def _previous_manifest(workdir: Storage, source_id: str) -> Manifest | None:
+def previous_manifest(workdir: Storage, source_id: str) -> Manifest | None:
     """Return the manifest of the last complete run; None if there was none, or one of another format.
 
     Raises:
@@ -136,7 +136,7 @@ def _previous_manifest(workdir: Storage, source_id: str) -> Manifest | None:
         return None
 
 
-def _is_complete(workdir: Storage, source_id: str, manifest: Manifest) -> bool:
+def is_complete(workdir: Storage, source_id: str, manifest: Manifest) -> bool:
     """Return whether all that a manifest stands for exists, and its listing was stable."""
     if not manifest.listing:
         return False
@@ -147,12 +147,17 @@ def _is_complete(workdir: Storage, source_id: str, manifest: Manifest) -> bool:
 
 def _remove_leftovers(workdir: Storage, source_id: str, place: str, manifest: Manifest) -> None:
     """Remove the groups of an earlier partition, and the journal of a run that was killed."""
+    remove_groups(workdir, source_id, manifest)
+    remove_journal(workdir, place)
+
+
+def remove_groups(workdir: Storage, source_id: str, manifest: Manifest) -> None:
+    """Remove the groups of an earlier partition."""
     current = {images_key(source_id, group) for group in manifest.groups}
     groups = images_key(source_id, "").removesuffix(".jsonl")
     for entry in workdir.list(ingest_prefix(source_id)):
         if entry.key.startswith(groups) and entry.key not in current:
             workdir.delete(entry.key)
-    remove_journal(workdir, place)
 
 
 def _layout(config: IngestConfig, source: Source, catalog: Catalog, listing: Listing, progress: Progress) -> str:
@@ -220,7 +225,9 @@ def _write(
         reasons={one.reason: one.images for one in catalog.reasons()[:MOST_REASONS]},
         other_files=other_files,
         imports=source.imports if isinstance(source, ImportedSource) else "",
-        **counts,
+        images=counts["images"],
+        masks=counts["masks"],
+        alpha=counts["alpha"],
     )
     write_manifest(workdir, source_id, manifest)
     _remove_leftovers(workdir, source_id, source.id, manifest)

@@ -120,7 +120,7 @@ def read_history(settings: RunConfig, workdir: Storage) -> History:
     history = History()
     for numbers, earlier in sorted(_reports(workdir), key=lambda pair: pair[0]["started"]):
         speed = _speed(settings, numbers, earlier)
-        images = numbers.get("images") if earlier.ingest.source == settings.ingest.source else None
+        images = numbers.get("images") if earlier.ingest.places == settings.ingest.places else None
         history = History(speed or history.speed, images if isinstance(images, int) and images > 0 else history.images)
     return history
 

@@ -18,6 +18,7 @@ from typing import NamedTuple, TextIO
 from rich.console import Console
 
 from components.errors import ConfigError, DarkroomError, DataError, Preempted, StorageError, without_credentials
+from components.image.union_source import open_places
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.files import explained
@@ -89,10 +90,16 @@ def _check_source(settings: RunConfig) -> None:
 
     Raises:
         DataError: If it is a local folder that does not exist.
+        ConfigError: If two of several are the same place, or one lies within another.
     """
-    folder = open_storage(settings.ingest.source).local_path()
-    if folder is not None and not folder.exists() and settings.example is None:
-        raise DataError(f"source {folder} does not exist; give the folder with the images (--source, ingest.source)")
+    for place in settings.ingest.places:
+        folder = open_storage(place).local_path()
+        if folder is not None and not folder.exists() and settings.example is None:
+            raise DataError(
+                f"source {folder} does not exist; give the folder with the images (--source, ingest.source)"
+            )
+    if settings.ingest.sources:
+        open_places(settings.ingest.places)
 
 
 def _check_packages(names: Sequence[str] = _NEEDED) -> None:
@@ -149,17 +156,18 @@ def _begin(run: OpenRun) -> None:
 
 def _write_example(settings: RunConfig, console: Console) -> None:
     """Write the example's images if the source is a folder that does not exist; whole or not at all."""
-    folder = open_storage(settings.ingest.source).local_path()
+    place = settings.ingest.source
+    folder = open_storage(place).local_path() if place is not None else None
     if settings.example is None or folder is None or folder.exists():
         return
     from components.ingest.digits import write_digits
 
     part = folder.with_name(f".{folder.name}.part")
-    with console.status(f"writing example images to {settings.ingest.source}"):
+    with console.status(f"writing example images to {place}"):
         write_digits(open_storage(str(part)), Progress(io.StringIO()))
     with explained(f"rename {part} to {folder}"):
         part.rename(folder)
-    console.print(f"wrote example images to {settings.ingest.source}", markup=False, soft_wrap=True)
+    console.print(f"wrote example images to {place}", markup=False, soft_wrap=True)
 
 
 def _follow(

@@ -94,7 +94,7 @@ RECIPES: dict[str, tuple[str | bytes, str]] = {
     "octal of old": (GOOD + "seed: 0755\n", "seed: '0755' is not allowed"),
     "half a character": (GOOD + 'publish: {description: "\\ud800"}\n', "publish.description: '\\ud800' is not allowed"),
     "a number as a description": (GOOD + "publish: {description: 5}\n", "expected text; put quotes around it"),
-    "null as a source": ("name: mine\ningest: {source: }\n", "ingest.source: null is not allowed: expected text"),
+    "null as a source": ("name: mine\ningest: {source: }\n", "ingest.source: missing; folder of images"),
     "a password in an address": (
         "name: mine\ningest: {source: 's3://me:hunter2@bucket/photos'}\n",
         "ingest.source: 's3://***@bucket/photos' is not allowed: it holds credentials",

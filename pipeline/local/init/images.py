@@ -12,16 +12,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from components.caption.config import CaptionConfig, Origin
 from components.caption.labels import from_folder
-from components.caption.text_sources import TextSources
+from components.caption.text_sources import open_texts
 from components.errors import ImageRejected
 from components.image.decoding import ImageLimits, decode
 from components.image.records import ImageRecord, Rejection, read_images, read_ingest_rejections, read_manifest
-from components.image.sources import Source, open_images, open_source
+from components.image.sources import Source, open_images
+from components.image.union import split_name
+from components.image.union_source import UnionSource
 from components.ingest.config import IngestConfig
-from components.ingest.ingest import ingest
+from components.ingest.union import ingest_sources
 from components.progress import Progress
 from components.storage.base import Storage
 
@@ -46,11 +49,28 @@ class RejectedFiles:
 
 
 @dataclass(frozen=True)
-class ImageSurvey:
-    """What a source holds.
+class SurveyedSource:
+    """One of several sources.
 
     Attributes:
         source: Its address, absolute.
+        images: Images of it that count; of equal ones in several sources one does.
+        rejected: Its rejected files.
+        share: Its share of an epoch.
+    """
+
+    source: str
+    images: int
+    rejected: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ImageSurvey:
+    """What a source holds, or several.
+
+    Attributes:
+        source: Its address, absolute; of several all of them.
         layout: How the images are stored; see ``ingest.layout``. Empty if nothing has changed since the last look.
         count: Images that ingest accepts.
         seen: Images of these that everything below is about; all of them, unless there are very many.
@@ -64,6 +84,7 @@ class ImageSurvey:
         captioned: Images that have a caption from each source.
         captions: Each caption that training would read, with its number of images, the commonest first.
         decoded: Images whose pixels were decoded.
+        sources: The sources, if there are several.
     """
 
     source: str
@@ -80,6 +101,12 @@ class ImageSurvey:
     captioned: dict[Origin, int]
     captions: dict[str, int]
     decoded: int
+    sources: tuple[SurveyedSource, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The addresses, absolute."""
+        return tuple(one.source for one in self.sources) or (self.source,)
 
     @property
     def median_side(self) -> int:
@@ -92,11 +119,11 @@ class ImageSurvey:
         return sum(rejected.count for rejected in self.rejected)
 
 
-def survey_images(place: str, workdir: Storage) -> ImageSurvey:
-    """Look at a source of images.
+def survey_images(places: Sequence[str], workdir: Storage) -> ImageSurvey:
+    """Look at a source of images, or at several as one.
 
     Args:
-        place: The source: a folder or s3://bucket/prefix.
+        places: The sources: folders or s3://bucket/prefix.
         workdir: Where ingest keeps its records, so that a run in the same workdir need not read the images again.
 
     Raises:
@@ -104,9 +131,10 @@ def survey_images(place: str, workdir: Storage) -> ImageSurvey:
         ConfigError: If the address is of another kind, or the source is the workdir.
         StorageError: If the storage fails.
     """
-    source = open_source(place)
     log = io.StringIO()
-    source_id = ingest(IngestConfig(source=place), workdir, Progress(log), source)["source_id"]
+    given: dict[str, Any] = {"source": places[0]} if len(places) == 1 else {"sources": list(places)}
+    result = ingest_sources(IngestConfig.parse(given), workdir, Progress(log))
+    source_id = result["source_id"]
     manifest = read_manifest(workdir, source_id)
     images = _some_images(workdir, source_id, manifest.groups)
     readable = open_images(manifest, workdir)
@@ -116,7 +144,7 @@ def survey_images(place: str, workdir: Storage) -> ImageSurvey:
     captioned, captions, problems = _captions(readable, images)
     rejections = [*read_ingest_rejections(workdir, source_id), *damaged, *problems]
     return ImageSurvey(
-        source=source.url,
+        source=manifest.source,
         layout=_layout(log.getvalue()),
         count=manifest.images - len(damaged),
         seen=len(images),
@@ -126,10 +154,14 @@ def survey_images(place: str, workdir: Storage) -> ImageSurvey:
         licenses=dict(Counter(image.license for image in images).most_common()),
         rejected=tuple(_by_reason(rejections)),
         other_files=dict(manifest.other_files),
-        classes=_classes(images),
+        classes=_classes(readable, images),
         captioned=captioned,
         captions=captions,
         decoded=min(_DECODED, len(images) + len(damaged)),
+        sources=tuple(
+            SurveyedSource(one["source"], one["images"], one["rejected"], one["share"])
+            for one in result.get("sources", ())
+        ),
     )
 
 
@@ -144,7 +176,8 @@ def _some_images(workdir: Storage, source_id: str, groups: Sequence[str]) -> lis
 
 def _layout(log: str) -> str:
     events = (json.loads(line) for line in log.splitlines())
-    return next((str(event["layout"]) for event in events if event["event"] == "layout"), "")
+    layouts = {str(event["layout"]) for event in events if event["event"] == "layout"}
+    return " and ".join(sorted(layouts))
 
 
 def _damaged(source: Source, images: Sequence[ImageRecord]) -> Iterable[Rejection]:
@@ -157,9 +190,10 @@ def _damaged(source: Source, images: Sequence[ImageRecord]) -> Iterable[Rejectio
             yield Rejection(image.name, "caption", error.reason, error.detail, image.sha256)
 
 
-def _classes(images: Sequence[ImageRecord]) -> dict[str, int]:
+def _classes(source: Source, images: Sequence[ImageRecord]) -> dict[str, int]:
     """Return the folders that name what their images show, each with its number of images."""
-    labels = Counter(label for image in images if (label := from_folder(image.name)) is not None)
+    names = (split_name(image.name)[1] if isinstance(source, UnionSource) else image.name for image in images)
+    labels = Counter(label for name in names if (label := from_folder(name)) is not None)
     named = {label: count for label, count in sorted(labels.items()) if _names_a_class(label)}
     is_division = len(named) > 1 and sum(named.values()) >= _FEWEST_OF_A_CLASS * len(named)
     return named if is_division else {}
@@ -173,8 +207,8 @@ def _captions(
     source: Source, images: Sequence[ImageRecord]
 ) -> tuple[dict[Origin, int], dict[str, int], list[Rejection]]:
     """Return how many images each source has a caption for, the captions, and the caption files that cannot be used."""
-    origins: tuple[Origin, ...] = ("sidecar", "folder") if _classes(images) else ("sidecar",)
-    texts = TextSources(CaptionConfig(sources=origins, model=()), source, {})
+    origins: tuple[Origin, ...] = ("sidecar", "folder") if _classes(source, images) else ("sidecar",)
+    texts = open_texts(CaptionConfig(sources=origins, model=()), source, ())
     captioned: Counter[Origin] = Counter()
     captions: Counter[str] = Counter()
     problems = []

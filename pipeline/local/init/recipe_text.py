@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from components.html.formatting import count, one_line
+from components.html.formatting import count, one_line, percent
 from pipeline.local.init.choices import Choice, Choices
 from pipeline.local.init.images import ImageSurvey
 from pipeline.recipe import dump
@@ -15,6 +15,11 @@ from pipeline.recipe import dump
 _COLUMN = 40  # where comments begin, unless the setting is longer
 _WIDTH = 118
 _NESTED = "  "
+_REPEATS = (
+    "Of equal images one is kept. An image stands in an epoch as often as its source's repeats say: 2 is twice, 0.5 in",
+    "every other epoch. Or give each source a weight in place of it: with weight: 3 and weight: 1 three quarters of an",
+    "epoch come from the first, and no image stands in it less than once.",
+)
 # Every how many of the steps samples are drawn.
 _SAMPLES = 4
 
@@ -36,7 +41,7 @@ def _lines(name: str, survey: ImageSurvey, choices: Choices, time: str) -> Itera
     yield _line("base", choices.base)
     yield _line("name", Choice(name, "name of the run and of the model that it publishes"))
     yield "ingest:"
-    yield _line("source", Choice(survey.source, _images(survey)), 1)
+    yield from _places(survey)
     sections = _nested(choices.settings)
     train = sections.pop("train", {})
     yield from _section(sections)
@@ -55,6 +60,18 @@ def _lines(name: str, survey: ImageSurvey, choices: Choices, time: str) -> Itera
     if choices.assumed:
         yield "# Assumed, since nobody said it:"
         yield from (f"# - {one_line(text)}" for text in choices.assumed)
+
+
+def _places(survey: ImageSurvey) -> Iterator[str]:
+    """Yield the lines of the place of the images, or of several."""
+    if not survey.sources:
+        yield _line("source", Choice(survey.source, _images(survey)), 1)
+        return
+    yield from (f"{_NESTED}# {line}" for line in _REPEATS)
+    yield f"{_NESTED}sources:"
+    for one in survey.sources:
+        yield _line("- source", Choice(one.source, f"{count(one.images)} images"), 1)
+        yield _line("repeats", Choice(1.0, f"{percent(one.share)} of an epoch"), 2)
 
 
 def _images(survey: ImageSurvey) -> str:

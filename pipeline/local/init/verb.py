@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
+from components.digests import short
 from components.errors import ConfigError
-from components.html.formatting import SPACE, count, one_line, plural
+from components.html.formatting import SPACE, count, one_line, percent, plural
 from components.image.sources import open_source
+from components.image.union_source import open_places
 from components.storage.base import Storage
 from components.storage.files import explained
 from components.storage.open import open_storage
-from pipeline.config import resolve
+from pipeline.config import place_settings, resolve
 from pipeline.local.init.choices import Choices, choose
 from pipeline.local.init.images import ImageSurvey, survey_images
 from pipeline.local.init.machine import Machine, look_at_machine
@@ -43,12 +45,12 @@ class FirstRecipe(NamedTuple):
     lines: tuple[tuple[str, str], ...]
 
 
-def write_recipe(place: str, output: Path | None, console: Console) -> Path:
-    """Look at a place of images, say what is there, and write a recipe for it.
+def write_recipe(places: Sequence[str], output: Path | None, console: Console) -> Path:
+    """Look at places of images, say what is there, and write a recipe for them.
 
     Args:
-        place: The images: a folder or s3://bucket/prefix.
-        output: The recipe's file; None: the place's name in the current folder.
+        places: The images: folders or s3://bucket/prefix.
+        output: The recipe's file; None: the places' names in the current folder.
         console: Gets what was found.
 
     Returns:
@@ -59,51 +61,52 @@ def write_recipe(place: str, output: Path | None, console: Console) -> Path:
         DataError: If there is no such place, or no usable image in it.
         StorageError: If it cannot be read, or the file cannot be written.
     """
-    file = Path(f"{recipe_name(place)}.yaml") if output is None else output
+    file = Path(f"{recipe_name(places)}.yaml") if output is None else output
     if file.exists():
         raise ConfigError(f"{file} exists; give another name with -o, or delete it")
     with tempfile.TemporaryDirectory(prefix="darkroom-init-") as folder:
-        recipe = make_recipe(place, open_storage(folder), console)
+        recipe = make_recipe(places, open_storage(folder), console)
     with explained(f"write {file}"):
         file.write_text(recipe.text, encoding="utf-8")
     console.print(f"\nwrote {file}: read it, then\n\n    darkroom run --recipe {file}\n", markup=False, soft_wrap=True)
     return file
 
 
-def recipe_of_source(place: str, workdir: Storage, console: Console) -> str:
+def recipe_of_sources(places: Sequence[str], workdir: Storage, console: Console) -> str:
     """Return the recipe of a run that was given images alone; it is kept in the workdir, and used again from there.
 
     Raises:
         DarkroomError: As `write_recipe` does.
     """
-    source = open_source(place)
-    key = f"recipes/{recipe_name(place)}-{source.id[:8]}.yaml"
+    sources = open_places(places)
+    of_places = sources[0].id if len(sources) == 1 else short([source.url for source in sources])
+    key = f"recipes/{recipe_name(places)}-{of_places[:8]}.yaml"
     if workdir.exists(key):
         console.print(f"no --recipe: using {workdir.url}/{key}", markup=False, soft_wrap=True)
     else:
-        recipe = make_recipe(place, workdir, console)
+        recipe = make_recipe(places, workdir, console)
         workdir.write(key, recipe.text.encode())
         console.print(f"\nno --recipe: wrote {workdir.url}/{key}\n", markup=False, soft_wrap=True)
     return workdir.read(key).decode()
 
 
-def recipe_name(place: str) -> str:
-    """Return a name for the run on a place of images: its last part, in the letters that names may have."""
-    last = open_source(place).url.rstrip("/").rpartition("/")[2]
+def recipe_name(places: Sequence[str]) -> str:
+    """Return a name for the run on some places of images: their last parts, in the letters that names may have."""
+    last = "-".join(open_source(place).url.rstrip("/").rpartition("/")[2] for place in places)
     name = re.sub(r"[^a-z0-9]+", "-", last.lower())[:_MOST_NAME].strip("-")
     return "-".join(part for part in (name, "images") if part) if name in ("", "base") else name
 
 
-def make_recipe(place: str, workdir: Storage, console: Console) -> FirstRecipe:
-    """Look at a place of images and at this machine, say what is there, and return a recipe.
+def make_recipe(places: Sequence[str], workdir: Storage, console: Console) -> FirstRecipe:
+    """Look at places of images and at this machine, say what is there, and return a recipe.
 
     Args:
-        place: The images.
+        places: The images.
         workdir: Where ingest keeps its records.
         console: Gets what was found.
     """
     with console.status("looking at the images"):
-        survey = survey_images(place, workdir)
+        survey = survey_images(places, workdir)
     try:
         survey.source.encode()
     except UnicodeEncodeError:
@@ -112,9 +115,10 @@ def make_recipe(place: str, workdir: Storage, console: Console) -> FirstRecipe:
         ) from None
     with console.status("looking at this machine"):
         machine = look_at_machine(Path.cwd())
-        recipes = {name: resolve(name, source=survey.source) for name in _BASES}
+        source, several = place_settings(survey.places)
+        recipes = {name: resolve(name, several, source) for name in _BASES}
         choices = choose(survey, machine, recipes)
-    name = recipe_name(place)
+    name = recipe_name(places)
     draft = recipe_text(name, survey, choices, "not known yet")
     with console.status("measuring how fast this machine trains"):
         time = expected_time(resolve(draft), machine, choices.steps)
@@ -135,12 +139,16 @@ def _findings(survey: ImageSurvey, machine: Machine, choices: Choices, time: str
     sample = "" if survey.seen == survey.count else f" (of {count(survey.seen)} of them)"
     layout = f"; layout {survey.layout}" if survey.layout else ""
     yield "images", f"{count(survey.count)} in {survey.source}{sample}: {formats}{layout}"
+    for one in survey.sources:
+        rejected = f", {count(one.rejected)} rejected" if one.rejected else ""
+        images = f"{plural(one.images, 'image')} once each, {percent(one.share)} of an epoch"
+        yield "", f"{one.source}: {images}{rejected}"
     yield (
         "sizes",
         f"shorter side {survey.short_sides[0]} to {survey.short_sides[-1]} pixels, half below {survey.median_side}",
     )
-    for one in survey.rejected:
-        yield "rejected", f"{count(one.count)} × {one.reason}, such as {one.example}: {one.detail}"
+    for reason in survey.rejected:
+        yield "rejected", f"{count(reason.count)} × {reason.reason}, such as {reason.example}: {reason.detail}"
     if survey.other_files:
         kinds = ", ".join(f"{count(number)} × {kind}" for kind, number in survey.other_files.items())
         yield "not used", f"files that are no image and belong to none: {kinds}"

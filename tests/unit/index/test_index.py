@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,15 @@ from components.errors import DataError
 from components.image.records import (
     Caption,
     CaptionRecord,
+    Manifest,
     Rejection,
     latents_rejections_key,
+    read_captions,
     write_captions,
+    write_manifest,
     write_rejections,
 )
+from components.image.union import UnionMember
 from components.index.__main__ import main
 from components.index.build import index, join
 from components.index.config import IndexConfig
@@ -60,6 +65,7 @@ class Workbench:
         self.captions = self.workdir.child(f"captions/{SET}")
         write_encoding(self.dataset, {"version": 1})
         write_rejections(self.workdir, f"ingest/{SOURCE}/rejected.jsonl", [])
+        write_manifest(self.workdir, SOURCE, Manifest("photos", 0, 0, (), ""))
 
     def caption(self, group: str, accepted: Sequence[Item], rejections: Sequence[Rejection] = ()) -> None:
         records = [
@@ -98,6 +104,61 @@ def bench(tmp_path: Path) -> Workbench:
 
 def pairs(accepted: Sequence[Item], held_out: float = HELD_OUT) -> set[SampleId]:
     return {sample_id(*item) for item in accepted if not is_held_out(item[0], held_out)}
+
+
+def union(bench: Workbench, accepted: Sequence[Item], small: int, **of_small: float) -> Dataset:
+    """Index the union of two sources, of which the second has the last few images."""
+    members = [UnionMember(label, label, f"/{label}", 0, 0) for label in ("large", "small")]
+    members[1] = replace(members[1], repeats=of_small.get("repeats"), weight=of_small.get("weight"))
+    members[0] = replace(members[0], weight=of_small.get("others_weight"))
+    write_manifest(bench.workdir, SOURCE, Manifest("photos", 0, 0, (), "", members=tuple(members)))
+    bench.caption("000", accepted)
+    of_small_source = {image for image, _ in accepted[-small:]}
+    records = read_captions(bench.captions, "000")
+    named = [replace(one, name=f"{members[one.sha256 in of_small_source].label}/a.png") for one in records]
+    write_captions(bench.captions, "000", named, [])
+    return bench.index()
+
+
+def test_a_union_without_repeats_is_the_dataset_of_one_source(bench: Workbench) -> None:
+    accepted = items(20)
+    bench.caption("000", accepted)
+    bench.group("000", bench.shard(accepted))
+    alone = bench.index()
+    assert union(bench, accepted, 5).digest == alone.digest
+    assert union(bench, accepted, 5, repeats=1.0).digest == alone.digest
+    assert [row["images"] for row in bench.result["sources"]] == [15, 5]
+
+
+def test_images_of_a_repeated_source_stand_more_often_in_an_epoch_and_held_out_ones_do_not(bench: Workbench) -> None:
+    accepted = items(20)
+    bench.group("000", bench.shard(accepted[:8]), bench.shard(accepted[8:]))
+    dataset = union(bench, accepted, 5, repeats=2.5)
+    small = {image for image, _ in accepted[-5:]}
+    rates: dict[str, str] = {}
+    for shard in dataset.shards:
+        samples = read_index(bench.dataset, shard.name).samples
+        digits = zip(shard.train, shard.train_repeats, strict=True)
+        rates |= {samples[i].image: dataset.repeats[int(digit, 36)] for i, digit in digits}
+    assert rates == {sample.image: "5/2" if sample.image in small else "1" for sample in pairs(accepted)}
+    trained = len(small & rates.keys())
+    assert dataset.epoch_samples == round(len(rates) - trained + 2.5 * trained)
+    assert [row["repeats"] for row in bench.result["sources"]] == [1.0, 2.5]
+    assert sorted(len(shard.repeats) for shard in dataset.shards) == [1, 12], "one digit for all that are alike"
+
+
+@pytest.mark.parametrize(("large", "small"), [(1.0, 1.0), (3.0, 1.0), (0.1, 0.9), (9.0, 1.0)])
+def test_weights_are_shares_of_an_epoch_in_which_each_image_stands_at_least_once(
+    bench: Workbench, large: float, small: float
+) -> None:
+    accepted = items(40)
+    bench.group("000", bench.shard(accepted))
+    dataset = union(bench, accepted, 6, weight=small, others_weight=large)
+    rows = bench.result["sources"]
+    assert min(row["repeats"] for row in rows) == 1
+    entries = [row["samples"] * row["repeats"] for row in rows]
+    assert sum(entries) == pytest.approx(dataset.epoch_samples, abs=1)
+    assert entries[1] == pytest.approx(small / (large + small) * dataset.epoch_samples, abs=1)
 
 
 def test_groups_join_into_one_dataset(bench: Workbench) -> None:

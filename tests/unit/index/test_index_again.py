@@ -17,10 +17,12 @@ from components.digests import sha256
 from components.image.records import (
     Caption,
     CaptionRecord,
+    Manifest,
     Rejection,
     clean_rejections_key,
     latents_rejections_key,
     write_captions,
+    write_manifest,
     write_rejections,
 )
 from components.index.build import index
@@ -48,6 +50,7 @@ class Bench:
         self.captions = self.workdir.child(f"captions/{SET}")
         write_encoding(self.dataset, {"version": 1})
         write_rejections(self.workdir, f"ingest/{SOURCE}/rejected.jsonl", [])
+        write_manifest(self.workdir, SOURCE, Manifest("photos", 0, 0, (), ""))
         self.put("000", range(10))
         self.put("001", range(10, 20))
 

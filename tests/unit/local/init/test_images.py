@@ -16,7 +16,7 @@ from tests.images import encoded, noise, put
 
 
 def survey(place: Path, workdir: Path) -> ImageSurvey:
-    return survey_images(str(place), open_storage(str(workdir)))
+    return survey_images([str(place)], open_storage(str(workdir)))
 
 
 def reasons(found: ImageSurvey) -> dict[str, int]:

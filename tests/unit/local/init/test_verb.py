@@ -11,7 +11,7 @@ from components.errors import ConfigError, DataError
 from components.storage.open import open_storage
 from pipeline.cli import main
 from pipeline.config import resolve
-from pipeline.local.init.verb import recipe_name, recipe_of_source
+from pipeline.local.init.verb import recipe_name, recipe_of_sources
 from tests.drawn_photos import write_photos
 
 
@@ -62,18 +62,18 @@ def test_a_run_of_a_source_alone_keeps_its_recipe(
 ) -> None:
     workdir = open_storage(str(tmp_path))
     console = Console(highlight=False)
-    first = recipe_of_source(str(photos), workdir, console)
+    first = recipe_of_sources([str(photos)], workdir, console)
     assert resolve(first).ingest.source == str(photos)
     (file,) = (tmp_path / "recipes").iterdir()
     assert file.name.startswith("our-photos-")
     assert str(file) in capsys.readouterr().out.replace("\n", "")
 
     file.write_text(first.replace("name: our-photos", "name: mine"))
-    assert resolve(recipe_of_source(str(photos), workdir, console)).name == "mine", "a person may change it"
+    assert resolve(recipe_of_sources([str(photos)], workdir, console)).name == "mine", "a person may change it"
     assert "no --recipe" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("place", "name"), [("base", "base-images"), ("!!!", "images"), ("Über Bilder", "ber-bilder")])
 def test_a_name_is_made_from_any_place(place: str, name: str, tmp_path: Path) -> None:
     (tmp_path / place).mkdir()
-    assert recipe_name(str(tmp_path / place)) == name
+    assert recipe_name([str(tmp_path / place)]) == name
