@@ -213,12 +213,12 @@ class IngestConfig(Settings):
     @property
     def outcome(self) -> dict[str, Any]:
         """All settings that decide the records of a source, as JSON."""
-        how: dict[str, Any] = {
+        others: dict[str, Any] = {
+            **dict.fromkeys(("source", "sources", "readers", "max_rejected"), True),
             "rows": {"isolated", "memory_gib", "seconds"},
             "addresses": {"program", "batch", "threads"},
         }
-        where = {"source": True, "sources": True, "readers": True, "max_rejected": True}
-        return self.model_dump(mode="json", exclude={**where, **how})
+        return self.model_dump(mode="json", exclude=others)
 
     def source_id(self, url: str) -> str:
         """Return the name under which a workdir keeps the records of the source at a URL.
