@@ -100,7 +100,7 @@ locks:  ## pin what the images take by hashes, in images/locks; after `make cons
 	$(PYTHON) -m venv build/locks
 	build/locks/bin/pip install --quiet uv
 	$(LOCK) images/locks/build.in --output-file images/locks/build.txt
-	$(LOCK) pyproject.toml --extra pipeline --output-file images/locks/darkroom.txt
+	$(LOCK) pyproject.toml --extra pipeline --extra rows --output-file images/locks/darkroom.txt
 	$(LOCK) pyproject.toml --extra pipeline --extra train --extra monitor --output-file images/locks/darkroom-gpu.txt
 	rm -rf build/locks
 

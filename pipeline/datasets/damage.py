@@ -31,7 +31,7 @@ from components.model.metric_results import EVALUATION, read_evaluation
 from components.storage.base import Storage
 
 _PIECE = 1 << 24  # bytes that are read of a file at a time
-_ONCE = ("captions/", "datasets/", "imports/", "ingest/")  # JSON Lines that are written at once, and end in a checksum
+_ONCE = ("captions/", "datasets/", "ingest/")  # JSON Lines that are written at once, and end in a checksum
 
 
 class Artifact(NamedTuple):
@@ -217,6 +217,16 @@ def _lines(workdir: Storage, match: re.Match[str]) -> Artifact:
     return Artifact(key, lambda: _records(workdir, key) if key.startswith(_ONCE) else _whole_lines(workdir, key))
 
 
+def _import(workdir: Storage, match: re.Match[str]) -> Artifact:
+    def check() -> None:
+        made = _records(workdir, match[0])[0]
+        tar = f"{match['part']}.tar"
+        if made.get("images") and (not workdir.exists(tar) or _digest_object(workdir, tar) != made["sha256"]):
+            raise DamagedFile(f"{tar} is not what was imported; delete both files and run the ingest step again")
+
+    return Artifact(match[0], check)
+
+
 def _whole_lines(workdir: Storage, key: str) -> list[dict[str, Any]]:
     """Return the lines of a file that grows, without a last one that its writer is writing, or was killed in."""
     *lines, _ = workdir.read(key).split(b"\n")
@@ -264,6 +274,7 @@ _ARTIFACTS: tuple[tuple[re.Pattern[str], Callable[[Storage, re.Match[str]], Arti
         (r"(?P<records>(?P<dataset>datasets/[^/]+)(?:/.*)?)/groups/(?P<group>[^/.]+)\.json", _group),
         (rf"(?P<dataset>datasets/[^/]+)/{re.escape(empty_prompt.KEY)}", _empty_prompt),
         (r"ingest/(?P<source>[^/]+)/manifest\.json", _manifest),
+        (r"(?P<part>imports/.+)\.jsonl", _import),
         (r".*\.jsonl", _lines),
         (r".*\.json", _json),
         (r".*\.png", _image),

@@ -25,6 +25,7 @@ from components.ingest.ingest import ingest
 from components.progress import Progress
 from components.storage.base import Storage, join
 from components.storage.open import open_storage
+from pipeline.datasets.damage import check_workdir
 from tests.bad_rows import ALL, ROW_FILES, arrow, hdf5, images, parquet, pixels, table, with_pickle
 from tests.images import image_bytes, put
 from tests.stores.memory import MemoryStorage
@@ -304,6 +305,22 @@ def test_pixels_become_a_png_of_certain_bytes(shape: tuple[int, int, int]) -> No
     assert np.array_equal(np.array(Image.open(io.BytesIO(data))).reshape(shape), drawn)
     if shape == (7, 5, 3):
         assert sha256(data) == "7a8c93624853bd63102adf23800871a6947caa9ef71f37ba9f69c181d46e902f"
+
+
+@pytest.mark.parametrize("ending", ["tar", "jsonl"])
+def test_a_damaged_import_is_named_and_made_again(tmp_path: Path, ending: str) -> None:
+    put(tmp_path / "in/a.parquet", parquet(), None)
+    work = open_storage(str(tmp_path / "work"))
+    whole = Imported(str(tmp_path / "in"), work).tars()
+    key = next(key for key in whole if key.endswith(ending))
+    work.write(key, whole[key][:600] + b"#" + whole[key][601:] if ending == "tar" else whole[key][:-9])
+    problems = [one.problem for one in check_workdir(work, 1) if one.problem]
+    assert len(problems) == 1
+    assert re.search("delete .* run the ingest step again|start again", problems[0])
+    for part in whole:
+        work.delete(part)
+    assert Imported(str(tmp_path / "in"), work).tars() == whole
+    assert not [one.problem for one in check_workdir(work, 1) if one.problem]
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
