@@ -142,12 +142,19 @@ def _add_config(verbs: Any) -> None:
 
 
 def _add_compile(verbs: Any) -> None:
-    examples = ("darkroom compile --recipe digits --output darkroom.yaml", "darkroom compile --file deploy.yaml")
+    examples = (
+        "darkroom compile --recipe digits --output darkroom.yaml",
+        "darkroom compile --file deploy.yaml",
+        "darkroom compile --trainjob --recipe sd15-full --set placement.cloud=gke",
+    )
     parser = add_verb(verbs, "compile", "write the pipeline as a YAML file for Kubeflow", _compile, examples)
     parser.add_argument("--recipe", default="demo", help="recipe with the resources of the steps (default: demo)")
     _add_set(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("darkroom.yaml"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trainjob", action="store_true", help="print the TrainJob that a run submits, for each pool; write no file"
     )
     parser.add_argument("--file", type=Path, help="deploy.yaml of a release, instead of the options below")
     parser.add_argument("--image", default="darkroom:latest", help="container image of the light steps, best by digest")
@@ -251,7 +258,7 @@ def _cost(arguments: argparse.Namespace) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from pipeline.kubeflow.compile import compile_to
+    from pipeline.kubeflow.compile import compile_to, trainjobs
     from pipeline.kubeflow.release import Deployment, read_deployment
 
     if arguments.file is not None:
@@ -259,7 +266,10 @@ def _compile(arguments: argparse.Namespace) -> int:
     else:
         options = {"image": arguments.image, "gpu_image": arguments.gpu_image, "retries": arguments.retries}
         deployment = Deployment.parse({**options, "recipe": arguments.recipe, "workdir": arguments.workdir})
-    compile_to(arguments.output, deployment, arguments.recipe, _overrides(arguments))
+    if arguments.trainjob:
+        sys.stdout.write(trainjobs(deployment, arguments.recipe, _overrides(arguments)))
+    else:
+        compile_to(arguments.output, deployment, arguments.recipe, _overrides(arguments))
     return EXIT_DONE
 
 
