@@ -21,7 +21,7 @@ from pipeline.launch.books.accounting import LAUNCH_EVENTS
 from pipeline.launch.context import LaunchContext
 from pipeline.launch.diagnosis import failures
 from pipeline.launch.diagnosis.obstacles import Obstacles
-from pipeline.launch.jobs import TrainJobs, failure, is_complete, label_selector
+from pipeline.launch.jobs import TrainJobs, failure, is_complete, is_withdrawn, label_selector
 from pipeline.launch.observer import ClusterObserver
 from pipeline.launch.policy import Action, GangExit, Observation, Phase, decide, record_exit
 from pipeline.launch.run_tail import RunTail
@@ -136,6 +136,8 @@ class Launcher:
             job = self._observer.job(record.uid) or self._jobs.fetch(record)
         if record is not None and job is not None:
             self._jobs.check_launcher(record, job)
+            if is_withdrawn(job):
+                self._observer.stop_requested = True
         is_over = job is None or is_complete(job) or failure(job) is not None
         while (result := self._attempts.follow(is_over)) is not None:
             self._record_attempt(result)

@@ -229,6 +229,11 @@ def is_complete(job: Mapping[str, Any]) -> bool:
     return _condition(job, "Complete") is not None
 
 
+def is_withdrawn(job: Mapping[str, Any]) -> bool:
+    """Tell whether somebody wants the job to end: its launcher then does what it does when it is asked to stop."""
+    return (job["metadata"].get("annotations") or {}).get(render.WITHDRAWN) is not None
+
+
 def failure(job: Mapping[str, Any]) -> tuple[str, bool] | None:
     """Return why a job has failed, and whether its failure policy forbids a restart; None if it has not failed."""
     condition = _condition(job, "Failed")

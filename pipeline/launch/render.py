@@ -38,6 +38,8 @@ RUN_LABEL = "darkroom.dev/run"
 WORKDIR, DATASET, SPEC = "darkroom.dev/workdir", "darkroom.dev/dataset", "darkroom.dev/spec"
 POOL, NODES, NUMBER = "darkroom.dev/pool", "darkroom.dev/nodes", "darkroom.dev/submission"
 LAUNCHER = "darkroom.dev/launcher"
+# Set by whoever wants a training to end for good with its state saved: the chart's hook, before a release goes.
+WITHDRAWN = "darkroom.dev/withdrawn"
 
 # The launcher and the trainer must reach the same object store.
 _SHARED_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")

@@ -109,6 +109,8 @@ def test_the_queue_admits_the_release_alone_and_tries_the_flavors_in_order(
 
 def test_nothing_is_left_out_of_the_cluster_scope_but_what_was_asked_for(render: Render) -> None:
     wide = {"ClusterQueue", "ResourceFlavor", "WorkloadPriorityClass", "ClusterRole", "ClusterRoleBinding"}
-    manifests = render({})
+    policy = {manifest["kind"] for manifest in render({}) if "namespace" not in manifest["metadata"]}
+    assert policy == {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    manifests = render({"admissionPolicy": {"create": False}})
     assert not {manifest["kind"] for manifest in manifests} & wide
     assert {manifest["metadata"]["namespace"] for manifest in manifests} == {"kubeflow"}

@@ -130,7 +130,8 @@ def test_the_hook_deploys_and_withdraws_what_the_values_say(everything: Manifest
     hooks = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "Job"}
     when = {name: m["metadata"]["annotations"]["helm.sh/hook"] for name, m in hooks.items()}
     assert when == {
-        "dr-darkroom-deploy": "post-install,post-upgrade,post-rollback", "dr-darkroom-withdraw": "pre-delete"
+        "dr-darkroom-deploy": "post-install,post-upgrade,post-rollback", "dr-darkroom-withdraw": "pre-delete",
+        "dr-darkroom-end-trainings": "pre-delete",
     }  # fmt: skip
     for name, file in (("deploy", "deploy.yaml"), ("withdraw", "withdraw.yaml")):
         [container] = hooks[f"dr-darkroom-{name}"]["spec"]["template"]["spec"]["containers"]

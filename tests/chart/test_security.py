@@ -63,6 +63,7 @@ def test_every_pod_passes_restricted(every_preset: Manifest, render: Render, pod
     pods = pod_specs(render(every_preset))
     assert {name.split(".")[0] for name in pods} == {
         "Deployment/dr-darkroom-exporter", "Job/dr-darkroom-deploy", "Job/dr-darkroom-withdraw",
+        "Job/dr-darkroom-end-trainings",
         "Pod/dr-darkroom-test-access", "Pod/dr-darkroom-test-help", "TrainingRuntime/darkroom-train",
     }  # fmt: skip
     assert {name: list(offences(pod)) for name, pod in pods.items()} == {name: [] for name in pods}
@@ -102,7 +103,7 @@ def test_the_hook_gets_a_token_for_kubeflow_alone_where_it_keeps_users_apart(
     render: Render, pod_specs: PodSpecs
 ) -> None:
     for manifest in render({"kfp": {"multiUser": True}}, namespace="team"):
-        if manifest["kind"] == "Job":
+        if manifest["kind"] == "Job" and manifest["metadata"]["name"].endswith(("-deploy", "-withdraw")):
             [pod] = pod_specs([manifest]).values()
             [token] = [volume["projected"] for volume in pod["volumes"] if volume["name"] == "token"]
             [source] = token["sources"]
@@ -131,6 +132,19 @@ def test_the_launcher_may_do_this_and_no_more(everything: Manifest, render: Rend
     }
 
 
+def test_the_hook_that_ends_trainings_may_do_this_and_no_more(everything: Manifest, render: Render) -> None:
+    manifests = render(everything)
+    assert rights(manifests, "dr-darkroom-end-trainings") == {
+        *(("trainer.kubeflow.org/trainjobs", verb) for verb in ("list", "patch", "delete")),
+        ("pods", "list"),
+        ("rbac.authorization.k8s.io/rolebindings", "delete"),
+    }
+    [role] = [m for m in manifests if m["kind"] == "Role" and m["metadata"]["name"] == "dr-darkroom-end-trainings"]
+    [binding] = [rule for rule in role["rules"] if "rolebindings" in rule["resources"]]
+    assert binding["resourceNames"] == ["dr-darkroom-launcher"]
+    assert ("RoleBinding", "dr-darkroom-launcher") in {(m["kind"], m["metadata"]["name"]) for m in manifests}
+
+
 def test_no_role_has_wildcards_or_secrets(every_preset: Manifest, render: Render) -> None:
     manifests = [*render(every_preset), *render({**every_preset, "kfp": {"multiUser": True}}, namespace="team")]
     roles = [m for m in manifests if m["kind"] == "Role"]
@@ -156,7 +170,8 @@ def test_every_binding_names_a_role_and_an_account_that_exist(everything: Manife
             assert (subject["kind"], subject["name"]) in there
             assert subject["namespace"] == "team"
     bound = {s["name"] for m in manifests if m["kind"] == "RoleBinding" for s in m["subjects"]}
-    assert bound == {"dr-darkroom-launcher", "dr-darkroom-pipeline", "dr-darkroom-deploy"}  # nothing for the trainer
+    accounts_of_pods = {f"dr-darkroom-{name}" for name in ("launcher", "pipeline", "deploy", "end-trainings")}
+    assert bound == accounts_of_pods  # nothing for the trainer
     accounts = {m["roleRef"]["name"]: m["subjects"][0]["name"] for m in manifests if m["kind"] == "RoleBinding"}
     assert accounts["dr-darkroom-launcher"] == "dr-darkroom-launcher"
     assert accounts["dr-darkroom-kfp"] == "dr-darkroom-pipeline"
@@ -181,6 +196,7 @@ def test_secrets_are_named_and_each_pod_gets_only_those_it_uses(
         "Pod/dr-darkroom-test-help": set(),
         "Job/dr-darkroom-deploy": set(),
         "Job/dr-darkroom-withdraw": set(),
+        "Job/dr-darkroom-end-trainings": set(),
     }
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from kubernetes import client
 
 from components.accounting.ledger import by_attempt, read_ledger
 from components.errors import ConfigError, Preempted
 from components.storage.open import open_storage
+from pipeline.launch import render
 from pipeline.launch.api import ApiUnreachable
 from tests.cluster import kueue
 from tests.cluster.api_server import ApiServer
@@ -114,3 +118,49 @@ def test_a_launcher_that_is_terminated_closes_the_books_within_its_own_grace(har
         assert harness.launch(config) == {"step": STEPS, "attempts": 2, "stopped": None}
         assert operators.max_running == 1, "the next training waits until this one has saved"
     assert_books_are_right(harness, config)
+
+
+@pytest.fixture
+def hook() -> ModuleType:
+    """The chart's hook that ends trainings before a release goes."""
+    file = Path(__file__).parents[3] / "charts/darkroom/files/end_trainings.py"
+    spec = importlib.util.spec_from_file_location("end_trainings", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def uninstall(harness: Harness, hook: ModuleType, seconds: float) -> None:
+    harness.server.store.create("rolebindings", {"metadata": {"name": "launcher"}})
+    api = client.ApiClient(client.Configuration(host=harness.server.url))
+    trainings = hook.Trainings(client, "lab", "darkroom-train", lambda pause: time.sleep(pause / 50), api)
+    trainings.end("launcher", seconds)
+
+
+def test_an_uninstall_lets_the_launcher_save_and_close_the_books(harness: Harness, hook: ModuleType) -> None:
+    assert hook.WITHDRAWN == render.WITHDRAWN
+    config = harness.settings()
+    with harness.operators(config, GangScript(steps=9, exit_codes=None)) as operators:
+        thread = threading.Thread(target=uninstall, args=(harness, hook, 600.0))
+        operators.on("holding", thread.start)
+        with pytest.raises(Preempted):
+            harness.launch(config)
+        thread.join()
+    assert harness.exit_codes(config) == [75]
+    assert not harness.remaining_objects
+    assert harness.server.store.list("rolebindings") == [], "a step that is started again may submit nothing"
+    assert_books_are_right(harness, config)
+
+
+def test_an_uninstall_ends_what_no_launcher_ends_and_nothing_of_others(harness: Harness, hook: ModuleType) -> None:
+    def job(name: str, runtime: str, **status: object) -> None:
+        spec = {"runtimeRef": {"name": runtime}}
+        harness.server.store.create("trainjobs", {"metadata": {"name": name}, "spec": spec, "status": status})
+
+    job("ours", "darkroom-train")
+    job("over", "darkroom-train", conditions=[{"type": "Complete", "status": "True"}])
+    job("theirs", "another")
+    uninstall(harness, hook, seconds=3.0)
+    assert sorted(harness.remaining_objects) == ["over", "theirs"]
