@@ -19,6 +19,7 @@ from components.errors import ConfigError, Preempted
 from components.storage.open import open_storage
 from pipeline.launch import render
 from pipeline.launch.api import ApiUnreachable
+from pipeline.launch.pods import read_time
 from tests.cluster import kueue
 from tests.cluster.api_server import ApiServer
 from tests.cluster.harness import STEPS, Harness, assert_books_are_right
@@ -45,6 +46,37 @@ def test_times_in_whole_seconds_do_not_make_a_training_that_ended_well_look_idle
         ran = sum(seconds.values()) - seconds["pending"] - seconds["pulling"] - seconds["loading"]
         assert seconds["useful"] == pytest.approx(ran, abs=1.0), "all was saved, so all of it was useful"
         assert seconds["useful"] > seconds["idle"]
+
+
+@pytest.mark.parametrize("queue", ["gpus", None])
+@pytest.mark.parametrize("speed", [None, 50])
+@pytest.mark.parametrize("restarts_api", [False, True])
+def test_whatever_habits_a_cluster_has_it_is_one_job_and_books_that_add_up(
+    harness: Harness, queue: str | None, speed: float | None, restarts_api: bool
+) -> None:
+    if speed is not None:
+        harness.as_on_a_cluster(speed)
+    config = harness.settings(placement={"queue": queue}, launch={"restarts": {"max_crashes": 1}})
+    lost = GangScript(exit_codes=(137, 1), node_lost=True)
+    scripts = [GangScript(exit_codes=(75,)), lost, GangScript(exit_codes=(1,))]
+
+    def restart() -> None:
+        harness.server.stop()
+        harness.server.start()
+
+    with harness.operators(config, *scripts) as operators:
+        if restarts_api:
+            operators.on("ended", threading.Thread(target=restart).start)
+        assert harness.launch(config) == {"step": STEPS, "attempts": 4, "stopped": None}
+    assert harness.exit_codes(config) == [75, 137, 1, 0]
+    assert (len(operators.jobs), operators.max_running) == (1, 1)
+    assert not harness.remaining_objects
+    assert_books_are_right(harness, config)
+    (job,) = operators.jobs
+    (*_, end) = harness.events(config, "attempt-ended")
+    ledger = read_ledger(harness.run(config))
+    whole = end["time"] - read_time(job["metadata"]["creationTimestamp"])
+    assert sum(line.seconds for line in ledger) == pytest.approx(whole, abs=0.1), "every second is in one state"
 
 
 def test_a_job_that_is_admitted_and_never_starts_is_counted_and_ends_with_the_clusters_reason(

@@ -22,6 +22,7 @@ from pipeline.launch.observer import ClusterObserver
 from pipeline.launch.policy import GangExit
 from pipeline.launch.state import StateFile, TrainJobRecord
 from pipeline.launch.watch import WatchEvent
+from tests.cluster.operators import commit_checkpoint
 from tests.stores.mortal import Killed
 
 START = 1_800_000_000.0
@@ -292,3 +293,39 @@ def test_an_attempt_that_is_closed_by_two_launchers_is_in_the_ledger_once(harnes
     assert second is not None
     assert second.gang == first.gang
     assert read_ledger(harness.run) == before
+
+
+@pytest.mark.parametrize("late", [0.0, 0.4, 0.999])
+def test_what_was_saved_in_the_last_second_was_useful(harness: Harness, late: float) -> None:
+    """Kubernetes writes the end of a pod in whole seconds, so what it did last is later than that."""
+    harness.run.append_lines(
+        "events.jsonl",
+        [
+            {"time": START + 20, "event": "training", "step": 0, "ranks": 2},
+            {"time": START + 44 + late, "event": "checkpoint", "step": 109, "trained_seconds": 23.0 + late},
+        ],
+    )
+    commit_checkpoint(harness.run, 109)
+    pods = [pod(index, scheduled=4, terminated=terminated(75, 44)) for index in (0, 1)]
+    result = harness.follow(*pods)
+    assert result is not None
+    expected = {"pending": 4.0, "pulling": 6.0, "loading": 10.0, "useful": 23.0 + late, "idle": 1.0}
+    assert harness.seconds(0) == pytest.approx(expected)
+    assert result.next_attempt is not None
+    assert result.next_attempt.requested_at == START + 44 + late, "every second is in one attempt"
+
+
+def test_what_is_written_a_whole_second_later_is_of_something_else(harness: Harness) -> None:
+    harness.run.append_lines("events.jsonl", [{"time": START + 45, "event": "loading", "ranks": 2}])
+    harness.follow(*[pod(index, scheduled=4, terminated=terminated(75, 44)) for index in (0, 1)])
+    assert sum(harness.seconds(0).values()) == 44
+
+
+def test_a_launcher_that_must_end_closes_an_attempt_that_goes_on(harness: Harness) -> None:
+    running = {"running": {"startedAt": at(10)}}
+    harness.follow(pod(0, scheduled=4, **running), pod(1, scheduled=4, terminated=terminated(75, 25)))
+    harness.now = START + 30
+    assert harness.attempts.close_early() == 1, "one pod still runs"
+    assert sum(harness.seconds(0).values()) == 30
+    assert harness.state_file.record.attempt is None
+    assert harness.attempts.close_early() == 0

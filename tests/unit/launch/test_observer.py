@@ -135,3 +135,17 @@ def test_a_signal_requests_a_stop_and_the_handlers_are_restored(
         process(observer)
         assert observer.stop_requested
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_whoever_is_asked_to_stop_waits_no_longer_than_it_may(clock: Clock) -> None:
+    cluster = Cluster(client.ApiClient(), "lab", patience=60.0)
+    observer = ClusterObserver(cluster, "label", clock, stop_seconds=20.0)
+    clock.now = 100.0
+    assert not observer.must_stop_now
+    observer._request_stop(signal.SIGTERM, None)
+    assert cluster.patience == 20, "a call that is repeated right now gives up sooner, too"
+    clock.now = 119.0
+    assert not observer.must_stop_now
+    observer._request_stop(signal.SIGTERM, None)
+    clock.now = 120.0
+    assert observer.must_stop_now, "the second signal gives no more time"
