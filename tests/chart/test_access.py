@@ -36,12 +36,14 @@ class Cluster:
         objects: By their paths.
         refused: Verbs and resources that the account may not do, such as ``delete trainjobs``.
         asked: What came in, as method, path and body.
+        has_policy: Whether the release's admission policy is in force.
     """
 
     objects: dict[str, Manifest] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, Manifest]] = field(default_factory=list)
     port: int = 0
+    has_policy: bool = True
 
     def answer(self, method: str, path: str, body: Manifest) -> tuple[int, Manifest]:
         self.asked.append((method, path, body))
@@ -61,6 +63,15 @@ class Cluster:
             what = f"{asked['verb']} {asked['resource']}"
             return 201, {**body, "status": {"allowed": what not in self.refused}}
         if place.endswith("/trainjobs") and method == "POST":
+            if self.has_policy and "serviceAccountName" in json.dumps(body):
+                message = "ValidatingAdmissionPolicy 'dr-darkroom-trainjobs' denied the request: no account"
+                return 422, {
+                    "kind": "Status",
+                    "status": "Failure",
+                    "reason": "Invalid",
+                    "code": 422,
+                    "message": message,
+                }
             return 201, body
         if place == "/apis/v2beta1/healthz":
             return 200, {}
@@ -149,11 +160,11 @@ def test_what_can_never_change_is_refused_before_anything_is_changed(cluster: Cl
     assert upgrade(cluster, queue={"clusterQueue": "shared", "name": "darkroom-shared"})
 
 
-def check_access(cluster: Cluster, folder: Path, workdir: str) -> subprocess.CompletedProcess[str]:
+def check_access(cluster: Cluster, folder: Path, workdir: str, *more: str) -> subprocess.CompletedProcess[str]:
     config = folder / "kubeconfig"
     config.write_text(cluster.kubeconfig)
     command = [sys.executable, str(CHART / "files" / "check_access.py"), "--namespace", "kubeflow"]
-    command += ["--runtime", "darkroom-train", "--kfp", f"http://127.0.0.1:{cluster.port}", "--workdir", workdir]
+    command += ["--runtime", "darkroom-train", "--kfp", f"http://127.0.0.1:{cluster.port}", "--workdir", workdir, *more]
     environment = {
         **os.environ,
         "KUBECONFIG": str(config),
@@ -170,6 +181,16 @@ def test_helm_test_passes_where_everything_is_granted(cluster: Cluster, tmp_path
     [dry] = [(path, body) for method, path, body in cluster.asked if method == "POST" and "/trainjobs" in path]
     assert "dryRun=All" in dry[0]  # nothing is made
     assert dry[1]["spec"]["runtimeRef"]["name"] == "darkroom-train"
+
+
+@pytest.mark.parametrize("has_policy", [True, False])
+def test_it_sees_whether_the_policy_denies_what_it_must(cluster: Cluster, tmp_path: Path, has_policy: bool) -> None:
+    cluster.has_policy = has_policy
+    done = check_access(cluster, tmp_path, str(tmp_path / "work"), "--policy")
+    assert done.returncode == (0 if has_policy else 1), done.stdout + done.stderr
+    word = "ok      " if has_policy else "FAILED  "
+    assert f"{word}a TrainJob whose pods ask for another account is denied" in done.stdout
+    assert all("dryRun=All" in path for method, path, _ in cluster.asked if method == "POST" and "/trainjobs" in path)
 
 
 def test_it_asks_for_just_the_rights_that_the_chart_grants(cluster: Cluster, tmp_path: Path) -> None:

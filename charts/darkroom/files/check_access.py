@@ -1,6 +1,6 @@
 """Check from inside the cluster that a run will find what it needs; prints one line per check, exits 1 if any failed.
 
-python check_access.py --namespace NAMESPACE --runtime RUNTIME --kfp URL --workdir URL
+python check_access.py --namespace NAMESPACE --runtime RUNTIME --kfp URL --workdir URL [--policy]
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("--namespace", "--runtime", "--kfp", "--workdir"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--policy", action="store_true", help="the release has an admission policy")
     given = parser.parse_args(argv)
     checks: list[tuple[str, Callable[[], object]]] = [
         (f"Kubeflow Pipelines answers at {given.kfp}", lambda: _reach(given.kfp)),
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         (f"namespace {given.namespace} grants what the launcher needs", lambda: _rights(given.namespace)),
         (f"Kubeflow Trainer takes a TrainJob for {given.runtime}", lambda: _dry_run(given.namespace, given.runtime)),
     ]
+    if given.policy:
+        what = "a TrainJob whose pods ask for another account is denied"
+        checks.append((what, lambda: _denied(given.namespace, given.runtime)))
     passed = [_passes(what, check) for what, check in checks]
     return 0 if all(passed) else 1
 
@@ -96,14 +100,31 @@ def _missing(client: Any, namespace: str) -> Iterator[str]:
                 yield f"{verb} {resource}{'/' if subresource else ''}{subresource}"
 
 
-def _dry_run(namespace: str, runtime: str) -> None:
+def _denied(namespace: str, runtime: str) -> None:
+    """Ask for what the launcher may not have; nothing is made, whatever the answer."""
+    pod = {"spec": {"serviceAccountName": "default"}}
+    jobs = [{"name": "node", "template": {"spec": {"template": pod}}}]
+    change = {"template": {"spec": {"replicatedJobs": jobs}}}
+    patch = {"manager": "darkroom.dev/launcher", "trainingRuntimeSpec": change}
+    try:
+        _dry_run(namespace, runtime, [patch])
+    except _api().ApiException as error:
+        if "ValidatingAdmissionPolicy" in str(error.body):
+            return
+        raise
+    raise PermissionError("it is allowed: the admission policy is not in force")
+
+
+def _dry_run(namespace: str, runtime: str, patches: Sequence[dict[str, Any]] = ()) -> None:
     """Let the real webhooks judge a TrainJob that is never made."""
-    job = {
+    job: dict[str, Any] = {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
         "metadata": {"generateName": "darkroom-test-"},
         "spec": {"runtimeRef": {"kind": "TrainingRuntime", "name": runtime}, "suspend": True},
     }
+    if patches:
+        job["spec"]["runtimePatches"] = list(patches)
     _api().CustomObjectsApi().create_namespaced_custom_object(
         "trainer.kubeflow.org", "v1alpha1", namespace, "trainjobs", job, dry_run="All", _request_timeout=_SECONDS
     )
