@@ -12,6 +12,8 @@ import pytest
 import yaml
 from helm_python.chart import Chart
 
+from tests import yaml_text
+
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
 
@@ -85,12 +87,12 @@ def render() -> Iterator[Render]:
         ) -> list[Manifest]:
             files = chart.render(dict(values or {}), name=name, namespace=namespace)
             texts = [text for path, text in sorted(files.items()) if path.endswith(".yaml")]
-            return [found for text in texts for found in yaml.safe_load_all(text) if found]
+            return [found for text in texts for found in yaml_text.load_all(text) if found]
 
         yield manifests
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _Loader(yaml_text.Loader):  # type: ignore[misc]
     """Reads a plain ``=``, which YAML 1.1 gives a meaning of its own, as the text that CRDs mean."""
 
 

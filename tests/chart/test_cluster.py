@@ -12,6 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests import yaml_text
+
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
 
@@ -28,7 +30,7 @@ def kustomize(folder: str) -> list[Manifest]:
     run = subprocess.run([kubectl, "kustomize", str(CLUSTER / folder)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""  # it warns of fields that it will drop
-    return [found for found in yaml.safe_load_all(run.stdout) if found]
+    return [found for found in yaml_text.load_all(run.stdout) if found]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

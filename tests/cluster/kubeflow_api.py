@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import yaml
+from tests import yaml_text
 
 Json = dict[str, Any]
 _PAGE = 2  # however many the client asks for
@@ -170,7 +170,7 @@ class KubeflowApi:
 
     def _upload(self, query: dict[str, str], body: bytes) -> Json:
         file = body.split(b"\r\n\r\n", 1)[1].rpartition(b"\r\n--")[0]
-        spec, *_ = yaml.safe_load_all(file)
+        spec, *_ = yaml_text.load_all(file)
         versions = [one for one in self._all("pipeline_versions") if one["pipeline_id"] == query["pipelineid"]]
         if any(one["display_name"] == query["name"] for one in versions):
             raise Refusal(409, "Already exist error. The pipeline version already exists.")

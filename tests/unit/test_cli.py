@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from components.storage.lease import PIPELINE, acquire
 from components.storage.open import open_storage
 from pipeline.cli import build_parser, main
 from pipeline.command_line import Parser, wrapped
 from pipeline.config import resolve
+from tests import yaml_text
 
 SOMEWHERE = str(Path(__file__).parent)
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
@@ -54,11 +54,12 @@ def test_config_prints_a_recipe_of_the_same_run(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_compile_writes_a_pipeline(elsewhere: Path) -> None:
     image = "registry.example/darkroom@sha256:" + 64 * "b"
     arguments = ["--output", "out.yaml", "--image", image, "--retries", "2", "--workdir", "s3://here/there"]
     assert main(["compile", "--recipe", "demo", *arguments]) == 0
-    pipeline, _ = yaml.safe_load_all((elsewhere / "out.yaml").read_text())
+    pipeline, _ = yaml_text.load_all((elsewhere / "out.yaml").read_text())
     assert pipeline["root"]["inputDefinitions"]["parameters"]["workdir"]["defaultValue"] == "s3://here/there"
     assert image in (elsewhere / "out.yaml").read_text()
 
@@ -98,6 +99,7 @@ def test_an_unknown_recipe_is_rejected(capsys: pytest.CaptureFixture[str]) -> No
     assert "demo" in error
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_an_output_that_cannot_be_written_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     code, error = rejected(capsys, "compile", "--output", "missing/out.yaml")
     assert code == 74

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from components.command import load_steps
 from components.errors import ConfigError, StorageError
@@ -16,6 +15,7 @@ from pipeline.kubeflow.compile import compile_to
 from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.step_pods import step_names
 from pipeline.recipe import recipes
+from tests import yaml_text
 from tests.golden.__main__ import pods_table
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -42,7 +42,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def compile_of(folder: Path, recipe: str, overrides: list[str], release: Deployment = RELEASE) -> dict[str, Any]:
     """Return the two documents of the IR as one."""
     compile_to(folder / "darkroom.yaml", release, recipe, overrides)
-    pipeline, platform = yaml.safe_load_all((folder / "darkroom.yaml").read_text())
+    pipeline, platform = yaml_text.load_all((folder / "darkroom.yaml").read_text())
     merged: dict[str, Any] = {**pipeline, **platform}
     return merged
 

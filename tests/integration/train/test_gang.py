@@ -15,6 +15,7 @@ import pytest
 
 from components.errors import Preempted
 from components.model import checkpoints
+from tests import yaml_text
 from tests.chart.test_restarts import action, failure
 from tests.integration.train.test_agent import Agent, assert_gone
 
@@ -27,13 +28,12 @@ Strike = Callable[["Machine"], None]
 @pytest.fixture(scope="module")
 def jobset() -> dict[str, Any]:
     """The JobSet that the chart's TrainingRuntime makes."""
-    import yaml
 
     chart = pytest.importorskip("helm_python.chart", reason="helm-python-sdk renders the chart")
     with chart.Chart.load(CHART) as found:
         files = found.render({}, name="dr", namespace="kubeflow")
         texts = [text for file, text in files.items() if file.endswith(".yaml")]
-        manifests = [one for text in texts for one in yaml.safe_load_all(text) if isinstance(one, dict)]
+        manifests = [one for text in texts for one in yaml_text.load_all(text) if isinstance(one, dict)]
     (runtime,) = [one for one in manifests if one["kind"] == "TrainingRuntime"]
     spec: dict[str, Any] = runtime["spec"]["template"]["spec"]
     return spec

@@ -29,6 +29,7 @@ from pipeline.launch.render import (
     render,
 )
 from pipeline.placement import PlacementConfig
+from tests import yaml_text
 
 CRDS = Path(__file__).parents[3].parent / "shared/crds"
 PLACEMENTS: dict[str, dict[str, Any]] = {
@@ -45,13 +46,12 @@ def arguments(name: str = "demo-0a1b2c3d", workdir: str = "s3://bucket/work", **
 
 
 def crd(name: str) -> dict[str, Any]:
-    for folder in (CRDS, Path("/work/shared/crds")):
-        file = folder / name
-        if file.exists():
-            (version,) = yaml.safe_load(file.read_text())["spec"]["versions"]
-            schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
-            return schema
-    pytest.skip(f"the schemas of the cluster's objects are missing ({CRDS})")
+    file = CRDS / name
+    if not file.exists():
+        pytest.skip(f"the schemas of the cluster's objects are missing ({CRDS})")
+    (version,) = yaml_text.load(file.read_text())["spec"]["versions"]
+    schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    return schema
 
 
 def unknown(value: Any, schema: dict[str, Any], path: str = "") -> list[str]:
