@@ -131,6 +131,7 @@ def test_a_hung_rank_ends_the_gang_with_the_stacks_of_those_that_wait_for_it(wor
     assert event["step"] - saved.step <= 5, "no more than an interval is lost"
 
 
+@pytest.mark.proof  # tests/unit/processes/test_agent.py restarts quicker ranks
 def test_a_crash_is_restarted_here_when_told_to(workshop: Any) -> None:
     agent = Agent(workshop, "restarts", flags=["--restarts", "1"])
     agent.until("step", at_step=16)

@@ -71,7 +71,7 @@ def survive(workshop: Any, name: str, kills: int, *settings: str) -> int:
 def test_a_few_random_kills_change_no_byte(workshop: Any) -> None:
     straight = workshop.train("calm", *SETTINGS)
     assert straight.code == 0, straight.output
-    assert survive(workshop, "stormy", 3) >= 1
+    assert survive(workshop, "stormy", 2) >= 1
     assert workshop.state("stormy") == workshop.state("calm")
     assert workshop.losses("stormy") == workshop.losses("calm")
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 EXACT = ("exact_across_world_sizes=true", "zero_stage=0", "steps=6", "optimizer.warmup_steps=1")
 
 
-@pytest.mark.parametrize("worlds", [(1, 3), pytest.param((1, 2, 3, 5), marks=pytest.mark.proof)])
+@pytest.mark.parametrize("worlds", [(1, 2), pytest.param((1, 2, 3, 5), marks=pytest.mark.proof)])
 def test_weights_are_the_same_bytes_at_any_world_size_when_asked(workshop: Any, worlds: tuple[int, ...]) -> None:
     states = set()
     for world in worlds:
