@@ -113,9 +113,14 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_init(verbs: Any) -> None:
-    examples = ("darkroom init photos", "darkroom init photos s3://bucket/drawings -o mine.yaml")
+    examples = (
+        "darkroom init photos",
+        "darkroom init photos s3://bucket/drawings -o mine.yaml",
+        "darkroom init train.parquet --set ingest.rows.image=photo",
+    )
     parser = add_verb(verbs, "init", "look at your images and this machine, and write a recipe", _init, examples)
-    parser.add_argument("place", nargs="+", help="folder or s3://bucket/prefix with the images; one or several")
+    parser.add_argument("place", nargs="+", help="folder, s3://bucket/prefix or file with the images; one or several")
+    _add_set(parser)
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: the place's name, as .yaml)")
 
 
@@ -198,7 +203,7 @@ def _add_cost(verbs: Any) -> None:
 def _init(arguments: argparse.Namespace) -> int:
     from pipeline.local.init.verb import write_recipe
 
-    write_recipe(arguments.place, arguments.output, Console(highlight=False))
+    write_recipe(arguments.place, arguments.output, Console(highlight=False), _overrides(arguments))
     return EXIT_DONE
 
 
@@ -218,7 +223,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 "nothing to run: give --source FOLDER with your images, or --recipe (one of "
                 f"{', '.join(recipes())}, or a YAML file, such as `darkroom init FOLDER` writes)"
             )
-        recipe = recipe_of_sources(places, open_workdir(workdir), console)
+        recipe = recipe_of_sources(places, open_workdir(workdir), console, _overrides(arguments))
         places = places if len(places) == 1 else []  # several are in the recipe, where somebody may set their repeats
     source, several = place_settings(places)
     run_here(recipe, workdir, source, [*several, *_overrides(arguments)], console)

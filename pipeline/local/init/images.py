@@ -9,8 +9,8 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -26,6 +26,7 @@ from components.image.union_source import UnionSource
 from components.ingest.config import IngestConfig
 from components.ingest.union import ingest_sources
 from components.progress import Progress
+from components.settings import override
 from components.storage.base import Storage
 
 _ENOUGH = 10_000
@@ -85,6 +86,7 @@ class ImageSurvey:
         captions: Each caption that training would read, with its number of images, the commonest first.
         decoded: Images whose pixels were decoded.
         sources: The sources, if there are several.
+        given: Settings of ingest that a person has given, by their dotted names.
     """
 
     source: str
@@ -102,6 +104,7 @@ class ImageSurvey:
     captions: dict[str, int]
     decoded: int
     sources: tuple[SurveyedSource, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -119,21 +122,24 @@ class ImageSurvey:
         return sum(rejected.count for rejected in self.rejected)
 
 
-def survey_images(places: Sequence[str], workdir: Storage) -> ImageSurvey:
+def survey_images(places: Sequence[str], workdir: Storage, given: Mapping[str, Any] | None = None) -> ImageSurvey:
     """Look at a source of images, or at several as one.
 
     Args:
         places: The sources: folders or s3://bucket/prefix.
         workdir: Where ingest keeps its records, so that a run in the same workdir need not read the images again.
+        given: Settings of ingest that a person has given, by their dotted names.
 
     Raises:
         DataError: If there is no such source, it holds no images, or all of them are rejected.
-        ConfigError: If the address is of another kind, or the source is the workdir.
+        ConfigError: If the address is of another kind, the source is the workdir, or a setting is wrong.
         StorageError: If the storage fails.
     """
     log = io.StringIO()
-    given: dict[str, Any] = {"source": places[0]} if len(places) == 1 else {"sources": list(places)}
-    result = ingest_sources(IngestConfig.parse(given), workdir, Progress(log))
+    values: dict[str, Any] = {"source": places[0]} if len(places) == 1 else {"sources": list(places)}
+    for path, value in (given or {}).items():
+        values = override(values, [f"{path}={json.dumps(value)}"])
+    result = ingest_sources(IngestConfig.parse(values), workdir, Progress(log))
     source_id = result["source_id"]
     manifest = read_manifest(workdir, source_id)
     images = _some_images(workdir, source_id, manifest.groups)
@@ -162,6 +168,7 @@ def survey_images(places: Sequence[str], workdir: Storage) -> ImageSurvey:
             SurveyedSource(one["source"], one["images"], one["rejected"], one["share"])
             for one in result.get("sources", ())
         ),
+        given=dict(given or {}),
     )
 
 

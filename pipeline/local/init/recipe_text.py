@@ -42,6 +42,7 @@ def _lines(name: str, survey: ImageSurvey, choices: Choices, time: str) -> Itera
     yield _line("name", Choice(name, "name of the run and of the model that it publishes"))
     yield "ingest:"
     yield from _places(survey)
+    yield from _section(_nested({path: Choice(value, "as given") for path, value in survey.given.items()}), 1)
     sections = _nested(choices.settings)
     train = sections.pop("train", {})
     yield from _section(sections)
@@ -108,7 +109,10 @@ def _section(section: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
 
 def _line(key: str, choice: Choice, depth: int = 0) -> str:
     """Return one setting with its comment; a comment that is too long goes above it."""
-    value = dump_value(choice.value) if not isinstance(choice.value, list) else f"[{', '.join(choice.value)}]"
+    if isinstance(choice.value, list):
+        value = f"[{', '.join(map(dump_value, choice.value))}]"
+    else:
+        value = dump_value(choice.value)
     setting = f"{_NESTED * depth}{key}: {value}"
     if not choice.why:
         return setting

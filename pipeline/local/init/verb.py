@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -16,6 +16,7 @@ from components.errors import ConfigError
 from components.html.formatting import SPACE, count, one_line, percent, plural
 from components.image.sources import open_source
 from components.image.union_source import open_places
+from components.settings import override
 from components.storage.base import Storage
 from components.storage.files import explained
 from components.storage.open import open_storage
@@ -45,13 +46,14 @@ class FirstRecipe(NamedTuple):
     lines: tuple[tuple[str, str], ...]
 
 
-def write_recipe(places: Sequence[str], output: Path | None, console: Console) -> Path:
+def write_recipe(places: Sequence[str], output: Path | None, console: Console, overrides: Iterable[str] = ()) -> Path:
     """Look at places of images, say what is there, and write a recipe for them.
 
     Args:
         places: The images: folders or s3://bucket/prefix.
         output: The recipe's file; None: the places' names in the current folder.
         console: Gets what was found.
+        overrides: ``section.key=value`` each; those of ingest decide how the images are read.
 
     Returns:
         The file.
@@ -65,14 +67,14 @@ def write_recipe(places: Sequence[str], output: Path | None, console: Console) -
     if file.exists():
         raise ConfigError(f"{file} exists; give another name with -o, or delete it")
     with tempfile.TemporaryDirectory(prefix="darkroom-init-") as folder:
-        recipe = make_recipe(places, open_storage(folder), console)
+        recipe = make_recipe(places, open_storage(folder), console, overrides)
     with explained(f"write {file}"):
         file.write_text(recipe.text, encoding="utf-8")
     console.print(f"\nwrote {file}: read it, then\n\n    darkroom run --recipe {file}\n", markup=False, soft_wrap=True)
     return file
 
 
-def recipe_of_sources(places: Sequence[str], workdir: Storage, console: Console) -> str:
+def recipe_of_sources(places: Sequence[str], workdir: Storage, console: Console, overrides: Iterable[str] = ()) -> str:
     """Return the recipe of a run that was given images alone; it is kept in the workdir, and used again from there.
 
     Raises:
@@ -84,7 +86,7 @@ def recipe_of_sources(places: Sequence[str], workdir: Storage, console: Console)
     if workdir.exists(key):
         console.print(f"no --recipe: using {workdir.url}/{key}", markup=False, soft_wrap=True)
     else:
-        recipe = make_recipe(places, workdir, console)
+        recipe = make_recipe(places, workdir, console, overrides)
         workdir.write(key, recipe.text.encode())
         console.print(f"\nno --recipe: wrote {workdir.url}/{key}\n", markup=False, soft_wrap=True)
     return workdir.read(key).decode()
@@ -97,16 +99,19 @@ def recipe_name(places: Sequence[str]) -> str:
     return "-".join(part for part in (name, "images") if part) if name in ("", "base") else name
 
 
-def make_recipe(places: Sequence[str], workdir: Storage, console: Console) -> FirstRecipe:
+def make_recipe(
+    places: Sequence[str], workdir: Storage, console: Console, overrides: Iterable[str] = ()
+) -> FirstRecipe:
     """Look at places of images and at this machine, say what is there, and return a recipe.
 
     Args:
         places: The images.
         workdir: Where ingest keeps its records.
         console: Gets what was found.
+        overrides: ``section.key=value`` each; those of ingest decide how the images are read.
     """
     with console.status("looking at the images"):
-        survey = survey_images(places, workdir)
+        survey = survey_images(places, workdir, _of_ingest(overrides))
     try:
         survey.source.encode()
     except UnicodeEncodeError:
@@ -126,6 +131,19 @@ def make_recipe(places: Sequence[str], workdir: Storage, console: Console) -> Fi
     for label, text in recipe.lines:
         _print(console, label, text)
     return recipe
+
+
+def _of_ingest(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of ingest among some overrides, by their dotted names within it; not where the images are."""
+    given: dict[str, Any] = {}
+    for text in overrides:
+        value: Any = override({}, [text])
+        path = text.partition("=")[0].strip()
+        for key in path.split("."):
+            value = value[key]
+        if path.startswith("ingest.") and not path.startswith("ingest.source"):
+            given[path.removeprefix("ingest.")] = value
+    return given
 
 
 def _print(console: Console, label: str, text: str) -> None:

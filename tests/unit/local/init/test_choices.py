@@ -53,6 +53,13 @@ def test_the_recipe_is_what_was_chosen() -> None:
     assert all("#" in line for line in settings if "*prompts" not in line and "sources" not in line), text
 
 
+def test_settings_of_ingest_that_were_given_are_in_it() -> None:
+    given = {"layout": "addresses", "rows.image": "a: b", "rows.splits": ["train", "test"], "readers": 3}
+    config = recipe(survey(given=given))[0]
+    assert (config.ingest.layout, config.ingest.rows.image, config.ingest.readers) == ("addresses", "a: b", 3)
+    assert config.ingest.rows.splits == ("train", "test")
+
+
 def test_nothing_of_the_demo_is_in_it() -> None:
     config, _, text = recipe(survey())
     assert config.launch.spot_drill.step is None

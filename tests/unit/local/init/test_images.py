@@ -10,7 +10,7 @@ import pytest
 from components.errors import DataError
 from components.storage.open import open_storage
 from pipeline.local.init.images import ImageSurvey, survey_images
-from tests.bad_rows import parquet
+from tests.bad_rows import images, parquet, table
 from tests.drawn_photos import SCENES, write_photos
 from tests.images import encoded, noise, put
 
@@ -99,3 +99,12 @@ def test_files_of_rows_are_looked_at_like_images(tmp_path: Path) -> None:
     put(tmp_path / "in/train.parquet", parquet(), None)
     found = survey(tmp_path / "in/train.parquet", tmp_path)
     assert (found.count, found.layout, found.captions) == (3, "parquet", {"a": 1, "b": 1, "c": 1})
+
+
+def test_a_file_is_read_as_the_settings_of_ingest_say(tmp_path: Path) -> None:
+    put(tmp_path / "a.parquet", parquet(table(image=None, a=images(), b=images(first=9))), None)
+    with pytest.raises(DataError, match=r"several could be the image; name one"):
+        survey(tmp_path / "a.parquet", tmp_path)
+    given = {"rows.image": "b", "allowed_licenses": [], "rows.splits": ["train", "test"]}
+    found = survey_images([str(tmp_path / "a.parquet")], open_storage(str(tmp_path)), given)
+    assert (found.count, found.given) == (3, given)
