@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from tests.bad_rows import ROW_FILES
 from tests.images import encoded, noise
 
 Pixel = tuple[int, int, int]
@@ -323,5 +324,5 @@ NAMES = (
 
 def kinds() -> int:
     """Return how many kinds there are."""
-    tables: tuple[Any, ...] = (BAD_IMAGES, ODD_IMAGES, CAPTIONS, JSON_FILES, METADATA, NAMES)
+    tables: tuple[Any, ...] = (BAD_IMAGES, ODD_IMAGES, CAPTIONS, JSON_FILES, METADATA, NAMES, ROW_FILES)
     return sum(map(len, tables))
