@@ -50,12 +50,17 @@ class RangeFile(io.RawIOBase):
         self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, self._size))
         return self._position
 
+    def read(self, size: int = -1) -> bytes:
+        """Return bytes as far as the file goes, however many a damaged file asks for."""
+        left = max(0, self._size - self._position)
+        data = self._range(self._position, left if size < 0 else min(size, left))
+        self._position += len(data)
+        return data
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Fill a buffer as far as the file goes, and return how many bytes that are."""
-        length = min(len(buffer), max(0, self._size - self._position))
-        data = self._range(self._position, length)
+        data = self.read(len(buffer))
         buffer[: len(data)] = data
-        self._position += len(data)
         return len(data)
 
     def _range(self, start: int, length: int) -> bytes:
