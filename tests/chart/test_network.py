@@ -25,7 +25,9 @@ OURS = {
     "app.kubernetes.io/instance": "dr",
     "app.kubernetes.io/part-of": "darkroom",
 }
-TRAINER, DEPLOY, EXPORTER = ({**OURS, "app.kubernetes.io/component": c} for c in ("train", "deploy", "exporter"))
+TRAINER, DEPLOY, EXPORTER, END = (
+    {**OURS, "app.kubernetes.io/component": component} for component in ("train", "deploy", "exporter", "end")
+)
 STEP = {
     "app.kubernetes.io/part-of": "darkroom",
     "app.kubernetes.io/component": "pipeline",
@@ -114,8 +116,9 @@ def test_ranks_talk_to_ranks_at_any_port(network: Network) -> None:
     assert not network.allows(TRAINER, "from", Peer(network.home, other), 29500)
 
 
-def test_only_steps_reach_the_kubernetes_api_beyond_https(network: Network) -> None:
+def test_steps_and_hooks_that_need_it_reach_the_kubernetes_api_beyond_https(network: Network) -> None:
     assert network.allows(STEP, "to", API, 6443)
+    assert network.allows(END, "to", API, 6443), "the hook that ends trainings"
     for labels in (TRAINER, DEPLOY, EXPORTER):
         assert not network.allows(labels, "to", API, 6443)
 
