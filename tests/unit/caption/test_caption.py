@@ -5,25 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from components.caption import group as captioning_group
 from components.caption.__main__ import main
-from components.caption.caption_rules import captions_of, check
 from components.caption.config import CaptionConfig
 from components.caption.group import caption
 from components.digests import sha256
-from components.errors import ConfigError, DataError, ImageRejected, StorageError
-from components.image.caption_text import decode_caption
+from components.errors import ConfigError, DataError, StorageError
 from components.image.decoding import ImageLimits
 from components.image.filters import PIXEL_SCORES
 from components.image.records import (
@@ -95,40 +90,17 @@ def counts(captioned: int = 0, reused: int = 0, rejected: int = 0) -> dict[str, 
     return {"captioned": captioned, "reused": reused, "rejected": rejected}
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"a cat\n", "a cat"),
-        (b"\xef\xbb\xbfa cat", "a cat"),
-        (b"  a\r\n\tcat \x00\x1b[31m sat ", "a cat [31m sat"),
-        ("a café".encode("utf-16"), "a café"),
-        (b"\xfe\xff" + "a café".encode("utf-16-be"), "a café"),
-        ("a café".encode("utf-32"), "a café"),
-        ("日本 📷 naïve\u2028line".encode(), "日本 📷 naïve line"),
-        (b'<script>alert(1)</script> & "it\'s"', '<script>alert(1)</script> & "it\'s"'),
-    ],
-)
-def test_a_caption_is_one_line_and_otherwise_as_it_was_written(data: bytes, expected: str) -> None:
-    assert captions_of(decode_caption(data), CaptionConfig(max_characters=100)) == [expected]
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "caption-empty"),
-        (b" \n\t\0 ", "caption-empty"),
-        (b"\xef\xbb\xbf", "caption-empty"),
-        (b"caf\xe9", "caption-not-utf8"),
-        ("a cat".encode("utf-16-le"), "caption-not-utf8"),
-        ("a cat".encode("utf-16") + b"!", "caption-not-utf8"),
-        (b"\xed\xb3\xbf", "caption-not-utf8"),
-        (b"x" * 101, "caption-too-long"),
-    ],
-)
-def test_a_caption_that_cannot_be_used_has_a_reason(data: bytes, reason: str) -> None:
-    with pytest.raises(ImageRejected) as caught:
-        captions_of(decode_caption(data), CaptionConfig(max_characters=100))
-    assert caught.value.reason == reason
+def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
+    work = MemoryStorage("caption-sidecars")
+    assert run(photos(tmp_path / "photos"), work) == counts(captioned=4)
+    record = records(work)["02.png"]
+    data = (tmp_path / "photos/02.png").read_bytes()
+    assert record.captions == (Caption("image 2", "sidecar:02.txt"),)
+    assert set(record.verdicts) == set(PIXEL_SCORES)
+    assert len(record.phash or "") == 16
+    assert (record.sha256, record.bytes, record.width, record.height) == (sha256(data), len(data), 16, 16)
+    order = [record.sha256 for record in read_captions(work.child(FOLDER), "g")]
+    assert order == sorted(order)
 
 
 def test_an_encoding_is_used_for_files_that_are_nothing_else(tmp_path: Path) -> None:
@@ -147,37 +119,6 @@ def test_an_encoding_is_used_for_files_that_are_nothing_else(tmp_path: Path) -> 
         "cp1251.png": "кот",
         "utf-16.png": "naïve",
     }
-
-
-@pytest.mark.parametrize("encoding", ["klingon", "rot13", "", "hex"])
-def test_an_unknown_encoding_is_rejected(encoding: str) -> None:
-    with pytest.raises(ConfigError, match="encoding"):
-        CaptionConfig.parse({"encoding": encoding})
-
-
-@given(st.text(max_size=200))
-def test_any_text_becomes_one_line_or_is_rejected(text: str) -> None:
-    try:
-        line = check(text, CaptionConfig(max_characters=50))
-    except ImageRejected:
-        return
-    assert 0 < len(line) <= 50
-    assert line == line.strip()
-    assert not any(unicodedata.category(letter) == "Cc" for letter in line)
-    assert check(line, CaptionConfig(max_characters=50)) == line
-
-
-def test_captions_come_from_the_files_beside_the_images(tmp_path: Path) -> None:
-    work = MemoryStorage("caption-sidecars")
-    assert run(photos(tmp_path / "photos"), work) == counts(captioned=4)
-    record = records(work)["02.png"]
-    data = (tmp_path / "photos/02.png").read_bytes()
-    assert record.captions == (Caption("image 2", "sidecar:02.txt"),)
-    assert set(record.verdicts) == set(PIXEL_SCORES)
-    assert len(record.phash or "") == 16
-    assert (record.sha256, record.bytes, record.width, record.height) == (sha256(data), len(data), 16, 16)
-    order = [record.sha256 for record in read_captions(work.child(FOLDER), "g")]
-    assert order == sorted(order)
 
 
 def test_only_what_changed_is_captioned_again(tmp_path: Path) -> None:
