@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +87,9 @@ def clean(
     if last_result is not None:
         return {**last_result, "reused": True}
     captions.delete(STATE)  # if this step is killed from here on, the old state must not stand for the new files
-    tally = Tally(config.kept_images, config.rejected_images, buckets, tokens)
+    manifest = read_manifest(workdir, source_id)
+    labels = [member.label for member in manifest.members]
+    tally = Tally(config.kept_images, config.rejected_images, buckets, tokens, labels)
     originals = _originals(config, filters, groups, captions)
     names = _names({original.sha256 for original in originals.values()}, groups, captions)
     rejected_here = 0
@@ -100,7 +103,7 @@ def clean(
             tally.reject(rejection)
     for rejection in read_ingest_rejections(workdir, source_id):
         tally.reject(rejection)
-    write_report(config, filters, tally, read_manifest(workdir, source_id), caption_set, workdir, captions)
+    write_report(config, filters, tally, manifest, caption_set, workdir, captions)
     keys = dict(zip(("report", "summary", "numbers"), REPORT_KEYS, strict=True))
     paths = {name: f"{captions_prefix(caption_set)}/{key}" for name, key in keys.items()}
     result = {"kept": tally.kept, "rejected_here": rejected_here, "rejected": tally.rejected, **paths}
@@ -134,7 +137,7 @@ def _made_from(
     shapes = buckets.shapes if buckets is not None else None
     settings = [config.model_dump(mode="json"), filters.model_dump(mode="json"), shapes, tokens]
     manifest = read_manifest(workdir, source_id)
-    counted = [manifest.source, manifest.masks, dict(manifest.other_files)]
+    counted = [manifest.source, manifest.masks, dict(manifest.other_files), *map(asdict, manifest.members)]
     return digest([FORMAT, settings, counted, ingested, records])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from components.html.templates import environment
 from components.image.filters import CHECKS, FilterConfig, is_on
 from components.image.records import Manifest
 from components.image.sources import open_images
+from components.image.union import UnionMember, rates_of, shares_of
 from components.storage.base import Storage
 
 PAGE, SUMMARY, NUMBERS = "report.html", "report.md", "report.json"
@@ -51,6 +52,7 @@ def write_report(
     images = partial(open_images, manifest, workdir)
     numbers = {"source": manifest.source, "caption_set": caption_set, **tally.numbers(config.words)}
     numbers |= {"masks": manifest.masks, "other_files": dict(manifest.other_files)}
+    numbers["sources"] = _sources(manifest.members, tally)
     numbers["filters"] = _thresholds(config, filters)
     reasons = [tally.reasons[row["step"], row["reason"]].shown for row in numbers["rejected"][: config.reasons]]
     kept, *rejected = read_sheets(images, [tally.shown, *reasons], config.tile_side)
@@ -58,6 +60,23 @@ def write_report(
     captions.write(NUMBERS, json.dumps(numbers, indent=1, allow_nan=False).encode())
     captions.write(SUMMARY, summary(numbers).encode())
     captions.write(PAGE, page(numbers, kept, rejected, worst).encode())
+
+
+def _sources(members: Sequence[UnionMember], tally: Tally) -> list[dict[str, Any]]:
+    """Return what is kept of each source, how often its images stand in an epoch, and its share of one."""
+    kept = [tally.kept_of[member.label] for member in members]
+    rows = zip(members, kept, rates_of(members, kept), shares_of(members, kept), strict=True)
+    return [
+        {
+            "label": member.label,
+            "source": member.source,
+            "kept": images,
+            "rejected": tally.rejected_of[member.label],
+            "repeats": round(float(repeats), 4),
+            "share": round(float(share), 6),
+        }
+        for member, images, repeats, share in rows
+    ]
 
 
 def page(numbers: Mapping[str, Any], kept: Sheet, rejected: list[Sheet], worst: Sheet) -> str:
@@ -96,6 +115,11 @@ def summary(numbers: Mapping[str, Any]) -> str:
     for row in numbers["rejected"]:
         bound = "" if row["threshold"] is None else number(row["threshold"])
         lines.append(f"| {in_markdown(row['reason'])} | {count(row['images'])} | {bound} |")
+    if numbers["sources"]:
+        lines += ["", "| source | kept | rejected | repeats | of an epoch |", "|---|---:|---:|---:|---:|"]
+    for row in numbers["sources"]:
+        cells = (count(row["kept"]), count(row["rejected"]), number(row["repeats"]), percent(row["share"]))
+        lines.append(f"| {in_markdown(row['source'])} | {' | '.join(cells)} |")
     lines += ["", *(f"- {count(files)} {in_markdown(what)}" for files, what in besides(numbers))]
     if cut := cut_captions(numbers):
         lines += ["", in_markdown(cut)]

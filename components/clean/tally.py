@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right, insort
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log2
@@ -14,6 +15,7 @@ from components.image.authors import author
 from components.image.buckets import Buckets
 from components.image.fit import FitTally
 from components.image.records import CaptionRecord, Rejection
+from components.image.union import split_name
 
 # Shorter sides of images, in pixels, where a new column begins.
 SIDES = (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -71,12 +73,24 @@ class Tally:
         rejected_images: Images to choose for each reason, at most.
         buckets: The shapes that images are cut to; None if they are not known.
         tokens: How many tokens of a caption a text encoder will read; None if that is not known.
+        labels: What the names of each source's images begin with, if there are several sources.
+
+    Attributes:
+        kept_of: Images kept of each source, by its label.
+        rejected_of: Images rejected of each source.
     """
 
     def __init__(
-        self, kept_images: int, rejected_images: int, buckets: Buckets | None = None, tokens: int | None = None
+        self,
+        kept_images: int,
+        rejected_images: int,
+        buckets: Buckets | None = None,
+        tokens: int | None = None,
+        labels: Collection[str] = (),
     ) -> None:
         self.kept = 0
+        self.kept_of = dict.fromkeys(labels, 0)
+        self.rejected_of = dict.fromkeys(labels, 0)
         self.fits = None if buckets is None else FitTally(buckets)
         self.shown = Shown(kept_images)
         self.reasons: dict[tuple[str, str], Reason] = {}
@@ -102,6 +116,7 @@ class Tally:
     def keep(self, record: CaptionRecord) -> None:
         """Count an image that is kept."""
         self.kept += 1
+        _count_source(self.kept_of, record.name)
         self._sides[bisect_right(SIDES, min(record.width, record.height))] += 1
         self._aspects[aspect_column(record.width, record.height)] += 1
         self._licenses[record.license or ""] += 1
@@ -131,6 +146,7 @@ class Tally:
             self.reasons[key] = Reason(shown=Shown(self._rejected_images))
         reason = self.reasons[key]
         reason.images += 1
+        _count_source(self.rejected_of, rejection.name)
         if rejection.threshold is not None:
             reason.threshold = rejection.threshold
         # Files that could not be read have no digest, but they have names.
@@ -186,3 +202,10 @@ def forget_rare(counter: Counter[str]) -> None:
 
 def _most(counter: Counter[str], limit: int) -> list[list[Any]]:
     return [[name, count] for name, count in sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:limit]]
+
+
+def _count_source(counts: dict[str, int], name: str) -> None:
+    """Count an image of a union for its source."""
+    label = split_name(name)[0]
+    if label in counts:
+        counts[label] += 1

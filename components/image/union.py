@@ -75,6 +75,13 @@ def shares_of(members: Sequence[UnionMember], samples: Sequence[int]) -> list[Fr
     return [one / max(sum(entries), 1) for one in entries]
 
 
+def mean_repeats(members: Sequence[UnionMember]) -> float:
+    """Return how often an image stands in an epoch on average; 1 if there are no several sources."""
+    images = [member.images for member in members]
+    entries = sum(rate * number for rate, number in zip(rates_of(members, images), images, strict=True))
+    return float(entries / sum(images)) if sum(images) else 1.0
+
+
 def in_union(image: ImageRecord, label: str) -> ImageRecord:
     """Return an image of a source as the union has it."""
     return _renamed(image, lambda name: f"{label}/{name}")

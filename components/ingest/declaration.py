@@ -22,7 +22,9 @@ def _run(step: StepRun) -> Result:
 
 
 def _summary(result: Result, _events: Mapping[str, Result]) -> str:
-    text = f"{plural(result['images'], 'image')}, {count(result['rejected'])} rejected"
+    sources = result.get("sources", ())
+    of = f" of {len(sources)} sources" if sources else ""
+    text = f"{plural(result['images'], 'image')}{of}, {count(result['rejected'])} rejected"
     news = ""
     if result["new"] < result["images"]:
         changes = "".join(f", {count(result[name])} {name}" for name in ("changed", "gone") if result[name])

@@ -47,6 +47,7 @@ def make_plan(
     measured: MeasuredSpeed | None = None,
     images: int | None = None,
     assumptions: Assumptions | None = None,
+    repeats: float = 1.0,
 ) -> Plan:
     """Return the plan of a run.
 
@@ -57,11 +58,12 @@ def make_plan(
         measured: Speed of an earlier run with the same settings.
         images: Images in the dataset; None if not known.
         assumptions: What to assume; None for the defaults.
+        repeats: How often an image stands in an epoch on average.
 
     Raises:
         ConfigError: If ``placement.instance`` is not in the price list.
     """
-    estimate = _Estimate(settings, prices, model, measured, images, assumptions or Assumptions())
+    estimate = _Estimate(settings, prices, model, measured, images, assumptions or Assumptions(), repeats)
     train = estimate.train
     plan = Plan(
         run=settings.run,
@@ -110,6 +112,7 @@ class _Estimate:
     measured: MeasuredSpeed | None
     images: int | None
     assumptions: Assumptions
+    repeats: float
 
     @cached_property
     def instance(self) -> Instance | None:
@@ -146,25 +149,25 @@ class _Estimate:
         train = self.settings.train
         if train.epochs is None:
             return train
-        if self.train_images is None:
+        if self.epoch_images is None:
             raise ConfigError(
                 f"train.epochs is {train.epochs:g}, so the steps depend on the number of images; give --images"
             )
-        return train.in_steps(self.train_images)
+        return train.in_steps(self.epoch_images)
 
     @property
-    def train_images(self) -> int | None:
-        """Images that are trained on; an estimate, since what is rejected and held out is known only later."""
+    def epoch_images(self) -> int | None:
+        """Images of an epoch; an estimate, since what is rejected and held out is known only later."""
         if self.images is None:
             return None
-        return max(1, round(self.images * (1 - self.settings.index.held_out)))
+        return max(1, round(self.images * (1 - self.settings.index.held_out) * self.repeats))
 
     @property
     def epochs(self) -> float | None:
-        """How often each image is seen in training."""
-        if self.train_images is None:
+        """How often each image is seen in training, on average if some are repeated."""
+        if self.epoch_images is None:
             return None
-        return epochs_of_steps(self.train.last_step, self.train_images, self.train.global_batch)
+        return epochs_of_steps(self.train.last_step, self.epoch_images, self.train.global_batch)
 
     @cached_property
     def flops_per_image(self) -> int | None:

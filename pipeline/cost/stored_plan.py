@@ -8,7 +8,10 @@ from pydantic import ValidationError
 
 from components.accounting.bill import Planned
 from components.accounting.ledger import LEDGER
-from components.errors import ConfigError, NotFound
+from components.errors import ConfigError, DarkroomError, NotFound
+from components.image.records import read_manifest
+from components.image.union import mean_repeats
+from components.image.union_source import open_places
 from components.storage.base import Storage
 from pipeline.config import RunConfig
 from pipeline.cost.history import History, model_size, read_history
@@ -18,16 +21,40 @@ from pipeline.cost.prices import PriceList, read_prices
 
 
 def plan_run(
-    settings: RunConfig, prices: PriceList, workdir: Storage | None, images: int | None, assumptions: Assumptions
+    settings: RunConfig,
+    prices: PriceList,
+    workdir: Storage | None,
+    images: int | None,
+    assumptions: Assumptions,
+    repeats: float | None = None,
 ) -> Plan:
     """Return the plan of a run, using the measurements of earlier runs in a workdir.
+
+    Args:
+        settings: The run.
+        prices: Prices of machine types.
+        workdir: The storage with earlier runs; None for none.
+        images: How many images it has; None: as many as the newest run on the same source.
+        assumptions: What to assume.
+        repeats: How often an image stands in an epoch on average; None: as ingest has last counted, if it has.
 
     Raises:
         ConfigError: If ``placement.instance`` is not in the price list.
     """
     history = read_history(settings, workdir) if workdir is not None else History()
     images = history.images if images is None else images
-    return make_plan(settings, prices, model_size(settings), history.speed, images, assumptions)
+    if repeats is None:
+        repeats = _repeats(settings, workdir) if workdir is not None and settings.ingest.sources else 1.0
+    return make_plan(settings, prices, model_size(settings), history.speed, images, assumptions, repeats)
+
+
+def _repeats(settings: RunConfig, workdir: Storage) -> float:
+    """Return how often an image of several sources stands in an epoch on average, 1 if they are not listed yet."""
+    config = settings.ingest
+    with contextlib.suppress(DarkroomError):
+        source_id = config.records_id([source.url for source in open_places(config.places)])
+        return mean_repeats(read_manifest(workdir, source_id).members)
+    return 1.0
 
 
 def store_plan(settings: RunConfig, workdir: Storage, images: int | None = None) -> None:

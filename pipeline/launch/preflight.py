@@ -16,6 +16,7 @@ from components.command import Problem, StepRun, load_steps
 from components.errors import ConfigError
 from components.html.formatting import plural
 from components.image.records import read_manifest
+from components.image.union import mean_repeats
 from components.model.devices import Gpu, gpus
 from components.settings import flatten
 from components.storage.base import Storage
@@ -58,12 +59,13 @@ def check_images(run: StepRun, settings: RunConfig) -> str | None:
     Raises:
         ConfigError: With all problems that were found.
     """
-    images = read_manifest(run.workdir, run.source_id).images
+    manifest = read_manifest(run.workdir, run.source_id)
+    images, repeats = manifest.images, mean_repeats(manifest.members)
     store_plan(settings, run.workdir, images)
     problems = _certain([problem for step in load_steps().values() for problem in step.check_images(run)], "pod")
     plan = None
     try:
-        plan = plan_run(settings, read_prices(settings.placement.prices), None, images, Assumptions())
+        plan = plan_run(settings, read_prices(settings.placement.prices), None, images, Assumptions(), repeats)
     except ConfigError as error:
         if settings.train.epochs is not None and "train.epochs" in str(error):
             problems.append(Problem("train.epochs", str(error).removeprefix("train.epochs ")))

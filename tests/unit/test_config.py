@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from components.errors import ConfigError
 from components.settings import Settings, flatten
-from pipeline.config import RunConfig, resolve, to_yaml
+from pipeline.config import RunConfig, place_settings, resolve, to_yaml
 from pipeline.recipe import portable, recipes
 
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
@@ -130,6 +130,30 @@ def test_a_source_of_ones_own_is_never_filled_with_the_example() -> None:
     assert resolve("demo", source="my/fotos").example is None
     assert resolve("demo", ["ingest.source=my/fotos"]).example is None
     assert resolve("demo", ["ingest.source=elsewhere", "example=digits"]).example == "digits"
+
+
+@pytest.mark.parametrize("several", ['["a", "b"]', "[{source: a, repeats: 2.0}, {source: b}]", "[{source: a}]"])
+def test_several_sources_replace_one_and_one_replaces_several(several: str, tmp_path: Path) -> None:
+    config = resolve("scratch", [f"ingest.sources={several}"])
+    assert (config.ingest.source, config.ingest.places[0]) == (None, "a")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: scratch\ningest: {{sources: {several}}}\n")
+    assert resolve(str(mine)) == config
+    assert resolve(str(mine), source="c").ingest.places == ("c",)
+    assert resolve(str(mine), ["ingest.source=c"]).ingest.places == ("c",)
+    other = tmp_path / "other.yaml"
+    other.write_text(f"base: {mine}\ningest: {{source: c}}\n")
+    assert resolve(str(other)).ingest.places == ("c",)
+    with pytest.raises(ConfigError, match="are both set"):
+        resolve("scratch", [f"ingest.sources={several}", "ingest.source=c"])
+
+
+def test_places_of_a_person_are_one_source_or_several() -> None:
+    assert place_settings(["a"]) == ("a", [])
+    places = ["a b", "s3://c/d: e", "it's, [x]"]
+    source, overrides = place_settings(places)
+    assert resolve("demo", overrides, source).ingest.places == tuple(places)
+    assert resolve("demo", overrides, source).example is None
 
 
 def test_a_source_may_be_called_anything() -> None:

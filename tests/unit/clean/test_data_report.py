@@ -38,6 +38,7 @@ from components.image.buckets import square_bucket
 from components.image.filters import FilterConfig
 from components.image.records import Caption, CaptionRecord, Manifest, Rejection
 from components.image.sources import open_source
+from components.image.union import UnionMember
 from components.progress import Progress
 from components.report.config import ReportConfig
 from components.report.reporting import report
@@ -86,14 +87,32 @@ def image(seed: int, size: tuple[int, int] = (90, 60)) -> bytes:
     return file.getvalue()
 
 
-def written(tally: Tally, source: str = "memory://data-report-source", **config: Any) -> tuple[dict[str, Any], Page]:
+def written(
+    tally: Tally, source: str = "memory://data-report-source", members: tuple[UnionMember, ...] = (), **config: Any
+) -> tuple[dict[str, Any], Page]:
     dataset = MemoryStorage("data-report-dataset")
-    manifest = Manifest(source, 0, 0, ("g",), "", masks=3, other_files={".mp4": 2, ".<b>": 40})
+    manifest = Manifest(source, 0, 0, ("g",), "", masks=3, other_files={".mp4": 2, ".<b>": 40}, members=members)
     write_report(CleanConfig.parse(config), FilterConfig(), tally, manifest, "abcd", dataset, dataset)
     assert dataset.read("report.md").decode()
     page = Page(dataset.read("report.html").decode())
     page.check()
     return dataset.read_json("report.json"), page
+
+
+def test_sources_are_counted_and_have_their_shares() -> None:
+    tally = Tally(0, 0, labels=("a", "b & c"))
+    for number in range(6):
+        tally.keep(record(f"a/{number}.png"))
+    for number in range(2):
+        tally.keep(record(f"b & c/{number}.png"))
+    tally.reject(Rejection("b & c/x/y.png", "clean", "blurry", "said"))
+    members = (UnionMember("a", "a", "/a", 0, 0), UnionMember("b & c", "b", "/b & <c>", 0, 0, repeats=2.5))
+    numbers, page = written(tally, members=members)
+    rows = [[row[name] for name in ("kept", "rejected", "repeats", "share")] for row in numbers["sources"]]
+    assert rows == [[6, 0, 1.0, pytest.approx(6 / 11, abs=1e-6)], [2, 1, 2.5, pytest.approx(5 / 11, abs=1e-6)]]
+    assert "/b & <c>" in page.text
+    assert "45.5 %" in page.text
+    assert written(Tally(0, 0))[0]["sources"] == []
 
 
 def test_images_captions_and_reasons_are_counted() -> None:

@@ -379,6 +379,16 @@ def test_a_plan_warns_of_an_absurd_number_of_epochs(config: RunConfig, images: i
     assert "warnings" in table(plan(config, images=images))
 
 
+def test_an_epoch_of_repeated_images_has_more_steps() -> None:
+    config = settings(DEMO, train={"steps": None, "epochs": 10}, index={"held_out": 0.5})
+    once, often = (
+        make_plan(config, read_prices(), model_size(config), None, 1280, Assumptions(), repeats) for repeats in (1, 2.5)
+    )
+    assert (once.steps, often.steps) == (100, 250)
+    assert (once.epochs, often.epochs) == (10, 10)
+    assert once.dataset_bytes == often.dataset_bytes
+
+
 def test_epochs_are_planned_as_steps() -> None:
     config = settings(DEMO, train={"steps": None, "epochs": 10}, index={"held_out": 0.5})
     assert plan(config, images=1280).steps == 100
