@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +33,8 @@ _TIMEOUT_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 20.0
 # A cluster that has just come back rejects everything until it has read its own rules of who may do what.
 _SECONDS_UNTIL_RIGHTS_ARE_KNOWN = 60.0
-_FORBIDDEN = (401, 403)
+# What the API says of a right that is missing, such as: User "x" cannot list resource "pods" in API group "".
+_NO_RIGHT = re.compile(r'User ".*" cannot ')
 _WORKLOAD_JOB = "kueue.x-k8s.io/job-uid"
 _POD_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LOG_LINES = 40
@@ -208,11 +210,9 @@ class Cluster:
             except CONNECTION_ERRORS as error:
                 problem = str(error)
             except client.ApiException as error:
-                may_pass = is_transient(error.status) or (
-                    is_denial(error.status) and self._may_be_cold(what, started_at)
-                )
+                may_pass = is_transient(error.status) or (is_denial(error) and self._may_be_cold(what, started_at))
                 if not may_pass:
-                    self._note(what, is_denial(error.status))
+                    self._note(what, is_denial(error))
                     raise
                 problem = f"{error.status} {error.reason}: {_message(error)}"
             else:
@@ -241,7 +241,7 @@ class Cluster:
     def _rejection(self, what: str, error: client.ApiException) -> DarkroomError:
         request = f"the request to {what} in namespace {self.namespace}"
         problem = f"the cluster rejected {request}: {error.status} {_message(error)}"
-        if is_denial(error.status):
+        if is_denial(error):
             return ConfigError(f"{problem}; bind the chart's role for the launcher to this service account")
         if error.status == 404:
             return ConfigError(f"{problem}; install Kubeflow Trainer 2.3 or later, and create the namespace")
@@ -289,9 +289,9 @@ def is_transient(status: int | None) -> bool:
     return status in (None, 0, 408, 429) or (status is not None and status >= 500)
 
 
-def is_denial(status: int | None) -> bool:
-    """Tell whether an HTTP status means that the account may not do this."""
-    return status in _FORBIDDEN
+def is_denial(error: client.ApiException) -> bool:
+    """Tell whether this account lacks a right; a quota and a webhook that rejects an object answer 403 as well."""
+    return error.status == 401 or (error.status == 403 and _NO_RIGHT.search(_message(error)) is not None)
 
 
 def unreachable_message(patience: float, problem: str) -> str:

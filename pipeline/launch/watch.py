@@ -92,7 +92,7 @@ class Watcher:
             except client.ApiException as error:
                 if error.status == GONE:
                     version = None  # the API has forgotten the changes since then: list all objects again
-                elif is_transient(error.status) or (self._has_listed and is_denial(error.status)):
+                elif is_transient(error.status) or (self._has_listed and is_denial(error)):
                     # An API server that has just come back denies everything until it has read its own rules.
                     self._wait(f"{error.status} {error.reason}")
                 else:

@@ -223,7 +223,7 @@ def test_a_rejection_is_reported_with_the_clusters_own_message(harness: Harness)
         harness.launch(harness.settings())
 
     def forbid(_method: str, _path: str) -> None:
-        raise Refusal(403, "Forbidden", "pods is forbidden")
+        raise Refusal(403, "Forbidden", 'pods is forbidden: User "me" cannot list resource "pods"')
 
     harness.server.before = forbid
     with pytest.raises(ConfigError, match=r"403 .*pods is forbidden.* role"):

@@ -322,8 +322,8 @@ def test_what_is_written_a_whole_second_later_is_of_something_else(harness: Harn
 
 
 def test_a_launcher_that_must_end_closes_an_attempt_that_goes_on(harness: Harness) -> None:
-    first = pod(0, scheduled=4, running={"startedAt": at(10)})
-    harness.follow(first, pod(1, scheduled=4, terminated=terminated(75, 25)))
+    running = pod(0, scheduled=4, running={"startedAt": at(10)})
+    harness.follow(running, pod(1, scheduled=4, terminated=terminated(75, 25)))
     harness.now = START + 30
     assert harness.attempts.close_early() == 1, "one pod still runs"
     assert sum(harness.seconds(0).values()) == 30

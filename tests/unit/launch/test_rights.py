@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,16 @@ class Api:
     def answer(self, *_: Any, **__: Any) -> Any:
         answer = next(self.answers)
         if isinstance(answer, int):
-            raise client.ApiException(status=answer, reason="Forbidden")
+            raise denial(answer)
+        if isinstance(answer, Exception):
+            raise answer
         return answer
+
+
+def denial(status: int, message: str = 'pods is forbidden: User "me" cannot list resource "pods"') -> Any:
+    error = client.ApiException(status=status, reason="Forbidden")
+    error.body = json.dumps({"message": message})
+    return error
 
 
 EMPTY: dict[str, Any] = {"items": []}
@@ -79,6 +88,22 @@ def test_whoever_may_not_read_workloads_is_not_kept() -> None:
     assert api.now == waited
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: no such runtime',
+        'trainjobs "x" is forbidden: exceeded quota: team, requested: count/trainjobs=1',
+    ],
+)
+def test_an_object_that_is_rejected_is_no_right_that_is_missing(message: str) -> None:
+    api = Api(EMPTY, EMPTY, denial(403, message))
+    api.cluster.list_jobs("x")
+    api.cluster.patch_job("job", {})
+    with pytest.raises(ConfigError, match=r"403 .*; check placement"):
+        api.cluster.patch_job("job", {})
+    assert api.now == 0, "waiting does not help"
+
+
 def test_a_watcher_tells_a_missing_right_from_one_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def report(has_listed: bool) -> str:
         queue: EventQueue = EventQueue()
@@ -89,7 +114,7 @@ def test_a_watcher_tells_a_missing_right_from_one_that_comes_back(monkeypatch: p
             return "1"
 
         def deny(_version: str) -> Iterator[str]:
-            raise client.ApiException(status=403, reason="Forbidden")
+            raise denial(403)
 
         monkeypatch.setattr(watcher, "_list", listed)
         monkeypatch.setattr(watcher, "_watch", deny)
