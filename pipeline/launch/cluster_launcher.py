@@ -215,7 +215,9 @@ class Launcher:
             attempt, stuck_reason = self._state_file.record.attempt, self._attempts.stuck_reason()
             unstarted_since = None
             if attempt is not None and phase == "waiting":
-                unstarted_since = self._obstacles.look(attempt, now)
+                fetched = self._observer.job(job.uid)
+                is_suspended = fetched is not None and bool(fetched["spec"].get("suspend"))
+                unstarted_since = self._obstacles.look(attempt, now, is_suspended)
             common = (now, phase, nodes, cost.usd, cost.usd_per_second, stop_requested)
             return Observation(*common, stuck_reason, unstarted_since)
         if self._observer.has_live_pods or not self._jobs.is_deletion_complete():

@@ -38,12 +38,13 @@ class Obstacles:
         self._admitted_at: float | None = None
         self._is_told = False
 
-    def look(self, attempt: OpenAttempt, now: float) -> float | None:
+    def look(self, attempt: OpenAttempt, now: float, is_suspended: bool) -> float | None:
         """Report new warnings about an attempt's job, such as that no node has room.
 
         Args:
             attempt: The open attempt, whose nodes are waited for.
             now: Seconds since 1970.
+            is_suspended: Whether somebody holds the job back; Kueue may do so with jobs that name no queue, too.
 
         Returns:
             Since when the job may have pods and has none; None if it has some, or must wait for its quota.
@@ -55,9 +56,8 @@ class Obstacles:
             self._next_look_at = now + min(_SECONDS_BETWEEN_LOOKS, self._patience / 2)
             self._report_warnings(attempt.job.name)
             if not attempt.gang.pods:
-                self._admitted_at = (
-                    self._cluster.admitted_at(self._job_uid) if self._has_queue else attempt.requested_at
-                )
+                is_queued = self._has_queue or is_suspended
+                self._admitted_at = self._cluster.admitted_at(self._job_uid) if is_queued else attempt.requested_at
         if attempt.gang.pods or self._admitted_at is None:
             return None
         since = max(self._admitted_at, attempt.requested_at)

@@ -64,23 +64,32 @@ def attempt(requested_at: float = 100.0, uid: str = "job", **pods: GangPod) -> O
 
 def test_a_job_may_have_pods_from_when_it_was_admitted(tmp_path: Path) -> None:
     obstacles, cluster, text = obstacles_of(tmp_path, "gpus")
-    assert obstacles.look(attempt(), 200.0) is None, "it waits for quota"
+    assert obstacles.look(attempt(), 200.0, is_suspended=False) is None, "it waits for quota"
     cluster.admitted = 210.0
-    assert obstacles.look(attempt(), 229.0) is None, "it is not asked all the time"
-    assert obstacles.look(attempt(), 230.0) == 210
+    assert obstacles.look(attempt(), 229.0, is_suspended=False) is None, "it is not asked all the time"
+    assert obstacles.look(attempt(), 230.0, is_suspended=False) == 210
     assert cluster.asked == 2
-    assert obstacles.look(attempt(requested_at=260.0), 261.0) == 260, "an earlier attempt had pods until then"
+    assert obstacles.look(attempt(requested_at=260.0), 261.0, is_suspended=False) == 260, (
+        "an earlier attempt had pods until then"
+    )
     pod = GangPod("p", "job", "p", 0, 0, 0.0)
-    assert obstacles.look(attempt(p=pod), 300.0) is None
+    assert obstacles.look(attempt(p=pod), 300.0, is_suspended=False) is None
     assert text.getvalue().count("cluster-warning") == 1
     assert "Invalid value: …: field is immutable" in obstacles.summary
 
 
 def test_without_a_queue_it_may_have_them_at_once(tmp_path: Path) -> None:
     obstacles, cluster, text = obstacles_of(tmp_path, None)
-    assert obstacles.look(attempt(), 399.0) == 100
+    assert obstacles.look(attempt(), 399.0, is_suspended=False) == 100
     assert "job-not-started" not in text.getvalue()
-    assert obstacles.look(attempt(), 401.0) == 100
-    assert obstacles.look(attempt(), 402.0) == 100
+    assert obstacles.look(attempt(), 401.0, is_suspended=False) == 100
+    assert obstacles.look(attempt(), 402.0, is_suspended=False) == 100
     assert text.getvalue().count("job-not-started") == 1, "said once, half-way to launch.unstarted_minutes"
     assert cluster.asked == 0
+
+
+def test_a_job_that_somebody_holds_back_waits_whether_it_names_a_queue_or_not(tmp_path: Path) -> None:
+    obstacles, cluster, _ = obstacles_of(tmp_path, None)
+    assert obstacles.look(attempt(), 10_000.0, is_suspended=True) is None
+    cluster.admitted = 10_050.0
+    assert obstacles.look(attempt(), 10_060.0, is_suspended=True) == 10_050
