@@ -26,7 +26,8 @@ def uninterrupted(workshop: Any) -> str:
 
 def copy_as_of(workshop: Any, step: int, name: str) -> Storage:
     """Return a run that has come as far as the checkpoint of a step of the uninterrupted one."""
-    whole, run = workshop.run("uninterrupted"), workshop.run(name)
+    whole: Storage = workshop.run("uninterrupted")
+    run: Storage = workshop.run(name)
     for entry in whole.list():
         run.write(entry.key, whole.read(entry.key))
     for later in checkpoints.steps(run):
