@@ -56,8 +56,8 @@ def put(path: Path, data: bytes) -> Path:
     return path
 
 
-def photos(root: Path, count: int = 4, first: int = 0) -> Path:
-    for number in range(first, count):
+def photos(root: Path, count: int = 4) -> Path:
+    for number in range(count):
         put(root / f"{number:02d}.png", image(number))
         put(root / f"{number:02d}.txt", f"image {number}".encode())
     return root
@@ -346,19 +346,6 @@ def test_captions_of_an_older_format_are_written_anew(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected an object of sha256"):
         read_captions(work.child(FOLDER), "g")
     assert run(root, work) == counts(captioned=4)
-
-
-def test_a_group_that_splits_keeps_its_captions(tmp_path: Path) -> None:
-    root, work = photos(tmp_path / "photos", 4), MemoryStorage("caption-split")
-    source_id = take(root, work, group_images=4)
-    write(source_id, work)
-    assert take(photos(root, 9, first=4), work, group_images=4) == source_id
-    done = [write(source_id, work, group) for group in ("g00", "g01", "g10", "g11")]
-    assert sum(one["reused"] for one in done) == 4
-    assert sum(one["captioned"] for one in done) == 5
-    for captioned in (9, 0):  # the second time the group's own captions count, not those of the group it was a part of
-        done = [write(source_id, work, group, prefix="a") for group in ("g00", "g01", "g10", "g11")]
-        assert sum(one["captioned"] for one in done) == captioned
 
 
 def test_without_ingest_the_message_says_what_to_run() -> None:

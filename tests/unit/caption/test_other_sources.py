@@ -48,6 +48,18 @@ class Captioned:
         return sorted(record.name for group in self.groups for record in read_captions(self.captions, group))
 
 
+def test_a_group_that_splits_keeps_its_captions(tmp_path: Path) -> None:
+    root, work = photos(tmp_path / "a", *range(4)), MemoryStorage("other-split")
+    whole = Captioned(root, work, group_images=4)
+    split = Captioned(photos(root, *range(4, 9)), work, group_images=4)
+    assert (whole.set, whole.groups) == (split.set, ("g",))
+    assert split.groups == ("g00", "g01", "g10", "g11")
+    assert (split.captioned, split.reused) == (5, 4)
+    prefixed = FIXED.model_copy(update={"prefix": "a"})
+    for captioned in (9, 0):  # the second time the group's own captions count, not those of the group it was a part of
+        assert Captioned(root, work, prefixed, group_images=4).captioned == captioned
+
+
 def test_another_setting_of_ingest_captions_nothing_again(tmp_path: Path) -> None:
     root, work = photos(tmp_path / "a", *range(9)), MemoryStorage("other-settings")
     first = Captioned(root, work, lanes=4)
