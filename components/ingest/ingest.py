@@ -98,6 +98,11 @@ def ingest(
 
 def _result(source_id: str, manifest: Manifest, progress: Progress, **counts: int) -> dict[str, Any]:
     progress.event("compared", **counts)
+    return result_of(source_id, manifest, counts)
+
+
+def result_of(source_id: str, manifest: Manifest, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return the step's result; counts are those of `ingest` that are not in the manifest."""
     return {
         "source_id": source_id,
         "groups": len(manifest.groups),

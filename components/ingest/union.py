@@ -27,7 +27,7 @@ from components.image.union_source import UnionSource, open_places
 from components.ingest.catalog import Catalog, open_catalog
 from components.ingest.config import IngestConfig
 from components.ingest.groups import DUPLICATE_OF, REJECTED_AT_ONCE, group_bits, write_groups
-from components.ingest.ingest import check_share, ingest, is_complete, previous_manifest, remove_groups
+from components.ingest.ingest import check_share, ingest, is_complete, previous_manifest, remove_groups, result_of
 from components.progress import Progress
 from components.storage.base import Storage
 
@@ -74,19 +74,8 @@ def ingest_sources(config: IngestConfig, workdir: Storage, progress: Progress) -
     )
     manifest = union.manifest()
     check_share(config, workdir, union.id, manifest)
-    return {
-        "source_id": union.id,
-        "groups": len(manifest.groups),
-        "images": manifest.images,
-        "rejected": manifest.rejected,
-        **{name: sum(int(result[name]) for result in results) for name in _COUNTS},
-        "digest": manifest.digest,
-        "reasons": dict(manifest.reasons),
-        "masks": manifest.masks,
-        "alpha": manifest.alpha,
-        "other_files": dict(manifest.other_files),
-        "sources": _shown(manifest.members),
-    }
+    counts = {name: sum(int(result[name]) for result in results) for name in _COUNTS}
+    return {**result_of(union.id, manifest, counts), "sources": _shown(manifest.members)}
 
 
 def _shown(members: Sequence[UnionMember]) -> list[dict[str, Any]]:
