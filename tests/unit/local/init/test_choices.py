@@ -13,7 +13,7 @@ from components.errors import DataError
 from components.model.devices import Gpu
 from pipeline.config import RunConfig, resolve
 from pipeline.local.init.choices import Choices, choose
-from pipeline.local.init.images import ImageSurvey, RejectedFiles
+from pipeline.local.init.images import ImageSurvey, RejectedFiles, SurveyedSource
 from pipeline.local.init.machine import Machine
 from pipeline.local.init.recipe_text import recipe_text
 
@@ -51,6 +51,19 @@ def test_the_recipe_is_what_was_chosen() -> None:
     assert "ten minutes" in text.lower()
     settings = [line for line in text.splitlines() if ": " in line and not line.lstrip().startswith("#")]
     assert all("#" in line for line in settings if "*prompts" not in line and "sources" not in line), text
+
+
+def test_several_sources_are_written_with_repeats_that_somebody_may_change() -> None:
+    sources = (SurveyedSource("/a: b", 70, 2, 0.7), SurveyedSource("s3://c/d", 50, 0, 0.3))
+    config, _, text = recipe(survey(sources=sources))
+    assert config.ingest.places == ("/a: b", "s3://c/d")
+    assert [one.repeats for one in config.ingest.sources] == [1.0, 1.0]
+    edited = resolve(text.replace("repeats: 1.0", "repeats: 2.5", 1))
+    assert [one.repeats for one in edited.ingest.sources] == [2.5, 1.0]
+    lines = text.splitlines()
+    assert any("/a: b" in line and "70 images" in line for line in lines)
+    assert any("repeats: 1.0" in line and "of an epoch" in line for line in lines)
+    assert "weight" in text
 
 
 def test_settings_of_ingest_that_were_given_are_in_it() -> None:
