@@ -157,15 +157,14 @@ def _captions(survey: ImageSurvey, machine: Machine) -> tuple[dict[str, Choice],
     parts = [f"{beside:,} of {survey.seen:,} images have one beside them or in metadata"] if beside else []
     if of_class:
         parts.append(f"the others get 'a photo of a …' with the name of their folder ({len(survey.classes)} of them)")
-    if max(beside, of_class) >= survey.seen:
+    if not survey.uncaptioned:
         return _sources(sources, "; ".join(parts), None), ()
     if machine.base != "no" and machine.gpus:
         parts.append("BLIP, a model from the hub, writes the missing ones")
         return _sources([*sources, "model"], "; ".join(parts), "blip"), ()
     parts.append("the others all get the same words")
     fixed = {"caption.fixed": Choice("a photo", "say here what all of them show")}
-    missing = survey.seen - max(beside, of_class)
-    assumed = (f"{plural(missing, 'image')} without a caption show nothing in particular (caption.fixed)",)
+    assumed = (f"{plural(survey.uncaptioned, 'image')} without a caption show nothing in particular (caption.fixed)",)
     return {**_sources([*sources, "fixed"], "; ".join(parts), None), **fixed}, assumed
 
 

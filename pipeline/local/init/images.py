@@ -83,6 +83,7 @@ class ImageSurvey:
         other_files: Files of each kind that are no image and belong to none.
         classes: Images in each folder whose name can be a caption.
         captioned: Images that have a caption from each source.
+        uncaptioned: Images that have none from any.
         captions: Each caption that training would read, with its number of images, the commonest first.
         decoded: Images whose pixels were decoded.
         sources: The sources, if there are several.
@@ -101,6 +102,7 @@ class ImageSurvey:
     other_files: dict[str, int]
     classes: dict[str, int]
     captioned: dict[Origin, int]
+    uncaptioned: int
     captions: dict[str, int]
     decoded: int
     sources: tuple[SurveyedSource, ...] = ()
@@ -147,7 +149,7 @@ def survey_images(places: Sequence[str], workdir: Storage, given: Mapping[str, A
     damaged = list(_damaged(readable, images[:_DECODED]))
     lost = {rejection.name for rejection in damaged}
     images = [image for image in images if image.name not in lost]
-    captioned, captions, problems = _captions(readable, images)
+    captioned, uncaptioned, captions, problems = _captions(readable, images)
     rejections = [*read_ingest_rejections(workdir, source_id), *damaged, *problems]
     return ImageSurvey(
         source=manifest.source,
@@ -162,6 +164,7 @@ def survey_images(places: Sequence[str], workdir: Storage, given: Mapping[str, A
         other_files=dict(manifest.other_files),
         classes=_classes(readable, images),
         captioned=captioned,
+        uncaptioned=uncaptioned,
         captions=captions,
         decoded=min(_DECODED, len(images) + len(damaged)),
         sources=tuple(
@@ -212,13 +215,13 @@ def _names_a_class(label: str) -> bool:
 
 def _captions(
     source: Source, images: Sequence[ImageRecord]
-) -> tuple[dict[Origin, int], dict[str, int], list[Rejection]]:
-    """Return how many images each source has a caption for, the captions, and the caption files that cannot be used."""
+) -> tuple[dict[Origin, int], int, dict[str, int], list[Rejection]]:
+    """Return how many images each source has a caption for, and how many none has, the captions, and useless files."""
     origins: tuple[Origin, ...] = ("sidecar", "folder") if _classes(source, images) else ("sidecar",)
     texts = open_texts(CaptionConfig(sources=origins, model=()), source, ())
     captioned: Counter[Origin] = Counter()
     captions: Counter[str] = Counter()
-    problems = []
+    problems, uncaptioned = [], 0
     for image in images:
         first: list[str] = []
         for origin in origins:
@@ -231,8 +234,9 @@ def _captions(
             captioned[origin] += 1
             first = first or own
         captions.update(first)
+        uncaptioned += not first
     ordered = sorted(captions.items(), key=lambda item: (-item[1], item[0]))
-    return dict(captioned), dict(ordered), problems
+    return dict(captioned), uncaptioned, dict(ordered), problems
 
 
 def _by_reason(rejections: Sequence[Rejection]) -> Iterable[RejectedFiles]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from components.autoencoder.config import ModelConfig
 from components.caption.config import CaptionConfig
 from components.clean.config import CleanConfig
 from components.clean.declaration import STEP as CLEAN
@@ -91,6 +92,7 @@ class RunSettings(Settings):
     ingest: IngestConfig
     caption: CaptionConfig = CaptionConfig(model=())
     clean: CleanConfig = CleanConfig()
+    model: ModelConfig = ModelConfig()
     latents: LatentsConfig = LatentsConfig()
 
 

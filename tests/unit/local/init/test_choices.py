@@ -29,7 +29,7 @@ def survey(count: int = 120, **changes: Any) -> ImageSurvey:
         source="/photos", layout="folder", count=count, seen=min(count, 2000),
         sha256s=tuple(sha256(b"%d" % number) for number in range(min(count, 2000))),
         formats={"JPEG": count}, short_sides=(300,) * min(count, 2000), licenses={None: count}, rejected=(),
-        other_files={}, classes={"beach": 60, "forest": 60}, captioned={"folder": min(count, 2000)}, captions=captions,
+        other_files={}, classes={"beach": 60, "forest": 60}, captioned={"folder": min(count, 2000)}, uncaptioned=0, captions=captions,
         decoded=100,
     )  # fmt: skip
     return replace(whole, **changes)
@@ -145,7 +145,7 @@ def test_captions_that_are_all_different_lend_some_prompts() -> None:
 
 
 def test_images_without_captions_get_a_captioner_or_one_caption() -> None:
-    bare = survey(classes={}, captioned={}, captions={})
+    bare = survey(classes={}, captioned={}, uncaptioned=120, captions={})
     config, choices, _ = recipe(bare)
     assert (config.caption.sources, config.caption.fixed) == (("fixed",), "a photo")
     assert any("caption.fixed" in text for text in choices.assumed)

@@ -108,3 +108,10 @@ def test_a_file_is_read_as_the_settings_of_ingest_say(tmp_path: Path) -> None:
     given = {"rows.image": "b", "allowed_licenses": [], "rows.splits": ["train", "test"]}
     found = survey_images([str(tmp_path / "a.parquet")], open_storage(str(tmp_path)), given)
     assert (found.count, found.given) == (3, given)
+
+
+def test_an_image_has_a_caption_if_any_source_of_captions_has_one(tmp_path: Path) -> None:
+    for number, name in enumerate(["cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png", "5.png", "6.png"]):
+        put(tmp_path / "photos" / name, encoded(noise(number)), b"a bird" if name == "5.png" else None)
+    found = survey(tmp_path / "photos", tmp_path / "work")
+    assert (found.captioned, found.uncaptioned) == ({"folder": 4, "sidecar": 1}, 1)
