@@ -29,8 +29,8 @@ def survey(count: int = 120, **changes: Any) -> ImageSurvey:
         source="/photos", layout="folder", count=count, seen=min(count, 2000),
         sha256s=tuple(sha256(b"%d" % number) for number in range(min(count, 2000))),
         formats={"JPEG": count}, short_sides=(300,) * min(count, 2000), licenses={None: count}, rejected=(),
-        other_files={}, classes={"beach": 60, "forest": 60}, captioned={"folder": min(count, 2000)}, uncaptioned=0, captions=captions,
-        decoded=100,
+        other_files={}, classes={"beach": 60, "forest": 60}, captioned={"folder": min(count, 2000)}, uncaptioned=0,
+        captions=captions, decoded=100,
     )  # fmt: skip
     return replace(whole, **changes)
 
