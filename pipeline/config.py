@@ -26,6 +26,11 @@ from pipeline.placement import PlacementConfig
 from pipeline.pod import PodsConfig
 from pipeline.recipe import dump, read_recipe, without_other_example, without_other_places
 
+# What the dashboard's form shows in fields that nobody has filled in. None is empty: some releases of Kubeflow take an
+# empty default for a parameter that is missing (kubeflow/pipelines#11515).
+SOURCE_OF_RECIPE = "recipe"
+NO_OVERRIDES = ["none"]
+
 
 class RunConfig(Settings):
     """Everything that decides what a run does; the workdir is not part of it."""
@@ -128,6 +133,22 @@ def place_settings(places: Sequence[str]) -> tuple[str, list[str]]:
     if len(places) < 2:
         return "".join(places), []
     return "", [f"ingest.sources={json.dumps(list(places))}"]
+
+
+def resolve_parameters(recipe: str, source: str, overrides: Sequence[str], cluster: Sequence[str] = ()) -> RunConfig:
+    """Return the settings of a run from the parameters of the pipeline, as the dashboard's form has them.
+
+    Args:
+        recipe: As for `resolve`.
+        source: Where the images are; `SOURCE_OF_RECIPE` or empty: what the recipe says.
+        overrides: ``section.key=value`` each; `NO_OVERRIDES` and empty ones change nothing.
+        cluster: Settings of the cluster, which win over the recipe's; overrides win over them.
+
+    Raises:
+        ConfigError: As `resolve`.
+    """
+    given = [text for text in overrides if text.strip() and text not in NO_OVERRIDES]
+    return resolve(recipe, [*cluster, *given], "" if source.strip() in ("", SOURCE_OF_RECIPE) else source)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -1,19 +1,22 @@
 """Darkroom on one page: from a folder or bucket of images to a trained, measured, published model."""
 
 # No postponed annotations here: the compiler reads the types of the parameters.
+from collections.abc import Sequence
 from typing import Any
 
 from kfp import dsl
 
 from pipeline import steps
+from pipeline.config import NO_OVERRIDES, SOURCE_OF_RECIPE
 from pipeline.pod import PodOf
 
 
-def build(pod_of: PodOf) -> Any:
+def build(pod_of: PodOf, cluster: Sequence[str] = ()) -> Any:
     """Return the pipeline.
 
     Args:
         pod_of: Returns for a step's name which pod it runs in and how often it is started again, to continue.
+        cluster: Settings of the cluster, which win over the recipe's; a run's overrides win over them.
     """
 
     def run(task: Any) -> Any:
@@ -40,20 +43,19 @@ def build(pod_of: PodOf) -> Any:
     def darkroom(
         recipe: str,
         workdir: str,
-        source: str = "",
-        overrides: list = [],  # noqa: B006
-        cluster: list = [],  # noqa: B006
+        source: str = SOURCE_OF_RECIPE,
+        overrides: list = NO_OVERRIDES,
     ) -> None:
         """Caption, encode, train, evaluate and publish; continue where an equal run stopped.
 
         Args:
             recipe: Name of a recipe, which holds the defaults of all settings, or a recipe's own text.
             workdir: Folder or s3://bucket/prefix that holds everything the run writes.
-            source: Folder or s3://bucket/prefix with the images; empty: the recipe's own.
-            overrides: Settings that differ from the recipe's, each as "section.key=value".
-            cluster: Settings of this cluster, which win over the recipe's; overrides win over them.
+            source: Folder or s3://bucket/prefix with the images; "recipe": the recipe's own.
+            overrides: Settings that differ from the recipe's, each as "section.key=value"; ["none"]: none does.
         """
-        request = {"recipe": recipe, "workdir": workdir, "source": source, "overrides": overrides, "cluster": cluster}
+        request = {"recipe": recipe, "workdir": workdir, "source": source, "overrides": overrides}
+        request |= {"cluster": list(cluster)}  # no parameter: it belongs to the version, and nobody types it
         with dsl.ExitHandler(run(steps.report(**request))):
             config = run(steps.configure(**request)).output
             images = run(steps.ingest(config=config)).output

@@ -84,7 +84,7 @@ def configure(recipe: str, workdir: str, source: str, overrides: list, cluster: 
     """Resolve and check every setting, before anything is started."""
     from pipeline import work
 
-    return work.configure(recipe, workdir, source, [*cluster, *overrides])
+    return work.configure(recipe, workdir, source, overrides, cluster)
 
 
 @step
@@ -186,6 +186,7 @@ def report(
 ) -> None:
     """Write the run's report, however the run ended."""
     from pipeline import work
+    from pipeline.config import resolve_parameters
 
-    settings = [*cluster, *overrides]
-    work.report(recipe, workdir, source, settings, status.state, page.path, summary.path, metrics.log_metric)
+    settings = resolve_parameters(recipe, source, overrides, cluster)
+    work.report(settings, workdir, status.state, page.path, summary.path, metrics.log_metric)

@@ -11,7 +11,7 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from components.image.union_source import open_places
 from components.progress import Progress
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.config import RunConfig, resolve
+from pipeline.config import RunConfig, resolve_parameters
 from pipeline.cost.stored_plan import store_plan
 from pipeline.launch import preflight
 
@@ -111,15 +111,22 @@ def check(run: OpenRun, where: preflight.Where) -> None:
     preflight.check_settings(WorkingStep(run.settings, run.workdir, StepProgress("configure"), {}), run.settings, where)
 
 
-def configure(recipe: str, workdir: str, source: str, overrides: list[str]) -> str:
+def configure(recipe: str, workdir: str, source: str, overrides: Sequence[str], cluster: Sequence[str] = ()) -> str:
     """Resolve and check the settings of a run and write them down; returns what every later step is given, as JSON.
 
     Text, because Kubeflow's own structures know neither null nor integers beyond 2⁵³.
 
+    Args:
+        recipe: The pipeline's parameters, as `pipeline.config.resolve_parameters` reads them.
+        workdir: Holds everything.
+        source: Another parameter.
+        overrides: Another parameter.
+        cluster: Settings of the cluster.
+
     Raises:
         ConfigError: If they are wrong, or if a model that they name cannot be had.
     """
-    run = OpenRun(resolve(recipe, overrides, source), open_storage(workdir))
+    run = OpenRun(resolve_parameters(recipe, source, overrides, cluster), open_storage(workdir))
     check(run, "pod")
     # What an earlier invocation of this run recorded is not part of this one.
     run.folder.delete_tree("steps")
@@ -270,23 +277,14 @@ def recorded(run: OpenRun, step: str, work: Callable[[Progress], Result], lane: 
     return result
 
 
-def report(
-    recipe: str,
-    workdir: str,
-    source: str,
-    overrides: list[str],
-    status: str,
-    page: str,
-    summary: str,
-    log_metric: LogMetric,
-) -> None:
+def report(settings: RunConfig, workdir: str, status: str, page: str, summary: str, log_metric: LogMetric) -> None:
     """Write the report, and what the dashboard shows of it.
 
-    It takes the recipe, not what `configure` returned, which may be what failed.
+    It takes the settings, not what `configure` returned, which may be what failed.
     """
     from components.report.summary import markdown
 
-    run = OpenRun(resolve(recipe, overrides, source), open_storage(workdir))
+    run = OpenRun(settings, open_storage(workdir))
     result = write_report(run, _status_by_our_books(run, status), StepProgress("report"))
     Path(page).write_bytes(run.workdir.read(result["report"]))
     Path(summary).write_text(markdown(run.workdir.read_json(result["numbers"])), encoding="utf-8")

@@ -26,7 +26,7 @@ _NAME_DIGITS = 16
 
 
 def compile_to(target: Path, deployment: Deployment, recipe: str = "", overrides: Sequence[str] = ()) -> str:
-    """Write the pipeline, with a deployment's recipe, workdir and cluster as defaults of its parameters.
+    """Write the pipeline, with a deployment's recipe and workdir as defaults of its parameters.
 
     Args:
         target: The file; its name ends in .yaml.
@@ -49,9 +49,9 @@ def compile_to(target: Path, deployment: Deployment, recipe: str = "", overrides
 
     from pipeline.dag import build
 
-    defaults = {"recipe": deployment.recipe, "workdir": deployment.workdir, "cluster": deployment.cluster}
+    defaults = {"recipe": deployment.recipe, "workdir": deployment.workdir}
     with explained(f"write {target}"):
-        pipeline = build(on_cluster(settings, deployment))
+        pipeline = build(on_cluster(settings, deployment), deployment.cluster)
         compiler.Compiler().compile(pipeline, str(target), pipeline_parameters=defaults)
     return f"ir-{digest_file(target)[:_NAME_DIGITS]}"
 

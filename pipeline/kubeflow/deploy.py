@@ -8,7 +8,7 @@ from typing import Any
 
 from components.errors import ConfigError
 from components.storage.scratch import scratch_folder
-from pipeline.config import resolve
+from pipeline.config import NO_OVERRIDES, SOURCE_OF_RECIPE, resolve
 from pipeline.kubeflow.client import Kubeflow
 from pipeline.kubeflow.compile import compile_to
 from pipeline.kubeflow.records import NewRecurringRun, PipelineVersion
@@ -177,8 +177,9 @@ def _spec(schedule: Schedule, deployment: Deployment, version: PipelineVersion) 
 
 
 def parameters(recipe: str, workdir: str, source: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the pipeline's parameters for a run; the cluster's own are defaults in the pipeline's version."""
-    return {"recipe": portable(recipe), "workdir": workdir, "source": source, "overrides": list(overrides)}
+    """Return the pipeline's parameters for a run, none of them empty but for a workdir that is left to the version."""
+    given = {"recipe": portable(recipe), "workdir": workdir, "source": source or SOURCE_OF_RECIPE}
+    return {**given, "overrides": list(overrides) or NO_OVERRIDES}
 
 
 def _recipe_label(recipe: str) -> str:

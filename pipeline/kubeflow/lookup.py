@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from components.errors import ConfigError, NotFound
 from components.storage.base import Storage
 from components.storage.open import open_storage
-from pipeline.config import resolve
+from pipeline.config import resolve_parameters
 from pipeline.messages import line
 
 if TYPE_CHECKING:  # it takes a second to load
@@ -37,7 +37,8 @@ def folder_of(run: Run, workdir: str) -> Storage:
         ConfigError: If its recipe cannot be read here.
     """
     given = run.parameters
-    settings = resolve(str(given.get("recipe", "")), list(given.get("overrides") or ()), str(given.get("source") or ""))
+    overrides, source = list(given.get("overrides") or ()), str(given.get("source") or "")
+    settings = resolve_parameters(str(given.get("recipe", "")), source, overrides)
     url = workdir or str(given.get("workdir") or "")
     if not url:
         raise ConfigError("the run's workdir is a default of the pipeline's version; give it with --workdir")

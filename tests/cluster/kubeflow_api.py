@@ -159,7 +159,8 @@ class KubeflowApi:
             if name not in inputs or inputs[name]["parameterType"] != kind:
                 raise Refusal(400, f"parameter {name} of type {kind} is not in the pipeline")
         for name, definition in inputs.items():
-            if name not in parameters and "defaultValue" not in definition:
+            # An empty default has read as a missing parameter (kubeflow/pipelines#11515).
+            if name not in parameters and not definition.get("defaultValue"):
                 raise Refusal(400, f"parameter {name} is missing")
 
     def _check_namespace(self, table: str, namespace: str, by_experiment: bool) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from components.errors import ConfigError
 from components.settings import Settings, flatten
-from pipeline.config import RunConfig, place_settings, resolve, to_yaml
+from pipeline.config import RunConfig, place_settings, resolve, resolve_parameters, to_yaml
 from pipeline.recipe import portable, recipes
 
 SMALL = str(Path(__file__).parents[1] / "recipes/small.yaml")
@@ -154,6 +154,20 @@ def test_places_of_a_person_are_one_source_or_several() -> None:
     source, overrides = place_settings(places)
     assert resolve("demo", overrides, source).ingest.places == tuple(places)
     assert resolve("demo", overrides, source).example is None
+
+
+@pytest.mark.parametrize("source", ["recipe", "", " "])
+@pytest.mark.parametrize("overrides", [["none"], [], [""], ["none", ""]])
+def test_what_the_form_shows_where_nobody_types_changes_nothing(source: str, overrides: list[str]) -> None:
+    assert resolve_parameters("demo", source, overrides) == resolve("demo")
+
+
+def test_what_a_person_types_wins_over_the_cluster_and_that_over_the_recipe() -> None:
+    cluster = ["placement.cloud=gke", "placement.queue=team"]
+    run = resolve_parameters("sd15-full", "s3://b/images", ["none", "placement.queue=other"], cluster)
+    assert (run.placement.cloud, run.placement.queue, run.ingest.source) == ("gke", "other", "s3://b/images")
+    with pytest.raises(ConfigError, match="'nonsense'"):
+        resolve_parameters("demo", "recipe", ["nonsense"])
 
 
 def test_a_source_may_be_called_anything() -> None:

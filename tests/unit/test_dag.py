@@ -229,12 +229,18 @@ def test_a_model_is_published_only_where_it_is_better(compiled: dict[str, Any]) 
 def test_the_dashboards_form_is_typed_described_and_filled_in(compiled: dict[str, Any]) -> None:
     form = compiled["root"]["inputDefinitions"]["parameters"]
     assert {name: field["parameterType"] for name, field in form.items()} == {
-        "recipe": "STRING", "workdir": "STRING", "source": "STRING", "overrides": "LIST", "cluster": "LIST"
+        "recipe": "STRING", "workdir": "STRING", "source": "STRING", "overrides": "LIST"
     }  # fmt: skip
     assert {name: field["defaultValue"] for name, field in form.items()} == {
-        "recipe": "demo", "workdir": "s3://bucket/darkroom", "source": "", "overrides": [], "cluster": RELEASE.cluster
+        "recipe": "demo", "workdir": "s3://bucket/darkroom", "source": "recipe", "overrides": ["none"]
     }  # fmt: skip
     assert all(len(field["description"]) > 20 for field in form.values())
+
+
+def test_the_clusters_settings_are_compiled_in_and_nobody_types_them(compiled: dict[str, Any]) -> None:
+    for step in ("configure", "report"):
+        given = next(task for name, task in tasks(compiled) if name == step)["inputs"]["parameters"]["cluster"]
+        assert given == {"runtimeValue": {"constant": RELEASE.cluster}}
 
 
 def test_the_dashboard_gets_pages_and_numbers(compiled: dict[str, Any]) -> None:

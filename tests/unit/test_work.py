@@ -17,6 +17,7 @@ from components.image.records import read_images
 from components.progress import Progress
 from components.storage.open import open_storage
 from pipeline import work
+from pipeline.config import NO_OVERRIDES, resolve_parameters
 from pipeline.work import OpenRun, WorkingStep, open_run, recorded, write_report
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/small.yaml")
@@ -203,8 +204,8 @@ def test_the_dashboard_gets_page_summary_and_numbers(config: str, run: OpenRun, 
     work.run_step("ingest", config)
     logged: dict[str, float] = {}
     page, summary = tmp_path / "page", tmp_path / "summary"
-    source = str(tmp_path / "images")
-    work.report(RECIPE, str(tmp_path / "work"), source, [], "SUCCEEDED", str(page), str(summary), logged.__setitem__)
+    settings = resolve_parameters(RECIPE, str(tmp_path / "images"), NO_OVERRIDES)
+    work.report(settings, str(tmp_path / "work"), "SUCCEEDED", str(page), str(summary), logged.__setitem__)
     assert page.read_bytes() == run.folder.read("report.html")
     assert summary.read_text().startswith("# ")
     assert logged["rejected"] == 0

@@ -88,7 +88,7 @@ def test_deploying_brings_about_what_is_said_and_again_nothing(release: Release)
     assert one["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
     assert (one["no_catchup"], one["max_concurrency"], one["status"]) == (True, "1", "ENABLED")
     assert one["service_account"] == "darkroom-pipeline"
-    parameters = {"recipe": "demo", "workdir": "s3://bucket/darkroom", "source": "", "overrides": []}
+    parameters = {"recipe": "demo", "workdir": "s3://bucket/darkroom", "source": "recipe", "overrides": ["none"]}
     assert one["runtime_config"]["parameters"] == parameters
 
     release.api.seen.clear()
@@ -184,7 +184,7 @@ def test_a_run_is_submitted_to_the_newest_version_or_to_one_of_its_own(
     assert main(submit) == 0
     (run,) = release.api.tables["runs"].values()
     assert run["runtime_config"]["parameters"] == {
-        "recipe": "demo", "workdir": "s3://b/w", "source": "", "overrides": ["seed=3"]
+        "recipe": "demo", "workdir": "s3://b/w", "source": "recipe", "overrides": ["seed=3"]
     }  # fmt: skip
     assert run["display_name"] == resolve("demo", ["seed=3"]).run
     assert run["service_account"] == "darkroom-pipeline"
