@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,7 +24,7 @@ from components.train.config import TrainConfig
 from pipeline.launch.config import LaunchConfig
 from pipeline.placement import PlacementConfig
 from pipeline.pod import PodsConfig
-from pipeline.recipe import dump, read_recipe, without_other_example, without_other_places
+from pipeline.recipe import dump, read_recipe, without_other_places
 
 # What the dashboard's form shows in fields that nobody has filled in. None is empty: some releases of Kubeflow take an
 # empty default for a parameter that is missing (kubeflow/pipelines#11515).
@@ -35,15 +35,13 @@ NO_OVERRIDES = ["none"]
 class RunConfig(Settings):
     """Everything that decides what a run does; the workdir is not part of it."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"example": "ingest.source"}
+
     name: str = Field(
         pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$",
         description="name of the run and of the model it publishes: a-z, 0-9 and '-', at most 40 characters",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random number in the run")
-    example: Literal["digits"] | None = Field(
-        None,
-        description="images to write to the recipe's ingest.source before the run, if that folder does not exist",
-    )
     ingest: IngestConfig = Field(description="where the images are: ingest.source or ingest.sources")
     model: ModelConfig = ModelConfig()
     caption: CaptionConfig = CaptionConfig()
@@ -117,14 +115,11 @@ def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> Run
     Raises:
         ConfigError: For an unknown recipe, and for wrong settings, all of them at once.
     """
-    values = read_recipe(recipe)
-    whole = override(without_other_places(values, override({}, overrides)), overrides)
+    whole = override(without_other_places(read_recipe(recipe), override({}, overrides)), overrides)
     if source:
         whole = without_other_places(whole, {"ingest": {"source": source}})
         section = whole.get("ingest")
         whole["ingest"] = {**(section if isinstance(section, dict) else {}), "source": source}
-    if not any(text.partition("=")[0].strip() == "example" for text in overrides):
-        whole = without_other_example(whole, values)
     return RunConfig.parse(whole)
 
 

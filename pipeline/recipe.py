@@ -73,8 +73,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     whole = _own_values(documents.pop())
     for document in reversed(documents):
         own = _own_values(document)
-        merged = _merge(without_other_places(whole, own), own)
-        whole = merged if "example" in own else without_other_example(merged, whole)
+        whole = _merge(without_other_places(whole, own), own)
     return whole
 
 
@@ -85,19 +84,6 @@ def without_other_places(values: dict[str, Any], changes: Mapping[str, Any]) -> 
         return values
     replaced = {"source" if changed.get("sources") else "sources" if changed.get("source") else ""}
     return {**values, "ingest": {name: value for name, value in section.items() if name not in replaced}}
-
-
-def without_other_example(values: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values without the example images of their base, if they take their images from elsewhere.
-
-    Otherwise a mistyped folder would be filled with images of the example.
-    """
-    return {**values, "example": None} if _source(values) != _source(base) else values
-
-
-def _source(values: Mapping[str, Any]) -> Any:
-    section = values.get("ingest")
-    return [section.get(name) for name in ("source", "sources")] if isinstance(section, Mapping) else None
 
 
 def portable(recipe: str) -> str:

@@ -1,4 +1,4 @@
-"""Where images come from: a local folder or an object store, read and never written to.
+"""Where images come from: a local folder, an object store or the example that comes along; read, never written to.
 
 A source is not trusted. Links may lead out of the folder, a name ending in ``.jpg`` may be a pipe that blocks for ever,
 a file may be removed between listing and reading: each is rejected by name, and the rest is read.
@@ -39,6 +39,9 @@ FILES_OF_IMAGES = (
 
 # Reason of a rejection that the name alone decides: it does not pass by itself.
 BAD_NAME = "unusable-name"
+
+# What the address of images that come with Darkroom begins with.
+EXAMPLE = "example:"
 
 # Returns bytes of one file: the position of the first, how many; past the end there are just fewer.
 ReadRange = Callable[[int, int], bytes]
@@ -157,10 +160,16 @@ class Source(ABC):
 def open_source(url: str) -> Source:
     """Open a source: a local folder (also ``file://``), ``s3://bucket/prefix``, or one file that holds many images.
 
+    ``example:digits`` is the source that comes along.
+
     Raises:
         DataError: If there is no such folder or file.
         ConfigError: If the address is of another kind.
     """
+    if url.startswith(EXAMPLE):
+        from components.image.examples.digits import DigitsSource  # here, since few runs need it
+
+        return DigitsSource(url)
     storage = open_storage(url)
     folder = storage.local_path()
     holds_images = url.lower().endswith(FILES_OF_IMAGES)

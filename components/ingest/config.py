@@ -14,7 +14,7 @@ from components.settings import Operational, Settings
 Layout = Literal["auto", "folder", "imagefolder", "webdataset", "parquet", "hdf5", "addresses"]
 _PLACE = (
     "folder of images, read recursively: a local path or s3://bucket/prefix; or a single file of images (.tar, "
-    ".parquet, .arrow, .h5, .hdf5)"
+    ".parquet, .arrow, .h5, .hdf5); or example:digits"
 )
 
 

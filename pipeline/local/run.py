@@ -18,6 +18,7 @@ from typing import NamedTuple, TextIO
 from rich.console import Console
 
 from components.errors import ConfigError, DarkroomError, DataError, Preempted, StorageError, without_credentials
+from components.image.sources import EXAMPLE, open_source
 from components.image.union_source import open_places
 from components.progress import Progress
 from components.storage.base import Storage
@@ -73,7 +74,6 @@ def run_settings(settings: RunConfig, workdir: str, console: Console) -> None:
         remember(run.workdir.url, run.run)
         display.print_line(f"{run.run} in {_shown(run.workdir.url)}", "bold")
         _begin(run)
-        _write_example(run.settings, console)
         with display:
             progress, error = _follow(run, log, display, inbox)
         lease.confirm()
@@ -89,12 +89,16 @@ def _check_source(settings: RunConfig) -> None:
     """Check that the source exists, before a folder is made for the run.
 
     Raises:
+        ConfigError: If it is an example that does not exist.
         DataError: If it is a local folder that does not exist.
         ConfigError: If two of several are the same place, or one lies within another.
     """
     for place in settings.ingest.places:
+        if place.startswith(EXAMPLE):
+            open_source(place)
+            continue
         folder = open_storage(place).local_path()
-        if folder is not None and not folder.exists() and settings.example is None:
+        if folder is not None and not folder.exists():
             raise DataError(
                 f"source {folder} does not exist; give the folder with the images (--source, ingest.source)"
             )
@@ -152,22 +156,6 @@ def _begin(run: OpenRun) -> None:
     """Delete what an earlier invocation of the same run recorded, and find out whether the workdir can be written."""
     run.folder.delete_tree("steps")
     run.folder.write_json("config.json", run.settings.model_dump(mode="json"))
-
-
-def _write_example(settings: RunConfig, console: Console) -> None:
-    """Write the example's images if the source is a folder that does not exist; whole or not at all."""
-    place = settings.ingest.source
-    folder = open_storage(place).local_path() if place is not None else None
-    if settings.example is None or folder is None or folder.exists():
-        return
-    from components.ingest.digits import write_digits
-
-    part = folder.with_name(f".{folder.name}.part")
-    with console.status(f"writing example images to {place}"):
-        write_digits(open_storage(str(part)), Progress(io.StringIO()))
-    with explained(f"rename {part} to {folder}"):
-        part.rename(folder)
-    console.print(f"wrote example images to {place}", markup=False, soft_wrap=True)
 
 
 def _follow(

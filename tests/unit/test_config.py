@@ -124,14 +124,6 @@ def test_a_renamed_setting_is_rejected_with_a_path_that_exists() -> None:
         assert f"{path}{old_name} is now {path}{new_name}" in rejected(f"{path}{old_name}=0")
 
 
-def test_a_source_of_ones_own_is_never_filled_with_the_example() -> None:
-    assert resolve("demo").example == "digits"
-    assert resolve("demo", source="demo/images").example == "digits"
-    assert resolve("demo", source="my/fotos").example is None
-    assert resolve("demo", ["ingest.source=my/fotos"]).example is None
-    assert resolve("demo", ["ingest.source=elsewhere", "example=digits"]).example == "digits"
-
-
 @pytest.mark.parametrize("several", ['["a", "b"]', "[{source: a, repeats: 2.0}, {source: b}]", "[{source: a}]"])
 def test_several_sources_replace_one_and_one_replaces_several(several: str, tmp_path: Path) -> None:
     config = resolve("scratch", [f"ingest.sources={several}"])
@@ -153,7 +145,6 @@ def test_places_of_a_person_are_one_source_or_several() -> None:
     places = ["a b", "s3://c/d: e", "it's, [x]"]
     source, overrides = place_settings(places)
     assert resolve("demo", overrides, source).ingest.places == tuple(places)
-    assert resolve("demo", overrides, source).example is None
 
 
 @pytest.mark.parametrize("source", ["recipe", "", " "])

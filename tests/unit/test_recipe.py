@@ -54,13 +54,6 @@ def test_a_section_that_is_null_starts_from_the_defaults_and_a_null_value_is_nul
     assert resolve("base: demo\nevaluate: null\n").evaluate == resolve("name: x\ningest: {source: y}\n").evaluate
 
 
-def test_the_example_stays_with_the_source_that_it_belongs_to(tmp_path: Path) -> None:
-    assert resolve(write(tmp_path / "same.yaml", base="demo", seed=1)).example == "digits"
-    assert resolve(write(tmp_path / "other.yaml", base="demo", ingest={"source": "fotos"})).example is None
-    own = write(tmp_path / "own.yaml", base="demo", ingest={"source": "fotos"}, example="digits")
-    assert resolve(own).example == "digits"
-
-
 def test_a_release_may_build_on_its_own_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.recipe, "RELEASE_RECIPES", tmp_path)
     write(tmp_path / "house.yaml", base="sd15-full", placement={"cloud": "aks"})

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from components.errors import ConfigError, DataError, ImageRejected, StorageError
+from components.image.examples.digits import read_digits
 from components.image.sources import FolderSource, Source, StorageSource, open_source
 from components.storage.base import Entry
 from components.storage.open import open_storage
@@ -171,3 +173,27 @@ def test_a_store_may_hold_names_that_are_no_keys() -> None:
     source = StorageSource(Odd("sources-odd"))
     assert names(source) == ["a.png"]
     assert rejections(source) == {"../up.png": "unusable-name", "b//c.png": "unusable-name"}
+
+
+def test_the_example_is_there_on_every_machine_and_is_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    pixels, digits = read_digits()
+    theirs = load_digits()
+    assert np.array_equal(pixels, theirs.images)
+    assert np.array_equal(digits, theirs.target)
+    source = open_source("example:digits")
+    files = list(source.list())
+    assert [file.name for file in files] == sorted(file.name for file in files)
+    assert (len(files), files[0].name, files[-1].name) == (2 * 1797, "0000-zero.png", "1796-eight.txt")
+    assert all(len(source.read(file.name)) == file.size for file in files)
+    assert source.read("0013-three.txt", 2, 11) == b"handwritten"
+    assert source.url == "example:digits"
+
+
+@pytest.mark.parametrize("url", ["example:digit", "example:", "example:digits/more"])
+def test_an_example_that_is_not_there_names_the_one_that_is(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"no such example; expected example:digits, a folder"):
+        open_source(url)
+    with pytest.raises(ImageRejected, match="no 'nothing'"):
+        open_source("example:digits").read("nothing")
