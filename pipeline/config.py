@@ -41,6 +41,9 @@ class RunConfig(Settings):
         pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$",
         description="name of the run and of the model it publishes: a-z, 0-9 and '-', at most 40 characters",
     )
+    description: Operational[str] = Field(
+        "", max_length=200, description="what the recipe is for, in a line: the dashboard, --help and docs show it"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random number in the run")
     ingest: IngestConfig = Field(description="where the images are: ingest.source or ingest.sources")
     model: ModelConfig = ModelConfig()

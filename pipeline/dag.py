@@ -10,13 +10,16 @@ from pipeline import steps
 from pipeline.config import NO_OVERRIDES, SOURCE_OF_RECIPE
 from pipeline.pod import PodOf
 
+PURPOSE = "Train Stable Diffusion on a folder or bucket of images and publish it."
 
-def build(pod_of: PodOf, cluster: Sequence[str] = ()) -> Any:
+
+def build(pod_of: PodOf, cluster: Sequence[str] = (), description: str = PURPOSE) -> Any:
     """Return the pipeline.
 
     Args:
         pod_of: Returns for a step's name which pod it runs in and how often it is started again, to continue.
         cluster: Settings of the cluster, which win over the recipe's; a run's overrides win over them.
+        description: What the dashboard shows of it.
     """
 
     def run(task: Any) -> Any:
@@ -39,7 +42,7 @@ def build(pod_of: PodOf, cluster: Sequence[str] = ()) -> Any:
         dataset: str = run(steps.index(config=config, encoding_key=encoding_key, lanes=dsl.Collected(latents))).output
         return dataset
 
-    @dsl.pipeline(name="darkroom", description="Train Stable Diffusion on a folder or bucket of images and publish it.")
+    @dsl.pipeline(name="darkroom", description=description)
     def darkroom(
         recipe: str,
         workdir: str,

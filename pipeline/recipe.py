@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from components.errors import ConfigError
+from components.html.formatting import one_line
 from components.settings import cut, parse_values, read_values, shown
 from components.yaml_loader import is_text
 
@@ -24,6 +25,7 @@ from components.yaml_loader import is_text
 RELEASE_RECIPES = Path("/etc/darkroom-recipes")
 _BASE = "base"
 _MOST_RECIPES = 8
+_MOST_DESCRIPTION = 120
 
 
 class _Document(NamedTuple):
@@ -43,6 +45,21 @@ class _Document(NamedTuple):
 def recipes() -> list[str]:
     """Return the names of the recipes that come with Darkroom, and of those of the release if there is one."""
     return sorted({entry.name.removesuffix(".yaml") for entry in _recipe_files()})
+
+
+def descriptions() -> dict[str, str]:
+    """Return what each recipe is for, in a line of at most 120 characters, by its name; in alphabetical order.
+
+    Raises:
+        ConfigError: If a recipe of the release cannot be read.
+    """
+    lines = {}
+    for entry in _recipe_files():
+        name = entry.name.removesuffix(".yaml")
+        values = parse_values(entry.read_text("utf-8"), f"recipe {name}")
+        base = values.get(_BASE)
+        lines[name] = one_line(str(values.get("description") or (f"on top of {base}" if base else "-")))
+    return {name: lines[name][:_MOST_DESCRIPTION] for name in sorted(lines)}
 
 
 def _recipe_files() -> Iterator[Traversable]:

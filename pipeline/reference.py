@@ -26,6 +26,7 @@ from pipeline.cli import build_parser
 from pipeline.command_line import EXIT_USAGE, Parser
 from pipeline.config import RunConfig
 from pipeline.kubeflow.release import Deployment
+from pipeline.recipe import descriptions
 
 _HEADER = "<!-- Made by `make docs`; do not edit. -->"
 _SKIPPED_ACTIONS = (argparse._HelpAction, argparse._VersionAction)
@@ -108,6 +109,9 @@ def _settings() -> Iterator[str]:
     yield from (_HEADER, "# Settings", "")
     yield "The settings of a run are those of its recipe, changed by `--set section.key=value`. Nothing else changes"
     yield from ("what a run does. `darkroom config --recipe demo` prints all settings.", "")
+    yield from ("## Recipes", "", "| recipe | what it is for |", "|---|---|")
+    yield from (f"| `{name}` | {_cell(says)} |" for name, says in descriptions().items())
+    yield ""
     yield from _section(RunConfig, "", 2)
     yield from ("## deploy.yaml", "", "The file that `darkroom deploy --file` reads; the chart writes it.", "")
     yield from _section(Deployment, "", 3)

@@ -9,8 +9,9 @@ from typing import Any
 from components.errors import ConfigError
 from components.storage.scratch import scratch_folder
 from pipeline.config import NO_OVERRIDES, SOURCE_OF_RECIPE, resolve
+from pipeline.dag import PURPOSE
 from pipeline.kubeflow.client import Kubeflow
-from pipeline.kubeflow.compile import compile_to
+from pipeline.kubeflow.compile import compile_to, describe, label
 from pipeline.kubeflow.records import NewRecurringRun, PipelineVersion
 from pipeline.kubeflow.release import Deployment, Schedule
 from pipeline.kubeflow.schedules import RecurringSpec, ScheduleChange, plan
@@ -18,7 +19,6 @@ from pipeline.messages import PrintLine
 from pipeline.recipe import portable
 
 _RELEASE = re.compile(r"\[release (?P<account>[-.a-z0-9]+)\]\s*\Z")
-_DESCRIPTION = "Train Stable Diffusion on a folder or bucket of images and publish it."
 
 
 def check(deployment: Deployment) -> None:
@@ -64,7 +64,7 @@ def deploy(deployment: Deployment, connect: Callable[[], Kubeflow], print_line: 
     versions: dict[str, PipelineVersion] = {}
     specs = []
     if not deployment.withdraw:
-        pipeline_id = kubeflow.make_pipeline(deployment.pipeline, _DESCRIPTION)
+        pipeline_id = kubeflow.make_pipeline(deployment.pipeline, f"{PURPOSE} Each version says what to type.")
         default = upload(kubeflow, pipeline_id, deployment, deployment.recipe, (), print_line, is_default=True)
         versions[default.name] = default
         for schedule in deployment.schedules:
@@ -100,8 +100,8 @@ def upload(
         existing = {version.name: version for version in kubeflow.versions(pipeline_id)}
         if name in existing:
             return existing[name]
-        description = f"Pods of {_recipe_label(recipe)}; {deployment.image}"
-        description += f" [release {deployment.service_account or '-'}]" if is_default else ""
+        description = f"Pods of {label(recipe)}; {deployment.image}\n\n{describe(deployment, recipe, PURPOSE)}\n\n"
+        description += f"[release {deployment.service_account or '-'}]" if is_default else ""
         version = kubeflow.upload(file, pipeline_id, name, description)
     print_line(f"{deployment.pipeline}: uploaded version {name}")
     return version
@@ -180,7 +180,3 @@ def parameters(recipe: str, workdir: str, source: str, overrides: Sequence[str])
     """Return the pipeline's parameters for a run, none of them empty but for a workdir that is left to the version."""
     given = {"recipe": portable(recipe), "workdir": workdir, "source": source or SOURCE_OF_RECIPE}
     return {**given, "overrides": list(overrides) or NO_OVERRIDES}
-
-
-def _recipe_label(recipe: str) -> str:
-    return "a recipe of its own" if "\n" in recipe else f"recipe {recipe}"

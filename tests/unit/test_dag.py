@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pipeline.recipe
 from components.command import load_steps
 from components.errors import ConfigError, StorageError
-from pipeline.config import resolve
-from pipeline.kubeflow.compile import compile_to
+from pipeline.config import resolve, resolve_parameters
+from pipeline.dag import PURPOSE
+from pipeline.kubeflow.compile import MOST_DESCRIPTION, compile_to, describe
 from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.step_pods import step_names
 from pipeline.recipe import recipes
@@ -235,6 +238,28 @@ def test_the_dashboards_form_is_typed_described_and_filled_in(compiled: dict[str
         "recipe": "demo", "workdir": "s3://bucket/darkroom", "source": "recipe", "overrides": ["none"]
     }  # fmt: skip
     assert all(len(field["description"]) > 20 for field in form.values())
+
+
+def test_the_description_is_the_help_that_the_form_lacks(compiled: dict[str, Any]) -> None:
+    text = compiled["pipelineInfo"]["description"]
+    assert text == describe(RELEASE, "demo", PURPOSE)
+    assert all(f"- {name}:" in text for name in [*recipes(), "source", "overrides", "workdir"])
+    assert "`darkroom-pipeline`" in text
+    assert "`0 0 3 * * *`" in text
+    assert resolve_parameters("demo", "recipe", json.loads(text.split("such as `")[1].split("`")[0])).train.steps == 800
+
+
+def test_a_description_is_bounded_however_many_recipes_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.recipe, "RELEASE_RECIPES", tmp_path)
+    for number in range(60):
+        (tmp_path / f"r{number:02d}.yaml").write_text(f"base: demo\nname: r\ndescription: {'long ' * 30}\n")
+    (tmp_path / "alone.yaml").write_text("base: house\n")
+    text = describe(RELEASE, "demo", PURPOSE)
+    assert MOST_DESCRIPTION - 300 < len(text) <= MOST_DESCRIPTION
+    assert "\n- alone: on top of house\n" in text
+    assert text.endswith("more: the ConfigMap darkroom-recipes has them all")
 
 
 def test_the_clusters_settings_are_compiled_in_and_nobody_types_them(compiled: dict[str, Any]) -> None:
