@@ -13,13 +13,14 @@ from pipeline.pod import PodOf
 PURPOSE = "Train Stable Diffusion on a folder or bucket of images and publish it."
 
 
-def build(pod_of: PodOf, cluster: Sequence[str] = (), description: str = PURPOSE) -> Any:
+def build(pod_of: PodOf, cluster: Sequence[str] = (), description: str = PURPOSE, pods: Any = None) -> Any:
     """Return the pipeline.
 
     Args:
         pod_of: Returns for a step's name which pod it runs in and how often it is started again, to continue.
         cluster: Settings of the cluster, which win over the recipe's; a run's overrides win over them.
         description: What the dashboard shows of it.
+        pods: What `pod_of` gives each step, as `pipeline.launch.checks.demands` writes it down; None on one machine.
     """
 
     def run(task: Any) -> Any:
@@ -60,7 +61,7 @@ def build(pod_of: PodOf, cluster: Sequence[str] = (), description: str = PURPOSE
         request = {"recipe": recipe, "workdir": workdir, "source": source, "overrides": overrides}
         request |= {"cluster": list(cluster)}  # no parameter: it belongs to the version, and nobody types it
         with dsl.ExitHandler(run(steps.report(**request))):
-            config = run(steps.configure(**request)).output
+            config = run(steps.configure(**request, pods=pods or {})).output
             images = run(steps.ingest(config=config)).output
             lanes = steps.uncached(label(config=config, lanes=images)).output
             base = run(steps.autoencoder(config=config, lanes=lanes)).outputs

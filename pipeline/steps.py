@@ -80,11 +80,11 @@ def uncached(task: Any) -> Any:
 
 
 @step
-def configure(recipe: str, workdir: str, source: str, overrides: list, cluster: list) -> str:
+def configure(recipe: str, workdir: str, source: str, overrides: list, cluster: list, pods: dict) -> str:
     """Resolve and check every setting, before anything is started."""
     from pipeline import work
 
-    return work.configure(recipe, workdir, source, overrides, cluster)
+    return work.configure(recipe, workdir, source, overrides, cluster, pods)
 
 
 @step

@@ -27,7 +27,7 @@ from components.storage.base import Storage
 from components.storage.open import open_storage
 from pipeline.config import RunConfig, resolve_parameters
 from pipeline.cost.stored_plan import store_plan
-from pipeline.launch import preflight
+from pipeline.launch.checks import demands, preflight
 
 LogMetric = Callable[[str, float], None]
 
@@ -111,7 +111,14 @@ def check(run: OpenRun, where: preflight.Where) -> None:
     preflight.check_settings(WorkingStep(run.settings, run.workdir, StepProgress("configure"), {}), run.settings, where)
 
 
-def configure(recipe: str, workdir: str, source: str, overrides: Sequence[str], cluster: Sequence[str] = ()) -> str:
+def configure(
+    recipe: str,
+    workdir: str,
+    source: str,
+    overrides: Sequence[str],
+    cluster: Sequence[str] = (),
+    pods: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
     """Resolve and check the settings of a run and write them down; returns what every later step is given, as JSON.
 
     Text, because Kubeflow's own structures know neither null nor integers beyond 2⁵³.
@@ -122,11 +129,13 @@ def configure(recipe: str, workdir: str, source: str, overrides: Sequence[str], 
         source: Another parameter.
         overrides: Another parameter.
         cluster: Settings of the cluster.
+        pods: What the pods of this version of the pipeline have, which its steps run in; none on one machine.
 
     Raises:
-        ConfigError: If they are wrong, or if a model that they name cannot be had.
+        ConfigError: If they are wrong, if a model that they name cannot be had, or if the pods are too little.
     """
     run = OpenRun(resolve_parameters(recipe, source, overrides, cluster), open_storage(workdir))
+    demands.check_pods(pods or {}, run.settings)
     check(run, "pod")
     # What an earlier invocation of this run recorded is not part of this one.
     run.folder.delete_tree("steps")

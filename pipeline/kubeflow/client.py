@@ -26,7 +26,15 @@ from kfp.client import ServiceAccountTokenVolumeCredentials
 from components.errors import ConfigError, DarkroomError, NotFound, without_credentials
 from components.storage.files import explained
 from pipeline.kubeflow.calls import COOKIES, TOKEN, Exists, RetryingCaller
-from pipeline.kubeflow.records import NewRecurringRun, PipelineVersion, RecurringRun, Run, recurring_run_of, run_of
+from pipeline.kubeflow.records import (
+    NewRecurringRun,
+    PipelineVersion,
+    RecurringRun,
+    Run,
+    recurring_run_of,
+    run_of,
+    version_of,
+)
 
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and to answer
 _PAGE = 100
@@ -166,10 +174,7 @@ class Kubeflow:
         """Return a pipeline's versions, the newest first."""
         options = {"pipeline_id": pipeline_id, "sort_by": "created_at desc"}
         models = self._pages("list versions", self._client.list_pipeline_versions, "pipeline_versions", **options)
-        return [
-            PipelineVersion(pipeline_id, model.pipeline_version_id, model.display_name, model.description or "")
-            for model in models
-        ]
+        return [version_of(model) for model in models]
 
     def upload(self, file: Path, pipeline_id: str, name: str, description: str) -> PipelineVersion:
         """Return the version of that name; upload it if there is none."""

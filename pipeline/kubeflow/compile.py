@@ -19,6 +19,7 @@ from components.storage.files import explained
 from pipeline.config import resolve
 from pipeline.kubeflow.release import Deployment
 from pipeline.kubeflow.step_pods import on_cluster
+from pipeline.launch.checks.demands import as_json, demands
 from pipeline.launch.context import TrainerArguments
 from pipeline.launch.policy import LaunchLimits
 from pipeline.launch.render import render
@@ -57,7 +58,8 @@ def compile_to(target: Path, deployment: Deployment, recipe: str = "", overrides
     defaults = {"recipe": deployment.recipe, "workdir": deployment.workdir}
     with explained(f"write {target}"):
         text = describe(deployment, recipe or deployment.recipe, PURPOSE)
-        pipeline = build(on_cluster(settings, deployment), deployment.cluster, text)
+        pods = as_json(demands(settings))
+        pipeline = build(on_cluster(settings, deployment), deployment.cluster, text, pods)
         compiler.Compiler().compile(pipeline, str(target), pipeline_parameters=defaults)
     return f"ir-{digest_file(target)[:_NAME_DIGITS]}"
 

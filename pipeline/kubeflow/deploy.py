@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.errors import ConfigError
 from components.storage.scratch import scratch_folder
-from pipeline.config import NO_OVERRIDES, SOURCE_OF_RECIPE, resolve
+from pipeline.config import NO_OVERRIDES, SOURCE_OF_RECIPE, RunConfig, resolve
 from pipeline.dag import PURPOSE
 from pipeline.kubeflow.client import Kubeflow
 from pipeline.kubeflow.compile import compile_to, describe, label
 from pipeline.kubeflow.records import NewRecurringRun, PipelineVersion
 from pipeline.kubeflow.release import Deployment, Schedule
 from pipeline.kubeflow.schedules import RecurringSpec, ScheduleChange, plan
+from pipeline.launch.checks.demands import check_pods
 from pipeline.messages import PrintLine
 from pipeline.recipe import portable
 
@@ -107,19 +108,66 @@ def upload(
     return version
 
 
-def newest(kubeflow: Kubeflow, pipeline: str) -> tuple[PipelineVersion, str]:
-    """Return the newest version that a release uploaded, and the service account of its runs.
+class RunRequest(NamedTuple):
+    """What a person asks for: a recipe and what is to be otherwise."""
+
+    recipe: str
+    source: str
+    overrides: Sequence[str]
+
+    def settings(self, cluster: Sequence[str]) -> RunConfig:
+        """Return the settings of the run on a cluster.
+
+        Raises:
+            ConfigError: If they are wrong.
+        """
+        return resolve(self.recipe, [*cluster, *self.overrides], self.source)
+
+
+def version_for(
+    kubeflow: Kubeflow, pipeline: str, request: RunRequest, print_line: PrintLine
+) -> tuple[PipelineVersion, str]:
+    """Return a version of the newest release whose pods are enough for a run, and the service account of its runs.
+
+    The release's own comes first, then those that were uploaded with the same image for other recipes.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there is no release, or none of its versions has such pods.
     """
     pipeline_id = kubeflow.pipeline(pipeline)
-    for version in kubeflow.versions(pipeline_id) if pipeline_id is not None else ():
-        if release := _RELEASE.search(version.description):
-            return version, release["account"].strip("-")
-    raise ConfigError(
-        f"Kubeflow has no pipeline {pipeline!r} of a release yet; install the chart, or give its deploy.yaml (--file)"
-    )
+    versions = kubeflow.versions(pipeline_id) if pipeline_id is not None else []
+    marked = ((version, _RELEASE.search(version.description)) for version in versions)
+    own, account = next(((version, mark["account"].strip("-")) for version, mark in marked if mark), (None, ""))
+    if own is None:
+        raise ConfigError(
+            f"Kubeflow has no pipeline {pipeline!r} of a release yet; install the chart, or give its deploy.yaml "
+            "(--file)"
+        )
+    if not own.pods:
+        print_line(f"warning: version {own.name} does not say what its pods have; a newer release of the chart does")
+        return own, account
+    try:
+        check_pods(own.pods, request.settings(own.cluster))
+    except ConfigError:
+        others = (one for one in versions if one.pods and one is not own and _image(one) == _image(own))
+        if (other := next((one for one in others if _is_enough(one, request)), None)) is None:
+            raise
+        return other, account
+    return own, account
+
+
+def _is_enough(version: PipelineVersion, request: RunRequest) -> bool:
+    try:
+        check_pods(version.pods, request.settings(version.cluster))
+    except ConfigError:
+        return False
+    return True
+
+
+def _image(version: PipelineVersion) -> str:
+    """Return the image of a version that `upload` made; empty if it was made otherwise."""
+    first = version.description.partition("\n")[0]
+    return first.rpartition("; ")[2] if first.startswith("Pods of ") else ""
 
 
 def reconcile(

@@ -8,12 +8,23 @@ from typing import Any, NamedTuple
 
 
 class PipelineVersion(NamedTuple):
-    """One immutable version of a pipeline."""
+    """One immutable version of a pipeline.
+
+    Attributes:
+        pipeline_id: The pipeline.
+        id: Kubeflow's id of it.
+        name: Digest of the compiled pipeline.
+        description: What the dashboard shows of it.
+        pods: What its pods ask for, as `pipeline.launch.checks.demands` writes it down; empty if it does not say.
+        cluster: Settings that its runs take from the release.
+    """
 
     pipeline_id: str
     id: str
     name: str
     description: str
+    pods: Mapping[str, Any]
+    cluster: tuple[str, ...]
 
 
 class Task(NamedTuple):
@@ -61,6 +72,18 @@ class NewRecurringRun(NamedTuple):
     cron: str
     parameters: Mapping[str, Any]
     service_account: str
+
+
+def version_of(model: Any) -> PipelineVersion:
+    """Return a version from kfp's model of it, and what is compiled into its first step."""
+    spec = model.pipeline_spec or {}
+    spec = spec.get("pipeline_spec", spec)
+    graphs = [spec.get("root", {}), *spec.get("components", {}).values()]
+    tasks = [graph.get("dag", {}).get("tasks", {}).get("configure", {}) for graph in graphs]
+    given: Mapping[str, Any] = next((task["inputs"]["parameters"] for task in tasks if task), {})
+    pods, cluster = (given.get(name, {}).get("runtimeValue", {}).get("constant") for name in ("pods", "cluster"))
+    names = (model.pipeline_id, model.pipeline_version_id, model.display_name, model.description or "")
+    return PipelineVersion(*names, pods or {}, tuple(cluster or ()))
 
 
 def run_of(model: Any) -> Run:

@@ -228,10 +228,11 @@ def _pinned(
     kubeflow: Kubeflow, arguments: argparse.Namespace, deployment: Deployment, overrides: Sequence[str]
 ) -> tuple[PipelineVersion, str]:
     """Return the version that a run uses, uploaded for it if the release's file is given, and its pods' account."""
-    from pipeline.kubeflow.deploy import newest, upload
+    from pipeline.kubeflow.deploy import RunRequest, upload, version_for
 
     if arguments.file is None:
-        version, account = newest(kubeflow, deployment.pipeline)
+        request = RunRequest(arguments.recipe, arguments.source, overrides)
+        version, account = version_for(kubeflow, deployment.pipeline, request, _print_lines)
         return version, arguments.service_account or account
     pipeline_id = kubeflow.make_pipeline(deployment.pipeline, "")
     version = upload(kubeflow, pipeline_id, deployment, arguments.recipe, overrides, _print_lines)

@@ -211,6 +211,42 @@ def test_wrong_settings_are_refused_before_kubeflow_is_asked(
     assert api.seen == []
 
 
+def test_a_version_with_too_little_pods_is_not_taken_for_a_run(
+    release: Release, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert release.deploy() == 0
+    submit = ["submit", "--recipe", "sd15-full", "--source", "s3://b/i", "--workdir", "s3://b/w"]
+    assert main(submit) == 78
+    told = said(capsys)
+    assert "caption, evaluate, latents: no GPU, needed 1 nvidia.com/gpu" in told
+    assert "darkroom submit --file deploy.yaml" in told
+    assert release.api.tables["runs"] == {}
+
+    assert main([*submit, "--file", str(release.file)]) == 0
+    fitting = list(release.api.tables["pipeline_versions"])[-1]
+    assert main(submit) == 0
+    assert main(["submit", "--recipe", "demo"]) == 0
+    used = [one["pipeline_version_reference"]["pipeline_version_id"] for one in release.api.tables["runs"].values()]
+    assert used[:2] == [fitting, fitting], "the version that was made for the first run is taken for the second"
+    assert used[2] != fitting
+    assert main([*submit, "--set", "pods.heavy.gpus=2"]) == 78
+
+    # Another release's images are not those of this one.
+    assert release.deploy(image="registry.example/darkroom@sha256:" + 64 * "c") == 0
+    assert main(submit) == 78
+
+
+def test_a_version_that_says_nothing_of_its_pods_is_taken_with_a_warning(
+    release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert release.deploy() == 0
+    for version in release.api.tables["pipeline_versions"].values():
+        configure = version["pipeline_spec"]["components"]["comp-exit-handler-1"]["dag"]["tasks"]["configure"]
+        del configure["inputs"]["parameters"]["pods"]
+    assert main(["submit", "--recipe", "sd15-full", "--source", "s3://b/i"]) == 0
+    assert "does not say what its pods have" in said(capsys)
+
+
 def test_waiting_ends_with_the_run_and_tells_how(release: Release, capsys: pytest.CaptureFixture[str]) -> None:
     release.deploy()
 

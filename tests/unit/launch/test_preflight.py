@@ -21,7 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.cost.plan import Assumptions
 from pipeline.cost.prices import read_prices
 from pipeline.cost.stored_plan import plan_run
-from pipeline.launch.preflight import disk_problems, machine_problems
+from pipeline.launch.checks.preflight import disk_problems, machine_problems
 from pipeline.work import check
 from tests.images import encoded, folder, noise, put
 
