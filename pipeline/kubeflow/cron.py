@@ -46,15 +46,19 @@ def seconds_first(expression: str) -> str:
     if len(fields) == 5:
         fields = ["0", *fields]
     if len(fields) != len(_FIELDS):
-        raise ValueError(
-            f"{len(fields)} fields, expected six (seconds first) or the usual five: '0 0 3 * * *' or '0 3 * * *'"
-        )
+        raise ValueError(f"{len(fields)} fields, expected five, such as '0 3 * * *', or six with seconds first")
     for text, field in zip(fields, _FIELDS, strict=True):
         _check(text, field)
     months, days = _values(fields[4], _FIELDS[4]), _values(fields[3], _FIELDS[3])
     if fields[5] in ("*", "?") and min(days) > max(_DAYS_OF_MONTH[month - 1] for month in months):
         raise ValueError(f"day {min(days)} is in none of these months, so it would never run")
     return " ".join(fields)
+
+
+def without_seconds(expression: str) -> str:
+    """Return an expression as people type it: with five fields if it runs at second 0, and as it is otherwise."""
+    fields = expression.split()
+    return " ".join(fields[1:]) if len(fields) == len(_FIELDS) and fields[0] == "0" else expression
 
 
 def _check(text: str, field: _Field) -> None:

@@ -62,7 +62,7 @@ class Schedule(Settings):
     """One recurring run."""
 
     name: Title = Field(description="name of the recurring run: a-z, 0-9 and '-', at most 63 characters")
-    cron: str = Field(description="when it runs: six fields, seconds first, or the usual five; in the API's time zone")
+    cron: str = Field(description="when it runs: five fields, or six with seconds first; in the API's time zone")
     recipe: str = Field(min_length=1, description="name of a recipe, a .yaml file, or a recipe's own text")
     workdir: str = Field(min_length=1, description="s3://bucket/prefix that holds everything the runs make")
     source: str = Field("", description="s3://bucket/prefix with the images; empty: what the recipe says")

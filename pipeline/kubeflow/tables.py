@@ -8,6 +8,7 @@ from datetime import datetime
 
 from components.html import formatting
 from components.storage.base import Storage
+from pipeline.kubeflow.cron import without_seconds
 from pipeline.kubeflow.exporter import read_facts
 from pipeline.kubeflow.records import RecurringRun, Run, Task
 from pipeline.kubeflow.schedules import owner_of
@@ -50,7 +51,8 @@ def recurring_rows(recurring: Sequence[RecurringRun]) -> Iterator[str]:
     for one in sorted(recurring, key=lambda one: one.name):
         owner = owner_of(one.description) or "others, not darkroom"
         state = "enabled" if one.enabled else "paused"
-        yield f"{_cut(one.name, 24):24} {_cut(one.cron, 20):20} {state:8} {_cut(owner, 24):24}".rstrip()
+        cron = _cut(without_seconds(one.cron), 20)
+        yield f"{_cut(one.name, 24):24} {cron:20} {state:8} {_cut(owner, 24):24}".rstrip()
 
 
 def training_rows(run: Storage) -> Iterator[str]:

@@ -112,7 +112,7 @@ def _add_schedule(all_verbs: Any) -> None:
         "darkroom schedule set nightly --cron '0 3 * * *' --recipe cats.yaml \\\n    --workdir s3://bucket/darkroom",
     )
     one.add_argument("name", help="the recurring run's name: a-z, 0-9 and '-'")
-    one.add_argument("--cron", required=True, help="six fields, seconds first, or the usual five: '0 3 * * *'")
+    one.add_argument("--cron", required=True, help="five fields: '0 3 * * *' is 03:00 every day (six: seconds first)")
     _request(one)
     one.add_argument("--workdir", default="", help=f"{_WORKDIR} (default: the release's)")
     one.add_argument("--paused", action="store_true", help="keep it, but do not run it")

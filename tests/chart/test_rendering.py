@@ -53,9 +53,16 @@ WRONG: list[tuple[str, Manifest, str]] = [
     ("grace as text", {"trainer": {"gracePeriodSeconds": "15s"}}, r"/trainer/gracePeriodSeconds.*want integer"),
     ("negative restarts", {"trainer": {"maxRestarts": -1}}, r"/trainer/maxRestarts.*minimum"),
     ("local workdir", {"workdir": "/data"}, r"/workdir.*s3://"),
-    ("five-field cron", {"schedules": [{"name": "n", "cron": "0 3 * * *", "recipe": "demo"}]}, r"/schedules/0/cron"),
+    ("cron of four", {"schedules": [{"name": "n", "cron": "0 3 * *", "recipe": "demo"}]}, r"/schedules/0/cron"),
+    ("recipe", {"pipeline": {"recipe": "dmeo"}}, r"pipeline\.recipe is dmeo.* one of demo, digits, finetune"),
+    (
+        "recipe of a schedule",
+        {"schedules": [{"name": "n", "cron": "@daily", "recipe": "cats"}], "recipes": {"dogs": {"base": "demo"}}},
+        r"schedules, n: there is no recipe cats: expected one of demo, digits, dogs, finetune",
+    ),
+    ("base of a recipe", {"recipes": {"cats": {"base": "tiger"}}}, r"recipes\.cats: its base tiger is no recipe"),
     ("schedule without recipe", {"schedules": [{"name": "n", "cron": "@daily"}]}, r"/schedules/0.*recipe"),
-    ("schedule twice", {"schedules": [{"name": "n", "cron": "@daily", "recipe": "a"}] * 2}, r"names n twice"),
+    ("schedule twice", {"schedules": [{"name": "n", "cron": "@daily", "recipe": "demo"}] * 2}, r"names n twice"),
     ("override", {"schedules": [{"name": "n", "cron": "@daily", "recipe": "a", "overrides": ["x"]}]}, r"overrides/0"),
     ("a secret in env", {"env": {"HF_TOKEN": "hf_abc"}}, r"env\.HF_TOKEN looks like a secret"),
     ("a secret's value", {"secrets": {"s3": "AKIA/abc+"}}, r"/secrets/s3"),
@@ -136,6 +143,25 @@ def test_the_hook_deploys_and_withdraws_what_the_values_say(everything: Manifest
     for name, file in (("deploy", "deploy.yaml"), ("withdraw", "withdraw.yaml")):
         [container] = hooks[f"dr-darkroom-{name}"]["spec"]["template"]["spec"]["containers"]
         assert container["command"] == ["darkroom", "deploy", "--file", f"/etc/darkroom/{file}"]
+
+
+def test_cron_has_five_fields_as_everywhere_or_six(render: Render) -> None:
+    crons = {"0 3 * * *": "0 0 3 * * *", "0 30 4 * * mon": "0 30 4 * * mon", "@hourly": "0 0 * * * *"}
+    schedules = [{"name": f"n{n}", "cron": cron, "recipe": "demo"} for n, cron in enumerate(crons)]
+    schedules.append({"name": "text", "cron": "@daily", "recipe": "base: demo\nname: text\n"})
+    [config] = [m for m in render({"schedules": schedules}) if m["metadata"]["name"].endswith("-deploy")
+                and m["kind"] == "ConfigMap"]  # fmt: skip
+    deployment = Deployment.parse(yaml.safe_load(config["data"]["deploy.yaml"]))
+    assert [schedule.cron for schedule in deployment.schedules[:-1]] == list(crons.values())
+
+
+def test_other_accounts_get_the_role_of_a_run_and_no_more(render: Render) -> None:
+    bindings = {m["metadata"]["name"]: m for m in render({"pipeline": {"accounts": ["pipeline-runner"]}})
+                if m["kind"] == "RoleBinding"}  # fmt: skip
+    assert [one["name"] for one in bindings["dr-darkroom-kfp"]["subjects"]] == [
+        "dr-darkroom-pipeline", "pipeline-runner"
+    ]  # fmt: skip
+    assert [one["name"] for one in bindings["dr-darkroom-launcher"]["subjects"]] == ["dr-darkroom-launcher"]
 
 
 def test_recipes_of_ones_own_stand_beside_and_above_those_that_come_along(render: Render) -> None:

@@ -339,8 +339,8 @@ def test_schedules_are_listed_set_once_and_removed(release: Release, capsys: pyt
     assert main(["schedule", "ls", *names]) == 0
     listed = [text.split() for text in said(capsys).splitlines()[1:]]
     assert listed == [
-        ["mine", "0", "0", "5", "*", "*", "1", "enabled", "command-line"],
-        ["nightly", "0", "0", "3", "*", "*", "*", "enabled", "darkroom-pipeline"],
+        ["mine", "0", "5", "*", "*", "1", "enabled", "command-line"],
+        ["nightly", "0", "3", "*", "*", "*", "enabled", "darkroom-pipeline"],
     ]
     assert main(["schedule", "set", "nightly", *mine[3:]]) == 78
     assert "darkroom-pipeline" in said(capsys)

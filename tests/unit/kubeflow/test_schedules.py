@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from components.errors import ConfigError
-from pipeline.kubeflow.cron import seconds_first
+from pipeline.kubeflow.cron import seconds_first, without_seconds
 from pipeline.kubeflow.records import RecurringRun
 from pipeline.kubeflow.schedules import RecurringSpec, ScheduleChange, owner_of, plan
 
@@ -159,3 +159,9 @@ def test_a_cron_expression_gets_seconds(given: str, taken: str) -> None:
 def test_what_is_no_cron_expression_is_refused(given: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         seconds_first(given)
+
+
+@pytest.mark.parametrize("cron", ["0 3 * * *", "*/5 1,2 * jan-mar mon"])
+def test_what_a_person_types_comes_back_from_kubeflow_as_it_was(cron: str) -> None:
+    assert without_seconds(seconds_first(cron)) == cron
+    assert without_seconds(f"30 {cron}") == f"30 {cron}", "five fields cannot say that"
