@@ -1,4 +1,4 @@
-"""Write the golden files: the demo's whole compiled pipeline, and for each recipe a table of its steps' pods.
+"""Write the golden files: a compiled pipeline, what the dashboard shows of it, and tables of the steps' pods.
 
     python -m tests.golden
 
@@ -18,6 +18,7 @@ from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.step_pods import on_cluster, step_names
 from pipeline.pod import StepPod
 from pipeline.recipe import recipes
+from tests.golden.dashboard import form, graph, read
 
 FOLDER = Path(__file__).parent
 COLUMNS = ("step", "image", "cpu", "MiB", "tmp MiB", "shm MiB", "gpu", "hours", "secrets", "node")
@@ -26,6 +27,9 @@ COLUMNS = ("step", "image", "cpu", "MiB", "tmp MiB", "shm MiB", "gpu", "hours", 
 def main() -> None:
     release = read_deployment(FOLDER.parent / "deploy.yaml")
     compile_to(FOLDER / "demo.yaml", release, "demo")
+    pipeline, platform = read(FOLDER / "demo.yaml")
+    (FOLDER / "form.txt").write_text(form(pipeline), encoding="utf-8")
+    (FOLDER / "graph.txt").write_text(graph(pipeline, platform), encoding="utf-8")
     tables = FOLDER / "pods"
     tables.mkdir(exist_ok=True)
     for file in tables.iterdir():

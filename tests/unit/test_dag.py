@@ -20,6 +20,7 @@ from pipeline.kubeflow.step_pods import step_names
 from pipeline.recipe import recipes
 from tests import yaml_text
 from tests.golden.__main__ import pods_table
+from tests.golden.dashboard import blocks, form, graph, read
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -62,9 +63,8 @@ def pods(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def tasks(pipeline: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every task of every graph, however deep, by its name."""
-    graphs = [pipeline["root"], *pipeline["components"].values()]
-    for graph in graphs:
-        yield from graph.get("dag", {}).get("tasks", {}).items()
+    for component in [pipeline["root"], *pipeline["components"].values()]:
+        yield from component.get("dag", {}).get("tasks", {}).items()
 
 
 def steps_below(pipeline: dict[str, Any], task: dict[str, Any]) -> Iterator[str]:
@@ -86,6 +86,15 @@ def test_the_compiled_pipeline_is_the_one_that_was_reviewed(tmp_path: Path) -> N
     assert (tmp_path / "compiled.yaml").read_text() == (GOLDEN / "demo.yaml").read_text(), (
         "the compiled pipeline has changed; if that is meant, `make golden` writes tests/golden/demo.yaml anew"
     )
+
+
+def test_the_dashboard_shows_what_was_reviewed(tmp_path: Path) -> None:
+    compile_to(tmp_path / "compiled.yaml", RELEASE, "demo")
+    pipeline, platform = read(tmp_path / "compiled.yaml")
+    again = "if that is meant, `make golden` writes tests/golden anew"
+    assert form(pipeline) == (GOLDEN / "form.txt").read_text(), f"the form or its help has changed; {again}"
+    assert graph(pipeline, platform) == (GOLDEN / "graph.txt").read_text(), f"the graph has changed; {again}"
+    assert set(step_names()) <= {name for _, name, _ in blocks(pipeline, pipeline["root"]["dag"]["tasks"])}
 
 
 @pytest.mark.parametrize("recipe", recipes())
