@@ -149,6 +149,16 @@ class Kubeflow:
         self._namespace = namespace
         self._call = caller.call
 
+    def release(self) -> str:
+        """Return the release of Kubeflow Pipelines, such as 2.17.0; empty if it does not say."""
+        api = self._client._healthz_api.api_client
+        read = partial(api.call_api, "/apis/v1beta1/healthz", "GET", response_type="object")
+        try:
+            answer, *_ = self._call("read the release", read)
+        except DarkroomError:
+            return ""
+        return str(answer.get("tag_name") or "")
+
     def pipeline(self, name: str) -> str | None:
         """Return a pipeline's id; None if there is none of that name."""
         options: dict[str, Any] = {"filter": _equals("display_name", name), "namespace": self._namespace or None}

@@ -18,6 +18,7 @@ from pipeline.command_line import Parser, Verb, add_json, add_verb, add_verbs, p
 from pipeline.config import resolve
 from pipeline.kubeflow.cron import seconds_first
 from pipeline.kubeflow.documents import STATUS_KEYS, recurring_document, run_document, training_document
+from pipeline.kubeflow.installed import check_operators
 from pipeline.kubeflow.lookup import find_run, folder_of
 from pipeline.kubeflow.release import Deployment, read_deployment
 from pipeline.kubeflow.tables import recurring_rows, run_rows, runs_rows, training_rows
@@ -185,6 +186,11 @@ def _print_lines(*lines: str) -> None:
         console.print(without_credentials(text), markup=False, soft_wrap=True)
 
 
+def _warn(text: str) -> None:
+    """Show a line beside what --json prints."""
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+
+
 def _submit(arguments: argparse.Namespace) -> int:
     from pipeline.kubeflow.deploy import check_workdir, parameters
     from pipeline.work import OpenRun, check
@@ -230,6 +236,8 @@ def _pinned(
     """Return the version that a run uses, uploaded for it if the release's file is given, and its pods' account."""
     from pipeline.kubeflow.deploy import RunRequest, upload, version_for
 
+    settings = resolve(arguments.recipe, [*deployment.cluster, *overrides], arguments.source)
+    check_operators(kubeflow, [settings], arguments.context, _warn)
     if arguments.file is None:
         request = RunRequest(arguments.recipe, arguments.source, overrides)
         version, account = version_for(kubeflow, deployment.pipeline, request, _print_lines)
@@ -377,5 +385,14 @@ def _deploy(arguments: argparse.Namespace) -> int:
     from pipeline.kubeflow.deploy import deploy
 
     deployment = read_deployment(arguments.file)
-    deploy(deployment, lambda: _connect(arguments, deployment), _print_lines)
+
+    def connect() -> Kubeflow:
+        kubeflow = _connect(arguments, deployment)
+        if not deployment.withdraw:
+            schedules = [resolve(one.recipe, [*deployment.cluster, *one.overrides]) for one in deployment.schedules]
+            runs = [resolve(deployment.recipe, deployment.cluster), *schedules]
+            check_operators(kubeflow, runs, arguments.context, _warn)
+        return kubeflow
+
+    deploy(deployment, connect, _print_lines)
     return EXIT_DONE

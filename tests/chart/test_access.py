@@ -19,6 +19,8 @@ from helm_python.chart import Chart
 from helm_python.config import Config
 from helm_python.errors import HelmError
 
+from tests.cluster.openapi import installed
+
 Manifest = dict[str, Any]
 
 CHART = Path(__file__).parents[2] / "charts" / "darkroom"
@@ -37,11 +39,13 @@ class Cluster:
         refused: Verbs and resources that the account may not do, such as ``delete trainjobs``.
         asked: What came in, as method, path and body.
         has_policy: Whether the release's admission policy is in force.
+        operators: What it says of the operators, by path.
     """
 
     objects: dict[str, Manifest] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, Manifest]] = field(default_factory=list)
+    operators: dict[str, Manifest] = field(default_factory=installed)
     port: int = 0
     has_policy: bool = True
 
@@ -75,6 +79,10 @@ class Cluster:
             return 201, body
         if place == "/apis/v2beta1/healthz":
             return 200, {}
+        if place == "/apis/v1beta1/healthz":
+            return 200, {"tag_name": "2.17.0"}
+        if place in self.operators:
+            return 200, self.operators[place]
         if place in self.objects:
             return 200, self.objects[place]
         return 404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
@@ -177,7 +185,8 @@ def check_access(cluster: Cluster, folder: Path, workdir: str, *more: str) -> su
 def test_helm_test_passes_where_everything_is_granted(cluster: Cluster, tmp_path: Path) -> None:
     done = check_access(cluster, tmp_path, str(tmp_path / "work"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok ") == 4
+    assert done.stdout.count("ok ") == 5
+    assert "warning" not in done.stdout
     [dry] = [(path, body) for method, path, body in cluster.asked if method == "POST" and "/trainjobs" in path]
     assert "dryRun=All" in dry[0]  # nothing is made
     assert dry[1]["spec"]["runtimeRef"]["name"] == "darkroom-train"
@@ -215,4 +224,12 @@ def test_it_says_what_is_missing_and_goes_on(cluster: Cluster, tmp_path: Path) -
     assert done.returncode == 1
     assert "not allowed: delete trainjobs, list events" in done.stdout
     assert done.stdout.count("FAILED") == 2  # the place is none, either
-    assert done.stdout.count("ok ") == 2
+    assert done.stdout.count("ok ") == 3
+
+
+def test_it_fails_for_a_release_that_is_known_not_to_work(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.operators = installed({"Kueue": "0.17.3", "JobSet": "0.13.0"})
+    done = check_access(cluster, tmp_path, str(tmp_path / "work"))
+    assert done.returncode == 1
+    assert "FAILED  the cluster's operators are known to work: Kueue 0.17.3 admitted TrainJobs" in done.stdout
+    assert "warning JobSet 0.13.0 is not tested" in done.stdout

@@ -38,11 +38,13 @@ class KubeflowApi:
         before: Called with both before each request; may raise `Refusal`.
         multi_user: Whether users are kept apart: if so, every request names a namespace, otherwise none may.
         token: What the Authorization header must hold; empty: any.
+        release: What it calls itself.
     """
 
     def __init__(self, multi_user: bool = False) -> None:
         self.multi_user = multi_user
         self.token = ""
+        self.release = "2.17.0"
         self.seen: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda method, path: None
         self.tables: dict[str, dict[str, Json]] = {
@@ -98,6 +100,8 @@ class KubeflowApi:
 
     def _route(self, method: str, path: str, query: dict[str, str], body: bytes) -> Json:
         _, kind, *rest = path.split("/")
+        if path == "/apis/v1beta1/healthz":
+            return {"tag_name": self.release, "multi_user": self.multi_user}
         if kind == "healthz":
             return {"multi_user": self.multi_user}
         if kind == "pipelines" and rest[:1] == ["upload_version"]:

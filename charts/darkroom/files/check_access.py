@@ -6,6 +6,7 @@ python check_access.py --namespace NAMESPACE --runtime RUNTIME --kfp URL --workd
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import urllib.request
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (f"Kubeflow Pipelines answers at {given.kfp}", lambda: _reach(given.kfp)),
         (f"{given.workdir} can be listed", lambda: _list(given.workdir)),
         (f"namespace {given.namespace} grants what the launcher needs", lambda: _rights(given.namespace)),
+        ("the cluster's operators are known to work", lambda: _operators(given.kfp)),
         (f"Kubeflow Trainer takes a TrainJob for {given.runtime}", lambda: _dry_run(given.namespace, given.runtime)),
     ]
     if given.policy:
@@ -57,6 +59,23 @@ def _passes(what: str, check: Callable[[], object]) -> bool:
 def _reach(endpoint: str) -> None:
     with urllib.request.urlopen(f"{endpoint}/apis/v2beta1/healthz", timeout=_SECONDS) as answer:  # noqa: S310
         answer.read()
+
+
+def _operators(endpoint: str) -> None:
+    """Compare what is installed with what Darkroom was tested with; says what is not known, fails for what is bad."""
+    from pipeline.launch.checks.operators import judge, needs, reader
+
+    try:
+        with urllib.request.urlopen(f"{endpoint}/apis/v1beta1/healthz", timeout=_SECONDS) as answer:  # noqa: S310
+            release = str(json.load(answer).get("tag_name") or "")
+    except (OSError, ValueError):
+        release = ""
+    findings = list(judge(reader(_api().ApiClient()), release, needs("trainjob", "any")))
+    for finding in findings:
+        if not finding.is_error:
+            print(f"warning {finding.text}", flush=True)  # noqa: T201
+    if errors := [finding.text for finding in findings if finding.is_error]:
+        raise RuntimeError("; ".join(errors))
 
 
 def _list(workdir: str) -> None:

@@ -211,6 +211,22 @@ def test_wrong_settings_are_refused_before_kubeflow_is_asked(
     assert api.seen == []
 
 
+def test_a_kubeflow_that_is_known_not_to_work_is_rejected_by_name(
+    release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release.api.release = "1.8.5"
+    assert release.deploy() == 78
+    assert "Kubeflow Pipelines 1.x has no API v2beta1" in said(capsys)
+    assert changes(release.api) == []
+    release.api.release = "2.16.0"
+    assert release.deploy() == 0
+    assert "warning: Kubeflow Pipelines 2.16.0 is not tested" in capsys.readouterr().err
+    assert main(["submit", "--recipe", "demo", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["version"].startswith("ir-"), "warnings stay out of what scripts read"
+    assert "2.16.0 is not tested" in err
+
+
 def test_a_version_with_too_little_pods_is_not_taken_for_a_run(
     release: Release, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
