@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from components.errors import ConfigError
+from components.image.sources import EXAMPLE
 from components.storage.scratch import scratch_folder
 from pipeline.config import NO_OVERRIDES, SOURCE_OF_RECIPE, RunConfig, resolve
 from pipeline.dag import PURPOSE
@@ -28,10 +29,10 @@ def check(deployment: Deployment) -> None:
     Raises:
         ConfigError: For the first recurring run with wrong settings.
     """
-    resolve(deployment.recipe, deployment.cluster)
+    check_places(resolve(deployment.recipe, deployment.cluster))
     for schedule in deployment.schedules:
         try:
-            resolve(schedule.recipe, [*deployment.cluster, *schedule.overrides], schedule.source)
+            check_places(resolve(schedule.recipe, [*deployment.cluster, *schedule.overrides], schedule.source))
             check_workdir(schedule.workdir)
         except ConfigError as error:
             raise ConfigError(f"schedules, {schedule.name}: {error}") from None
@@ -45,6 +46,20 @@ def check_workdir(workdir: str) -> None:
     """
     if not workdir.startswith("s3://"):
         raise ConfigError(f"workdir {workdir!r}: each step runs on a node of its own; expected s3://bucket/prefix")
+
+
+def check_places(settings: RunConfig) -> None:
+    """Check that the images are where every node can reach them.
+
+    Raises:
+        ConfigError: If they are in a local folder, which the steps' pods do not have.
+    """
+    for place in settings.ingest.places:
+        if not place.startswith(("s3://", EXAMPLE)):
+            raise ConfigError(
+                f"source {place!r} of {settings.name}: each step runs on a node of its own; expected "
+                "s3://bucket/prefix, or example:digits (--source, ingest.source)"
+            )
 
 
 def deploy(deployment: Deployment, connect: Callable[[], Kubeflow], print_line: PrintLine) -> None:

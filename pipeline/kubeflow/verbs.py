@@ -192,7 +192,7 @@ def _warn(text: str) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from pipeline.kubeflow.deploy import check_workdir, parameters
+    from pipeline.kubeflow.deploy import check_places, check_workdir, parameters
     from pipeline.work import OpenRun, check
 
     deployment = _deployment(arguments)
@@ -201,6 +201,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     workdir = arguments.workdir or (deployment.workdir if arguments.file else "")
     if workdir:
         check_workdir(workdir)
+    check_places(settings)
     check(OpenRun(settings, open_storage(workdir or "workdir")), "client")
     given = parameters(arguments.recipe, workdir, arguments.source, overrides)
     kubeflow = _connect(arguments, deployment)

@@ -207,7 +207,10 @@ def test_wrong_settings_are_refused_before_kubeflow_is_asked(
 ) -> None:
     assert main(["submit", "--recipe", "demo", "--set", "train.stepz=3"]) == 78
     assert main(["submit", "--recipe", "demo", "--workdir", "here"]) == 78
-    assert "train.steps?" in said(capsys)
+    assert main(["submit", "--recipe", "finetune"]) == 78
+    told = said(capsys)
+    assert "train.steps?" in told
+    assert "source 'images' of finetune: each step runs on a node of its own; expected s3://bucket/prefix" in told
     assert api.seen == []
 
 
