@@ -61,7 +61,8 @@ def _add_submit(verbs: Any) -> None:
         "submit",
         "start a run on the cluster",
         _submit,
-        "darkroom submit --recipe sd15-full --workdir s3://bucket/darkroom",
+        "darkroom submit --recipe demo",
+        "darkroom submit --file deploy.yaml --recipe sd15-full --source s3://b/images",
         "darkroom submit --recipe mine.yaml --set train.steps=20000 --wait",
     )
     _request(submit)
