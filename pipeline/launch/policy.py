@@ -18,7 +18,7 @@ from components.errors import EXIT_DONE, ConfigError, DataError, OutOfMemory, Pr
 from components.train.config import LimitsConfig
 from pipeline.cost.forecast import HOUR, Budget
 from pipeline.launch.config import LaunchConfig
-from pipeline.placement import PRESETS, PlacementConfig, ending_seconds
+from pipeline.placement import PRESETS, PlacementConfig, ending_seconds, spot_grace
 
 RestartKind = Literal["finished", "free", "counted", "fatal"]
 Phase = Literal["none", "waiting", "running", "terminating"]
@@ -204,7 +204,11 @@ def _over_budget(state: LaunchState, observation: Observation, limits: LaunchLim
     usd = limits.launch.budget_usd
     if usd is None:
         return False
-    save_seconds = ending_seconds(limits.training, limits.placement, state.pool)
+    if limits.launch.where == "local":
+        # All of the time that saving may take could be a whole small budget, and the price is one's own estimate.
+        save_seconds: float = spot_grace(limits.placement)
+    else:
+        save_seconds = ending_seconds(limits.training, limits.placement, state.pool)
     budget = Budget(usd, limits.launch.poll_seconds, save_seconds)
     return budget.must_stop(observation.spent_usd, usd_per_hour=observation.usd_per_second * HOUR)
 

@@ -21,6 +21,7 @@ from components.dataset.encoding_record import read_encoding
 from components.dataset.format import read_index
 from components.dataset.integrity import check_shard
 from components.dataset.versions import read_dataset, read_group, read_version, records_of
+from components.digests import short
 from components.errors import ConfigError, DarkroomError, DataError, NotFound
 from components.image.records import (
     captions_prefix,
@@ -62,6 +63,11 @@ def source(finished: Finished) -> str:
     return str(finished.results["source_id"])
 
 
+def place(finished: Finished) -> str:
+    """Return the name of what ingest read of the place, whatever the settings make of it."""
+    return short(read_manifest(finished.storage, source(finished)).source)
+
+
 def dataset(finished: Finished) -> Any:
     return finished.storage.child(f"datasets/{finished.results['encoding_key']}")
 
@@ -99,7 +105,7 @@ FILES: dict[str, tuple[str, Read]] = {
     "ingest manifest": ("ingest/{source}/manifest.json", lambda f: read_manifest(f.storage, source(f))),
     "ingest group": ("ingest/{source}/group-g.jsonl", lambda f: read_images(f.storage, source(f), "g")),
     "ingest rejections": ("ingest/{source}/rejected.jsonl", lambda f: read_ingest_rejections(f.storage, source(f))),
-    "ingest cache": ("ingest/{source}/known/00000.jsonl", lambda f: list(read_cache(f.storage, source(f)))),
+    "ingest cache": ("ingest/{place}/known/00000.jsonl", lambda f: list(read_cache(f.storage, place(f)))),
     "captions": ("{captions}/g.jsonl", lambda f: read_captions(captions(f), "g")),
     "caption rejections": ("{captions}/g.rejected.jsonl", lambda f: read_caption_rejections(captions(f), "g")),
     "clean rejections": ("{captions}/g.clean.jsonl", lambda f: read_clean_rejections(captions(f), "g")),
@@ -177,6 +183,7 @@ def key_of(finished: Finished, kind: str) -> str:
     results = finished.results
     return FILES[kind][0].format(
         source=source(finished),
+        place=place(finished),
         dataset=f"datasets/{results['encoding_key']}",
         records=f"datasets/{results['encoding_key']}/sets/{results['caption_set']}",
         captions=f"captions/{results['caption_set']}",

@@ -29,7 +29,8 @@ START = 1_000_000.0
 
 def limits(launch: dict[str, Any] | None = None, **placement: Any) -> LaunchLimits:
     return LaunchLimits(
-        LaunchConfig.parse(launch or {}), PlacementConfig.parse({"cloud": "gke", "nodes": 4, **placement})
+        LaunchConfig.parse({"where": "trainjob", **(launch or {})}),
+        PlacementConfig.parse({"cloud": "gke", "nodes": 4, **placement}),
     )
 
 
@@ -142,6 +143,13 @@ CASES = {
         {"phase": "running", "spent_usd": 60, "usd_per_second": 0.1},
         state={"pool": "on-demand"},
         launch={"budget_usd": 121.6},  # 600 s to save, 5 s for ranks that crash, 1 s, and a poll
+    ),
+    "a small budget is not kept back whole on one's own machine": Case(
+        "wait",
+        "",
+        {"phase": "running", "spent_usd": 7.4, "usd_per_second": 0.1},
+        state={"pool": "on-demand"},
+        launch={"budget_usd": 10, "where": "local"},
     ),
     "in budget on demand": Case(
         "wait",

@@ -26,7 +26,8 @@ START = 1_000_000.0
 
 def limits(launch: dict[str, Any] | None = None, **placement: Any) -> LaunchLimits:
     return LaunchLimits(
-        LaunchConfig.parse(launch or {}), PlacementConfig.parse({"cloud": "gke", "nodes": 4, **placement})
+        LaunchConfig.parse({"where": "trainjob", **(launch or {})}),
+        PlacementConfig.parse({"cloud": "gke", "nodes": 4, **placement}),
     )
 
 
