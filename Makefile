@@ -31,7 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## train on 1,797 real handwritten digits and print where the report is
 	$(BIN)/darkroom run --recipe demo --workdir demo
 
-test: lint types unit  ## check everything: style, types, walls, units, one whole small run
+test: lint  ## check everything: style, types, walls, units, one whole small run
+	@$(MAKE) --no-print-directory --jobs 2 types unit
 
 lint: $(STAMP)  ## style and import walls
 	$(BIN)/ruff check .
@@ -42,7 +43,7 @@ types: $(STAMP)  ## strict types
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## unit and integration tests
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m 'not proof'
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 --durations 10 -m 'not proof'
 
 proofs: $(STAMP)  ## the tests that take too long for every day
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m proof
