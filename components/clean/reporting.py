@@ -197,13 +197,11 @@ def _fit_figures(buckets: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         return []
     images = sum(row["images"] for row in buckets)
     cropped, enlarged = (sum(row[name] * row["images"] for row in buckets) for name in ("cropped_away", "enlarged"))
+    largest = max(row["largest_enlargement"] for row in buckets)
+    how_far = f"images, {number(largest)} times at most" if round(enlarged) else "images"
     return [
         ("Cropped away", percent(cropped / images), "of an image, on average"),
-        (
-            "Enlarged",
-            count(round(enlarged)),
-            f"images, {number(max(row['largest_enlargement'] for row in buckets))} times at most",
-        ),
+        ("Enlarged", count(round(enlarged)), how_far),
     ]
 
 

@@ -195,6 +195,7 @@ def test_what_is_cropped_away_is_counted_and_shown_dark(tmp_path: Path) -> None:
     tally.keep(record("gone.png", width=200, height=50))
     numbers, page = written(tally, str(tmp_path))
     assert [(row["images"], row["cropped_away"], row["enlarged"]) for row in numbers["buckets"]] == [(2, 0.75, 1.0)]
+    assert re.search(r"Enlarged\s*2\s*images, 4 times at most", page.text)
     worst = [(one["name"], one["enlargement"], one["crop"]) for one in numbers["worst_fits"]]
     assert worst == [("gone.png", 4, [75, 0, 50, 50]), ("wide.png", 2, [150, 0, 100, 100])]
     (shown,) = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -204,6 +205,14 @@ def test_what_is_cropped_away_is_counted_and_shown_dark(tmp_path: Path) -> None:
     assert isinstance(left, int)
     assert isinstance(middle, int)
     assert left < 90 < 240 < middle
+
+
+def test_if_no_image_is_enlarged_no_enlargement_is_named() -> None:
+    tally = Tally(0, 0, square_bucket(100))
+    tally.keep(record("large.png", width=300, height=250))
+    _, page = written(tally)
+    assert re.search(r"Enlarged\s*0\s*images", page.text)
+    assert "times at most" not in page.text
 
 
 def test_what_else_was_in_the_source_is_listed() -> None:
