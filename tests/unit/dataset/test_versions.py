@@ -59,6 +59,7 @@ def test_repeats_come_back_and_change_the_digest(storage: Storage, dataset: Data
     repeated = replace(dataset, shards=shards, repeats=("1", "5/2"))
     assert A.train_repeats == ""
     assert [shard.train_repeats for shard in shards] == ["10", "111"]
+    assert Shard("shards/16x16/c", (16, 16), 2, 9, "c" * 64, repeats="01").train_repeats == "01"
     assert (dataset.epoch_samples, repeated.epoch_samples, repeated.train_samples) == (5, 11, 5)
     write_dataset(storage, repeated)
     assert read_dataset(storage) == repeated

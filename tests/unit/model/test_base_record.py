@@ -28,7 +28,9 @@ def run(tmp_path: Path) -> Storage:
 
 def test_the_model_that_a_run_began_with_is_accepted_again(base: Path, run: Storage) -> None:
     check_base(run, "base", base)  # nothing is recorded yet
+    (base / "model_index.json").write_bytes(b"{}")
     record_base(run, "base", base)
+    assert set(run.read_json(KEY)["parts"]) == {"unet", "vae", "text_encoder"}
     written = run.read(KEY)
     record_base(run, "moved/base", base)
     assert run.read(KEY) == written

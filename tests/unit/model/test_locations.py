@@ -13,6 +13,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from components.autoencoder.scratch import build_scratch, build_tokenizer
+from components.digests import sha256
 from components.errors import ConfigError, DamagedFile, DataError, StorageError
 from components.model.architecture import Architecture, TextArchitecture
 from components.model.locations import (
@@ -342,6 +343,16 @@ def test_the_marker_of_an_older_base_model_is_its_manifest(base: Path, workdir: 
     model.write("COMMIT", model.read("manifest.json"))
     model.delete("manifest.json")
     assert fetch("workdir:models/base/old", workdir) == Path(model.url)
+
+
+def test_a_committed_file_that_is_no_manifest_is_damage(base: Path, workdir: Storage) -> None:
+    model = workdir.child("models/base/none")
+    upload(base, model)
+    for manifest in (b"[]", b"{}", b'{"sha256": 1}', b"{"):
+        model.write("manifest.json", manifest)
+        model.write("COMMIT", sha256(manifest).encode())
+        with pytest.raises(DamagedFile, match="models/base/none is damaged: COMMIT is no manifest"):
+            fetch("workdir:models/base/none", workdir)
 
 
 def test_a_damaged_copy_of_a_stored_model_is_fetched_anew(base: Path) -> None:
