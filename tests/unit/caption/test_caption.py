@@ -24,6 +24,7 @@ from components.image.filters import PIXEL_SCORES
 from components.image.records import (
     Caption,
     CaptionRecord,
+    Rejection,
     Sidecar,
     read_caption_rejections,
     read_captions,
@@ -146,6 +147,30 @@ def test_what_a_filter_needs_besides_is_measured_without_captioning_again(tmp_pa
     write_captions(captions, "g", [replace(one, phash=None, verdicts={}) for one in before.values()], [])
     assert run(tmp_path / "photos", work) == counts(reused=4)
     assert records(work) == before
+
+
+def test_a_rejection_that_no_threshold_asks_for_any_more_is_done_again(tmp_path: Path) -> None:
+    work = MemoryStorage(f"caption-lowered-{tmp_path.name}")
+    run(photos(tmp_path / "photos"), work)
+    before = records(work)
+    dull, *others = before.values()
+    rejection = Rejection(
+        dull.name, "caption", "flat", "", dull.sha256, dull.caption_version, 0.0, 999.0, dict(dull.verdicts)
+    )
+    write_captions(work.child(FOLDER), "g", others, [rejection])
+    assert run(tmp_path / "photos", work) == counts(captioned=1, reused=3)
+    assert records(work) == before
+
+
+def test_what_another_set_has_is_not_captioned_again(tmp_path: Path) -> None:
+    work = MemoryStorage(f"caption-another-{tmp_path.name}")
+    run(photos(tmp_path / "photos"), work)
+    before = contents(work.child(FOLDER))
+    other = f"{take(tmp_path / 'photos', work)}/other"
+    limits, quiet = ImageLimits(), Progress(io.StringIO())
+    result = caption(CaptionConfig.parse({"model": None}), limits, "g", other.split("/")[0], other, work, quiet)
+    assert (result["captioned"], result["reused"]) == (0, 4)
+    assert contents(work.child(f"captions/{other}")) == before
 
 
 def test_captions_of_this_set_count_before_those_of_others(tmp_path: Path) -> None:
