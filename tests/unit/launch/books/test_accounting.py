@@ -148,6 +148,14 @@ def test_the_last_sign_is_the_newest_of_events_and_metrics_within_the_attempt(ru
     assert accounting.last_sign(run, since=106.0, until=119.0) == 106.0
 
 
+def test_the_end_is_the_last_event_within_the_second_that_the_end_was_cut_off_to(run: Storage) -> None:
+    train(run)
+    assert accounting.last_event_within(run, 119.0, 1.0) == 119.0, "the event at 120 is of the next second"
+    assert accounting.last_event_within(run, 119.5, 1.0) == 120.0
+    assert accounting.last_event_within(run, 120.0, 1.0) == 120.0
+    assert accounting.last_event_within(run, 120.5, 1.0) == 120.5
+
+
 def test_the_first_start_is_that_of_the_first_attempt(run: Storage) -> None:
     assert accounting.first_started_at(run, default=5.0) == 5.0
     starts = [{"time": 7.0, "event": "loading"}, {"time": 8.0, "event": "attempt-started"}]
