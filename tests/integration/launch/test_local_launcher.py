@@ -40,8 +40,8 @@ def start(
 
 
 def test_a_crash_is_survived_and_paid_for(workshop: Any) -> None:
-    config = settings(workshop, "crash", ranks=2)
-    result = start(workshop, config, ActAtStep(12, lambda ranks: os.kill(ranks[1], signal.SIGKILL)))
+    config = settings(workshop, "crash")
+    result = start(workshop, config, ActAtStep(12, lambda ranks: os.kill(ranks[0], signal.SIGKILL)))
     assert result == {"step": 20, "attempts": 2, "stopped": None}
 
     run = workshop.run(config.run)
