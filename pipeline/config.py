@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from components.autoencoder.config import ModelConfig
 from components.caption.config import CaptionConfig
 from components.clean.config import CleanConfig
 from components.digests import short
+from components.errors import ConfigError
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.metric import Need
 from components.index.config import IndexConfig
@@ -118,12 +119,23 @@ def resolve(recipe: str, overrides: Sequence[str] = (), source: str = "") -> Run
     Raises:
         ConfigError: For an unknown recipe, and for wrong settings, all of them at once.
     """
-    whole = override(without_other_places(read_recipe(recipe), override({}, overrides)), overrides)
+    given = override({}, overrides)
+    whole = override(without_other_places(read_recipe(recipe), given), overrides)
     if source:
+        _check_places(source, given.get("ingest"))
         whole = without_other_places(whole, {"ingest": {"source": source}})
         section = whole.get("ingest")
         whole["ingest"] = {**(section if isinstance(section, dict) else {}), "source": source}
     return RunConfig.parse(whole)
+
+
+def _check_places(source: str, given: Any) -> None:
+    """Check that overrides do not say, too, where the images are: one of the two would be lost without a word."""
+    names = [name for name in ("source", "sources") if isinstance(given, dict) and given.get(name, source) != source]
+    if names:
+        raise ConfigError(
+            f"source {source!a} and the override ingest.{names[0]} both say where the images are; give one of them"
+        )
 
 
 def place_settings(places: Sequence[str]) -> tuple[str, list[str]]:

@@ -202,3 +202,11 @@ def test_a_recipe_that_is_none_is_rejected(tmp_path: Path) -> None:
     file.write_text("name: x\n")
     assert rejected(recipe=str(file)).startswith("ingest: missing; ")
     assert "ingest.source" in rejected(recipe=str(file))
+
+
+@pytest.mark.parametrize("text", ["ingest.source=elsewhere", "ingest.sources=[{source: photos, repeats: 2}]"])
+def test_places_that_are_given_twice_are_an_error_and_not_lost(text: str) -> None:
+    name = text.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"source 'photos' and the override {name} both say where .* give one"):
+        resolve("demo", [text], "photos")
+    assert resolve("demo", ["ingest.source=photos"], "photos").ingest.source == "photos"
