@@ -22,6 +22,8 @@ from components.ingest.imports.columns import Columns, Kind, choose_columns, rea
 from components.ingest.imports.range_file import RangeFile
 from components.ingest.imports.rows import BAD_PATH, BROKEN, LONGEST_TEXT, NO_IMAGE, ImageRow, RowReader, text_of
 
+# What pyarrow raises about a file that it cannot read.
+_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, UnicodeError)
 # Read at once from Parquet, as far as its metadata tell; in Arrow files, whoever wrote them has decided.
 _BATCH_BYTES, _BATCH_ROWS = 32 << 20, 256
 _MOST_TEXTS = 1000  # of a list in one row
@@ -39,7 +41,7 @@ def open_arrow(source: Source, config: IngestConfig, name: str, size: int) -> It
         ImageRejected: ``table-broken`` or ``table-columns``.
     """
     file = RangeFile(source, name, size)
-    with _explained(file):
+    with file.explained(*_ERRORS):
         is_parquet = name.lower().endswith(".parquet")
         schema, batches = _parquet(file) if is_parquet else _arrow(file)
         repeated = sorted({column for column in schema.names if schema.names.count(column) > 1})
@@ -57,7 +59,7 @@ def read_plain_rows(source: Source, name: str, size: int) -> Iterator[Mapping[st
         ImageRejected: ``table-broken``.
     """
     file = RangeFile(source, name, size)
-    with _explained(file):
+    with file.explained(*_ERRORS):
         schema, batches = _parquet(file)
         names = [field.name for field in schema if _kind(field.type) in ("text", "value")]
         for _, batch in batches(0, names):
@@ -89,7 +91,7 @@ class _ArrowRows:
     def batches(self, start: int) -> Iterator[list[ImageRow]]:
         """Yield all rows from one on, as ``RowReader.batches`` says."""
         wanted = [self._columns.image, *self._columns.fields]
-        with _explained(self._file):
+        with self._file.explained(*_ERRORS):
             for first, batch in self._batches(start, wanted):
                 skipped = max(0, start - first)
                 yield list(self._rows(first + skipped, batch.slice(skipped)))
@@ -252,17 +254,3 @@ def _inside(path: str) -> str:
     if ".." in parts or "" in parts or "\0" in path:
         raise ImageRejected(BAD_PATH, f"{path[:200]!a} is not the path of a file below the folder of this one")
     return "/".join(parts)
-
-
-@contextmanager
-def _explained(file: RangeFile) -> Iterator[None]:
-    """Turn what pyarrow raises about a file into a rejection, and what the source has raised into that again."""
-    try:
-        yield
-    except (ImageRejected, GeneratorExit):
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, UnicodeError) as error:
-        if file.error is not None:
-            raise file.error from None
-        text = str(error).split("\n")[0][:300] or type(error).__name__
-        raise ImageRejected(BROKEN, f"it cannot be read ({text}); copy or make it again") from None

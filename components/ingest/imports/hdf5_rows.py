@@ -21,6 +21,8 @@ from components.ingest.imports.png import png
 from components.ingest.imports.range_file import RangeFile
 from components.ingest.imports.rows import BAD_COLUMNS, BROKEN, LONGEST_TEXT, NO_IMAGE, ImageRow, RowReader
 
+# What h5py raises about a file that it cannot read.
+_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError)
 _PREFIX = "input_"  # of all names in Fashion-Gen
 _BATCH_BYTES, _BATCH_ROWS = 16 << 20, 1024
 _MOST_CHUNK = 256 << 20  # bytes; a whole chunk is read for one row of it
@@ -37,10 +39,10 @@ def open_hdf5(source: Source, config: IngestConfig, name: str, size: int) -> Ite
         ImageRejected: ``table-broken`` or ``table-columns``.
     """
     file = RangeFile(source, name, size)
-    with _explained(file):
+    with file.explained(*_ERRORS):
         opened = h5py.File(file, "r")
     try:
-        with _explained(file):
+        with file.explained(*_ERRORS):
             sets, kinds = _data_sets(opened)
             columns = _choose(sets, kinds, config)
             reader = _Hdf5Rows(file, sets, columns, config)
@@ -62,7 +64,7 @@ class _Hdf5Rows:
 
     def batches(self, start: int) -> Iterator[list[ImageRow]]:
         """Yield all rows from one on, as ``RowReader.batches`` says."""
-        with _explained(self._file):
+        with self._file.explained(*_ERRORS):
             for first in range(start, len(self._images), self._at_once):
                 part = slice(first, first + self._at_once)
                 images = self._images[part]
@@ -193,17 +195,3 @@ def _text(data: bytes) -> str:
         return data[: LONGEST_TEXT + 1].decode()
     except UnicodeDecodeError:
         return data[: LONGEST_TEXT + 1].decode("latin-1")
-
-
-@contextmanager
-def _explained(file: RangeFile) -> Iterator[None]:
-    """Turn what h5py raises about a file into a rejection, and what the source has raised into that again."""
-    try:
-        yield
-    except (ImageRejected, GeneratorExit):
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
-        if file.error is not None:
-            raise file.error from None
-        text = str(error).split("\n")[0][:300] or type(error).__name__
-        raise ImageRejected(BROKEN, f"it cannot be read ({text}); copy or make it again") from None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from components.errors import DarkroomError
+from components.errors import DarkroomError, ImageRejected
 from components.image.sources import Source
+from components.ingest.imports.rows import BROKEN
 
 PIECE = 4 << 20  # bytes
 
@@ -32,6 +35,23 @@ class RangeFile(io.RawIOBase):
         self._position = 0
         self._piece = b""
         self._start = 0
+
+    @contextmanager
+    def explained(self, *errors: type[Exception]) -> Iterator[None]:
+        """Turn what a library raises about the file into a rejection, and what the source has raised into that again.
+
+        Args:
+            errors: What the library raises about a file that it cannot read.
+        """
+        try:
+            yield
+        except (ImageRejected, GeneratorExit):
+            raise
+        except errors as error:
+            if self.error is not None:
+                raise self.error from None
+            text = str(error).split("\n")[0][:300] or type(error).__name__
+            raise ImageRejected(BROKEN, f"it cannot be read ({text}); copy or make it again") from None
 
     def readable(self) -> bool:
         """Return True."""

@@ -67,7 +67,13 @@ def find_row_files(source: Source, config: IngestConfig, workdir_prefix: str | N
     if not files and config.layout == "auto":
         return None
     layout = config.layout if config.layout != "auto" else ENDINGS[split_name(files[0].name)[1]]
-    wanted = [file for file in files if not config.rows.splits or split_of(file.name) in config.rows.splits]
-    others = [file for file in files if file not in wanted]
-    left_out.update(f"files of split {split_of(file.name)}" for file in others)
+    wanted: list[SourceFile] = []
+    others: list[SourceFile] = []
+    for file in files:
+        split = split_of(file.name)
+        if not config.rows.splits or split in config.rows.splits:
+            wanted.append(file)
+        else:
+            others.append(file)
+            left_out[f"files of split {split}"] += 1
     return RowFiles(layout, tuple(wanted), tuple(others), dict(left_out))
