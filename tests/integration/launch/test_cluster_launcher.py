@@ -7,29 +7,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from components.accounting.ledger import by_state, read_ledger, spent
 from components.errors import ConfigError, DarkroomError, DataError, Preempted
-from components.storage.open import open_storage
 from pipeline.launch import render
 from pipeline.launch.api import ApiUnreachable
 from pipeline.launch.pods import read_time
-from tests.cluster.api_server import ApiServer, Refusal
+from tests.cluster.api_server import Refusal
 from tests.cluster.harness import STEPS, Harness, assert_books_are_right
 from tests.cluster.operators import GangScript, Operators, PlayedGang
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def harness(tmp_path: Path) -> Iterator[Harness]:
-    server = ApiServer()
-    yield Harness(server, open_storage(str(tmp_path)))
-    server.stop()
 
 
 def test_from_the_first_node_to_the_last_step(harness: Harness) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,23 +15,14 @@ from kubernetes import client
 
 from components.accounting.ledger import by_attempt, read_ledger
 from components.errors import ConfigError, Preempted
-from components.storage.open import open_storage
 from pipeline.launch import render
 from pipeline.launch.api import ApiUnreachable
 from pipeline.launch.pods import read_time
 from tests.cluster import kueue
-from tests.cluster.api_server import ApiServer
 from tests.cluster.harness import STEPS, Harness, assert_books_are_right
 from tests.cluster.operators import GangScript
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def harness(tmp_path: Path) -> Iterator[Harness]:
-    server = ApiServer()
-    yield Harness(server, open_storage(str(tmp_path)))
-    server.stop()
 
 
 def test_times_in_whole_seconds_do_not_make_a_training_that_ended_well_look_idle(harness: Harness) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.accounting.ledger import Pool
 from components.errors import ConfigError, DarkroomError
-from components.storage.open import open_storage
 from pipeline.launch import render
 from pipeline.launch.attempts import Attempts
 from pipeline.launch.books.earlier_trainings import TRAINING
@@ -21,17 +19,9 @@ from pipeline.launch.jobs import TrainJobs, failure, is_complete
 from pipeline.launch.observer import ClusterObserver
 from pipeline.launch.policy import initial_state
 from pipeline.launch.state import KEY, LaunchEnd, StateFile
-from tests.cluster.api_server import ApiServer
 from tests.cluster.harness import Harness
 
 NOW = 1000.0
-
-
-@pytest.fixture
-def harness(tmp_path: Path) -> Iterator[Harness]:
-    server = ApiServer()
-    yield Harness(server, open_storage(str(tmp_path)))
-    server.stop()
 
 
 class Launcher:

@@ -89,13 +89,6 @@ def fork_server() -> Iterator[ForkServer]:
     server.close()
 
 
-@pytest.fixture
-def harness(tmp_path: Path) -> Iterator[Harness]:
-    server = ApiServer()
-    yield Harness(server, open_storage(str(tmp_path)))
-    server.stop()
-
-
 def assert_nothing_lost_or_repeated(harness: Harness, operators: Operators, jobs: int = 1) -> None:
     assert len(operators.jobs) == jobs
     assert operators.max_running == 1

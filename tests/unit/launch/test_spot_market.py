@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.launch.config import LaunchConfig
 from pipeline.launch.policy import (
     Action,
     GangExit,
@@ -18,17 +17,8 @@ from pipeline.launch.policy import (
     initial_state,
     record_exit,
 )
-from pipeline.placement import PlacementConfig, ending_seconds
-
-HOUR = 3600.0
-START = 1_000_000.0
-
-
-def limits(launch: dict[str, Any] | None = None, **placement: Any) -> LaunchLimits:
-    return LaunchLimits(
-        LaunchConfig.parse({"where": "trainjob", **(launch or {})}),
-        PlacementConfig.parse({"cloud": "gke", "nodes": 4, **placement}),
-    )
+from pipeline.placement import ending_seconds
+from tests.unit.launch.test_policy import HOUR, START, limits
 
 
 class Market:
